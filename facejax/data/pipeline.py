@@ -1,0 +1,113 @@
+"""From a data source to batches: shuffled, loaded, augmented and split over processes by Grain.
+
+The indices are batched first and a whole batch is then loaded at once, because Grain's cost is per element. Every
+example is augmented with a generator of its own, drawn for the global batch, so any number of processes sees the same
+global batches; the iterator's position is a few bytes and restores exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import grain
+import jax
+import numpy as np
+
+
+class Source(Protocol):
+    """Random access to examples; `__getitems__(indices)`, where there is one, reads many at once."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+Load = Callable[[Sequence[Any], Sequence[np.random.Generator]], dict[str, np.ndarray]]
+
+
+def train_batches(
+    source: Source,
+    load: Load,
+    batch_size: int,
+    *,
+    seed: int,
+    threads: int = 2,
+    workers: int = 0,
+    process: tuple[int, int] | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches of this process, reshuffled every epoch; an epoch's incomplete last batch is dropped.
+
+    Args:
+      source: the examples.
+      load: (examples, one generator per example) -> batch, a dict of arrays [n, ...].
+      batch_size: of the global batch; must divide among the processes.
+      seed: of the order and of all augmentation.
+      threads: batches loaded at once in this process.
+      workers: processes that load besides; 0 loads in this one, which is the fastest for images of 112 pixels
+        on few cores.
+      process: (index, count) of this process; None asks JAX.
+
+    Returns:
+      A Grain iterator: `get_state` and `set_state` move it, `close` ends its threads.
+    """
+    index, count = process or (jax.process_index(), jax.process_count())
+    if batch_size % count:
+        raise ValueError(f"a batch of {batch_size} does not divide among {count} processes")
+    if len(source) < batch_size:
+        raise ValueError(f"the data has {len(source)} examples, fewer than one batch of {batch_size}")
+    dataset = (
+        grain.MapDataset.range(len(source))
+        .seed(seed)
+        .shuffle()
+        .batch(batch_size, drop_remainder=True)
+        .repeat()
+        .random_map(_LoadBatch(source, load, index, count))
+        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    )
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)
+
+
+def fetch(source: Source, indices: Sequence[int]) -> list[Any]:
+    """Examples at `indices`, read together where the source can."""
+    if hasattr(source, "__getitems__"):
+        return list(source.__getitems__([int(i) for i in indices]))
+    return [source[int(i)] for i in indices]
+
+
+@dataclasses.dataclass(frozen=True)
+class _LoadBatch(grain.transforms.RandomMap):
+    """Global batch of indices -> this process's loaded part of it."""
+
+    source: Source
+    load: Load
+    process_index: int
+    process_count: int
+
+    def random_map(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        _end_with_parent()
+        width = len(indices) // self.process_count
+        mine = slice(self.process_index * width, (self.process_index + 1) * width)
+        seeds = rng.integers(0, 2**63, size=len(indices))[mine]
+        generators = [np.random.Generator(np.random.Philox(key=int(seed))) for seed in seeds]
+        return self.load(fetch(self.source, indices[mine]), generators)
+
+
+@functools.cache
+def _end_with_parent() -> None:
+    """In a worker process: ends it when its parent is gone, even one that was killed."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=wait, daemon=True).start()

@@ -1,0 +1,37 @@
+"""One trainer for every paper: state and steps, devices, the loop, checkpoints, logs, reports and claims.
+
+It knows no paper. An experiment is a `facejax.train.Experiment`; `app.main` runs it from the command line and
+`app.run` from Python.
+"""
+
+from facejax.train.loop import Options, RunError, train
+from facejax.train.parallel import map_batches
+from facejax.train.report import Report, image_grid, new_figure
+from facejax.train.state import (
+    AXIS,
+    Experiment,
+    Mean,
+    TrainState,
+    ema_update,
+    reduce_gradients,
+    supervised_step,
+    value_and_grad,
+)
+
+__all__ = [
+    "AXIS",
+    "Experiment",
+    "Mean",
+    "Options",
+    "Report",
+    "RunError",
+    "TrainState",
+    "ema_update",
+    "image_grid",
+    "map_batches",
+    "new_figure",
+    "reduce_gradients",
+    "supervised_step",
+    "train",
+    "value_and_grad",
+]

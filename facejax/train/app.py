@@ -1,0 +1,275 @@
+"""`python -m experiments.NAME`: presets, overrides, flags and what to do with them.
+
+The one place that knows flags. An experiment's file ends with `app.main(get_config, build)` and has a dict PRESETS;
+`run` does the same from Python, for notebooks, claims and tests.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app as absl_app
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from facejax.train import parallel
+from facejax.train.checkpoint import Checkpointer
+from facejax.train.dry_run import describe, dry_run
+from facejax.train.logging import read_metrics
+from facejax.train.loop import Options, RunError, train
+from facejax.train.report import Report, write_html
+from facejax.train.state import Experiment
+
+GetConfig = Callable[[str], ConfigDict]
+Build = Callable[[ConfigDict], Experiment]
+
+MAY_CHANGE = (
+    r"train\.(steps|log_every|eval_every|save_every|save_seconds|keep|parallel|devices)",
+    r"data\.(workers|threads|data_dir)",
+    r"eval\..*",
+)
+
+
+def preset(base: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], name: str) -> ConfigDict:
+    """The configuration of a preset: `base` with the preset's dotted or nested fields put in.
+
+    Args:
+      base: every field with its default; nested dicts are sections.
+      presets: name -> changes, such as {"loss.margin": 0.5, "optim.schedule": {"peak": 0.1}}.
+      name: the preset wanted.
+
+    Raises:
+      ValueError: no such preset, or one that sets a field which `base` lacks.
+    """
+    if name not in presets:
+        raise ValueError(f"no preset {name!r}{_nearest(name, presets)}; presets: {', '.join(presets)}")
+    config = ConfigDict(base)
+    for field, value in _flatten(presets[name]):
+        try:
+            with config.ignore_type():
+                config.update_from_flattened_dict({field: value})
+        except (KeyError, AttributeError) as error:
+            raise ValueError(f"preset {name!r} sets {field!r}, which the base configuration lacks") from error
+    return config
+
+
+def main(get_config: GetConfig, build: Build) -> None:
+    """Runs an experiment from the command line."""
+    module = sys.modules[get_config.__module__]
+    name = getattr(module.__spec__, "name", "experiment").rpartition(".")[2]
+    argv, choice = _take_config(sys.argv)
+    try:
+        get_config, presets, chosen = _resolve(get_config, module.PRESETS, choice)
+        config = get_config(chosen)
+        _check_overrides(argv, config)
+    except (ValueError, OSError) as error:
+        sys.exit(f"experiments.{name}: {error}")
+    sys.argv = argv
+    config_flag = config_flags.DEFINE_config_dict("config", config, lock_config=True)
+    workdir = flags.DEFINE_string(
+        "workdir",
+        f"runs/{name}/{chosen}",
+        "Where checkpoints, logs and report.html go; a run found there goes on. Empty keeps nothing.",
+    )
+    dry = flags.DEFINE_bool("dry_run", False, "Print the preset's parameters, memory and operations, and stop.")
+    eval_only = flags.DEFINE_bool("eval_only", False, "Evaluate the newest checkpoint of --workdir, and stop.")
+    arrays = flags.DEFINE_string("save_arrays", None, "Write the evaluation's arrays (embeddings, ...) here as .npy.")
+    debug = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+    coordinator = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, or 'auto'.")
+    processes = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
+    process = flags.DEFINE_integer("process_id", None, "Several hosts: which process this is, from 0.")
+    usage = f"{module.__doc__ or name}\npresets (--config=PRESET): {', '.join(presets)}\n"
+
+    def start(_: Sequence[str]) -> None:
+        try:
+            if coordinator.value:
+                parallel.initialize(coordinator.value, processes.value, process.value)
+            if dry.value:
+                print(describe(dry_run(build(config_flag.value), Options(**config_flag.value.train))))
+                return
+            run(
+                config_flag.value,
+                build,
+                name=f"{name}:{chosen}",
+                workdir=workdir.value or None,
+                eval_only=eval_only.value,
+                save_arrays=arrays.value,
+                about=(module.__doc__ or "").partition("\n")[0],
+            )
+        except (RunError, ValueError, OSError) as error:
+            if debug.value:
+                raise
+            sys.exit(f"experiments.{name}: {_sentence(error)}")
+
+    flags.FLAGS.set_default("verbosity", -1)  # Orbax and Grain tell every detail at the default level.
+    sys.modules["__main__"].__doc__ = usage
+    absl_app.run(start, argv)
+
+
+def run(
+    config: ConfigDict,
+    build: Build,
+    *,
+    name: str = "experiment",
+    workdir: str | os.PathLike[str] | None = None,
+    eval_only: bool = False,
+    save_arrays: str | os.PathLike[str] | None = None,
+    about: str = "",
+    quiet: bool = False,
+) -> tuple[Any, Report]:
+    """Builds, trains and evaluates what `config` describes.
+
+    Args:
+      config: of the experiment's `get_config`.
+      build: the experiment's `build`.
+      name: heading of the report, and what a workdir is checked to belong to.
+      workdir: where checkpoints, logs and the report go; a run found there goes on if its configuration agrees.
+      eval_only: evaluates the newest checkpoint in `workdir` (or whatever weights the experiment itself loads).
+      save_arrays: folder for the evaluation's arrays.
+      quiet: prints nothing.
+
+    Returns:
+      The final state (None for a method that is not trained) and the final report.
+    """
+    folder = None if workdir is None else _open_workdir(pathlib.Path(workdir), name, config, read_only=eval_only)
+    experiment = build(config)
+    if experiment.train_step is None:
+        state, report = None, experiment.evaluate(None)
+    elif eval_only:
+        state = _newest_state(experiment, config, folder)
+        report = experiment.evaluate(state)
+    else:
+        state, report = train(experiment, Options(**config.train), seed=config.seed, workdir=folder, quiet=quiet)
+    if jax.process_index() == 0:
+        _finish(report, name, about, config, folder, save_arrays, quiet)
+    return state, report
+
+
+def _finish(
+    report: Report,
+    name: str,
+    about: str,
+    config: ConfigDict,
+    folder: pathlib.Path | None,
+    save_arrays: str | os.PathLike[str] | None,
+    quiet: bool,
+) -> None:
+    if save_arrays is not None:
+        target = pathlib.Path(save_arrays)
+        target.mkdir(parents=True, exist_ok=True)
+        for key, array in report.arrays.items():
+            np.save(target / f"{key}.npy", array)
+    if not quiet:
+        width = max(map(len, report.metrics))
+        print("\n".join(f"{key:{width}}  {value:.4f}" for key, value in report.metrics.items()))
+    if folder is not None:
+        page = folder / "report.html"
+        write_html(page, name, report, read_metrics(folder / "metrics.jsonl"), str(config), about)
+        if not quiet:
+            print(f"report: {page}")
+
+
+def _newest_state(experiment: Experiment, config: ConfigDict, folder: pathlib.Path | None) -> Any:
+    """The newest checkpoint of `folder`; a fresh state where there is none and the experiment loads weights itself."""
+    executor = parallel.make_executor(experiment, "shard_map", config.train.devices)
+    if folder is None or not (folder / "checkpoints").is_dir():
+        return executor.local(executor.init(config.seed))
+    checkpointer = Checkpointer(folder / "checkpoints")
+    try:
+        if checkpointer.latest is None:
+            raise ValueError(f"--eval_only: {folder} holds no checkpoint")
+        abstract = executor.abstract(jax.eval_shape(experiment.init, jax.random.key(0)))
+        return executor.local(checkpointer.restore(abstract)[0])
+    finally:
+        checkpointer.close()
+
+
+def _open_workdir(folder: pathlib.Path, name: str, config: ConfigDict, read_only: bool) -> pathlib.Path:
+    """Makes the folder, or checks that it belongs to this run; writes its config.json."""
+    file = folder / "config.json"
+    ours = {"experiment": name, "config": json.loads(config.to_json_best_effort())}
+    if file.exists():
+        theirs = json.loads(file.read_text())
+        if theirs["experiment"].partition(":")[0] != name.partition(":")[0]:
+            raise ValueError(f"{folder} is a run of {theirs['experiment']}, not of {name}: choose another --workdir")
+        _compare(folder, dict(_flatten(theirs["config"])), dict(_flatten(ours["config"])))
+    elif folder.is_dir() and any(folder.iterdir()) and not read_only:
+        raise ValueError(f"{folder} holds files but no config.json of a run: choose another --workdir")
+    if not read_only and jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(ours, indent=2) + "\n")
+        temporary.replace(file)
+    return folder
+
+
+def _compare(folder: pathlib.Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    fields = [f for f in {**theirs, **ours} if theirs.get(f) != ours.get(f)]
+    fields = [f for f in fields if not any(re.fullmatch(pattern, f) for pattern in MAY_CHANGE)]
+    if fields:
+        changes = ", ".join(f"{f} was {theirs.get(f)!r} and is {ours.get(f)!r}" for f in fields)
+        raise ValueError(f"{folder} was begun with another configuration ({changes}): choose another --workdir")
+
+
+def _take_config(argv: Sequence[str]) -> tuple[list[str], str]:
+    """Splits `--config=X` or `--config X` off a command line; overrides (`--config.a.b=v`) stay."""
+    rest, choice, words = [], "", iter(argv)
+    for word in words:
+        if re.fullmatch(r"--?config(=.*)?", word):
+            choice = word.partition("=")[2] if "=" in word else next(words, "")
+        else:
+            rest.append(word)
+    return rest, choice
+
+
+def _resolve(
+    get_config: GetConfig, presets: Mapping[str, Any], choice: str
+) -> tuple[GetConfig, Mapping[str, Any], str]:
+    """The configuration function and preset that `--config` names: PRESET, FILE.py or FILE.py:PRESET."""
+    match = re.fullmatch(r"(.+\.py)(?::(.*))?", choice)
+    if match:
+        file = pathlib.Path(match[1])
+        if not file.is_file():
+            raise ValueError(f"--config: there is no file {file}")
+        spec = importlib.util.spec_from_file_location("config_file", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        get_config, presets, choice = module.get_config, getattr(module, "PRESETS", presets), match[2] or ""
+    return get_config, presets, choice or next(iter(presets))
+
+
+def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
+    names = [name for name, _ in _flatten(config)]
+    for word in argv:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", word)
+        if match and match[1] not in names:
+            raise ValueError(
+                f"unknown field --config.{match[1]}{_nearest(match[1], names)}; fields: {', '.join(names)}"
+            )
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for key, value in config.items():
+        nested = isinstance(value, Mapping | ConfigDict) and len(value)
+        pairs += _flatten(value, f"{prefix}{key}.") if nested else [(prefix + key, value)]
+    return pairs
+
+
+def _nearest(word: str, words: Any) -> str:
+    close = difflib.get_close_matches(word, list(words), 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _sentence(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,122 @@
+"""Checkpoints: the state, the data's position and how far the run had come, saved together by Orbax."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run had come.
+
+    Attributes:
+      step: updates done.
+      pending: sums and counts of the metrics since the last log.
+      log_bytes: length of metrics.jsonl; what lies beyond was written by a run that was killed.
+      evaluate: whether the evaluation of this step was still to be done.
+    """
+
+    step: int = 0
+    pending: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    log_bytes: int = 0
+    evaluate: bool = False
+
+
+class JsonHandler(ocp.CheckpointHandler):
+    """A small JSON value per process."""
+
+    def save(self, directory: epath.Path, args: JsonSave) -> None:
+        self._file(directory).write_text(json.dumps(args.item))
+
+    def restore(self, directory: epath.Path, args: JsonRestore) -> Any:
+        file = self._file(directory)
+        if not file.exists():
+            processes = jax.process_count()
+            raise ValueError(f"{directory} was not saved by a run of {processes} processes: expected {file.name} in it")
+        return json.loads(file.read_text())
+
+    def _file(self, directory: epath.Path) -> epath.Path:
+        return directory / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+
+
+@ocp.args.register_with_handler(JsonHandler, for_save=True)
+@dataclasses.dataclass
+class JsonSave(ocp.args.CheckpointArgs):
+    """The value to save."""
+
+    item: Any
+
+
+@ocp.args.register_with_handler(JsonHandler, for_restore=True)
+@dataclasses.dataclass
+class JsonRestore(ocp.args.CheckpointArgs):
+    """Nothing is needed to restore it."""
+
+
+class Checkpointer:
+    """Saves and restores a run in `directory`, which is made when missing.
+
+    Args:
+      directory: one sub-folder a step.
+      keep: how many checkpoints stay on disk.
+      min_seconds: `due` says no until this many seconds have passed since the last save.
+    """
+
+    def __init__(self, directory: pathlib.Path, keep: int = 2, min_seconds: float = 60.0):
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._min_seconds = min_seconds
+        self._saved_at = time.monotonic()
+        self.latest_started: int | None = self.latest
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    @property
+    def newest(self) -> str:
+        """The newest complete checkpoint in words."""
+        steps = ocp.utils.checkpoint_steps(self._directory)
+        return str(self._directory / str(max(steps))) if steps else "none: no step had been saved"
+
+    def due(self) -> bool:
+        """Whether the least time between two saves has passed. Several hosts go by steps alone, to stay in step."""
+        return jax.process_count() > 1 or time.monotonic() - self._saved_at >= self._min_seconds
+
+    def save(self, state: Any, iterator: Any, progress: Progress) -> None:
+        """Starts saving in the background; the state may be donated as soon as this returns."""
+        position = iterator.get_state() if hasattr(iterator, "get_state") else None
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), loop=JsonSave({"data": position, **dataclasses.asdict(progress)})
+        )
+        self._manager.save(progress.step, args=items, force=True)
+        self.latest_started, self._saved_at = progress.step, time.monotonic()
+
+    def restore(self, abstract: Any, iterator: Any = None) -> tuple[Any, Progress]:
+        """The newest state and how far the run had come; `iterator` is moved to where it stood."""
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), loop=JsonRestore())
+        restored = self._manager.restore(self.latest, args=items)
+        loop = dict(restored.loop)
+        position = loop.pop("data")
+        if position is not None and hasattr(iterator, "set_state"):
+            iterator.set_state(position)
+        return restored.state, Progress(**loop)
+
+    def wait(self) -> None:
+        """Returns when everything started is on disk; raises what went wrong on the way."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def close(self) -> None:
+        """Waits for what was started and lets go of the directory."""
+        self._manager.close()

@@ -1,0 +1,120 @@
+"""What a preset would cost: parameters and optimizer state exactly, operations and activations estimated by tracing."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import jax
+import numpy as np
+
+from facejax.train import parallel
+from facejax.train.loop import Options
+from facejax.train.state import Experiment
+
+
+def dry_run(experiment: Experiment, options: Options) -> dict[str, Any]:
+    """Traces the preset's step on the devices it asks for (none need exist) and counts.
+
+    Returns:
+      "parameters": trained numbers; "parameters by part": name -> numbers; "devices"; "batch per device";
+      "state bytes per device": parameters, optimizer and the rest, exact; "step flops per device": of the
+      convolutions and matrix products of forward and backward, 2 per multiply-add; "activation bytes per device
+      (estimate)": the largest sum of arrays alive at once besides the state, without fusion or rematerialisation.
+    """
+    devices = options.devices or jax.device_count()
+    state, traced = parallel.trace(experiment, devices)
+    specs = experiment.partition(state)
+    held = jax.tree.map(lambda x, spec: _bytes(x) / (1 if spec == jax.P() else devices), state, specs)
+    parts = state.params if isinstance(state.params, dict) else {"all": state.params}
+    body = _per_device_jaxpr(traced.jaxpr)
+    return {
+        "parameters": count(state.params),
+        "parameters by part": {name: count(part) for name, part in parts.items()},
+        "devices": devices,
+        "batch per device": options.batch_size // devices,
+        "state bytes per device": round(sum(jax.tree.leaves(held))),
+        "step flops per device": flops(body),
+        "activation bytes per device (estimate)": peak_bytes(body),
+    }
+
+
+def describe(costs: dict[str, Any]) -> str:
+    """The counts as lines for a terminal."""
+    parts = ", ".join(f"{name} {number:,}" for name, number in costs["parameters by part"].items())
+    return "\n".join(
+        [
+            f"parameters            {costs['parameters']:,} ({parts})",
+            f"devices               {costs['devices']}, {costs['batch per device']} examples each",
+            f"state per device      {costs['state bytes per device'] / 2**30:.3f} GiB (exact)",
+            f"step per device       {costs['step flops per device'] / 1e9:,.1f} GFLOP (counted)",
+            f"activations           {costs['activation bytes per device (estimate)'] / 2**30:.2f} GiB per device "
+            "(estimated: no fusion, no rematerialisation)",
+        ]
+    )
+
+
+def count(tree: Any) -> int:
+    """Numbers in all arrays of `tree`."""
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+
+def flops(jaxpr: Any) -> int:
+    """Operations in the convolutions and matrix products of a jaxpr, loops multiplied out."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            (contracting, _), _ = eqn.params["dimension_numbers"]
+            lhs = eqn.invars[0].aval.shape
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * math.prod(lhs[i] for i in contracting)
+        elif eqn.primitive.name == "conv_general_dilated":
+            numbers = eqn.params["dimension_numbers"]
+            kernel = eqn.invars[1].aval.shape
+            per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * per_output // eqn.params["batch_group_count"]
+        else:
+            inner = [flops(sub) for sub in _subjaxprs(eqn)]
+            branches = eqn.primitive.name == "cond"
+            total += eqn.params.get("length", 1) * (max(inner, default=0) if branches else sum(inner))
+    return total
+
+
+def peak_bytes(jaxpr: Any) -> int:
+    """Largest sum of bytes that equations have made and later ones still need, inputs not counted."""
+    last_use = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars if not hasattr(v, "val")}
+    last_use |= {v: len(jaxpr.eqns) for v in jaxpr.outvars if not hasattr(v, "val")}
+    dying: dict[int, list[Any]] = defaultdict(list)
+    for variable, index in last_use.items():
+        dying[index].append(variable)
+    alive: dict[Any, int] = {}
+    now = peak = 0
+    for i, eqn in enumerate(jaxpr.eqns):
+        inner = max((peak_bytes(sub) for sub in _subjaxprs(eqn)), default=0)
+        made = {v: _bytes(v.aval) for v in eqn.outvars if v in last_use}
+        peak = max(peak, now + max(inner, sum(made.values())))
+        alive |= made
+        now += sum(made.values())
+        for variable in dying[i]:
+            now -= alive.pop(variable, 0)
+    return peak
+
+
+def _subjaxprs(eqn: Any) -> list[Any]:
+    """The jaxprs that an equation calls; a custom derivative's rules are not among them."""
+    if eqn.primitive.name.startswith("custom_"):
+        called = eqn.params.get("call_jaxpr") or eqn.params.get("fun_jaxpr")
+        return [getattr(called, "jaxpr", called)]
+    values = [v for value in eqn.params.values() for v in (value if isinstance(value, tuple | list) else [value])]
+    return [getattr(v, "jaxpr", v) for v in values if hasattr(v, "eqns") or hasattr(getattr(v, "jaxpr", None), "eqns")]
+
+
+def _per_device_jaxpr(jaxpr: Any) -> Any:
+    (eqn,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "shard_map"]
+    return eqn.params["jaxpr"]
+
+
+def _bytes(aval: Any) -> int:
+    dtype = aval.dtype
+    size = 16 if jax.dtypes.issubdtype(dtype, jax.dtypes.extended) else np.dtype(dtype).itemsize
+    return math.prod(aval.shape) * size

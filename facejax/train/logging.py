@@ -1,0 +1,106 @@
+"""Where numbers go while a run lasts: a progress bar, TensorBoard event files and metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Mapping
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from facejax.train.checkpoint import Progress
+
+
+class MetricsFile:
+    """metrics.jsonl: one object a line, {"step": int, name: number, ...}, free of times so that equal runs are equal.
+
+    Args:
+      path: the file; made when missing.
+      length: bytes to keep of it: what lies beyond was written after the checkpoint that the run goes on from.
+    """
+
+    def __init__(self, path: pathlib.Path, length: int):
+        self._file = path.open("ab")
+        self._file.truncate(length)
+
+    @property
+    def length(self) -> int:
+        return self._file.tell()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
+    """All logged points, in order; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Logger:
+    """Writes a run's numbers on process 0 and nothing elsewhere.
+
+    Args:
+      workdir: metrics.jsonl and TensorBoard files go here; None writes no files.
+      progress: where the run starts from.
+      steps: the step it ends at.
+      enabled: False prints nothing.
+    """
+
+    def __init__(self, workdir: pathlib.Path | None, progress: Progress, steps: int, enabled: bool = True):
+        step = progress.step
+        self._file = MetricsFile(workdir / "metrics.jsonl", progress.log_bytes) if workdir else None
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step or None) if workdir else None
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not (enabled and self._terminal)
+        )
+        self._lines = enabled and not self._terminal
+        self._since, self._step, self._steps = time.monotonic(), step, steps
+
+    @property
+    def log_bytes(self) -> int:
+        """How long metrics.jsonl is now."""
+        return self._file.length if self._file else 0
+
+    def advance(self, step: int) -> None:
+        self._bar.update(step - self._bar.n)
+
+    def train(self, step: int, values: Mapping[str, float], examples: int) -> None:
+        """Means over the steps since the last call, and the speed in examples a second."""
+        now = time.monotonic()
+        speed = (step - self._step) * examples / max(now - self._since, 1e-9)
+        self._since, self._step = now, step
+        self._write(step, {f"train/{k}": v for k, v in values.items()}, {"speed/examples_per_second": speed})
+        text = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
+        self._bar.set_postfix_str(f"{text}  {speed:.0f} examples/s", refresh=False)
+        if self._lines:
+            left = (self._steps - step) * examples / max(speed, 1e-9)
+            print(f"step {step}/{self._steps}  {text}  {speed:.0f} examples/s  {left:.0f} s left", flush=True)
+
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """What `evaluate` measured after `step`. The time it took is not counted in the training speed."""
+        self._write(step, {f"eval/{k}": v for k, v in values.items()}, {})
+        if self._lines or self._terminal:
+            self._bar.clear()
+            print(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
+        self._since = time.monotonic()
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._file:
+            self._file.close()
+        if self._board:
+            self._board.close()
+
+    def _write(self, step: int, values: Mapping[str, float], times: Mapping[str, float]) -> None:
+        if self._file:
+            self._file.write(step, values)
+            for name, value in {**values, **times}.items():
+                self._board.add_scalar(name, value, step)

@@ -1,0 +1,248 @@
+"""The training loop: batches in, steps, logs, evaluations and checkpoints out; it can be killed at any moment.
+
+A run that was killed and is started again with the same command ends with the same bits in its parameters and in
+metrics.jsonl: a checkpoint holds the state, the data's position, the metrics not yet logged, how long metrics.jsonl
+was, and whether an evaluation was still due.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from facejax.train import parallel
+from facejax.train.checkpoint import Checkpointer, Progress
+from facejax.train.logging import Logger
+from facejax.train.report import Report
+from facejax.train.state import Experiment, Metrics
+
+STEPS_IN_FLIGHT = 2
+
+
+class RunError(Exception):
+    """A run that cannot go on, and why, in one sentence for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The `train` section of a configuration; intervals are in steps, 0 is never.
+
+    Attributes:
+      batch_size: examples a step over all devices and hosts.
+      steps: updates in all.
+      log_every, eval_every, save_every: intervals. A run's last step is always logged, evaluated and saved.
+      save_seconds: least time between two checkpoints.
+      keep: checkpoints kept on disk.
+      microbatches: slices a device's batch is cut into, gradients added up.
+      parallel: "shard_map" or "pmap".
+      devices: how many of the visible devices to use; 0 is all.
+    """
+
+    batch_size: int
+    steps: int
+    log_every: int = 50
+    eval_every: int = 0
+    save_every: int = 50
+    save_seconds: float = 60.0
+    keep: int = 2
+    microbatches: int = 1
+    parallel: str = "shard_map"
+    devices: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "log_every", "save_every", "keep", "microbatches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: expected 1 or more")
+
+
+class Window:
+    """Metrics of the steps since the last log: kept on the device until they are asked for, then summed in order."""
+
+    def __init__(self, sums: dict[str, list[float]]):
+        self.sums = sums
+        self._waiting: deque[tuple[int, Metrics]] = deque()
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes a step's metrics, and waits so that no more than a few steps are under way on the device."""
+        self._waiting.append((step, metrics))
+        if len(self._waiting) > STEPS_IN_FLIGHT:
+            jax.block_until_ready(self._waiting[-1 - STEPS_IN_FLIGHT][1])
+
+    def drain(self) -> dict[str, list[float]]:
+        """Sums and counts so far. Raises RunError at the first value that is not finite."""
+        for step, metrics in jax.device_get(list(self._waiting)):
+            for name, mean in metrics.items():
+                if not math.isfinite(mean.total):
+                    raise RunError(f"step {step}: {name} is {float(mean.total)}")
+                total, count = self.sums.get(name, (0.0, 0.0))
+                self.sums[name] = [total + float(mean.total), count + float(mean.count)]
+        self._waiting.clear()
+        return self.sums
+
+    def means(self) -> dict[str, float]:
+        """Means over the window, which starts anew. A metric that counted nothing is left out."""
+        means = {name: total / count for name, (total, count) in self.drain().items() if count}
+        self.sums = {}
+        return means
+
+
+class Termination:
+    """Turns SIGTERM into a request that the loop answers between steps; while `interrupting`, into SystemExit."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._interrupting = False
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    @contextlib.contextmanager
+    def interrupting(self) -> Iterator[None]:
+        self._interrupting = True
+        try:
+            if self._asked:
+                raise SystemExit(0)
+            yield
+        finally:
+            self._interrupting = False
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop after `step`; hosts of one run agree."""
+        if jax.process_count() > 1:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._asked
+
+    def _receive(self, *_: Any) -> None:
+        self._asked = True
+        if self._interrupting:
+            raise SystemExit(0)
+
+
+def train(
+    experiment: Experiment, options: Options, *, seed: int, workdir: pathlib.Path | None = None, quiet: bool = False
+) -> tuple[Any, Report]:
+    """Trains to `options.steps` and evaluates.
+
+    Args:
+      experiment: what to train.
+      options: how long, how often, on what.
+      seed: of the parameters and of every draw in the steps.
+      workdir: where checkpoints and logs go; a run found there goes on. None keeps nothing.
+      quiet: no progress bar and no lines.
+
+    Returns:
+      The final state, replicated parts on this process's first device, and the report of the final evaluation.
+
+    Raises:
+      RunError: a value that is not finite, or a checkpoint that could not be written.
+    """
+    termination = Termination()
+    with termination.watching(), contextlib.ExitStack() as stack:
+        with termination.interrupting():
+            executor = parallel.make_executor(experiment, options.parallel, options.devices)
+            if options.batch_size % executor.num_devices:
+                raise ValueError(
+                    f"train.batch_size {options.batch_size} does not divide among {executor.num_devices} devices"
+                )
+            iterator = experiment.train_data()
+            stack.callback(getattr(iterator, "close", lambda: None))
+            state, progress, checkpointer = _start(executor, experiment, options, seed, workdir, iterator)
+        if checkpointer:
+            stack.callback(checkpointer.close)
+        main = jax.process_index() == 0
+        logger = Logger(workdir if main else None, progress, options.steps, enabled=main and not quiet)
+        stack.callback(logger.close)
+        window, report = Window(progress.pending), None
+
+        def save(step: int, evaluate: bool, wait: bool = False) -> None:
+            if checkpointer is None:
+                return
+            pending = window.drain()
+            if not parallel.all_finite(state):
+                raise RunError(f"step {step}: the state holds values that are not finite")
+            if checkpointer.latest_started != step:
+                checkpointer.save(
+                    executor.canonical(state), iterator, Progress(step, pending, logger.log_bytes, evaluate)
+                )
+            if wait:
+                checkpointer.wait()
+
+        def evaluate(step: int) -> Report:
+            try:
+                with termination.interrupting():
+                    report = experiment.evaluate(executor.local(executor.canonical(state)))
+            except SystemExit:
+                save(step, evaluate=True, wait=True)
+                raise
+            logger.evaluation(step, report.metrics)
+            return report
+
+        try:
+            if progress.evaluate:
+                report = evaluate(progress.step)
+            for done in range(progress.step + 1, options.steps + 1):
+                batch = next(iterator)
+                if done == progress.step + 1:
+                    _check_batch(batch, experiment, jax.process_count())
+                state, metrics = executor.step(state, executor.put(batch))
+                window.add(done, metrics)
+                logger.advance(done)
+                last = done == options.steps
+                if last or done % options.log_every == 0:
+                    logger.train(done, window.means(), options.batch_size)
+                due = last or bool(options.eval_every and done % options.eval_every == 0)
+                stop = termination.asked(done) and not last
+                if last or stop or (done % options.save_every == 0 and checkpointer and checkpointer.due()):
+                    save(done, due, wait=stop or last)
+                if stop:
+                    raise SystemExit(0)
+                report = evaluate(done) if due else report
+            report = report or evaluate(options.steps)
+        except RunError as error:
+            kept = f"the last good checkpoint is {checkpointer.newest}" if checkpointer else "no checkpoints were kept"
+            raise RunError(f"{error}; {kept}") from error
+        return executor.local(executor.canonical(state)), report
+
+
+def _start(
+    executor: parallel.ShardMapExecutor,
+    experiment: Experiment,
+    options: Options,
+    seed: int,
+    workdir: pathlib.Path | None,
+    iterator: Any,
+) -> tuple[Any, Progress, Checkpointer | None]:
+    """The state to go on from: the newest checkpoint's where there is one, else a new one."""
+    if workdir is None:
+        return executor.init(seed), Progress(), None
+    checkpointer = Checkpointer(workdir / "checkpoints", options.keep, options.save_seconds)
+    if checkpointer.latest is None:
+        return executor.init(seed), Progress(), checkpointer
+    abstract = executor.abstract(jax.eval_shape(experiment.init, jax.random.key(seed)))
+    state, progress = checkpointer.restore(abstract, iterator)
+    return executor.place(state), progress, checkpointer
+
+
+def _check_batch(batch: dict[str, Any], experiment: Experiment, processes: int) -> None:
+    expected = {k: ((v.shape[0] // processes, *v.shape[1:]), v.dtype.name) for k, v in experiment.batch.items()}
+    given = {k: (tuple(v.shape), v.dtype.name) for k, v in batch.items()}
+    if given != expected:
+        raise ValueError(f"train_data gave a batch of {given}: the experiment expects {expected}")

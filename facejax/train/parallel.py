@@ -1,0 +1,232 @@
+"""One per-device step, run three ways: on a mesh of one device, under shard_map on many, or under pmap.
+
+The only file that knows of Mesh, shard_map and pmap. House rules, each held by tests/train/test_parallel.py:
+the step differentiates its local loss and then calls `reduce_gradients`; shard_map runs with check_vma=False
+(with it on, gradients of replicated leaves would come out multiplied by the axis size); the state's key is constant
+and every step folds in the step number and the device's place on the axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from facejax.train.state import AXIS, Batch, Experiment, Metrics
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins this process to the others of a run on several hosts.
+
+    Args:
+      coordinator: "host:port" of process 0, or "auto" where the cluster says it (TPU pod slices, Slurm, Open MPI).
+      num_processes, process_id: how many there are and which one this is; None with "auto".
+    """
+    if coordinator == "auto":
+        jax.distributed.initialize()
+    else:
+        jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
+
+
+def per_device(step: Callable[..., tuple[Any, Metrics]]) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
+    """The step as every executor runs it: its own key in, metrics summed over the devices out."""
+
+    def run(state: Any, batch: Batch) -> tuple[Any, Metrics]:
+        rng = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), lax.axis_index(AXIS))
+        state, metrics = step(state, batch, rng)
+        return state, lax.psum(metrics, AXIS)
+
+    return run
+
+
+class ShardMapExecutor:
+    """The step under jit(shard_map) on a mesh of all given devices, of this process and of others.
+
+    `place` puts a host state on the devices, `put` this process's part of a batch, `step` runs and donates the
+    state, `canonical` gives the layout that checkpoints use, `local` one that this process can compute with alone.
+    """
+
+    def __init__(self, experiment: Experiment, devices: Iterable[jax.Device]):
+        self.mesh = Mesh(np.asarray(list(devices)), (AXIS,), axis_types=(AxisType.Auto,))
+        self._experiment = experiment
+        self._step: Callable[..., Any] | None = None
+
+    @property
+    def num_devices(self) -> int:
+        return self.mesh.size
+
+    def init(self, seed: int) -> Any:
+        """The first state, laid out on the devices, from the seed alone."""
+        init = self._experiment.init
+        key = jax.random.key(seed)
+        shardings = self._shardings(jax.eval_shape(init, key))
+        return jax.jit(init, out_shardings=shardings, compiler_options=_quick_compile())(key)
+
+    def abstract(self, state: Any) -> Any:
+        """Shapes, types and shardings of `state`, what a checkpoint is restored into."""
+        shardings = self._shardings(state)
+        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+    def place(self, canonical: Any) -> Any:
+        return canonical
+
+    def canonical(self, state: Any) -> Any:
+        return state
+
+    def put(self, batch: Batch) -> Batch:
+        sharding = NamedSharding(self.mesh, P(AXIS))
+        return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
+
+    def step(self, state: Any, batch: Batch) -> tuple[Any, Metrics]:
+        if self._step is None:
+            specs = self._experiment.partition(state)
+            mapped = jax.shard_map(
+                per_device(self._experiment.train_step),
+                mesh=self.mesh,
+                in_specs=(specs, P(AXIS)),
+                out_specs=(specs, P()),
+                check_vma=False,
+            )
+            self._step = jax.jit(mapped, donate_argnums=0)
+        return self._step(state, batch)
+
+    def local(self, state: Any) -> Any:
+        specs = self._experiment.partition(state)
+        return jax.tree.map(lambda x, spec: x.addressable_data(0) if spec == P() else x, state, specs)
+
+    def _shardings(self, tree: Any) -> Any:
+        return jax.tree.map(lambda spec: NamedSharding(self.mesh, spec), self._experiment.partition(tree))
+
+
+class PmapExecutor(ShardMapExecutor):
+    """The step under pmap. Replicated leaves stay as they are; sharded ones are stacked [devices, C / devices, ...]."""
+
+    def __init__(self, experiment: Experiment, devices: Iterable[jax.Device]):
+        super().__init__(experiment, devices)
+        if experiment.sharded and jax.process_count() > 1:
+            raise ValueError(
+                "pmap keeps a class-sharded state in one process only: use --config.train.parallel=shard_map"
+            )
+
+    def init(self, seed: int) -> Any:
+        return self.place(super().init(seed))
+
+    def abstract(self, state: Any) -> Any:
+        return super().abstract(self._stacked(state, lambda x: jax.ShapeDtypeStruct((-1, *x.shape[2:]), x.dtype)))
+
+    def place(self, canonical: Any) -> Any:
+        n = self.num_devices
+        return self._stacked(canonical, lambda x: np.asarray(x).reshape(n, -1, *x.shape[1:]))
+
+    def canonical(self, state: Any) -> Any:
+        return self._stacked(state, lambda x: np.asarray(x).reshape(-1, *x.shape[2:]))
+
+    def put(self, batch: Batch) -> Batch:
+        n = jax.local_device_count() if jax.process_count() > 1 else self.num_devices
+        return {k: np.asarray(v).reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
+
+    def step(self, state: Any, batch: Batch) -> tuple[Any, Metrics]:
+        if self._step is None:
+            axes = jax.tree.map(lambda spec: None if spec == P() else 0, self._experiment.partition(state))
+            self._step = jax.pmap(
+                per_device(self._experiment.train_step),
+                axis_name=AXIS,
+                in_axes=(axes, 0),
+                out_axes=(axes, None),
+                donate_argnums=0,
+                devices=list(self.mesh.devices) if jax.process_count() == 1 else None,
+            )
+        return self._step(state, batch)
+
+    def _stacked(self, state: Any, change: Callable[[Any], Any]) -> Any:
+        specs = self._experiment.partition(state)
+        return jax.tree.map(lambda x, spec: x if spec == P() else change(x), state, specs)
+
+
+EXECUTORS = {"shard_map": ShardMapExecutor, "pmap": PmapExecutor}
+
+
+def make_executor(experiment: Experiment, kind: str, num_devices: int = 0) -> ShardMapExecutor:
+    """The executor of a run.
+
+    Args:
+      experiment: what to run.
+      kind: "shard_map" (also the way to run on one device: a mesh of one) or "pmap".
+      num_devices: how many of the visible devices to use; 0 uses all.
+    """
+    if kind not in EXECUTORS:
+        raise ValueError(f"train.parallel is {kind!r}: expected one of {', '.join(EXECUTORS)}")
+    devices = jax.devices()
+    if num_devices > len(devices):
+        raise ValueError(f"train.devices asks for {num_devices} devices, but {len(devices)} are visible")
+    return EXECUTORS[kind](experiment, devices[: num_devices or None])
+
+
+def trace(experiment: Experiment, num_devices: int) -> tuple[Any, Any]:
+    """The abstract state and the jaxpr of one step on `num_devices` imagined devices: nothing is computed."""
+    state = jax.eval_shape(experiment.init, jax.random.key(0))
+    mesh = AbstractMesh((num_devices,), (AXIS,), axis_types=(AxisType.Auto,))
+    specs = experiment.partition(state)
+    mapped = jax.shard_map(
+        per_device(experiment.train_step), mesh=mesh, in_specs=(specs, P(AXIS)), out_specs=(specs, P()), check_vma=False
+    )
+    return state, jax.make_jaxpr(mapped)(state, experiment.batch)
+
+
+def map_batches(
+    fn: Callable[[Any, Any], Any],
+    variables: Any,
+    inputs: Any,
+    batch_size: int,
+    load: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Applies `fn` to many examples in equal batches over this process's devices, as evaluation does.
+
+    Args:
+      fn: (variables, batch) -> pytree of arrays with a leading batch axis. Jitted here once.
+      variables: passed to `fn` as they are, replicated.
+      inputs: a pytree of arrays [N, ...], or with `load` any sequence of N things.
+      batch_size: examples a call; rounded up to a multiple of the device count. The last batch is padded and cut.
+      load: makes a batch (pytree of arrays [n, ...]) from a slice of `inputs`.
+
+    Returns:
+      A pytree of NumPy arrays [N, ...].
+    """
+    mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
+    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    size = -(-batch_size // mesh.size) * mesh.size
+    count = len(inputs) if load else jax.tree.leaves(inputs)[0].shape[0]
+    if count == 0:
+        raise ValueError("map_batches: no examples were given, expected at least one")
+    variables = jax.device_put(variables, replicated)
+    run = jax.jit(fn, in_shardings=(replicated, split), out_shardings=split)
+
+    def part(start: int) -> Any:
+        stop = min(start + size, count)
+        batch = load(inputs[start:stop]) if load else jax.tree.map(lambda x: x[start:stop], inputs)
+        return jax.tree.map(lambda x: _pad(np.asarray(x), size), batch)
+
+    outputs = [run(variables, part(start)) for start in range(0, count, size)]
+    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *outputs)
+
+
+def _pad(x: np.ndarray, size: int) -> np.ndarray:
+    return x if len(x) == size else np.concatenate([x, np.repeat(x[-1:], size - len(x), 0)])
+
+
+def _quick_compile() -> dict[str, Any]:
+    """Initialisation runs once: on a CPU, compiling it without optimisation is several times faster than running it."""
+    return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+
+
+@jax.jit
+def all_finite(tree: Any) -> jax.Array:
+    """[] bool: no floating-point leaf holds a NaN or an infinity."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in leaves])) if leaves else jnp.array(True)

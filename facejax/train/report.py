@@ -1,0 +1,145 @@
+"""What an evaluation found, and the one self-contained HTML page that a run leaves behind."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import pathlib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclasses.dataclass
+class Report:
+    """Numbers, tables and pictures of one evaluation.
+
+    Attributes:
+      metrics: name -> number. The first one is the headline.
+      tables: title -> rows (dicts with the same keys).
+      figures: title -> matplotlib figure.
+      images: title -> uint8 [H, W, 3] picture, such as a grid of samples.
+      arrays: name -> array; `--save_arrays` writes them as NAME.npy (embeddings, landmarks, ...).
+    """
+
+    metrics: dict[str, float]
+    tables: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
+    images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
+h1 { font-size: 1.6rem; margin-bottom: 0.2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
+table { border-collapse: collapse; margin: 0.6rem 0; } th, td { padding: 0.25rem 0.8rem; text-align: right; }
+th:first-child, td:first-child { text-align: left; } tr { border-bottom: 1px solid #d8dee6; }
+img { max-width: 100%; height: auto; } pre { background: #f4f6f9; padding: 0.8rem; overflow-x: auto; font-size: 13px; }
+"""
+
+
+def write_html(
+    path: pathlib.Path, title: str, report: Report, history: Sequence[Mapping[str, float]], config: str, about: str = ""
+) -> None:
+    """Writes the page: headline numbers, tables, figures, images, training curves and the configuration.
+
+    Args:
+      path: the file; written whole and then put in place.
+      title, about: heading and the paragraph below it.
+      report: the final evaluation.
+      history: the points of metrics.jsonl.
+      config: the run's configuration as text.
+    """
+    escape = html.escape
+    parts = [f"<h1>{escape(title)}</h1><p>{escape(about)}</p>"]
+    numbers = [{"metric": k, "value": v} for k, v in report.metrics.items()]
+    for name, rows in {"Result": numbers, **report.tables}.items():
+        parts.append(f"<h2>{escape(name)}</h2>{_table(rows)}")
+    pictures = {name: _figure_png(figure) for name, figure in report.figures.items()}
+    pictures |= {name: _image_png(image) for name, image in report.images.items()}
+    if history:
+        pictures["Training"] = _figure_png(curves(history))
+    for name, png in pictures.items():
+        data = base64.b64encode(png).decode()
+        parts.append(f'<h2>{escape(name)}</h2><img alt="{escape(name)}" src="data:image/png;base64,{data}">')
+    parts.append(f"<h2>Configuration</h2><pre>{escape(config)}</pre>")
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(head + "\n".join(parts) + "</html>\n")
+    temporary.replace(path)
+
+
+def curves(history: Sequence[Mapping[str, float]]) -> Figure:
+    """One panel per logged name, over steps."""
+    series: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for point in history:
+        for name, value in point.items():
+            if name != "step":
+                series[name].append((point["step"], value))
+    columns = min(3, len(series))
+    rows = -(-len(series) // columns)
+    figure, axes = new_figure(4.2 * columns, 2.8 * rows, rows, columns)
+    for panel, (name, points) in zip(np.ravel(axes), series.items(), strict=False):
+        panel.plot(*zip(*points, strict=True), marker="o" if len(points) < 3 else None)
+        panel.set_title(name, fontsize=10)
+        panel.set_xlabel("step", fontsize=9)
+    for panel in np.ravel(axes)[len(series) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure of the house: size in inches, light grid, no frame, no global state (safe in threads and notebooks)."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns)
+    for axis in np.ravel(axes):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """[N, H, W, 3] uint8 -> one picture, row by row, the last row filled up with white."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    canvas = np.full((rows * columns, h, w, c), 255, np.uint8)
+    canvas[:n] = images
+    return canvas.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return "<p>empty</p>"
+    cells = [[str(k) for k in rows[0]]] + [[_number(v) for v in row.values()] for row in rows]
+    lines = [
+        "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in line)
+        for line, tag in zip(cells, ["th"] + ["td"] * len(rows))
+    ]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+
+
+def _figure_png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _image_png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="png")
+    return buffer.getvalue()

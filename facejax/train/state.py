@@ -1,0 +1,200 @@
+"""What a training step takes and gives: the state, mergeable metrics, gradients, and the experiment around them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+AXIS = "data"
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, "Mean"]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a step changes, as one pytree.
+
+    A paper with more to carry (several optimizers, a memory, staged weights) puts pytrees into these fields or
+    subclasses; the trainer itself looks at `step` and `rng` only.
+
+    Attributes:
+      step: [] int32, updates done.
+      rng: the run's constant base key; never replaced, only folded with step and device.
+      params: trained parameters.
+      opt_state: state of the optimizer, or of several.
+      model_state: variables that are not trained, such as {"batch_stats": ...}.
+      ema: moving average of the parameters, or None.
+    """
+
+    step: jax.Array
+    rng: jax.Array
+    params: Any
+    opt_state: Any
+    model_state: Any = struct.field(default_factory=dict)
+    ema: Any = None
+
+    @classmethod
+    def create(
+        cls, rng: jax.Array, params: Any, tx: optax.GradientTransformation, *, ema: bool = False, **fields: Any
+    ) -> TrainState:
+        """The state before the first step; `fields` are passed on (model_state and those of a subclass)."""
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return cls(jnp.zeros((), jnp.int32), rng, params, tx.init(params), ema=average, **fields)
+
+
+@struct.dataclass
+class Mean:
+    """A mean that merges exactly: a sum and the count it is over. Metrics are never averages of averages."""
+
+    total: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def of(cls, values: jax.Array, where: jax.Array | None = None) -> Mean:
+        """Mean of `values`, any shape; `where` (bool, broadcastable) marks those that count."""
+        values = jnp.asarray(values, jnp.float32)
+        where = jnp.broadcast_to(True if where is None else where, values.shape)
+        return cls(jnp.sum(values, where=where), jnp.sum(where, dtype=jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One paper's run, wired: what `python -m experiments.NAME` trains and evaluates.
+
+    Attributes:
+      evaluate: state -> Report, by the paper's official protocol. A method that is not trained gets state None.
+      init: key -> TrainState.
+      train_step: (state, batch, rng) -> (state, metrics), pure and per device; collectives over `AXIS`; `rng`
+        is this step's and this device's own key; metrics are `Mean`s of this device's examples.
+      train_data: () -> iterator over this process's batches (dicts of NumPy arrays with a leading batch axis). With
+        `get_state` and `set_state` (Grain's iterators have them) its position is saved and restored.
+      batch: name -> ShapeDtypeStruct of the global batch, for `--dry_run` and for checking what the data yields.
+      sharded: names of sub-trees of the state whose leading axis is split over the devices (partial FC's "head").
+    """
+
+    evaluate: Callable[[Any], Any]
+    init: Callable[[jax.Array], Any] | None = None
+    train_step: Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]] | None = None
+    train_data: Callable[[], Iterator[Batch]] | None = None
+    batch: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
+    sharded: tuple[str, ...] = ()
+
+    def partition(self, tree: Any) -> Any:
+        """PartitionSpecs for `tree`: P("data") below any key named in `sharded`, P() elsewhere."""
+        return partition(tree, self.sharded)
+
+
+def partition(tree: Any, sharded: tuple[str, ...]) -> Any:
+    """P("data") for every array that lies below a key (or attribute) named in `sharded`, P() for the others.
+
+    Optimizer states repeat the names of the parameters, so one rule covers both.
+    """
+
+    def spec(path: tuple[Any, ...], leaf: Any) -> P:
+        names = {str(getattr(entry, "key", getattr(entry, "name", None))) for entry in path}
+        return P(AXIS) if names & set(sharded) and getattr(leaf, "ndim", 0) > 0 else P()
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def reduce_gradients(grads: Any, sharded: tuple[str, ...] = ()) -> Any:
+    """Gradients of the mean over all devices, from each device's gradient of its local loss.
+
+    Differentiating a per-device loss inside shard_map or pmap gives the gradient of the devices' *sum*: a replicated
+    leaf takes the mean over the axis; a leaf that lives on one device only is divided by the axis size.
+    """
+    specs = partition(grads, sharded)
+    return jax.tree.map(lambda g, spec: lax.pmean(g, AXIS) if spec == P() else g / lax.axis_size(AXIS), grads, specs)
+
+
+def value_and_grad(
+    loss_fn: Callable[..., tuple[jax.Array, tuple[Any, Metrics]]], microbatches: int = 1
+) -> Callable[..., tuple[Any, Any, Metrics]]:
+    """Gradient of a mean loss, accumulated over equal slices of the batch so that only one is in memory.
+
+    Args:
+      loss_fn: (params, model_state, batch, rng) -> (loss [], (model_state, metrics)).
+      microbatches: slices per device batch; must divide it. Batch statistics run through the slices in order.
+
+    Returns:
+      (params, model_state, batch, rng) -> (grads, model_state, metrics).
+    """
+    if microbatches < 1:
+        raise ValueError(f"train.microbatches is {microbatches}: expected 1 or more")
+    gradient = jax.grad(loss_fn, has_aux=True)
+
+    def whole(params: Any, model_state: Any, batch: Batch, rng: jax.Array) -> tuple[Any, Any, Metrics]:
+        grads, (model_state, metrics) = gradient(params, model_state, batch, rng)
+        return grads, model_state, metrics
+
+    def sliced(params: Any, model_state: Any, batch: Batch, rng: jax.Array) -> tuple[Any, Any, Metrics]:
+        size = jax.tree.leaves(batch)[0].shape[0]
+        if size % microbatches:
+            raise ValueError(f"a device's batch of {size} does not split into {microbatches} microbatches")
+        slices = jax.tree.map(lambda x: x.reshape(microbatches, size // microbatches, *x.shape[1:]), batch)
+
+        def body(carry: tuple[Any, Any], item: tuple[Batch, jax.Array]) -> tuple[tuple[Any, Any], Metrics]:
+            total, model_state = carry
+            part, index = item
+            grads, model_state, metrics = whole(params, model_state, part, jax.random.fold_in(rng, index))
+            return (jax.tree.map(jnp.add, total, grads), model_state), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (total, model_state), metrics = lax.scan(body, (zeros, model_state), (slices, jnp.arange(microbatches)))
+        metrics = jax.tree.map(lambda x: x.sum(0), metrics)
+        return jax.tree.map(lambda g: g / microbatches, total), model_state, metrics
+
+    return whole if microbatches == 1 else sliced
+
+
+def ema_update(average: Any, params: Any, decay: float) -> Any:
+    """Moves the average: decay * average + (1 - decay) * params, leaf by leaf."""
+    return optax.incremental_update(params, average, 1.0 - decay)
+
+
+def supervised_step(
+    loss_fn: Callable[..., tuple[jax.Array, tuple[Any, Metrics]]],
+    tx: optax.GradientTransformation,
+    *,
+    sharded: tuple[str, ...] = (),
+    microbatches: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
+    """The step of a plain supervised paper: gradient, mean over devices, update.
+
+    Args:
+      loss_fn: (params, model_state, batch, rng) -> (mean loss [] of this device's batch, (model_state, metrics)).
+      tx: the optimizer.
+      sharded: names of parameter sub-trees split over the devices.
+      microbatches: gradient accumulation within a step.
+      ema_decay: above 0, keeps `state.ema`.
+    """
+    gradients = value_and_grad(loss_fn, microbatches)
+
+    def step(state: TrainState, batch: Batch, rng: jax.Array) -> tuple[TrainState, Metrics]:
+        grads, model_state, metrics = gradients(state.params, state.model_state, batch, rng)
+        grads = reduce_gradients(grads, sharded)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = ema_update(state.ema, params, ema_decay) if ema_decay else state.ema
+        return (
+            state.replace(
+                step=state.step + 1,
+                params=params,
+                opt_state=opt_state,
+                model_state=lax.pmean(model_state, AXIS),
+                ema=ema,
+            ),
+            metrics,
+        )
+
+    return step

@@ -1,0 +1,186 @@
+"""A run can be killed at any moment, and says clearly why it cannot go on."""
+
+import hashlib
+import json
+import os
+import pathlib
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import psutil
+import pytest
+
+from facejax.train import Options, RunError, train
+
+PROGRAM = str(pathlib.Path(__file__).with_name("toy.py"))
+ROOT = str(pathlib.Path(__file__).parents[2])
+
+
+def start(workdir, *flags, **kwargs):
+    environment = {**os.environ, "PYTHONPATH": ROOT, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    return subprocess.Popen(
+        [sys.executable, PROGRAM, f"--workdir={workdir}", *flags],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **kwargs,
+    )
+
+
+def finish(process):
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def fingerprint(workdir):
+    step = max(ocp.utils.checkpoint_steps(workdir / "checkpoints"))
+    state = ocp.StandardCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+    leaves = jax.tree.leaves({k: state[k] for k in ("params", "opt_state", "model_state", "ema")})
+    return step, hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest()
+
+
+FLAGS = ["--config=dropout", "--config.train.steps=40", "--config.test.step_seconds=0.02"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole")
+    code, _, err = finish(start(workdir, *FLAGS))
+    assert code == 0, err
+    return fingerprint(workdir), (workdir / "metrics.jsonl").read_text()
+
+
+def saved_steps(workdir):
+    folder = workdir / "checkpoints"
+    return [p.name for p in folder.iterdir()] if folder.is_dir() else []
+
+
+def test_sigkill_at_any_moment_loses_nothing(tmp_path, uninterrupted):
+    """Ten kills: by checkpoints seen, and every second one while a checkpoint is being written."""
+    rng, kills = random.Random(0), 0
+    while kills < 10:
+        process = start(tmp_path, *FLAGS)
+        before, seen_writing = set(saved_steps(tmp_path)), False
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            names = saved_steps(tmp_path)
+            writing = any("tmp" in name and name not in before for name in names)
+            if writing if kills % 2 else any(n.isdigit() and n not in before for n in names):
+                if not kills % 2:
+                    time.sleep(rng.random() * 0.05)
+                seen_writing = writing
+                break
+            time.sleep(0.0005)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert seen_writing or kills % 2 == 0 or process.returncode == 0
+        kills += 1
+        if process.returncode == 0:
+            break
+    code, _, err = finish(start(tmp_path, *FLAGS))
+    assert code == 0, err
+    assert kills >= 8
+    assert fingerprint(tmp_path) == uninterrupted[0]
+    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
+
+
+def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
+    process = start(tmp_path, *FLAGS, "--config.train.save_every=1000")
+    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.terminate()
+    asked = time.monotonic()
+    code, _, err = finish(process)
+    assert code == 0, err
+    assert time.monotonic() - asked < 10
+    assert max(map(int, saved_steps(tmp_path))) < 40
+    code, _, err = finish(start(tmp_path, *FLAGS, "--config.train.save_every=1000"))
+    assert code == 0, err
+    assert fingerprint(tmp_path) == uninterrupted[0]
+    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
+
+
+def test_workers_end_with_a_killed_parent(tmp_path):
+    process = start(tmp_path, *FLAGS, "--config.data.workers=2", "--config.train.steps=2000")
+    while not saved_steps(tmp_path):
+        time.sleep(0.05)
+        assert process.poll() is None
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) >= 2
+    process.kill()
+    process.wait()
+    psutil.wait_procs(children, timeout=10)
+    assert [c.pid for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE] == []
+
+
+def options(**changes):
+    return Options(batch_size=32, steps=8, log_every=4, save_every=3, save_seconds=0.0, **changes)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
+    config = toy.get_config()
+    config.test.nan_at = 5
+    with pytest.raises(RunError, match=rf"step 5: loss is nan; the last good checkpoint is {tmp_path}/checkpoints/3"):
+        train(toy.build(config), options(), seed=0, workdir=tmp_path, quiet=True)
+    assert saved_steps(tmp_path) == ["3"]
+    with pytest.raises(RunError, match="no checkpoints were kept"):
+        train(toy.build(config), options(), seed=0, quiet=True)
+
+
+def test_a_full_disk_is_said_and_the_good_checkpoint_stays(toy, tmp_path):
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+
+    code, _, err = finish(start(tmp_path, "--config.train.steps=6", "--config.train.save_every=3"))
+    assert code == 0, err
+    before = fingerprint(tmp_path)
+    limited = start(tmp_path, "--config.train.steps=12", "--config.train.save_every=3", preexec_fn=small_files)
+    code, _, err = finish(limited)
+    assert code == 1
+    assert f"could not be written to {tmp_path}/checkpoints" in err
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/6" in err
+    assert "Traceback" not in err
+    assert fingerprint(tmp_path) == before
+
+
+def test_a_wrong_batch_is_said(toy):
+    config = toy.get_config()
+    experiment = toy.build(config)
+    config.train.batch_size = 64
+    other = toy.build(config)
+    mixed = type(experiment)(
+        experiment.evaluate, experiment.init, experiment.train_step, other.train_data, experiment.batch
+    )
+    with pytest.raises(ValueError, match="train_data gave a batch of .*64.*the experiment expects .*32"):
+        train(mixed, options(), seed=0, quiet=True)
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match=r"train\.log_every is 0: expected 1 or more"):
+        Options(batch_size=4, steps=1, log_every=0)
+
+
+def test_metrics_are_means_over_the_window(toy, tmp_path):
+    config = toy.get_config()
+    train(toy.build(config), options(), seed=0, workdir=tmp_path, quiet=True)
+    coarse = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    fine_dir = tmp_path / "fine"
+    fine_dir.mkdir()
+    fine_options = Options(batch_size=32, steps=8, log_every=1, save_every=100)
+    train(toy.build(config), fine_options, seed=0, workdir=fine_dir, quiet=True)
+    fine = [json.loads(line) for line in (fine_dir / "metrics.jsonl").read_text().splitlines()]
+    losses = [point["train/loss"] for point in fine if "train/loss" in point]
+    logged = [point["train/loss"] for point in coarse if "train/loss" in point]
+    np.testing.assert_allclose(logged, [np.mean(losses[:4]), np.mean(losses[4:])], rtol=1e-6)
