@@ -2,7 +2,7 @@
 
 Blanz & Vetter, "A morphable model for the synthesis of 3D faces", SIGGRAPH 1999, is the idea;
 Paysan et al., "A 3D face model for pose and illumination invariant face recognition", AVSS 2009, the layout
-of the file that `facejax.morphable.bfm.from_bfm` reads. `facejax.morphable.procedural.procedural` makes one from nothing.
+of the file that `bfm.from_bfm` reads. `procedural.procedural` makes a model from nothing.
 
 Axes: right-handed, x to the viewer's right, y up, z towards the viewer; the face looks along +z.
 """

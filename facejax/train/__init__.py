@@ -4,13 +4,14 @@ It knows no paper. An experiment is a `facejax.train.Experiment`; `app.main` run
 `app.run` from Python.
 """
 
-from facejax.train.loop import Options, RunError, train
+from facejax.train.loop import Options, train
 from facejax.train.parallel import map_batches
 from facejax.train.report import Report, image_grid, new_figure
 from facejax.train.state import (
     AXIS,
     Experiment,
     Mean,
+    RunError,
     TrainState,
     ema_update,
     reduce_gradients,

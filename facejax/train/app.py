@@ -19,16 +19,16 @@ from typing import Any
 import jax
 import numpy as np
 from absl import app as absl_app
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from facejax.train import parallel
 from facejax.train.checkpoint import Checkpointer
 from facejax.train.dry_run import describe, dry_run
 from facejax.train.logging import read_metrics
-from facejax.train.loop import Options, RunError, train
+from facejax.train.loop import Options, train
 from facejax.train.report import Report, write_html
-from facejax.train.state import Experiment
+from facejax.train.state import Experiment, RunError
 
 GetConfig = Callable[[str], ConfigDict]
 Build = Callable[[ConfigDict], Experiment]
@@ -91,6 +91,7 @@ def main(get_config: GetConfig, build: Build) -> None:
     usage = f"{module.__doc__ or name}\npresets (--config=PRESET): {', '.join(presets)}\n"
 
     def start(_: Sequence[str]) -> None:
+        logging.set_verbosity(logging.INFO if debug.value else logging.ERROR)  # Orbax tells every detail.
         try:
             if coordinator.value:
                 parallel.initialize(coordinator.value, processes.value, process.value)
@@ -111,7 +112,6 @@ def main(get_config: GetConfig, build: Build) -> None:
                 raise
             sys.exit(f"experiments.{name}: {_sentence(error)}")
 
-    flags.FLAGS.set_default("verbosity", -1)  # Orbax and Grain tell every detail at the default level.
     sys.modules["__main__"].__doc__ = usage
     absl_app.run(start, argv)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+
+from facejax.train.state import RunError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +89,9 @@ class Checkpointer:
 
     @property
     def newest(self) -> str:
-        """The newest complete checkpoint in words."""
+        """The newest complete checkpoint in words; waits for one that is being written."""
+        with contextlib.suppress(RunError):
+            self.wait()
         steps = ocp.utils.checkpoint_steps(self._directory)
         return str(self._directory / str(max(steps))) if steps else "none: no step had been saved"
 
@@ -99,7 +105,8 @@ class Checkpointer:
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), loop=JsonSave({"data": position, **dataclasses.asdict(progress)})
         )
-        self._manager.save(progress.step, args=items, force=True)
+        with self._explained():
+            self._manager.save(progress.step, args=items, force=True)
         self.latest_started, self._saved_at = progress.step, time.monotonic()
 
     def restore(self, abstract: Any, iterator: Any = None) -> tuple[Any, Progress]:
@@ -114,9 +121,20 @@ class Checkpointer:
 
     def wait(self) -> None:
         """Returns when everything started is on disk; raises what went wrong on the way."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with self._explained():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
 
     def close(self) -> None:
         """Waits for what was started and lets go of the directory."""
-        self._manager.close()
+        with self._explained():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns whatever the storage library raises (a full disk, a lost folder) into one sentence."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).split("[source locations")[0].strip().split("\n")[0]
+            raise RunError(f"a checkpoint could not be written to {self._directory}: {reason}") from error

@@ -24,13 +24,9 @@ from facejax.train import parallel
 from facejax.train.checkpoint import Checkpointer, Progress
 from facejax.train.logging import Logger
 from facejax.train.report import Report
-from facejax.train.state import Experiment, Metrics
+from facejax.train.state import Experiment, Metrics, RunError
 
 STEPS_IN_FLIGHT = 2
-
-
-class RunError(Exception):
-    """A run that cannot go on, and why, in one sentence for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +162,7 @@ def train(
             stack.callback(getattr(iterator, "close", lambda: None))
             state, progress, checkpointer = _start(executor, experiment, options, seed, workdir, iterator)
         if checkpointer:
-            stack.callback(checkpointer.close)
+            stack.callback(_close, checkpointer)
         main = jax.process_index() == 0
         logger = Logger(workdir if main else None, progress, options.steps, enabled=main and not quiet)
         stack.callback(logger.close)
@@ -220,6 +216,12 @@ def train(
             kept = f"the last good checkpoint is {checkpointer.newest}" if checkpointer else "no checkpoints were kept"
             raise RunError(f"{error}; {kept}") from error
         return executor.local(executor.canonical(state)), report
+
+
+def _close(checkpointer: Checkpointer) -> None:
+    """Lets go of the folder; what could not be written was said when the run waited for it."""
+    with contextlib.suppress(RunError):
+        checkpointer.close()
 
 
 def _start(

@@ -19,6 +19,10 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, "Mean"]
 
 
+class RunError(Exception):
+    """A run that cannot go on, and why, in one sentence for the user."""
+
+
 @struct.dataclass
 class TrainState:
     """Everything that a step changes, as one pytree.
@@ -157,8 +161,11 @@ def value_and_grad(
 
 
 def ema_update(average: Any, params: Any, decay: float) -> Any:
-    """Moves the average: decay * average + (1 - decay) * params, leaf by leaf."""
-    return optax.incremental_update(params, average, 1.0 - decay)
+    """Moves the average: decay * average + (1 - decay) * params, leaf by leaf.
+
+    Written as a step towards the parameters: one rounding of the small difference, not of both products.
+    """
+    return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
 
 
 def supervised_step(

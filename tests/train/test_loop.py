@@ -139,14 +139,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
 
 
 def test_a_full_disk_is_said_and_the_good_checkpoint_stays(toy, tmp_path):
-    def small_files():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-
-    code, _, err = finish(start(tmp_path, "--config.train.steps=6", "--config.train.save_every=3"))
+    code, _, err = finish(start(tmp_path, "--config.train.steps=6", "--config.test.step_seconds=0.05"))
     assert code == 0, err
     before = fingerprint(tmp_path)
-    limited = start(tmp_path, "--config.train.steps=12", "--config.train.save_every=3", preexec_fn=small_files)
+    limited = start(tmp_path, "--config.train.steps=400", "--config.test.step_seconds=0.05")
+    resource.prlimit(limited.pid, resource.RLIMIT_FSIZE, (2000, 2000))
     code, _, err = finish(limited)
     assert code == 1
     assert f"could not be written to {tmp_path}/checkpoints" in err
@@ -163,7 +160,7 @@ def test_a_wrong_batch_is_said(toy):
     mixed = type(experiment)(
         experiment.evaluate, experiment.init, experiment.train_step, other.train_data, experiment.batch
     )
-    with pytest.raises(ValueError, match="train_data gave a batch of .*64.*the experiment expects .*32"):
+    with pytest.raises(ValueError, match=r"train_data gave a batch of .*64.*the experiment expects .*32"):
         train(mixed, options(), seed=0, quiet=True)
 
 
