@@ -1,0 +1,58 @@
+"""Normalisation and activation layers with the defaults that most of the papers' code has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Dtype = Any
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as in PyTorch: running averages move by a tenth, eps is 1e-5.
+
+    Flax keeps the biased variance of a batch in its running average, PyTorch the unbiased one (n / (n - 1) larger).
+
+    Attributes:
+      axis_name: the mapped axis over which statistics are shared in training; None keeps them per device.
+      use_scale, use_bias: whether a scale and a bias are learnt.
+      momentum, epsilon: of the running averages; below the square root.
+      scale_init: initialiser of the scale.
+      dtype: of the output; statistics are float32.
+    """
+
+    axis_name: str | None = None
+    use_scale: bool = True
+    use_bias: bool = True
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+    scale_init: Any = nn.initializers.ones
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Over all axes but the last; in training the batch's own statistics are used and averaged."""
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            axis_name=self.axis_name if train and not self.is_initializing() else None,
+            use_scale=self.use_scale,
+            use_bias=self.use_bias,
+            scale_init=self.scale_init,
+            dtype=self.dtype,
+            name="norm",
+        )(x)
+
+
+class PReLU(nn.Module):
+    """max(x, 0) + a min(x, 0) with a slope `a` per channel, 0.25 at first (He et al., arXiv:1502.01852)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., C]."""
+        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],))
+        return jnp.where(x >= 0, x, slope.astype(x.dtype) * x)

@@ -1,0 +1,67 @@
+"""Pooling and resizing in forms whose gradients are fast on every platform. Images are [N, H, W, C]."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from facejax.ops.conv import Padding, Pair, windows
+
+NO_PADDING = ((0, 0), (0, 0))
+
+
+def max_pool(x: jax.Array, window: Pair, stride: Pair, padding: Padding = NO_PADDING) -> jax.Array:
+    """Maximum over windows, padded with minus infinity.
+
+    Equal maxima share the gradient, where PyTorch gives it to the first.
+    """
+    lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
+    return reduce(jnp.maximum, windows(x, window, stride, padding, (1, 1), lowest))
+
+
+def avg_pool(
+    x: jax.Array, window: Pair, stride: Pair, padding: Padding = NO_PADDING, *, count_padding: bool = True
+) -> jax.Array:
+    """Mean over windows. `count_padding` divides by the whole window at the edges too, as PyTorch's default does."""
+    total = sum(windows(x, window, stride, padding, (1, 1)))
+    if count_padding:
+        return total / (window[0] * window[1])
+    ones = jnp.ones((1, *x.shape[1:3], 1), x.dtype)
+    return total / sum(windows(ones, window, stride, padding, (1, 1)))
+
+
+def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
+    """Every pixel `factor` times down and across."""
+    return jnp.repeat(jnp.repeat(x, factor, 1), factor, 2)
+
+
+def resize_bilinear(x: jax.Array, size: Pair, *, align_corners: bool = False) -> jax.Array:
+    """Bilinear resize by one small matrix product per axis, without anti-aliasing: PyTorch's interpolate.
+
+    Args:
+      x: [N, H, W, C].
+      size: (height, width) wanted.
+      align_corners: corner pixels' centres coincide; otherwise the pictures' edges do.
+    """
+    rows = jnp.asarray(_interpolation(x.shape[1], size[0], align_corners), x.dtype)
+    columns = jnp.asarray(_interpolation(x.shape[2], size[1], align_corners), x.dtype)
+    x = jnp.einsum("oh,nhwc->nowc", rows, x, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("pw,nowc->nopc", columns, x, precision=lax.Precision.HIGHEST)
+
+
+def _interpolation(source: int, target: int, align_corners: bool) -> np.ndarray:
+    """[target, source] weights of linear interpolation."""
+    if align_corners:
+        position = np.arange(target) * ((source - 1) / max(target - 1, 1))
+    else:
+        position = np.clip((np.arange(target) + 0.5) * (source / target) - 0.5, 0, None)
+    low = np.minimum(position.astype(int), source - 1)
+    high = np.minimum(low + 1, source - 1)
+    weights = np.zeros((target, source))
+    np.add.at(weights, (np.arange(target), low), 1 - (position - low))
+    np.add.at(weights, (np.arange(target), high), position - low)
+    return weights

@@ -1,0 +1,125 @@
+"""The fast forms equal the native ones in values and gradients."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from facejax.nn.conv import Conv, explicit_padding
+from facejax.ops import conv, pooling
+
+
+def reference(x, kernel, stride, padding, dilation, groups):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, stride, padding, rhs_dilation=dilation, dimension_numbers=numbers, feature_group_count=groups
+    )
+
+
+def value_and_gradients(fn, *args):
+    output, vjp = jax.vjp(fn, *args)
+    return output, vjp(jnp.cos(output))
+
+
+@pytest.mark.parametrize(
+    ("size", "stride", "padding", "dilation", "groups"),
+    [
+        ((3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1), 8),
+        ((3, 3), (2, 2), ((0, 1), (0, 1)), (1, 1), 8),
+        ((3, 2), (2, 1), ((1, 0), (2, 1)), (2, 1), 8),
+        ((7, 6), (1, 1), ((0, 0), (0, 0)), (1, 1), 8),
+        ((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 4),
+        ((3, 3), (1, 1), ((2, 2), (2, 2)), (2, 2), 2),
+        ((1, 1), (2, 2), ((0, 0), (0, 0)), (1, 1), 1),
+        ((3, 3), (2, 2), ((1, 1), (1, 1)), (1, 1), 1),
+    ],
+)
+def test_conv_equals_native(size, stride, padding, dilation, groups):
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (2, 9, 8, 8))
+    kernel = jax.random.normal(keys[1], (*size, 8 // groups, 8))
+    ours = value_and_gradients(lambda x, k: conv.conv(x, k, stride, padding, dilation, groups), x, kernel)
+    native = value_and_gradients(lambda x, k: reference(x, k, stride, padding, dilation, groups), x, kernel)
+    chex.assert_trees_all_close(ours, native, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pad"), [(4, 2, 1), (3, 2, 1), (2, 2, 0), (5, 3, 2), (3, 1, 1), (2, 3, 0)]
+)
+def test_conv_transpose_is_the_gradient_of_conv(kernel, stride, pad):
+    if kernel < stride:
+        pad = 0
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4, 6))
+    weights = jax.random.normal(jax.random.key(1), (kernel, kernel, 6, 3))
+    height, width = ((n - 1) * stride + kernel - 2 * pad for n in (5, 4))
+
+    def expected(x, weights):
+        def forward(y):
+            return reference(y, weights.swapaxes(2, 3), (stride,) * 2, ((pad, pad),) * 2, (1, 1), 1)
+
+        return jax.linear_transpose(forward, jnp.zeros((2, height, width, 3)))(x)[0]
+
+    def ours(x, weights):
+        return conv.conv_transpose(x, weights, (stride, stride), ((pad, pad), (pad, pad)))
+
+    assert ours(x, weights).shape == (2, height, width, 3)
+    chex.assert_trees_all_close(
+        value_and_gradients(ours, x, weights), value_and_gradients(expected, x, weights), rtol=2e-5, atol=2e-5
+    )
+
+
+@pytest.mark.parametrize(("window", "stride", "padding"), [(2, 2, ((0, 0), (0, 0))), (3, 2, ((1, 1), (0, 1)))])
+def test_max_pool_equals_native(window, stride, padding):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 8, 3))
+
+    def native(x):
+        sizes, strides = (1, window, window, 1), (1, stride, stride, 1)
+        return lax.reduce_window(x, -jnp.inf, lax.max, sizes, strides, ((0, 0), *padding, (0, 0)))
+
+    ours = value_and_gradients(lambda x: pooling.max_pool(x, (window,) * 2, (stride,) * 2, padding), x)
+    chex.assert_trees_all_close(ours, value_and_gradients(native, x), rtol=1e-6)
+
+
+def test_max_pool_shares_the_gradient_of_ties():
+    gradient = jax.grad(lambda x: pooling.max_pool(x, (2, 2), (2, 2)).sum())(jnp.ones((1, 2, 2, 1)))
+    np.testing.assert_allclose(gradient.sum(), 1.0)
+
+
+def test_avg_pool_at_the_edge():
+    x = jnp.ones((1, 4, 4, 1))
+    padding = ((1, 1), (1, 1))
+    with_padding = pooling.avg_pool(x, (3, 3), (2, 2), padding)
+    without = pooling.avg_pool(x, (3, 3), (2, 2), padding, count_padding=False)
+    np.testing.assert_allclose(with_padding[0, :, :, 0], [[4 / 9, 6 / 9], [6 / 9, 1]], rtol=1e-6)
+    np.testing.assert_allclose(without, 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(10, 8), (7, 3), (5, 4)])
+def test_resize_bilinear_equals_jax(size):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 4, 3))
+    ours = value_and_gradients(lambda x: pooling.resize_bilinear(x, size), x)
+    native = value_and_gradients(lambda x: jax.image.resize(x, (2, *size, 3), "bilinear", antialias=False), x)
+    chex.assert_trees_all_close(ours, native, rtol=1e-5, atol=1e-6)
+
+
+def test_resize_bilinear_aligns_corners():
+    row = pooling.resize_bilinear(jnp.arange(3.0).reshape(1, 1, 3, 1), (1, 5), align_corners=True)
+    np.testing.assert_allclose(row[0, 0, :, 0], [0, 0.5, 1, 1.5, 2], atol=1e-6)
+
+
+def test_upsample_nearest():
+    np.testing.assert_array_equal(pooling.upsample_nearest(jnp.ones((1, 2, 3, 1)), 2).shape, (1, 4, 6, 1))
+
+
+def test_same_padding_is_tensorflows():
+    assert explicit_padding("SAME", (8, 9), (3, 3), (2, 2)) == ((0, 1), (1, 1))
+    assert explicit_padding(1, (8, 8), (3, 3), (2, 2)) == ((1, 1), (1, 1))
+
+
+def test_bad_requests_are_said():
+    with pytest.raises(ValueError, match="expected a number, two pairs or 'SAME'"):
+        Conv(4, 3, padding="VALID").init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
+    with pytest.raises(ValueError, match=r"7 channels, kernel .* and 2 groups do not fit"):
+        conv.conv(jnp.zeros((1, 4, 4, 7)), jnp.zeros((3, 3, 3, 4)), groups=2)
