@@ -1,0 +1,77 @@
+"""Normals and order-2 spherical-harmonic light.
+
+Ramamoorthi & Hanrahan, "An efficient representation for irradiance environment maps", SIGGRAPH 2001: nine numbers per
+colour describe the diffuse light on a convex object.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def incidence(triangles: np.ndarray, num_vertices: int) -> np.ndarray:
+    """[V, most] the triangles around every vertex, filled up with T: made once, so that normals need no scatter."""
+    triangles = np.asarray(triangles)
+    corner = triangles.ravel()
+    order = np.argsort(corner, kind="stable")
+    counts = np.bincount(corner, minlength=num_vertices)
+    table = np.full((num_vertices, max(counts.max(), 1)), len(triangles), np.int32)
+    within = np.arange(len(corner)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table[corner[order], within] = order // 3
+    return table
+
+
+def vertex_normals(vertices: jax.Array, triangles: jax.Array, around: jax.Array) -> jax.Array:
+    """Area-weighted unit normals; zero where all triangles around a vertex are degenerate.
+
+    Args:
+      vertices: [V, 3] in right-handed axes.
+      triangles: [T, 3] counter-clockwise from outside.
+      around: [V, most] of `incidence`.
+
+    Returns:
+      [V, 3].
+    """
+    a, b, c = (vertices[triangles[:, i]] for i in range(3))
+    faces = jnp.concatenate([jnp.cross(b - a, c - a), jnp.zeros((1, 3), vertices.dtype)])
+    return unit(faces[around].sum(1))
+
+
+def unit(vectors: jax.Array) -> jax.Array:
+    """Vectors [..., 3] of length 1; zero stays zero and has a finite gradient."""
+    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors * vectors, -1, keepdims=True), 1e-20))
+
+
+def spherical_harmonics(normals: jax.Array) -> jax.Array:
+    """The nine real, orthonormal spherical harmonics up to order 2 at unit vectors [..., 3]: [..., 9].
+
+    Order: Y00, Y1-1 (y), Y10 (z), Y11 (x), Y2-2 (xy), Y2-1 (yz), Y20 (3z^2 - 1), Y21 (xz), Y22 (x^2 - y^2).
+    """
+    x, y, z = normals[..., 0], normals[..., 1], normals[..., 2]
+    constants = np.sqrt([1 / 4, 3 / 4, 3 / 4, 3 / 4, 15 / 4, 15 / 4, 5 / 16, 15 / 4, 15 / 16] / np.pi)
+    terms = [jnp.ones_like(x), y, z, x, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y]
+    return jnp.stack(terms, -1) * constants.astype(np.float32)
+
+
+def shade(normals: jax.Array, light: jax.Array) -> jax.Array:
+    """Irradiance / pi at unit normals [..., 3] under light [9, 3], never negative: multiply it by the albedo."""
+    return jnp.maximum(spherical_harmonics(normals) @ light, 0.0)
+
+
+def directional_light(direction: jax.Array, colour: jax.Array, ambient: jax.Array) -> jax.Array:
+    """Coefficients for `shade` of a distant light and an even one.
+
+    Args:
+      direction: [3] towards the light, any length.
+      colour: [3] of the directional light: what a surface facing it gets, up to the order-2 approximation.
+      ambient: [3] what every surface gets besides.
+
+    Returns:
+      [9, 3].
+    """
+    cosine_lobe = np.array([np.pi, *[2 * np.pi / 3] * 3, *[np.pi / 4] * 5], np.float32) / np.pi
+    towards = spherical_harmonics(unit(direction)) * cosine_lobe * np.pi
+    even = jnp.zeros(9).at[0].set(np.sqrt(4 * np.pi))
+    return towards[:, None] * colour + even[:, None] * ambient

@@ -1,0 +1,130 @@
+"""A z-buffer rasterizer of static shapes, for meshes whose triangles are small on the picture.
+
+The pixels of every front-facing triangle's bounding box, clipped to the picture, are laid end to end in one work list
+of fixed capacity; each entry tests one pixel against one triangle. The nearest triangle of a pixel is found by two
+scatters (greatest depth, then lowest triangle among those that have it), which is exact for any mesh size: no bits are
+shared between depth and triangle number. Barycentric coordinates are computed again from the winner, a gather, so
+interpolated attributes are differentiable in the attributes and in the vertices.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+class Fragments(NamedTuple):
+    """What is seen at every pixel.
+
+    Attributes:
+      triangle: [H, W] int32, or -1 where there is none.
+      barycentric: [H, W, 3] weights of the triangle's vertices, zero where there is none.
+      depth: [H, W] interpolated depth, larger is nearer; minus infinity where there is none.
+      overflow: [] bool: the work list was too short and triangles are missing (see `check`).
+    """
+
+    triangle: jax.Array
+    barycentric: jax.Array
+    depth: jax.Array
+    overflow: jax.Array
+
+
+def rasterize(
+    vertices: jax.Array,
+    triangles: jax.Array,
+    height: int,
+    width: int,
+    *,
+    capacity: int | None = None,
+    cull: bool = True,
+) -> Fragments:
+    """Rasterizes one mesh. A pixel belongs to a triangle that covers its centre, edges included.
+
+    Args:
+      vertices: [V, 3] x to the right and y down in pixels (the first pixel's centre is at 0.5), depth larger nearer.
+      triangles: [T, 3] int; counter-clockwise as seen is the front.
+      height, width: of the picture.
+      capacity: entries of the work list, 4 * height * width when None. A head needs about 2 to 3 times the pixels.
+      cull: leaves out triangles seen from behind.
+    """
+    if vertices.ndim != 2 or vertices.shape[1] != 3 or triangles.ndim != 2 or triangles.shape[1] != 3:
+        raise ValueError(
+            f"rasterize: vertices {vertices.shape} and triangles {triangles.shape}, expected [V, 3], [T, 3]"
+        )
+    capacity = capacity or 4 * height * width
+    corners = vertices[triangles]
+    area = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    limit = jnp.array([width, height], jnp.float32)
+    low = jnp.clip(jnp.ceil(corners[..., :2].min(1) - 0.5), 0, limit)
+    high = jnp.clip(jnp.floor(corners[..., :2].max(1) + 0.5), 0, limit)
+    box = jnp.maximum(high - low, 0).astype(jnp.int32)
+    pixels = jnp.where(area < 0 if cull else area != 0, box[:, 0] * box[:, 1], 0)
+    end = jnp.cumsum(pixels)
+
+    entry = jnp.arange(capacity)
+    owner = jnp.repeat(jnp.arange(len(triangles), dtype=jnp.int32), pixels, total_repeat_length=capacity)
+    setup = jnp.concatenate([corners.reshape(-1, 9), low, box[:, :1], (end - pixels)[:, None]], 1)[owner]
+    place = entry - setup[:, 12].astype(jnp.int32)
+    columns = jnp.maximum(setup[:, 11].astype(jnp.int32), 1)
+    centre = setup[:, 9:11] + jnp.stack([place % columns, place // columns], -1) + 0.5
+    owned = setup[:, :9].reshape(-1, 3, 3)
+    weights = _barycentric(owned, centre)
+    depth = jnp.sum(weights * owned[..., 2], -1)
+    inside = jnp.all(weights >= 0, -1) & (entry < end[-1])
+    column_row = centre.astype(jnp.int32)
+    pixel = jnp.where(inside, column_row[:, 1] * width + column_row[:, 0], height * width)
+
+    nearest = jnp.full(height * width + 1, -jnp.inf).at[pixel].max(depth)
+    wins = inside & (depth == nearest[pixel])
+    none = jnp.iinfo(jnp.int32).max
+    winner = jnp.full(height * width + 1, none).at[jnp.where(wins, pixel, height * width)].min(owner)[:-1]
+    hit = winner != none
+    winner = jnp.where(hit, winner, 0)
+
+    ys, xs = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
+    seen = corners[winner]
+    weights = jnp.where(hit[:, None], _barycentric(seen, jnp.stack([xs.ravel(), ys.ravel()], -1)), 0.0)
+    depth = jnp.where(hit, jnp.sum(weights * seen[..., 2], -1), -jnp.inf)
+    return Fragments(
+        jnp.where(hit, winner, -1).reshape(height, width),
+        weights.reshape(height, width, 3),
+        depth.reshape(height, width),
+        end[-1] > capacity,
+    )
+
+
+def rasterize_batch(vertices: jax.Array, triangles: jax.Array, height: int, width: int, **options: object) -> Fragments:
+    """`rasterize` for vertices [N, V, 3] over one list of triangles; on a CPU one face after the other."""
+
+    def one(v: jax.Array) -> Fragments:
+        return rasterize(v, triangles, height, width, **options)
+
+    return lax.platform_dependent(vertices, cpu=lambda v: lax.map(one, v), default=jax.vmap(one))
+
+
+def interpolate(fragments: Fragments, triangles: jax.Array, attributes: jax.Array) -> jax.Array:
+    """Per-vertex attributes [V, C] at every pixel: [H, W, C], zero where nothing is seen. Affine in the picture."""
+    corners = attributes[triangles[jnp.maximum(fragments.triangle, 0)]]
+    return jnp.einsum("hwk,hwkc->hwc", fragments.barycentric, corners)
+
+
+def check(fragments: Fragments) -> None:
+    """Raises ValueError when a work list was too short (not under jit: reads the flag)."""
+    if bool(jnp.any(fragments.overflow)):
+        raise ValueError("rasterize: the work list is full and triangles are missing: expected a larger capacity")
+
+
+def _cross(a: jax.Array, b: jax.Array) -> jax.Array:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+
+
+def _barycentric(corners: jax.Array, point: jax.Array) -> jax.Array:
+    """Weights [..., 3] of triangles [..., 3, 3] at points [..., 2]; zero for a triangle without area."""
+    a, b, c = (corners[..., i, :2] for i in range(3))
+    area = _cross(b - a, c - a)
+    inverse = jnp.where(area != 0, 1 / jnp.where(area != 0, area, 1.0), 0.0)
+    sub = [_cross(c - b, point - b), _cross(a - c, point - c), _cross(b - a, point - a)]
+    return jnp.stack(sub, -1) * inverse[..., None]

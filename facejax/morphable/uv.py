@@ -1,0 +1,25 @@
+"""UV position maps: the mesh's positions drawn into its texture plane (Feng et al., PRNet, arXiv:1803.07835)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from facejax.morphable.rasterizer import Fragments, interpolate, rasterize
+from facejax.ops.sampling import bilinear_sample
+
+
+def uv_fragments(uv: jax.Array, triangles: jax.Array, size: int) -> Fragments:
+    """The texture plane's own triangles, [size, size]; made once and used for every face."""
+    flat = jnp.concatenate([uv * size, jnp.zeros_like(uv[:, :1])], 1)
+    return rasterize(flat, triangles, size, size, cull=False, capacity=8 * size * size)
+
+
+def uv_position_map(fragments: Fragments, triangles: jax.Array, vertices: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions [size, size, 3] of vertices [V, 3], and the mask [size, size] of texels that belong to the mesh."""
+    return interpolate(fragments, triangles, vertices), fragments.triangle >= 0
+
+
+def read_points(position_map: jax.Array, uv: jax.Array) -> jax.Array:
+    """Positions [N, 3] at texture coordinates [N, 2]: landmarks back from a position map [size, size, 3]."""
+    return bilinear_sample(position_map, uv * jnp.array([position_map.shape[1], position_map.shape[0]]))
