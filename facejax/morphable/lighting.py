@@ -50,7 +50,7 @@ def spherical_harmonics(normals: jax.Array) -> jax.Array:
     Order: Y00, Y1-1 (y), Y10 (z), Y11 (x), Y2-2 (xy), Y2-1 (yz), Y20 (3z^2 - 1), Y21 (xz), Y22 (x^2 - y^2).
     """
     x, y, z = normals[..., 0], normals[..., 1], normals[..., 2]
-    constants = np.sqrt([1 / 4, 3 / 4, 3 / 4, 3 / 4, 15 / 4, 15 / 4, 5 / 16, 15 / 4, 15 / 16] / np.pi)
+    constants = np.sqrt(np.array([1 / 4, 3 / 4, 3 / 4, 3 / 4, 15 / 4, 15 / 4, 5 / 16, 15 / 4, 15 / 16]) / np.pi)
     terms = [jnp.ones_like(x), y, z, x, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y]
     return jnp.stack(terms, -1) * constants.astype(np.float32)
 

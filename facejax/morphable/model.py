@@ -23,7 +23,8 @@ class MorphableModel:
       identity_basis, identity_std: [V, 3, I] orthonormal (as [3V, I]) and [I] falling standard deviations.
       expression_basis, expression_std: [V, 3, E] orthonormal and [E], likewise.
       expressions: name -> [E] coefficients of a pure expression at full strength ("jaw_open", "smile", ...).
-      albedo_mean: [H, W, 3] mean diffuse albedo, linear light, 0..1.
+      albedo_mean: [H, W, 3] mean diffuse albedo 0..1, gamma-encoded (the 1 / 2.2 power of linear light), in which
+        human skin varies most nearly linearly.
       albedo_basis, albedo_std: [H, W, 3, A] orthonormal and [A].
       triangles: [T, 3] int32, counter-clockwise seen from outside.
       uv: [V, 2] texture coordinates in 0..1, u to the right, v down: texel (row, column) centres lie at
@@ -68,8 +69,9 @@ def shape(model: MorphableModel, identity: jax.Array, expression: jax.Array) -> 
 
 
 def albedo(model: MorphableModel, coefficients: jax.Array) -> jax.Array:
-    """Textures [..., H, W, 3] in 0..1 from [..., <=A] coefficients in standard deviations."""
-    return jnp.clip(model.albedo_mean + _combine(model.albedo_basis, model.albedo_std, coefficients), 0.0, 1.0)
+    """Textures [..., H, W, 3] in linear light, 0..1, from [..., <=A] coefficients in standard deviations."""
+    encoded = model.albedo_mean + _combine(model.albedo_basis, model.albedo_std, coefficients)
+    return jnp.clip(encoded, 0.01, 1.0) ** 2.2
 
 
 def _combine(basis: jax.Array, std: jax.Array, coefficients: jax.Array) -> jax.Array:
