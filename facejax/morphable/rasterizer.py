@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+Point = tuple[jax.Array, ...]
+
 
 class Fragments(NamedTuple):
     """What is seen at every pixel.
@@ -66,28 +68,31 @@ def rasterize(
 
     entry = jnp.arange(capacity)
     owner = jnp.repeat(jnp.arange(len(triangles), dtype=jnp.int32), pixels, total_repeat_length=capacity)
-    setup = jnp.concatenate([corners.reshape(-1, 9), low, box[:, :1], (end - pixels)[:, None]], 1)[owner]
+    setup = jnp.concatenate([corners.reshape(-1, 9), low, box[:, :1], (end - pixels)[:, None]], 1)
+    setup = lax.optimization_barrier(setup[owner])  # else XLA gathers again for every use
     place = entry - setup[:, 12].astype(jnp.int32)
     columns = jnp.maximum(setup[:, 11].astype(jnp.int32), 1)
-    centre = setup[:, 9:11] + jnp.stack([place % columns, place // columns], -1) + 0.5
-    owned = setup[:, :9].reshape(-1, 3, 3)
-    weights = _barycentric(owned, centre)
-    depth = jnp.sum(weights * owned[..., 2], -1)
-    inside = jnp.all(weights >= 0, -1) & (entry < end[-1])
-    column_row = centre.astype(jnp.int32)
-    pixel = jnp.where(inside, column_row[:, 1] * width + column_row[:, 0], height * width)
+    row = place // columns
+    centre = setup[:, 9] + (place - row * columns) + 0.5, setup[:, 10] + row + 0.5
+    a, b, c = (tuple(setup[:, 3 * i + k] for k in range(3)) for i in range(3))
+    weights = _barycentric(a, b, c, centre)
+    depth = weights[0] * a[2] + weights[1] * b[2] + weights[2] * c[2]
+    inside = (jnp.minimum(jnp.minimum(*weights[:2]), weights[2]) >= 0) & (entry < end[-1])
+    pixel = jnp.where(inside, centre[1].astype(jnp.int32) * width + centre[0].astype(jnp.int32), height * width)
+    depth, pixel = lax.optimization_barrier((depth, pixel))
 
     nearest = jnp.full(height * width + 1, -jnp.inf).at[pixel].max(depth)
-    wins = inside & (depth == nearest[pixel])
+    wins = (pixel < height * width) & (depth == nearest[pixel])
     none = jnp.iinfo(jnp.int32).max
     winner = jnp.full(height * width + 1, none).at[jnp.where(wins, pixel, height * width)].min(owner)[:-1]
     hit = winner != none
     winner = jnp.where(hit, winner, 0)
 
     ys, xs = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
-    seen = corners[winner]
-    weights = jnp.where(hit[:, None], _barycentric(seen, jnp.stack([xs.ravel(), ys.ravel()], -1)), 0.0)
-    depth = jnp.where(hit, jnp.sum(weights * seen[..., 2], -1), -jnp.inf)
+    seen = lax.optimization_barrier(corners.reshape(-1, 9)[winner])
+    a, b, c = (tuple(seen[:, 3 * i + k] for k in range(3)) for i in range(3))
+    weights = jnp.where(hit[:, None], jnp.stack(_barycentric(a, b, c, (xs.ravel(), ys.ravel())), -1), 0.0)
+    depth = jnp.where(hit, weights[:, 0] * a[2] + weights[:, 1] * b[2] + weights[:, 2] * c[2], -jnp.inf)
     return Fragments(
         jnp.where(hit, winner, -1).reshape(height, width),
         weights.reshape(height, width, 3),
@@ -121,10 +126,12 @@ def _cross(a: jax.Array, b: jax.Array) -> jax.Array:
     return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
 
 
-def _barycentric(corners: jax.Array, point: jax.Array) -> jax.Array:
-    """Weights [..., 3] of triangles [..., 3, 3] at points [..., 2]; zero for a triangle without area."""
-    a, b, c = (corners[..., i, :2] for i in range(3))
-    area = _cross(b - a, c - a)
+def _barycentric(a: Point, b: Point, c: Point, point: Point) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weights of a triangle's corners at a point, all given as (x, y, ...) arrays; zero for one without area."""
+
+    def side(p: Point, q: Point, r: Point) -> jax.Array:
+        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
+
+    area = side(a, b, c)
     inverse = jnp.where(area != 0, 1 / jnp.where(area != 0, area, 1.0), 0.0)
-    sub = [_cross(c - b, point - b), _cross(a - c, point - c), _cross(b - a, point - a)]
-    return jnp.stack(sub, -1) * inverse[..., None]
+    return side(b, c, point) * inverse, side(c, a, point) * inverse, side(a, b, point) * inverse
