@@ -1,0 +1,30 @@
+"""Foreign file formats, read strictly: what is not as expected is said with the file and the place in it."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, Protocol
+
+from facejax.data.readers.folder import ImageFolder
+from facejax.data.readers.recordio import RecordFile
+
+
+class ImageSource(Protocol):
+    """Labelled, encoded images at random access."""
+
+    num_classes: int
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """{"image": encoded bytes, "label": int in 0..num_classes - 1}."""
+
+
+def read(path: str | pathlib.Path) -> ImageSource:
+    """The source that a path holds: an InsightFace pack (a folder with train.rec) or a folder identity/image.jpg."""
+    path = pathlib.Path(path).expanduser()
+    if (path / "train.rec").is_file():
+        return RecordFile(path / "train.rec")
+    if path.is_dir():
+        return ImageFolder(path)
+    raise ValueError(f"{path}: expected a folder with train.rec in it, or one folder of images for each person")

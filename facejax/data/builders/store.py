@@ -1,0 +1,46 @@
+"""Prepared data sets on disk: made once, by one process, whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+
+def data_dir(given: str | os.PathLike[str] | None = None) -> pathlib.Path:
+    """Where prepared data lies: `given`, else $FACEJAX_DATA_DIR, else ~/.cache/facejax."""
+    return pathlib.Path(given or os.environ.get("FACEJAX_DATA_DIR") or "~/.cache/facejax").expanduser()
+
+
+def prepared(builder: tfds.core.DatasetBuilder, split: str, decoders: Mapping[str, Any] | None = None) -> Any:
+    """The split as a random-access source; prepares the whole set first where it does not exist yet.
+
+    tfds writes into a folder of another name and renames it when it is complete, so a set that was interrupted is
+    never read; a lock makes other processes wait, and what an interrupted preparation left is removed.
+
+    Args:
+      builder: whose files are ArrayRecord.
+      split: such as "train".
+      decoders: tfds decoders by feature; images given `tfds.decode.SkipDecoding()` come as encoded bytes.
+    """
+    folder = pathlib.Path(builder.data_dir)
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(folder.parent / ".lock"):
+            for left in folder.parent.glob("incomplete.*"):
+                shutil.rmtree(left)
+            builder.download_and_prepare(file_format="array_record")
+    return builder.as_data_source(split, decoders=decoders)
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,357 @@
+"""`facejax_faces`: the face world as a tfds data set, one configuration per task.
+
+A wing adds its own task with `register`. `load` prepares a task on first use and reads it.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from facejax.data.builders import store
+from facejax.data.synthetic import degrade
+from facejax.data.synthetic import factors as factor
+from facejax.data.synthetic.factors import Factors, Ranges
+from facejax.data.synthetic.render import Renderer
+from facejax.morphable.procedural import procedural
+
+VERSION = "1.0.0"
+BATCH = 16
+SCALARS = ("age", "hair", "glasses", "tint", "occluder", "motion", "defocus", "resolution", "noise", "jpeg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A data set of the face world.
+
+    Attributes:
+      name: of the task.
+      image_size: pixels.
+      train, test: numbers of people; nobody is in both.
+      per_person: examples of each.
+      ranges: how far pictures vary.
+      aligned: fitted to the recognition template, or the whole head framed.
+      views: pictures per example.
+      vary: how an example's views differ: takes the factors of the first and the view's number, and gives the view's.
+      dense: carries position and depth maps.
+      faces: 0 for one face a picture; above, the most faces of a scene of `canvas` pixels.
+      canvas: size of a scene.
+      seed: of everything.
+    """
+
+    name: str
+    image_size: int = 64
+    train: int = 80
+    test: int = 40
+    per_person: int = 24
+    ranges: Ranges = dataclasses.field(default_factory=Ranges)
+    aligned: bool = False
+    views: int = 1
+    vary: Callable[[Factors, int], Factors] | None = None
+    dense: bool = False
+    faces: int = 0
+    canvas: int = 256
+    seed: int = 0
+
+    @property
+    def key(self) -> str:
+        """The name with a hash of every setting: a changed task is another data set."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "vary"}
+        vary = self.vary.__name__ if self.vary else ""
+        return f"{self.name}_{hashlib.sha256(repr((fields, vary, VERSION)).encode()).hexdigest()[:8]}"
+
+
+def without(*names: str) -> Callable[[Factors, int], Factors]:
+    """A second view that lacks what the first has: glasses, blur, low resolution."""
+
+    def vary(first: Factors, view: int) -> Factors:
+        clean = {name: np.array(1.0 if name == "resolution" else 0.0) for name in names}
+        return {**first, **clean} if view else first
+
+    vary.__name__ = "without_" + "_".join(names)
+    return vary
+
+
+def worse(first: Factors, view: int) -> Factors:
+    """The same person again and again: another pose and light in each view, and a growing fault of one kind."""
+    rng = np.random.default_rng([int(first["degrade_seed"]), view])
+    kind = ("motion", "defocus", "resolution", "noise", "occluder")[rng.integers(5)] if view else "none"
+    level = rng.random()
+    strongest = {"motion": 16.0, "defocus": 3.5, "resolution": 6.0, "noise": 25.0, "occluder": 0.55}
+    changed = {k: np.array(1.0 if k == "resolution" else 0.0) for k in strongest}
+    if kind != "none":
+        changed[kind] = np.array(max(strongest[kind] * level, 1.0 if kind == "resolution" else 0.0))
+    pose = first["pose"] + rng.normal(size=3) * [0.10, 0.35, 0.05]
+    light = first["light_direction"] + rng.normal(size=3) * [0.5, 0.3, 0.0]
+    return {**first, **changed, "pose": pose, "light_direction": light, "degrade_seed": np.array(rng.integers(2**31))}
+
+
+def moving(first: Factors, view: int) -> Factors:
+    """Frames of a video: the head swings, the mouth moves, and every frame is blurred by how fast it moves."""
+    rng = np.random.default_rng([int(first["degrade_seed"]), 99])
+    speed, phase, size = rng.uniform(0.2, 1.1, 3), rng.uniform(0, 6.28, 3), rng.uniform(0.05, 0.25, 3)
+    pose = first["pose"] + size * np.sin(speed * view + phase)
+    turn = np.abs(size * speed * np.cos(speed * view + phase))
+    talk = first["expression_strength"].copy()
+    talk[0] = 0.25 + 0.25 * np.sin(0.9 * view + phase[0])
+    blur = 30.0 * turn[1] + 20.0 * turn[0]
+    angle = np.arctan2(turn[0], turn[1])
+    return {
+        **first,
+        "pose": pose,
+        "expression_strength": talk,
+        "motion": np.array(blur),
+        "motion_angle": np.array(angle),
+    }
+
+
+TASKS: dict[str, Task] = {}
+
+
+def register(task: Task) -> Task:
+    """Adds a task under its name, which must be free."""
+    if task.name in TASKS:
+        raise ValueError(f"face world: a task named {task.name!r} exists already")
+    TASKS[task.name] = task
+    return task
+
+
+_WILD = Ranges(yaw_uniform=1.2, pitch=0.25, roll=0.2, glasses=0.2, occluder=0.15, motion=0.1, low_resolution=0.1)
+_CLEAN = Ranges(defocus=0.0, noise=0.0, jpeg=0.0)
+
+register(Task("recognition", 48, aligned=True))
+register(Task("recognition_112", 112, aligned=True))
+register(Task("landmarks", 64, 400, 100, 6, _WILD))
+register(Task("attributes", 64, 400, 100, 6, dataclasses.replace(Ranges(), glasses=0.5)))
+register(Task("reconstruction", 64, 300, 60, 6, dataclasses.replace(_WILD, occluder=0.0), dense=True))
+register(Task("quality", 64, 60, 60, 4, _CLEAN, aligned=True, views=6, vary=worse))
+register(Task("sets", 48, 60, 40, 4, _CLEAN, aligned=True, views=8, vary=worse))
+register(
+    Task("pairs_glasses", 64, 300, 60, 3, dataclasses.replace(_CLEAN, glasses=1.0), views=2, vary=without("glasses"))
+)
+register(Task("pairs_blur", 64, 300, 60, 3, dataclasses.replace(_CLEAN, motion=1.0), views=2, vary=without("motion")))
+register(
+    Task(
+        "pairs_resolution",
+        64,
+        300,
+        60,
+        3,
+        dataclasses.replace(_CLEAN, low_resolution=1.0),
+        views=2,
+        vary=without("resolution"),
+    )
+)
+register(Task("video", 64, 60, 15, 2, _CLEAN, views=12, vary=moving))
+register(Task("scenes", 96, 200, 50, 2, _WILD, faces=6, canvas=192))
+
+
+class FacejaxFaces(tfds.core.GeneratorBasedBuilder):
+    """Rendered faces with all their truth. See `Task`."""
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def __init__(self, *, task: Task, data_dir: str | os.PathLike[str] | None = None):
+        self.task = task
+        config = tfds.core.BuilderConfig(name=task.key, version=VERSION, description=repr(task))
+        super().__init__(config=config, data_dir=store.data_dir(data_dir), file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = scene_features(self.task) if self.task.faces else face_features(self.task)
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        del dl_manager
+        people = {"train": range(self.task.train), "test": range(self.task.train, self.task.train + self.task.test)}
+        return {split: self._generate_examples(numbers) for split, numbers in people.items()}
+
+    def _generate_examples(self, people: range) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield from generate(self.task, people)
+
+
+def load(task: str | Task, split: str, data_dir: str | os.PathLike[str] | None = None) -> Any:
+    """A split of a task as a random-access source of examples, images as PNG bytes; prepared on first use.
+
+    Args:
+      task: a registered name, or a task of one's own.
+      split: "train" or "test".
+      data_dir: where prepared data lies; see `store.data_dir`.
+    """
+    if isinstance(task, str):
+        if task not in TASKS:
+            raise ValueError(f"face world: no task {task!r}; there are {', '.join(TASKS)}")
+        task = TASKS[task]
+    builder = FacejaxFaces(task=task, data_dir=data_dir)
+    return store.prepared(builder, split, {"image": tfds.decode.SkipDecoding()})
+
+
+def face_features(task: Task) -> dict[str, Any]:
+    """Features of an example with one face a picture; several views add a leading axis to all but the person's own."""
+    model = procedural()
+    size, views = task.image_size, task.views
+    lead = (views,) if views > 1 else ()
+
+    def tensor(*shape: int, dtype: Any = np.float32) -> Any:
+        return tfds.features.Tensor(shape=(*lead, *shape), dtype=dtype)
+
+    image = tfds.features.Image(shape=(size, size, 3), encoding_format="png")
+    features = {
+        "image": tfds.features.Sequence(image, length=views) if views > 1 else image,
+        "person": np.int32,
+        "identity": tfds.features.Tensor(shape=model.identity_std.shape, dtype=np.float32),
+        "albedo": tfds.features.Tensor(shape=model.albedo_std.shape, dtype=np.float32),
+        "expression": tensor(len(model.expressions)),
+        "pose": tensor(3),
+        "camera": tensor(4),
+        "light": tensor(9),
+        "landmarks68": tensor(68, 2),
+        "visible68": tensor(68, dtype=np.bool_),
+        "landmarks98": tensor(98, 2),
+        "visible98": tensor(98, dtype=np.bool_),
+        "box": tensor(4),
+        **{name: tensor() for name in SCALARS},
+    }
+    if task.dense:
+        features |= {"position_map": tensor(64, 64, 3), "depth": tensor(size, size)}
+    return features
+
+
+def scene_features(task: Task) -> dict[str, Any]:
+    """Features of a scene: up to `faces` faces, those beyond `count` zero."""
+    n = task.faces
+    return {
+        "image": tfds.features.Image(shape=(task.canvas, task.canvas, 3), encoding_format="png"),
+        "count": np.int32,
+        "boxes": tfds.features.Tensor(shape=(n, 4), dtype=np.float32),
+        "landmarks5": tfds.features.Tensor(shape=(n, 5, 2), dtype=np.float32),
+        "pose": tfds.features.Tensor(shape=(n, 3), dtype=np.float32),
+        "person": tfds.features.Tensor(shape=(n,), dtype=np.int32),
+    }
+
+
+def generate(task: Task, people: range) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Numbered examples of these people, in order; two threads render."""
+    model, renderer = procedural(), _renderer(task.image_size, task.aligned, task.dense)
+    dimensions = (model.identity_std.shape[0], model.albedo_std.shape[0])
+    keys = [(person, index) for person in people for index in range(task.per_person)]
+
+    def first(person: int, index: int) -> Factors:
+        fixed = factor.person(task.seed, person, dimensions, task.ranges)
+        return {**fixed, **factor.picture(task.seed, person, index, len(model.expressions), task.ranges)}
+
+    def views(key: tuple[int, int]) -> list[Factors]:
+        start = first(*key)
+        if task.faces:
+            rng = np.random.default_rng([task.seed, *key, 2])
+            others = [(int(rng.choice(people)), int(rng.integers(1000, 2000))) for _ in range(rng.integers(task.faces))]
+            return [start, *(first(*other) for other in others)]
+        return [task.vary(start, v) for v in range(task.views)] if task.vary else [start]
+
+    def render(chunk: tuple[tuple[int, int], ...]) -> list[tuple[int, dict[str, Any]]]:
+        groups = [views(key) for key in chunk]
+        flat = list(itertools.chain.from_iterable(groups))
+        stacked = factor.stack(flat + [flat[-1]] * (-len(flat) % BATCH))
+        parts = [renderer({k: v[i : i + BATCH] for k, v in stacked.items()}) for i in range(0, len(flat), BATCH)]
+        found = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        examples, start = [], 0
+        for key, group in zip(chunk, groups, strict=True):
+            rows = range(start, start + len(group))
+            start += len(group)
+            build = _scene if task.faces else _example
+            examples.append((key[0] * task.per_person + key[1], build(task, renderer, found, stacked, rows, key)))
+        return examples
+
+    chunk = max(1, BATCH // max(task.views, 1))
+    chunks = [tuple(keys[i : i + chunk]) for i in range(0, len(keys), chunk)]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        waiting = []
+        for part in chunks:
+            waiting.append(pool.submit(render, part))
+            if len(waiting) > 4:
+                yield from waiting.pop(0).result()
+        for future in waiting:
+            yield from future.result()
+
+
+@functools.lru_cache(maxsize=2)
+def _renderer(size: int, aligned: bool, dense: bool) -> Renderer:
+    return Renderer(procedural(), size, aligned=aligned, dense=dense)
+
+
+def png(image: np.ndarray) -> bytes:
+    """[H, W, 3] uint8 RGB -> PNG bytes."""
+    return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
+
+
+def _example(
+    task: Task, renderer: Renderer, found: dict[str, np.ndarray], stacked: Factors, rows: range, key: tuple[int, int]
+) -> dict[str, Any]:
+    images = [png(renderer.compose(found, stacked, row)) for row in rows]
+    many = list(rows) if task.views > 1 else rows[0]
+    truth = {name: found[name][many] for name in found if name not in ("face", "alpha")}
+    drawn = {"pose": "pose", "expression": "expression_strength", **{name: name for name in SCALARS}}
+    truth |= {name: stacked[source][many].astype(np.float32) for name, source in drawn.items()}
+    light = np.concatenate([stacked[n] for n in ("light_direction", "light_colour", "ambient")], -1)
+    return {
+        "image": images if task.views > 1 else images[0],
+        "person": key[0],
+        "identity": stacked["identity"][rows[0]].astype(np.float32),
+        "albedo": stacked["albedo"][rows[0]].astype(np.float32),
+        "light": light[many].astype(np.float32),
+        **truth,
+    }
+
+
+def _scene(
+    task: Task, renderer: Renderer, found: dict[str, np.ndarray], stacked: Factors, rows: range, key: tuple[int, int]
+) -> dict[str, Any]:
+    """Heads of many sizes over one background, the smaller (farther) first; those that hardly show are left out."""
+    rng = np.random.default_rng([task.seed, *key, 3])
+    first = {k: v[rows[0]] for k, v in stacked.items()}
+    canvas = degrade.background(first, task.canvas)
+    truth = {
+        name: np.zeros(f.shape, f.np_dtype)
+        for name, f in scene_features(task).items()
+        if hasattr(f, "np_dtype") and name != "image"
+    }
+    sizes = np.sort(np.exp(rng.uniform(np.log(18), np.log(0.65 * task.canvas), len(rows))))
+    placed: list[np.ndarray] = []
+    for row, size in zip(rows, sizes.astype(int), strict=True):
+        left, top = rng.integers(0, task.canvas - size, 2)
+        scale = size / task.image_size
+        box = found["box"][row] * scale + [left, top, left, top]
+        if any(_overlap(box, other) > 0.15 for other in placed):
+            continue
+        face, alpha = (cv2.resize(found[n][row], (size, size), interpolation=cv2.INTER_AREA) for n in ("face", "alpha"))
+        region = canvas[top : top + size, left : left + size]
+        region[:] = region * (1 - alpha[..., None]) + face
+        count = len(placed)
+        marks = found["landmarks68"][row]
+        five = np.stack([marks[36:42].mean(0), marks[42:48].mean(0), marks[30], marks[48], marks[54]])
+        truth["boxes"][count], truth["landmarks5"][count] = box, five * scale + [left, top]
+        truth["pose"][count], truth["person"][count] = stacked["pose"][row], key[0] if row == rows[0] else -1
+        placed.append(box)
+    image = degrade.degrade(
+        np.clip(canvas, 0, 1) ** (1 / 2.2), {**first, "motion": np.array(0.0), "occluder": np.array(0.0)}
+    )
+    return {
+        "image": png(image),
+        "count": len(placed),
+        **{k: truth[k] for k in ("boxes", "landmarks5", "pose", "person")},
+    }
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Shared part of the smaller box."""
+    shared = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
+    return float(shared / max(min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()), 1e-9))

@@ -1,0 +1,300 @@
+"""Template-based protocols, IJB-B and IJB-C: one-to-one verification and one-to-many identification.
+
+A template is a person's set of images and video frames. The frames of one medium (a video, or a single photo) are
+averaged first, so a long video counts once; then the media are pooled. The semantics are those of insightface's
+evaluation code (arcface_torch eval_ijbc.py, recognition/_evaluation_/ijb) and of MagFace's eval_ijb.py. TAR at FAR of
+the scores is `verification.tar_at_far` in its "nearest" mode.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from facejax.metrics.verification import BLOCK_ELEMENTS, angular_distances, check_fars, unit
+
+Pooling = Literal["arcface", "magface", "magface+"]
+
+
+class Identification(NamedTuple):
+    """Open-set one-to-many search. Galleries merge by adding `hits` and `mated`.
+
+    Attributes:
+      hits: [R] mated probes whose mate is among the best `ranks`.
+      mated: the number of probes whose subject is in the gallery.
+      tpir: [F] share of mated probes whose mate comes first and scores above the threshold of each FAR.
+      thresholds: [F].
+    """
+
+    hits: np.ndarray
+    mated: int
+    tpir: np.ndarray
+    thresholds: np.ndarray
+
+
+def image_features(
+    features: ArrayLike,
+    flipped: ArrayLike | None = None,
+    detector_scores: ArrayLike | None = None,
+    *,
+    keep_norm: bool = True,
+) -> np.ndarray:
+    """What each image brings to its template; published arcface_torch numbers use all three: N1 D1 F1.
+
+    The steps, in order, are named as in arcface_torch's eval_ijbc.py. Its sister ijb_evals.py turns N round:
+    there N1 normalises.
+
+    Args:
+      features: [N, D] raw features.
+      flipped: [N, D] of the mirror images, added (F1); None leaves them out (F0).
+      detector_scores: [N] the face detector's confidence, multiplied in last (D1); None leaves it out (D0).
+      keep_norm: keeps the features' lengths (N1); False makes each of unit length (N0).
+
+    Returns:
+      [N, D].
+    """
+    features = np.asarray(features)
+    if flipped is not None:
+        features = features + _matching("flipped", flipped, features.shape)
+    if not keep_norm:
+        features = unit(features)
+    if detector_scores is not None:
+        features = features * _matching("detector_scores", detector_scores, features.shape[:1])[:, None]
+    return features
+
+
+def template_features(
+    features: ArrayLike, templates: ArrayLike, media: ArrayLike, pooling: Pooling = "arcface"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pools image features into templates: mean within a medium, then over the media of the template.
+
+    Args:
+      features: [N, D] from `image_features`.
+      templates, media: [N] integer ids; media are told apart within a template only.
+      pooling: "arcface" sums the media and makes the sum unit length. "magface" takes the mean of media features made
+        unit length, "magface+" the mean of media features with their magnitude as weight; neither is normalised
+        after.
+
+    Returns:
+      features [T, D] float64 and the template ids [T], ascending.
+    """
+    features = np.asarray(features, np.float64)
+    templates = _matching("templates", templates, features.shape[:1])
+    media = _matching("media", media, features.shape[:1])
+    if features.ndim != 2 or not len(features) or not np.isfinite(features).all():
+        raise ValueError(f"features: shape {features.shape}; expected [N, D], finite and not empty")
+    order = np.lexsort((media, templates))
+    features, templates, media = features[order], templates[order], media[order]
+    new_template = np.r_[True, templates[1:] != templates[:-1]]
+    starts = np.flatnonzero(new_template | np.r_[True, media[1:] != media[:-1]])
+    pooled = _segment_mean(features, starts)
+    firsts = np.flatnonzero(new_template[starts])
+    if pooling == "arcface":
+        pooled = unit(np.add.reduceat(pooled, firsts))
+    elif pooling in ("magface", "magface+"):
+        pooled = _segment_mean(unit(pooled) if pooling == "magface" else pooled, firsts)
+    else:
+        raise ValueError(f"pooling {pooling!r}; expected 'arcface', 'magface' or 'magface+'")
+    return pooled, templates[new_template]
+
+
+def rows_of(ids: np.ndarray, wanted: ArrayLike) -> np.ndarray:
+    """Row of each wanted id in the ascending ids [T]; ValueError names an id that is not there. [M] -> [M]."""
+    wanted = np.asarray(wanted)
+    rows = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    if (ids[rows] != wanted).any():
+        raise ValueError(
+            f"template {wanted[ids[rows] != wanted][0]} has no images; expected one of the {len(ids)} known"
+        )
+    return rows
+
+
+def pair_scores(
+    features: np.ndarray,
+    ids: np.ndarray,
+    first: ArrayLike,
+    second: ArrayLike,
+    score: Literal["dot", "angle"] = "dot",
+) -> np.ndarray:
+    """Scores of pairs of templates, computed in blocks of pairs.
+
+    Args:
+      features, ids: [T, D] and [T] from `template_features`.
+      first, second: [M] template ids.
+      score: "dot" product, or MagFace's 1 - arccos(cosine) / pi as "angle".
+
+    Returns:
+      [M] float64.
+    """
+    first, second = rows_of(ids, first), rows_of(ids, second)
+    scores = np.empty(len(first))
+    step = max(1, BLOCK_ELEMENTS // features.shape[1])
+    for start in range(0, len(first), step):
+        part = slice(start, start + step)
+        left, right = features[first[part]], features[second[part]]
+        scores[part] = np.einsum("md,md->m", left, right) if score == "dot" else 1 - angular_distances(left, right)
+    return scores
+
+
+def identify(
+    probes: ArrayLike,
+    probe_subjects: ArrayLike,
+    gallery: ArrayLike,
+    gallery_subjects: ArrayLike,
+    fars: ArrayLike,
+    ranks: tuple[int, ...] = (1, 5, 10),
+) -> Identification:
+    """One-to-many search by dot product, closed set (ranks) and open set (TPIR at FAR).
+
+    The threshold of a FAR is the (floor(n * FAR))-th highest, and at least the highest, of the n best scores that
+    probes without a mate reach; a mate must score strictly above it and above all other subjects. Ties count against
+    the probe.
+
+    Args:
+      probes: [P, D]; probe_subjects: [P].
+      gallery: [G, D], one template a subject; gallery_subjects: [G].
+      fars: [F] in 0..1; with none, probes without a mate are not needed.
+      ranks: [R].
+    """
+    probes, gallery = np.asarray(probes), np.asarray(gallery)
+    probe_subjects = _matching("probe_subjects", probe_subjects, probes.shape[:1])
+    gallery_subjects = _matching("gallery_subjects", gallery_subjects, gallery.shape[:1])
+    fars = check_fars(fars)
+    order = np.argsort(gallery_subjects, kind="stable")
+    gallery, gallery_subjects = gallery[order], gallery_subjects[order]
+    if len(gallery) < 2 or (gallery_subjects[1:] == gallery_subjects[:-1]).any():
+        raise ValueError("gallery: expected two or more templates, each of another subject")
+    column = np.minimum(np.searchsorted(gallery_subjects, probe_subjects), len(gallery) - 1)
+    mated = gallery_subjects[column] == probe_subjects
+    if not mated.any():
+        raise ValueError(f"probes: none of the {len(probes)} has its subject in the gallery")
+    mate, best_other, better = np.empty(len(probes)), np.empty(len(probes)), np.empty(len(probes), np.int64)
+    step = max(1, BLOCK_ELEMENTS // len(gallery))
+    for start in range(0, len(probes), step):
+        part = slice(start, start + step)
+        scores = probes[part] @ gallery.T
+        rows = np.arange(len(scores))
+        mate[part] = own = scores[rows, column[part]]
+        scores[rows[mated[part]], column[part][mated[part]]] = -np.inf
+        best_other[part] = scores.max(1)
+        better[part] = (scores >= own[:, None]).sum(1)
+    alarms = np.sort(best_other[~mated])[::-1]
+    if len(fars) and not len(alarms):
+        raise ValueError("probes: all have their subject in the gallery; expected some without for TPIR at FAR")
+    mate, best_other, better = mate[mated], best_other[mated], better[mated]
+    thresholds = alarms[np.maximum((len(alarms) * fars).astype(int) - 1, 0)] if len(fars) else np.empty(0)
+    tpir = np.array([np.mean((mate > best_other) & (mate > threshold)) for threshold in thresholds])
+    return Identification(np.array([np.sum(better < rank) for rank in ranks]), len(mate), tpir, thresholds)
+
+
+def read_template_media(path: str | os.PathLike) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Reads ijb?_face_tid_mid.txt: image name, template id, medium id a line.
+
+    Returns:
+      names (N), templates [N] int64, media [N] int64.
+
+    Raises:
+      ValueError: names the file and line of what is not so.
+    """
+    rows = _read_fields(path, 3, "image name, template id, medium id")
+    numbers = _numbers(path, [row[1:] for row in rows], np.int64)
+    return [row[0] for row in rows], numbers[:, 0], numbers[:, 1]
+
+
+def read_template_pairs(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads ijb?_template_pair_label.txt: two template ids and 1 (same subject) or 0 a line.
+
+    Returns:
+      first [M] int64, second [M] int64, same [M] bool.
+
+    Raises:
+      ValueError: names the file and what is not so.
+    """
+    try:
+        pairs = np.loadtxt(path, np.int64, comments=None, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if pairs.shape[1] != 3 or not len(pairs):
+        raise ValueError(f"{path}: {pairs.shape[1]} columns, {len(pairs)} lines; expected template, template, label")
+    odd = (pairs[:, 2] != 0) & (pairs[:, 2] != 1)
+    if odd.any():
+        raise ValueError(f"{path}, line {np.flatnonzero(odd)[0] + 1}: label {pairs[odd, 2][0]}; expected 0 or 1")
+    return pairs[:, 0], pairs[:, 1], pairs[:, 2].astype(bool)
+
+
+def read_landmarks(path: str | os.PathLike) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Reads ijb?_name_5pts_score.txt: image name, five points x y in pixels, detector score a line.
+
+    Returns:
+      names (N), points [N, 5, 2] float32, detector scores [N] float32.
+
+    Raises:
+      ValueError: names the file and line of what is not so.
+    """
+    rows = _read_fields(path, 12, "image name, 10 coordinates, detector score")
+    numbers = _numbers(path, [row[1:] for row in rows], np.float32)
+    return [row[0] for row in rows], numbers[:, :10].reshape(-1, 5, 2), numbers[:, 10]
+
+
+def read_template_subjects(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a gallery or probe list, ijb?_1N_*.csv: a heading, then template id, subject id, ... a line.
+
+    Returns:
+      templates [T] int64, ascending and each once, and their subjects [T] int64.
+
+    Raises:
+      ValueError: names the file and line of what is not so, or a template with two subjects.
+    """
+    with open(path, encoding="utf-8") as file:
+        rows = [line.rstrip("\n").split(",")[:2] for line in file][1:]
+    for number, row in enumerate(rows, 2):
+        if len(row) != 2:
+            raise ValueError(f"{path}, line {number}: {row}; expected template id, subject id, ...")
+    pairs = np.unique(_numbers(path, rows, np.int64, first_line=2), axis=0)
+    twice = pairs[1:, 0] == pairs[:-1, 0]
+    if twice.any():
+        raise ValueError(f"{path}: template {pairs[1:][twice][0, 0]} has two subjects; expected one")
+    return pairs[:, 0], pairs[:, 1]
+
+
+def _segment_mean(values: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    return np.add.reduceat(values, starts) / np.diff(starts, append=len(values))[:, None]
+
+
+def _matching(name: str, values: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != shape:
+        raise ValueError(f"{name}: shape {values.shape}; expected {shape}")
+    return values
+
+
+def _read_fields(path: str | os.PathLike, columns: int, expected: str) -> list[list[str]]:
+    with open(path, encoding="utf-8") as file:
+        rows = [line.split() for line in file]
+    for number, row in enumerate(rows, 1):
+        if len(row) != columns:
+            raise ValueError(f"{path}, line {number}: {len(row)} fields; expected {columns}: {expected}")
+    if not rows:
+        raise ValueError(f"{path}: no lines; expected {expected}")
+    return rows
+
+
+def _numbers(path: str | os.PathLike, rows: list[list[str]], dtype: type, first_line: int = 1) -> np.ndarray:
+    try:
+        numbers = np.array(rows).astype(dtype)
+    except ValueError:
+        numbers = None
+    if numbers is not None and np.isfinite(numbers).all():
+        return numbers
+    parse = int if np.issubdtype(dtype, np.integer) else float
+    for line, row in enumerate(rows, first_line):
+        try:
+            fine = np.isfinite([parse(field) for field in row]).all()
+        except ValueError:
+            fine = False
+        if not fine:
+            raise ValueError(f"{path}, line {line}: {' '.join(row)!r}; expected finite numbers ({np.dtype(dtype)})")
+    raise ValueError(f"{path}: a number does not fit {np.dtype(dtype)}")

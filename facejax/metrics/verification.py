@@ -1,0 +1,412 @@
+"""One-to-one face verification: is this pair the same person?
+
+The ten-fold accuracy that LFW-style tables quote, with the exact semantics of the insightface evaluation code
+(arcface_torch, eval/verification.py) and of MagFace's (eval_1v1.py); ROC, TAR at FAR and equal error rate for a list
+of scored pairs; and the same over all pairs of a set of embeddings, without a matrix of all pairs.
+
+Everything runs on the host in NumPy. A *distance* is small and a *score* is large for the same person. TAR is the
+share of genuine pairs (same person) accepted, FAR the share of impostor pairs accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from sklearn.metrics import roc_curve
+
+ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
+TAR_THRESHOLDS = np.arange(0, 4, 0.001)
+BLOCK_ELEMENTS = 2**24
+
+
+class KFoldAccuracy(NamedTuple):
+    """Accuracy over folds.
+
+    Attributes:
+      mean, std: over the folds; the population's deviation.
+      folds: [F] each fold's accuracy at the threshold that is best on the other folds.
+      thresholds: [F] those thresholds.
+    """
+
+    mean: float
+    std: float
+    folds: np.ndarray
+    thresholds: np.ndarray
+
+
+class KFoldTar(NamedTuple):
+    """TAR over folds at a FAR set on the other folds: mean, the population's deviation, and the mean FAR met."""
+
+    mean: float
+    std: float
+    far: float
+
+
+class FalseAccepts(NamedTuple):
+    """An exact ROC in little memory: how many impostor pairs get in with each genuine pair.
+
+    Attributes:
+      counts: [G] per genuine pair the impostor pairs that score at least as high; ascending.
+      impostors: the number of impostor pairs.
+    """
+
+    counts: np.ndarray
+    impostors: int
+
+    def tar(self, fars: ArrayLike) -> np.ndarray:
+        """The highest TAR whose FAR is at most each of `fars`, in 0..1. [F] -> [F].
+
+        A threshold admits a genuine pair and at most k impostors exactly if at most k impostors score as high as it.
+        """
+        fars = check_fars(fars)
+        allowed = np.floor(fars * self.impostors)
+        allowed += (allowed + 1) / self.impostors <= fars  # 0.29 * 100 is a little less than 29
+        return np.searchsorted(self.counts, allowed, side="right") / len(self.counts)
+
+    def roc(self) -> tuple[np.ndarray, np.ndarray]:
+        """(FAR [G], TAR [G]) with the threshold at each genuine score, from the strictest on."""
+        ranks = np.searchsorted(self.counts, self.counts, side="right")
+        return self.counts / self.impostors, ranks / len(self.counts)
+
+
+def check_pairs(values: ArrayLike, same: ArrayLike, *, both: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs in their working form.
+
+    Args:
+      values: [N] distances or scores.
+      same: [N] whether each pair is genuine: booleans or 0 and 1.
+      both: there must be genuine and impostor pairs.
+
+    Returns:
+      values as float64 [N], same as bool [N].
+
+    Raises:
+      ValueError: the shapes differ, a value is not finite, a label is neither 0 nor 1, or a kind of pair is missing.
+    """
+    values, same = np.asarray(values, np.float64), np.asarray(same)
+    if values.ndim != 1 or values.shape != same.shape:
+        raise ValueError(f"pairs: values {values.shape} and same {same.shape}; expected two vectors of one length")
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"pairs: value {values[~np.isfinite(values)][0]} at {_first(~np.isfinite(values))} is not finite"
+        )
+    odd = (same != 0) & (same != 1)
+    if odd.any():
+        raise ValueError(f"pairs: label {same[odd][0]} at {_first(odd)}; expected booleans or 0 and 1")
+    same = same.astype(bool)
+    if both and (same.all() or not same.any()):
+        raise ValueError(f"pairs: none of the {len(same)} is {'an impostor' if same.any() else 'genuine'} pair")
+    return values, same
+
+
+def check_fars(fars: ArrayLike) -> np.ndarray:
+    """False accept rates as float64 [F]; ValueError unless all lie in 0..1."""
+    fars = np.atleast_1d(np.asarray(fars, np.float64))
+    if not ((fars >= 0) & (fars <= 1)).all():
+        raise ValueError(f"fars: {fars.tolist()}; expected false accept rates in 0..1")
+    return fars
+
+
+def unit(vectors: ArrayLike) -> np.ndarray:
+    """Rows of unit length, in float32 or float64; a row of zeros stays zero. [N, D] -> [N, D]."""
+    vectors = np.asarray(vectors)
+    vectors = vectors.astype(np.result_type(vectors, np.float32), copy=False)
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise ValueError(
+            f"embeddings: shape {vectors.shape}, finite: {np.isfinite(vectors).all()}; expected finite [N, D]"
+        )
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(norms > 0, norms, 1)
+
+
+def flip_embedding(features: ArrayLike, flipped: ArrayLike) -> np.ndarray:
+    """Embedding of an image from it and its mirror image: the sum of the two raw features, then unit length.
+
+    The features are not normalised before the sum, so the view with the larger norm weighs more.
+
+    Args:
+      features, flipped: [N, D].
+
+    Returns:
+      [N, D].
+    """
+    return unit(sum(_same_shape(features, flipped)))
+
+
+def xnorm(features: ArrayLike, flipped: ArrayLike) -> float:
+    """Mean length of the raw features of both views, which insightface logs as XNorm."""
+    return float(np.mean([np.linalg.norm(view, axis=1) for view in _same_shape(features, flipped)]))
+
+
+def squared_distances(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+    """Squared Euclidean distance of each row to its partner; 0..4 for unit rows. [N, D], [N, D] -> [N]."""
+    first, second = _same_shape(first, second)
+    return np.sum(np.square(first - second), axis=1)
+
+
+def angular_distances(first: ArrayLike, second: ArrayLike) -> np.ndarray:
+    """Angle between each row and its partner over pi, in 0..1; 0.5 for a row of zeros. [N, D], [N, D] -> [N]."""
+    first, second = (unit(x.astype(np.float64)) for x in _same_shape(first, second))
+    return np.arccos(np.clip(np.sum(first * second, axis=1), -1, 1)) / np.pi
+
+
+def kfold_accuracy(
+    distances: ArrayLike, same: ArrayLike, folds: int = 10, thresholds: np.ndarray = ACCURACY_THRESHOLDS
+) -> KFoldAccuracy:
+    """Verification accuracy as arcface_torch reports it.
+
+    Folds are contiguous in the order given (the packs' order holds the official folds); the first N % folds of them
+    get a pair more. A pair is taken for the same person if its distance is strictly below the threshold. Each fold is
+    judged with the threshold that is best on the other folds, the smallest of equals.
+
+    Args:
+      distances: [N] squared Euclidean distances of unit embeddings.
+      same: [N] bool.
+      folds: 2..N.
+      thresholds: [T] ascending.
+
+    Raises:
+      ValueError: on bad pairs (see `check_pairs`) or folds.
+    """
+    distances, same = check_pairs(distances, same, both=False)
+    return _kfold_accuracy(lambda train: distances, same, folds, thresholds)
+
+
+def kfold_accuracy_centered(
+    first: ArrayLike, second: ArrayLike, same: ArrayLike, folds: int = 10, thresholds: np.ndarray = ACCURACY_THRESHOLDS
+) -> KFoldAccuracy:
+    """Verification accuracy as MagFace's code reports it.
+
+    As `kfold_accuracy`, but the distance is the angle over pi after the mean embedding of the training folds (both
+    sides of their pairs) has been subtracted; it is at most 1, so only the thresholds up to 1 matter. No flipping.
+
+    Args:
+      first, second: [N, D] raw embeddings of the pairs.
+      same: [N] bool.
+      folds: 2..N.
+      thresholds: [T] ascending.
+    """
+    first, second = (x.astype(np.float64) for x in _same_shape(first, second))
+    _, same = check_pairs(np.zeros(len(first)), same, both=False)
+
+    def distances(train: np.ndarray) -> np.ndarray:
+        mean = np.concatenate([first[train], second[train]]).mean(0)
+        return angular_distances(first - mean, second - mean)
+
+    return _kfold_accuracy(distances, same, folds, thresholds)
+
+
+def tar_at_far_kfold(
+    distances: ArrayLike, same: ArrayLike, far: float = 1e-3, folds: int = 10, thresholds: np.ndarray = TAR_THRESHOLDS
+) -> KFoldTar:
+    """TAR of each fold at the threshold that gives `far` on the other folds, as arcface_torch's calculate_val.
+
+    The threshold comes from linear interpolation of threshold over FAR. Where FAR rests on a plateau the largest
+    threshold of the plateau counts, as in the spline that the original calls; releases of SciPy since refuse
+    repeated values. If the training folds never reach `far` the threshold is 0, which accepts nothing.
+
+    Args:
+      distances: [N].
+      same: [N] bool; every fold needs both kinds of pair.
+      far: in 0..1.
+      folds: 2..N.
+      thresholds: [T] ascending from 0.
+    """
+    distances, same = check_pairs(distances, same)
+    (far,) = check_fars(far)
+    tars, fars = [], []
+    for index, test in enumerate(_folds(len(same), folds)):
+        if same[test].all() or not same[test].any():
+            raise ValueError(
+                f"fold {index}: all pairs are of one kind; expected genuine and impostor pairs in each fold"
+            )
+        impostors = np.sort(distances[~same & ~test])
+        reached = np.searchsorted(impostors, thresholds) / len(impostors)
+        threshold = np.interp(far, reached, thresholds) if reached.max() >= far else 0.0
+        accepted = distances[test] < threshold
+        tars.append(accepted[same[test]].mean())
+        fars.append(accepted[~same[test]].mean())
+    return KFoldTar(float(np.mean(tars)), float(np.std(tars)), float(np.mean(fars)))
+
+
+def roc(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(FAR, TAR, thresholds), each [P], from the strictest threshold on; score >= threshold accepts.
+
+    scikit-learn's curve: pairs of equal score enter together and points on a straight line between their neighbours
+    are left out.
+    """
+    scores, same = check_pairs(scores, same)
+    return roc_curve(same, scores)
+
+
+def tar_at_far(
+    scores: ArrayLike, same: ArrayLike, fars: ArrayLike, mode: Literal["nearest", "conservative"] = "nearest"
+) -> np.ndarray:
+    """TAR at each FAR.
+
+    Args:
+      scores: [N].
+      same: [N] bool.
+      fars: [F] in 0..1.
+      mode: "nearest" is the convention of the IJB tables: the point of `roc` whose FAR is nearest, which may lie
+        above the one asked for; among equally near points the one of highest FAR, and then of highest TAR.
+        "conservative" is the highest TAR at a FAR no higher than asked for.
+
+    Returns:
+      [F] in 0..1.
+    """
+    fars = check_fars(fars)
+    if mode == "conservative":
+        scores, same = check_pairs(scores, same)
+        impostors = np.sort(scores[~same])
+        counts = len(impostors) - np.searchsorted(impostors, scores[same])
+        return FalseAccepts(np.sort(counts), len(impostors)).tar(fars)
+    if mode != "nearest":
+        raise ValueError(f"mode {mode!r}; expected 'nearest' or 'conservative'")
+    reached, tar, _ = roc(scores, same)
+    reached, tar = reached[::-1], tar[::-1]
+    return np.array([tar[np.argmin(np.abs(reached - far))] for far in fars])
+
+
+def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> float:
+    """The rate at which FAR equals 1 - TAR, on the ROC's straight lines between points."""
+    far, tar, _ = roc(scores, same)
+    excess = far - (1 - tar)
+    after = int(np.argmax(excess >= 0))
+    before = after - 1  # the curve starts at (0, 0), where the excess is -1
+    share = -excess[before] / (excess[after] - excess[before])
+    return float(far[before] + share * (far[after] - far[before]))
+
+
+def all_pairs(embeddings: ArrayLike, labels: ArrayLike) -> FalseAccepts:
+    """Compares everyone with everyone: the exact ROC of cosines over all N (N - 1) / 2 pairs.
+
+    The genuine scores, which are few, are computed and sorted; then the impostor scores pass by in blocks of rows,
+    each sorted and counted against them. No threshold is estimated and no bin is used. Memory: the genuine scores and
+    one block of 2**24 scores.
+
+    Args:
+      embeddings: [N, D]; made unit length.
+      labels: [N] identities.
+
+    Raises:
+      ValueError: on shapes, values that are not finite, or no genuine or no impostor pair.
+    """
+    embeddings, labels = _labelled(embeddings, labels)
+    order = np.argsort(labels, kind="stable")
+    embeddings, labels = embeddings[order], labels[order]
+    ends = np.searchsorted(labels, labels, side="right")
+    total = len(labels)
+    genuine = []
+    for rows in _blocks(total, total):
+        scores = embeddings[rows] @ embeddings[rows.start : ends[rows.stop - 1]].T
+        column = np.arange(rows.start, ends[rows.stop - 1])
+        row = np.arange(rows.start, rows.stop)[:, None]
+        genuine.append(scores[(column > row) & (column < ends[rows, None])])
+    genuine = np.sort(np.concatenate(genuine))
+    impostors = total * (total - 1) // 2 - len(genuine)
+    if not len(genuine) or not impostors:
+        raise ValueError(
+            f"labels: all {total} are {'alike' if len(genuine) else 'different'}; expected both kinds of pair"
+        )
+    counts = np.zeros(len(genuine), np.int64)
+    for rows in _blocks(total, total):
+        scores = embeddings[rows] @ embeddings[ends[rows.start] :].T
+        scores = scores[np.arange(ends[rows.start], total) >= ends[rows, None]]
+        counts += count_at_least(genuine, scores)
+    return FalseAccepts(counts[::-1], impostors)
+
+
+def all_pairs_tar(embeddings: ArrayLike, labels: ArrayLike, fars: ArrayLike) -> np.ndarray:
+    """The highest TAR at a FAR no higher than asked for, over all pairs of embeddings by cosine; see `all_pairs`.
+
+    Args:
+      embeddings: [N, D].
+      labels: [N].
+      fars: [F] in 0..1.
+
+    Returns:
+      [F] in 0..1.
+    """
+    return all_pairs(embeddings, labels).tar(fars)
+
+
+def leave_one_out_rank1(embeddings: ArrayLike, labels: ArrayLike) -> float:
+    """Share of embeddings whose nearest other embedding, by cosine, is of the same identity.
+
+    Identities with a single embedding are searched among but do not search. A tie between a mate and a stranger
+    counts as a miss.
+
+    Args:
+      embeddings: [N, D].
+      labels: [N].
+    """
+    embeddings, labels = _labelled(embeddings, labels)
+    hits, searched = 0, 0
+    for rows in _blocks(len(labels), len(labels)):
+        scores = embeddings[rows] @ embeddings.T
+        same = labels[rows, None] == labels
+        stranger = np.max(scores, axis=1, where=~same, initial=-np.inf)
+        same[np.arange(len(same)), np.arange(rows.start, rows.stop)] = False
+        mate = np.max(scores, axis=1, where=same, initial=-np.inf)
+        hits += int(np.sum(mate > stranger))
+        searched += int(np.sum(same.any(1)))
+    if not searched:
+        raise ValueError(f"labels: none of the {len(labels)} occurs twice; expected identities with mates")
+    return hits / searched
+
+
+def count_at_least(thresholds: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """How many of `scores` (any shape) are at least each of the ascending `thresholds`. [G] -> [G] int64."""
+    scores = np.sort(scores[scores >= thresholds[0]])
+    return len(scores) - np.searchsorted(scores, thresholds)
+
+
+def _kfold_accuracy(
+    distances: Callable[[np.ndarray], np.ndarray], same: np.ndarray, folds: int, thresholds: np.ndarray
+) -> KFoldAccuracy:
+    accuracies, chosen = [], []
+    for test in _folds(len(same), folds):
+        values = distances(~test)
+        genuine, impostors = np.sort(values[same & ~test]), np.sort(values[~same & ~test])
+        right = np.searchsorted(genuine, thresholds) - np.searchsorted(impostors, thresholds)
+        chosen.append(thresholds[np.argmax(right)])
+        accuracies.append(np.mean((values[test] < chosen[-1]) == same[test]))
+    return KFoldAccuracy(float(np.mean(accuracies)), float(np.std(accuracies)), np.array(accuracies), np.array(chosen))
+
+
+def _folds(total: int, folds: int) -> Iterator[np.ndarray]:
+    """The test mask [N] of each fold: contiguous, the first total % folds of them one longer."""
+    if not 2 <= folds <= total:
+        raise ValueError(f"folds: {folds} of {total} pairs; expected 2..{total}")
+    for part in np.array_split(np.arange(total), folds):
+        mask = np.zeros(total, bool)
+        mask[part] = True
+        yield mask
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices over `rows`, each of at most BLOCK_ELEMENTS elements of a [rows, columns] array but at least one row."""
+    step = max(1, BLOCK_ELEMENTS // columns)
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def _labelled(embeddings: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    embeddings, labels = unit(embeddings), np.asarray(labels)
+    if labels.shape != embeddings.shape[:1]:
+        raise ValueError(f"labels: shape {labels.shape}; expected {embeddings.shape[:1]}, one per embedding")
+    return embeddings, labels
+
+
+def _same_shape(first: ArrayLike, second: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.asarray(first), np.asarray(second)
+    if first.ndim != 2 or first.shape != second.shape:
+        raise ValueError(f"embeddings: shapes {first.shape} and {second.shape}; expected twice [N, D]")
+    return first, second
+
+
+def _first(mask: np.ndarray) -> int:
+    return int(np.flatnonzero(mask)[0])
