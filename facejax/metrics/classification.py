@@ -10,7 +10,7 @@ def top_k_correct(logits: jax.Array, labels: jax.Array, k: int = 1) -> jax.Array
     """Whether fewer than k other classes score at least as high as the true class: ties count against it.
 
     Args:
-      logits: [N, C]; an example whose true class scores NaN is wrong.
+      logits: [N, C]; a NaN counts against the true class.
       labels: [N] integers in 0..C-1; one out of range is wrong.
       k: 1..C.
 

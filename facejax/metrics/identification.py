@@ -33,7 +33,7 @@ class MegaFace(NamedTuple):
 
 
 def megaface(
-    probes: ArrayLike, identities: ArrayLike, distractors: ArrayLike, ranks: tuple[int, ...] = (1,)
+    probes: ArrayLike, identities: ArrayLike, distractors: np.ndarray, ranks: tuple[int, ...] = (1,)
 ) -> MegaFace:
     """Identification with distractors and verification, scored by squared Euclidean distance.
 
@@ -137,8 +137,8 @@ def cmc(
     probe_labels, gallery_labels = np.asarray(probe_labels), np.asarray(gallery_labels)
     if probe_labels.shape != probes.shape[:1] or gallery_labels.shape != gallery.shape[:1]:
         raise ValueError(
-            f"labels: {probe_labels.shape} and {gallery_labels.shape} for {len(probes)} probes and {len(gallery)} in the "
-            "gallery; expected one each"
+            f"labels: {probe_labels.shape} and {gallery_labels.shape} for {len(probes)} probes and a gallery of "
+            f"{len(gallery)}; expected one each"
         )
     lost = ~np.isin(probe_labels, gallery_labels)
     if lost.any() or not len(probes):

@@ -47,8 +47,8 @@ def starting_threshold(similarities: ArrayLike, error: float) -> float:
 def error_discard_curve(similarities: ArrayLike, qualities: ArrayLike, threshold: float) -> DiscardCurve:
     """Curve A: FNMR of genuine pairs at a fixed threshold.
 
-    One point for each value of quality, at which all lower ones are discarded, and (1, 0) at the end. A constant quality
-    has the point at 0 only.
+    One point for each value of quality, at which all lower ones are discarded, and (1, 0) at the end. A constant
+    quality has the point at 0 only.
 
     Args:
       similarities: [N] of genuine pairs.
@@ -135,7 +135,7 @@ def fnmr_discard_curve(
             candidates = distances[kept][::-1]
             reached = np.searchsorted(impostors, candidates, side="right") / len(impostors)
             threshold = candidates[np.argmin(np.abs(reached - fmr))]
-        elif powers and (len(impostors) - 1) // 10 ** (powers - 1) < 1:
+        elif not len(impostors) or (powers and (len(impostors) - 1) // 10 ** (powers - 1) == 0):
             continue
         else:
             threshold = impostors[(len(impostors) - 1) // 10**powers]

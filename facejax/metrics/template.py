@@ -159,7 +159,9 @@ def identify(
       fars: [F] in 0..1; with none, probes without a mate are not needed.
       ranks: [R].
     """
-    probes, gallery = np.asarray(probes), np.asarray(gallery)
+    probes, gallery = np.asarray(probes, np.float64), np.asarray(gallery, np.float64)
+    if not (np.isfinite(probes).all() and np.isfinite(gallery).all()):
+        raise ValueError("identify: a feature of the probes or of the gallery is not finite")
     probe_subjects = _matching("probe_subjects", probe_subjects, probes.shape[:1])
     gallery_subjects = _matching("gallery_subjects", gallery_subjects, gallery.shape[:1])
     fars = check_fars(fars)
@@ -221,7 +223,7 @@ def read_template_pairs(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray
         raise ValueError(f"{path}: {pairs.shape[1]} columns, {len(pairs)} lines; expected template, template, label")
     odd = (pairs[:, 2] != 0) & (pairs[:, 2] != 1)
     if odd.any():
-        raise ValueError(f"{path}, line {np.flatnonzero(odd)[0] + 1}: label {pairs[odd, 2][0]}; expected 0 or 1")
+        raise ValueError(f"{path}, pair {np.flatnonzero(odd)[0] + 1}: label {pairs[odd, 2][0]}; expected 0 or 1")
     return pairs[:, 0], pairs[:, 1], pairs[:, 2].astype(bool)
 
 
@@ -253,6 +255,8 @@ def read_template_subjects(path: str | os.PathLike) -> tuple[np.ndarray, np.ndar
     for number, row in enumerate(rows, 2):
         if len(row) != 2:
             raise ValueError(f"{path}, line {number}: {row}; expected template id, subject id, ...")
+    if not rows:
+        raise ValueError(f"{path}: no lines after the heading; expected template id, subject id, ...")
     pairs = np.unique(_numbers(path, rows, np.int64, first_line=2), axis=0)
     twice = pairs[1:, 0] == pairs[:-1, 0]
     if twice.any():
@@ -285,7 +289,7 @@ def _read_fields(path: str | os.PathLike, columns: int, expected: str) -> list[l
 def _numbers(path: str | os.PathLike, rows: list[list[str]], dtype: type, first_line: int = 1) -> np.ndarray:
     try:
         numbers = np.array(rows).astype(dtype)
-    except ValueError:
+    except (ValueError, OverflowError):
         numbers = None
     if numbers is not None and np.isfinite(numbers).all():
         return numbers

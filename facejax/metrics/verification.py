@@ -98,7 +98,7 @@ def check_pairs(values: ArrayLike, same: ArrayLike, *, both: bool = True) -> tup
         raise ValueError(f"pairs: label {same[odd][0]} at {_first(odd)}; expected booleans or 0 and 1")
     same = same.astype(bool)
     if both and (same.all() or not same.any()):
-        raise ValueError(f"pairs: none of the {len(same)} is {'an impostor' if same.any() else 'genuine'} pair")
+        raise ValueError(f"pairs: none of the {len(same)} is {'an impostor' if same.any() else 'a genuine'} pair")
     return values, same
 
 
