@@ -287,18 +287,15 @@ def _read_fields(path: str | os.PathLike, columns: int, expected: str) -> list[l
 
 
 def _numbers(path: str | os.PathLike, rows: list[list[str]], dtype: type, first_line: int = 1) -> np.ndarray:
-    try:
-        numbers = np.array(rows).astype(dtype)
-    except (ValueError, OverflowError):
-        numbers = None
-    if numbers is not None and np.isfinite(numbers).all():
-        return numbers
-    parse = int if np.issubdtype(dtype, np.integer) else float
-    for line, row in enumerate(rows, first_line):
+    def parse(fields: list) -> np.ndarray | None:
         try:
-            fine = np.isfinite([parse(field) for field in row]).all()
-        except ValueError:
-            fine = False
-        if not fine:
-            raise ValueError(f"{path}, line {line}: {' '.join(row)!r}; expected finite numbers ({np.dtype(dtype)})")
-    raise ValueError(f"{path}: a number does not fit {np.dtype(dtype)}")
+            numbers = np.array(fields).astype(dtype)
+        except (ValueError, OverflowError):
+            return None
+        return numbers if np.isfinite(numbers).all() else None
+
+    numbers = parse(rows)
+    if numbers is None:
+        line, row = next((line, row) for line, row in enumerate(rows, first_line) if parse(row) is None)
+        raise ValueError(f"{path}, line {line}: {' '.join(row)!r}; expected finite numbers of type {np.dtype(dtype)}")
+    return numbers

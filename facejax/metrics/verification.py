@@ -217,12 +217,14 @@ def tar_at_far_kfold(
     """
     distances, same = check_pairs(distances, same)
     (far,) = check_fars(far)
-    tars, fars = [], []
-    for index, test in enumerate(_folds(len(same), folds)):
+    tests = list(_folds(len(same), folds))
+    for index, test in enumerate(tests):
         if same[test].all() or not same[test].any():
             raise ValueError(
                 f"fold {index}: all pairs are of one kind; expected genuine and impostor pairs in each fold"
             )
+    tars, fars = [], []
+    for test in tests:
         impostors = np.sort(distances[~same & ~test])
         reached = np.searchsorted(impostors, thresholds) / len(impostors)
         threshold = np.interp(far, reached, thresholds) if reached.max() >= far else 0.0

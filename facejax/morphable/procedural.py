@@ -326,15 +326,15 @@ def mesh() -> Mesh:
 
 
 def _partners(points: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """The vertex at the mirrored place, of the same part."""
-    partner = np.arange(len(points))
-    for kind in np.unique(part):
-        mine = np.flatnonzero(part == kind)
-        distance, found = cKDTree(points[mine]).query(mirrored(points[mine]))
-        if distance.max() > 1e-6:
-            raise AssertionError(f"the mesh's {PARTS[kind]} is not symmetric: {distance.max()}")
-        partner[mine] = mine[found]
-    return partner.astype(np.int32)
+    """The vertex at the mirrored place, of the same part; vertices that share a place are matched in order."""
+    index = np.arange(len(points))
+    keys = [np.round(p, 6) + 0.0 for p in (points, mirrored(points))]
+    ours, theirs = (np.lexsort((index, key[:, 2], key[:, 1], key[:, 0], part)) for key in keys)
+    if not np.allclose(keys[0][ours], keys[1][theirs], atol=2e-6):
+        raise AssertionError("the mesh is not symmetric")
+    partner = np.empty(len(points), np.int32)
+    partner[theirs] = ours
+    return partner
 
 
 # ------------------------------------------------------------------------------------------------------- sculpting
@@ -793,7 +793,7 @@ def random_paint(rng: np.random.Generator, index: int) -> Paint:
 
 @functools.cache
 def procedural(
-    seed: int = 0, identity: int = 48, expression: int = len(EXPRESSIONS), albedo: int = 40, texture_size: int = 192
+    seed: int = 0, identity: int = 48, expression: int = len(EXPRESSIONS) - 1, albedo: int = 40, texture_size: int = 192
 ) -> MorphableModel:
     """A morphable head made from nothing; the same arguments give the same arrays.
 
@@ -803,7 +803,11 @@ def procedural(
         expressions, and 200.
       texture_size: of the square albedo texture.
     """
-    limits = {"identity": len(SHAPE_CONTROLS), "expression": len(EXPRESSIONS), "albedo": 200}
+    limits = {
+        "identity": len(SHAPE_CONTROLS),
+        "expression": len(EXPRESSIONS) - 1,
+        "albedo": 200,
+    }  # two winks: one blink
     for name, value in {"identity": identity, "expression": expression, "albedo": albedo}.items():
         if not 1 <= value <= limits[name]:
             raise ValueError(f"procedural: {name} is {value}, expected 1 to {limits[name]}")

@@ -112,7 +112,7 @@ def rasterize_batch(vertices: jax.Array, triangles: jax.Array, height: int, widt
 
 def interpolate(fragments: Fragments, triangles: jax.Array, attributes: jax.Array) -> jax.Array:
     """Per-vertex attributes [V, C] at every pixel: [H, W, C], zero where nothing is seen. Affine in the picture."""
-    corners = attributes[triangles[jnp.maximum(fragments.triangle, 0)]]
+    corners = attributes[jnp.asarray(triangles)[jnp.maximum(fragments.triangle, 0)]]
     return jnp.einsum("hwk,hwkc->hwc", fragments.barycentric, corners)
 
 

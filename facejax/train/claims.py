@@ -13,6 +13,8 @@ import time
 from types import ModuleType
 from typing import Any
 
+from absl import logging
+
 from facejax.train import app
 
 
@@ -112,6 +114,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="runs of each side; the claim's own number when left out")
     parser.add_argument("--no_record", action="store_true", help="do not append to claims.jsonl")
     arguments = parser.parse_args()
+    logging.set_verbosity(logging.ERROR)
     module = importlib.import_module(f"experiments.{arguments.name}")
     claims = module.CLAIM if isinstance(module.CLAIM, tuple) else (module.CLAIM,)
     for claim in claims:
