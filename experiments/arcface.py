@@ -58,7 +58,7 @@ BASE = {
         "kind": "margin",  # or "softmax": inner products without normalisation or margin
         "scale": 16.0,
         "multiply": 1.0,
-        "angle": 0.3,
+        "angle": 0.5,
         "cosine": 0.0,
         "grad_mode": "exact",
         "filter_above": 0.0,
@@ -256,6 +256,8 @@ def head_loss(
             **options,
         )
     if loss.chunk:
+        if loss.filter_above:
+            raise ValueError("loss.filter_above needs the dense or the sharded head: set loss.chunk to 0")
         return arcface.chunked_margin_softmax_loss(features, centres, labels, chunk=loss.chunk, **options)
     return arcface.margin_softmax_loss(features, centres, labels, filter_above=loss.filter_above, **options)
 

@@ -7,15 +7,16 @@ CVPR 2018, arXiv:1801.09414) subtracts from the cosine. For very many classes th
 that are never all in memory, or split over devices and sampled: Partial FC (An et al., ICCVW 2021, arXiv:2010.05222;
 CVPR 2022, arXiv:2203.15565).
 
-Differs from the papers: nothing known. Differs from the authors' PyTorch code: all three margins act together (theirs
-ignores the first two when the third is set), and the gradient is the loss's own unless `straight_through` asks for
-theirs.
+Differs from the papers: Partial FC of 2020 keeps the optimizer off centres that are not sampled; here, as in that of
+2022, weight decay and momentum still move them. Differs from the authors' PyTorch code: all three margins act together
+(theirs ignores the first two when the third is set), and the gradient is the loss's own unless `straight_through` asks
+for theirs.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +44,8 @@ COMBINED = Margins(angle=0.3, cosine=0.2)
 
 
 def normalize(x: jax.Array) -> jax.Array:
-    """Rows of unit length; a row shorter than 1e-12 is divided by 1e-12 and so stays finite. [..., D] -> [..., D]."""
+    """Rows of unit length, at least float32; a row shorter than 1e-12 is divided by 1e-12. [..., D] -> [..., D]."""
+    x = _at_least_float32(x)
     squared = jnp.sum(x * x, -1, keepdims=True)
     return x * lax.rsqrt(jnp.maximum(squared, EPS**2))
 
@@ -55,23 +57,29 @@ def target_cosine(
 
     Args:
       cosine: [N], in -1..1; clipped.
-      margins: m1, m2, m3.
+      margins: m1, m2, m3; scalars or [N].
       easy: where m1 * theta + m2 passes pi, and the cosine would rise again, goes on downwards instead:
         cos(theta) - m2 * sin(m2).
       grad_mode: "exact" differentiates the formula; "straight_through" passes the gradient on as if the margin were a
         constant, which is what the authors' PyTorch code trains with.
 
     Returns:
-      [N].
+      [N], at least float32.
     """
+    if grad_mode not in get_args(GradMode):
+        raise ValueError(f"target_cosine: grad_mode {grad_mode!r}, expected one of {get_args(GradMode)}")
+    shapes = [jnp.shape(m) for m in margins]
+    if len(shapes) != 3 or any(shape not in ((), cosine.shape) for shape in shapes):
+        raise ValueError(f"target_cosine: margins of shapes {shapes}, expected three, each () or {cosine.shape}")
+    multiply, angle, minus = margins
+    cosine = _at_least_float32(cosine)
     clipped = jnp.clip(cosine, -1.0, 1.0)
     inner = jnp.clip(clipped, -1.0 + 1e-7, 1.0 - 1e-7)  # arccos has no slope at the ends
     theta = jnp.arccos(inner if grad_mode == "exact" else clipped)
-    moved = jnp.cos(margins.multiply * theta + margins.angle)
+    moved = jnp.cos(multiply * theta + angle)
     if easy:
-        beyond = margins.multiply * theta + margins.angle > jnp.pi
-        moved = jnp.where(beyond, clipped - margins.angle * jnp.sin(margins.angle), moved)
-    moved = moved - margins.cosine
+        moved = jnp.where(multiply * theta + angle > jnp.pi, clipped - angle * jnp.sin(angle), moved)
+    moved = moved - minus
     return moved if grad_mode == "exact" else cosine + lax.stop_gradient(moved - cosine)
 
 
@@ -100,6 +108,9 @@ def margin_logits(
     """
     if cosine.ndim != 2 or labels.shape != cosine.shape[:1]:
         raise ValueError(f"margin_logits: cosine {cosine.shape} and labels {labels.shape}, expected [N, C] and [N]")
+    if jnp.shape(scale) not in ((), labels.shape):
+        raise ValueError(f"margin_logits: scale of shape {jnp.shape(scale)}, expected () or {labels.shape}")
+    cosine = _at_least_float32(cosine)
     classes = cosine.shape[1]
     hit = labels[:, None] == jnp.arange(classes)
     true = jnp.take_along_axis(cosine, jnp.clip(labels, 0, classes - 1)[:, None], 1)[:, 0]
@@ -151,6 +162,9 @@ def chunked_margin_softmax_loss(
       [N] losses.
     """
     _check(features, centres, labels)
+    if chunk < 1:
+        raise ValueError(f"chunked_margin_softmax_loss: chunk {chunk}, expected at least 1")
+    features, centres = _at_least_float32(features), _at_least_float32(centres)
     target = functools.partial(target_cosine, margins=margins, easy=easy, grad_mode=grad_mode)
     return _chunked(features, centres, labels, min(chunk, centres.shape[0]), scale, target)
 
@@ -276,6 +290,17 @@ def sharded_margin_softmax_loss(
     Returns:
       [N * devices] losses of the global batch.
     """
+    if not 0 < sample_rate <= 1 or (sample_rate < 1 and rng is None):
+        raise ValueError(
+            f"sharded_margin_softmax_loss: sample_rate {sample_rate} with rng {rng}, expected above 0 and up to 1, "
+            "and a key where it is below 1"
+        )
+    if local_centres.shape[0] * lax.axis_size(axis_name) < num_classes:
+        raise ValueError(
+            f"sharded_margin_softmax_loss: {local_centres.shape[0]} centres on each of {lax.axis_size(axis_name)} "
+            f"devices, expected at least {num_classes} in all"
+        )
+    _check(features, local_centres, labels)
     features = lax.all_gather(features, axis_name, tiled=True)
     labels = lax.all_gather(labels, axis_name, tiled=True)
     num_local = local_centres.shape[0]
@@ -309,6 +334,7 @@ def sphereface_logits(
       [N, C] logits.
     """
     _check(features, centres, labels)
+    features = _at_least_float32(features)
     cosine = normalize(features) @ normalize(centres).T
     true = jnp.take_along_axis(cosine, labels[:, None], 1)
     theta = jnp.arccos(jnp.clip(true, -1.0 + 1e-7, 1.0 - 1e-7))
@@ -322,6 +348,11 @@ def sphereface_logits(
 def sphereface_blend(step: ArrayLike) -> jax.Array:
     """SphereFace's annealing: max(5, 1000 / (1 + 0.12 step))."""
     return jnp.maximum(5.0, 1000.0 / (1.0 + 0.12 * jnp.asarray(step)))
+
+
+def _at_least_float32(x: jax.Array) -> jax.Array:
+    """A half-precision cosine times 64 is wrong by a quarter, and its arccos has no finite slope at the ends."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _check(features: jax.Array, centres: jax.Array, labels: jax.Array) -> None:

@@ -54,6 +54,7 @@ def preset(base: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], na
     if name not in presets:
         raise ValueError(f"no preset {name!r}{_nearest(name, presets)}; presets: {', '.join(presets)}")
     config = ConfigDict(base)
+    config.lock()
     for field, value in _flatten(presets[name]):
         try:
             with config.ignore_type():

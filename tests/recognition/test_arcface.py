@@ -141,7 +141,7 @@ def test_chunked_equals_dense(problem, chunk, grad_mode):
     chex.assert_trees_all_close(
         jax.value_and_grad(chunked, (0, 1))(features, centres),
         jax.value_and_grad(dense, (0, 1))(features, centres),
-        rtol=1e-4,
+        rtol=3e-6,
         atol=1e-5,
     )
 
@@ -226,6 +226,9 @@ def test_sampled_classes_hold_the_batch_once_each():
     assert (np.diff(classes) > 0).all()
     assert len(arcface.sample_classes(jax.random.key(0), labels, 100, 0.01)) == 7
     assert len(arcface.sample_classes(jax.random.key(0), labels, 5, 0.01)) == 5
+    other_shards = jnp.array([3, -1, -2, 100])
+    drawn = [set(np.asarray(arcface.sample_classes(jax.random.key(i), other_shards, 100, 0.01))) for i in range(5)]
+    assert set.intersection(*drawn) == {3}
 
 
 def test_original_sphereface():
@@ -241,8 +244,55 @@ def test_original_sphereface():
     np.testing.assert_allclose(arcface.sphereface_blend(jnp.array([0, 100, 1e6])), [1000, 1000 / 13, 5], rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("grad_mode", ["exact", "straight_through"])
+def test_half_precision_is_computed_in_float32(problem, dtype, grad_mode):
+    features, centres = (x.astype(dtype) for x in problem[:2])
+    features = features.at[0].set(centres[problem[2][0]])  # an angle of zero
+    options = {"scale": 64.0, "grad_mode": grad_mode}
+    full = arcface.margin_softmax_loss(features.astype(jnp.float32), centres.astype(jnp.float32), problem[2], **options)
+    for loss in (arcface.margin_softmax_loss, arcface.chunked_margin_softmax_loss):
+
+        def total(features, centres, loss=loss):
+            return loss(features, centres, problem[2], **options).sum()
+
+        np.testing.assert_allclose(loss(features, centres, problem[2], **options), full, rtol=1e-5, atol=1e-4)
+        gradients = jax.grad(total, (0, 1))(features, centres)
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradients, (features, centres))
+        chex.assert_tree_all_finite(gradients)
+
+
 def test_bad_shapes_are_said():
     with pytest.raises(ValueError, match=r"features \(4, 3\), centres \(5, 2\) and labels \(4,\), expected"):
         arcface.margin_softmax_loss(jnp.ones((4, 3)), jnp.ones((5, 2)), jnp.zeros(4, jnp.int32))
     with pytest.raises(ValueError, match=r"expected \[N, C\] and \[N\]"):
         arcface.margin_logits(jnp.ones((4, 3)), jnp.zeros(5, jnp.int32))
+    with pytest.raises(ValueError, match=r"scale of shape \(5,\), expected \(\) or \(4,\)"):
+        arcface.margin_logits(jnp.ones((4, 3)), jnp.zeros(4, jnp.int32), scale=jnp.ones(5))
+
+
+@pytest.mark.parametrize("margins", [(1.0, 0.5), Margins(angle=np.ones(5)), Margins(angle=np.ones((4, 1)))])
+def test_bad_margins_are_said(margins):
+    with pytest.raises(ValueError, match=r"expected three, each \(\) or \(4,\)"):
+        arcface.target_cosine(jnp.ones(4), margins)
+
+
+def test_plain_tuples_are_margins():
+    cosine = jnp.float32(COSINES[:, 0])
+    np.testing.assert_array_equal(
+        arcface.target_cosine(cosine, (1.0, 0.3, 0.2)), arcface.target_cosine(cosine, COMBINED)
+    )
+
+
+def test_bad_options_are_said(problem):
+    with pytest.raises(ValueError, match=r"grad_mode 'exakt', expected one of \('exact', 'straight_through'\)"):
+        arcface.margin_softmax_loss(*problem, grad_mode="exakt")
+    with pytest.raises(ValueError, match="chunk 0, expected at least 1"):
+        arcface.chunked_margin_softmax_loss(*problem, chunk=0)
+    with pytest.raises(ValueError, match="3 centres on each of 8 devices, expected at least 100 in all"):
+        sharded(problem, "shard_map", classes=100)
+    for rate in (0.0, -0.5, 1.5):
+        with pytest.raises(ValueError, match="expected above 0 and up to 1"):
+            sharded(problem, "shard_map", rate)
+    with pytest.raises(ValueError, match="a key where it is below 1"):
+        arcface.sharded_margin_softmax_loss(*problem, axis_name="data", num_classes=21, sample_rate=0.5)

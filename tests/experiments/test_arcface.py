@@ -1,0 +1,151 @@
+import importlib
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import __main__ as catalog
+from experiments import arcface
+from facejax.data.readers.recordio import write_records
+from facejax.data.readers.verification import VerificationPack, write_pack
+from facejax.data.synthetic.faces import png
+from facejax.train import Options, app
+from facejax.train.dry_run import dry_run
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """A folder of eight people with four noisy pictures each."""
+    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for person in range(8):
+        base = rng.integers(0, 255, (4, 4, 3))
+        (folder / f"p{person}").mkdir()
+        for i in range(4):
+            image = np.clip(base.repeat(6, 0).repeat(6, 1) + rng.normal(size=(24, 24, 3)) * 8, 0, 255).astype(np.uint8)
+            (folder / f"p{person}" / f"{i}.png").write_bytes(png(image))
+    return folder
+
+
+def smoke(path, **changes):
+    config = arcface.get_config("folder")
+    config.update_from_flattened_dict(
+        {
+            "data.path": str(path), "data.image_size": 16, "data.held_out": 0.25, "data.classes": 6,
+            "model.name": "tiny", "model.embedding_size": 8, "train.steps": 3, "train.batch_size": 8,
+            "train.log_every": 1, "eval.batch_size": 8,
+            **changes,
+        }
+    )  # fmt: skip
+    return config
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"loss.sharded": True, "loss.sample_rate": 0.5},
+        {"loss.chunk": 4},
+        {"loss.kind": "softmax", "data.augment": "dali"},
+    ],
+)
+def test_smoke(photographs, changes, tmp_path):
+    config = smoke(photographs, **changes)
+    _, report = app.run(config, arcface.build, workdir=tmp_path, quiet=True)
+    assert 0 <= report.metrics["tar_at_far_1e-1"] <= 1
+    assert report.arrays["embeddings"].shape == (8, 8)
+    assert (tmp_path / "report.html").stat().st_size > 20_000
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 3]
+
+
+def test_evaluation_of_packs_and_saved_arrays(photographs, tmp_path):
+    images = [(photographs / f"p{i // 2 % 8}" / f"{i % 4}.png").read_bytes() for i in range(40)]
+    write_pack(tmp_path / "mine.bin", VerificationPack(images, np.arange(20) % 2 == 0))
+    config = smoke(photographs, **{"eval.packs": str(tmp_path / "mine.bin")})
+    _, report = app.run(config, arcface.build, save_arrays=tmp_path / "arrays", quiet=True)
+    assert 0 <= report.metrics["mine_accuracy"] <= 1
+    assert np.load(tmp_path / "arrays" / "mine_embeddings.npy").shape == (40, 8)
+
+
+def test_a_pack_trains_and_labels_beyond_the_classes_are_said(photographs, tmp_path):
+    images = [((photographs / f"p{i % 8}" / "0.png").read_bytes(), i % 8) for i in range(16)]
+    write_records(tmp_path, images, (24, 24))
+    app.run(smoke(tmp_path, **{"data.classes": 6}), arcface.build, quiet=True)
+    with pytest.raises(ValueError, match=r"a label is 7, but data\.classes is 4: expected labels below it"):
+        app.run(smoke(tmp_path, **{"data.classes": 4, "data.held_out": 0.0}), arcface.build, quiet=True)
+
+
+def test_bad_words_are_said(photographs):
+    with pytest.raises(ValueError, match=r"model\.name is 'resnet51': expected one of tiny, iresnet18"):
+        arcface.build(smoke(photographs, **{"model.name": "resnet51"}))
+    with pytest.raises(ValueError, match=r"data\.augment is 'more': expected one of flip, dali"):
+        arcface.build(smoke(photographs, **{"data.augment": "more"})).train_data()
+    with pytest.raises(ValueError, match="nobody is held out for verification"):
+        app.run(smoke(photographs, **{"data.held_out": 0.0, "data.classes": 8}), arcface.build, quiet=True)
+
+
+PARAMETERS = {
+    "casia_r50": 43_590_336 + 10_572 * 512,
+    "ms1mv2_r100": 65_155_648 + 85_744 * 512,
+    "ms1mv3_mbf": 2_059_520 + 93_432 * 512,
+    "ms1mv3_r50": 43_590_336 + 93_432 * 512,
+    "ms1mv3_r100": 65_155_648 + 93_432 * 512,
+    "glint360k_r100": 65_155_648 + 360_232 * 512,
+    "webface42m_r100_pfc02": 65_155_648 + 2_059_912 * 512,
+}
+
+
+@pytest.mark.parametrize("preset", PARAMETERS)
+def test_full_scale_presets_dry_run(preset):
+    """Class rows are padded to a multiple of the devices."""
+    config = arcface.get_config(preset)
+    costs = dry_run(arcface.build(config), Options(**config.train))
+    assert costs["parameters"] == PARAMETERS[preset]
+    macs = {"mobilefacenet": 0.4375e9, "iresnet50": 6.31e9, "iresnet100": 12.09e9}[config.model.name]
+    forward_backward = costs["step flops per device"] / costs["batch per device"] / 2 / macs
+    assert 2.9 < forward_backward < 8  # the head's share is the rest
+    assert costs["activation bytes per device (estimate)"] > 1e8
+
+
+def test_published_settings():
+    config = arcface.get_config("ms1mv3_r50")
+    assert config.train.steps == 5057 * 20 + (5_179_510 // 1024 - 5057) * 20
+    assert config.loss.to_dict()["scale"] == 64.0
+    assert config.loss.angle == 0.5
+    assert arcface.get_config("casia_r50").train.steps == 32_000
+
+
+def test_every_experiment_has_what_the_table_reads():
+    for system in catalog.SYSTEMS:
+        if system.program.exists():
+            module = importlib.import_module(f"experiments.{system.program.stem}")
+            assert list(module.PRESETS) == system.presets()
+            assert callable(module.get_config)
+            assert callable(module.build)
+    assert len(catalog.SYSTEMS) == 66
+
+
+def test_readme_table_is_up_to_date():
+    readme = pathlib.Path(catalog.ROOT / "README.md").read_text()
+    assert catalog.markdown() in readme, "run: python -m experiments --markdown, and paste it into README.md"
+
+
+def test_the_list_of_experiments_prints():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments"], capture_output=True, text=True, check=True, cwd=catalog.ROOT
+    )
+    assert "arcface" in done.stdout
+    assert "of 66 built" in done.stdout
+
+
+def test_training_lowers_the_loss_of_people_it_sees(photographs, tmp_path):
+    config = smoke(photographs, **{"train.steps": 30, "train.log_every": 10})
+    app.run(config, arcface.build, workdir=tmp_path, quiet=True)
+    losses = [json.loads(line).get("train/loss") for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [loss for loss in losses if loss is not None]
+    assert losses[-1] < 0.9 * losses[0]
+    assert jax.device_count() == 8

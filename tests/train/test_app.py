@@ -1,0 +1,220 @@
+"""The command line: presets, overrides, workdirs, dry runs; claims, reports and optimizers."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from facejax.train import Options, Report, app, optim
+from facejax.train.claims import Claim, gains, measure, verdict
+from facejax.train.dry_run import dry_run, flops, peak_bytes
+from facejax.train.report import curves, image_grid, new_figure, write_html
+
+PROGRAM = str(pathlib.Path(__file__).with_name("toy.py"))
+ROOT = str(pathlib.Path(__file__).parents[2])
+FAST = ["--config.train.steps=2", "--config.train.log_every=1"]
+
+
+def command(*flags):
+    environment = {**os.environ, "PYTHONPATH": ROOT, "XLA_FLAGS": "--xla_backend_optimization_level=1"}
+    done = subprocess.run(
+        [sys.executable, PROGRAM, *flags], env=environment, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def refused(*flags):
+    code, _, err = command(*flags)
+    assert code == 1
+    assert "Traceback" not in err
+    return err.strip().splitlines()[-1]
+
+
+def test_presets(toy):
+    assert toy.get_config("dropout").model.dropout == 0.3
+    with pytest.raises(
+        ValueError, match=r"no preset 'droput' \(did you mean 'dropout'\?\); presets: synthetic, dropout"
+    ):
+        toy.get_config("droput")
+    with pytest.raises(ValueError, match=r"preset 'x' sets 'model\.depth', which the base configuration lacks"):
+        app.preset(toy.BASE, {"x": {"model.depth": 3}}, "x")
+    assert app.preset(toy.BASE, {"x": {"model": {"dropout": 0.1}}}, "x").model.sharded is False
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--config=droput"], "no preset 'droput' (did you mean 'dropout'?); presets: synthetic, dropout, sharded"),
+        (["--config.train.stps=3"], "unknown field --config.train.stps (did you mean 'train.steps'?)"),
+        (["--config=nothing.py:x"], "--config: there is no file nothing.py"),
+    ],
+)
+def test_wrong_words_are_said(flags, sentence):
+    assert sentence in refused(*flags)
+
+
+def test_a_workdir_is_never_taken_over(tmp_path):
+    run = tmp_path / "run"
+    assert command(f"--workdir={run}", *FAST)[0] == 0
+    assert "is a run of experiment:synthetic" not in command(f"--workdir={run}", *FAST, "--config.train.steps=3")[2]
+    assert "model.dropout was 0.0 and is 0.3): choose another --workdir" in refused(
+        f"--workdir={run}", *FAST, "--config=dropout"
+    )
+    saved = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**saved, "experiment": "pfld:synthetic"}))
+    assert "is a run of pfld:synthetic, not of" in refused(f"--workdir={run}", *FAST)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    assert "holds files but no config.json" in refused(f"--workdir={tmp_path / 'other'}", *FAST)
+
+
+def test_a_workdir_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in refused(f"--workdir={tmp_path / 'file' / 'run'}", *FAST)
+
+
+def test_a_finished_run_can_be_evaluated_again(tmp_path):
+    assert command(f"--workdir={tmp_path}", *FAST)[0] == 0
+    before = (tmp_path / "metrics.jsonl").read_text()
+    code, out, err = command(f"--workdir={tmp_path}", *FAST, "--eval_only")
+    assert code == 0, err
+    assert "accuracy" in out
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert "data:image/png;base64" in (tmp_path / "report.html").read_text()
+
+
+def test_a_config_file_chooses_its_own_presets(tmp_path, toy):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        f"import sys; sys.path.insert(0, {str(pathlib.Path(PROGRAM).parent)!r})\n"
+        "import toy\nPRESETS = {'tiny': {'model.dropout': 0.2}}\n"
+        "def get_config(name): return toy.app.preset(toy.BASE, PRESETS, name)\n"
+    )
+    code, out, err = command(f"--config={file}:tiny", "--dry_run")
+    assert code == 0, err
+    assert "parameters " in out
+
+
+def test_dry_run_counts_exactly(toy):
+    config = toy.get_config("sharded")
+    config.train.devices = 4
+    costs = dry_run(toy.build(config), Options(**config.train))
+    assert costs["parameters"] == 3 * 3 * 3 * 8 + 8 + 16 + (4 * 4 * 8 * 12 + 12) + 16 * 12
+    assert costs["batch per device"] == 8
+    replicated, head = costs["parameters"] - 16 * 12, 16 * 12 // 4
+    expected = 4 * 3 * (replicated + head) + 4 * 16 + 16 + 2 * 4
+    assert abs(costs["state bytes per device"] - expected) <= 8
+
+
+def test_flops_are_counted_through_loops_and_calls():
+    def step(x, w):
+        x, _ = jax.lax.scan(lambda c, _: (jax.jit(jnp.dot)(c, w), None), x, length=5)
+        return nn.Conv(4, (3, 3), padding="VALID").apply(
+            {"params": {"kernel": jnp.ones((3, 3, 2, 4)), "bias": jnp.ones(4)}}, x.reshape(1, 8, 8, 2)
+        )
+
+    jaxpr = jax.make_jaxpr(step)(jnp.ones((16, 8)), jnp.ones((8, 8))).jaxpr
+    assert flops(jaxpr) == 5 * 2 * 16 * 8 * 8 + 2 * 6 * 6 * 4 * 9 * 2
+
+
+def test_peak_is_the_largest_sum_alive():
+    def f(x):
+        a = x * 2
+        b = a + 1
+        return (a * b).sum()
+
+    jaxpr = jax.make_jaxpr(f)(jnp.ones(1000)).jaxpr
+    assert peak_bytes(jaxpr) == 3 * 4000
+
+
+def test_a_claim_is_judged_by_its_numbers():
+    claim = Claim("m above b", "x", "higher", "m", ("b",))
+    assert verdict(claim, {"m": [2.0, 2.1, 2.2], "b": [1.0, 1.0, 1.1]}) == "shows"
+    assert verdict(claim, {"m": [2.0, 0.5, 1.0], "b": [1.0, 1.0, 1.1]}) == "does not show here"
+    assert verdict(claim, {"m": [1.0, 1.0, 1.1], "b": [2.0, 2.1, 2.2]}) == "does not show here"
+    lower = Claim("m below b", "x", "lower", "m", ("b",))
+    assert gains(lower, {"m": [1.0, 2.0, 3.0], "b": [2.0, 3.0, 4.0]})["b"] == (1.0, 0.0)
+    assert verdict(claim, {"m": [2.0], "b": [1.0]}) == "does not show here"
+    with pytest.raises(ValueError, match="better is 'up'"):
+        Claim("", "x", "up", "m", ("b",))
+
+
+def test_a_claim_runs_both_sides_over_seeds(toy, capsys):
+    claim = Claim("dropout helps", "accuracy", "higher", "dropout", ("synthetic",), seeds=2)
+    row = measure("toy", toy, claim, {"train.steps": 1, "train.log_every": 1})
+    assert {k: len(v) for k, v in row["values"].items()} == {"synthetic": 2, "dropout": 2}
+    assert row["verdict"] in ("shows", "does not show here")
+    json.dumps(row)
+
+
+def test_report_is_one_self_contained_page(tmp_path):
+    figure, axis = new_figure(3, 2)
+    axis.plot([1, 2])
+    report = Report(
+        {"a<b": 0.5}, {"T": [{"x": 1, "y": "z"}], "none": []}, {"F": figure}, {"I": np.zeros((4, 4, 3), np.uint8)}
+    )
+    history = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}]
+    write_html(tmp_path / "r.html", "title", report, history, "config", "about")
+    page = (tmp_path / "r.html").read_text()
+    assert page.count("data:image/png;base64") == 3
+    assert "a&lt;b" in page
+    assert "http" not in page
+    assert len(curves(history).axes) == 1
+    assert image_grid(np.zeros((5, 4, 6, 3), np.uint8), 3).shape == (8, 18, 3)
+
+
+def test_schedules():
+    cosine = optim.schedule("cosine", 1.0, 100, warmup=10)
+    np.testing.assert_allclose([cosine(i) for i in (0, 5, 10, 55, 100)], [0, 0.5, 1, 0.5, 0], atol=1e-6)
+    step = optim.schedule("step", 0.1, 30, boundaries=(10, 20))
+    np.testing.assert_allclose([step(i) for i in (9, 10, 11, 21)], [0.1, 0.01, 0.01, 0.001], rtol=1e-5)
+    linear = optim.schedule("polynomial", 0.1, 10)
+    np.testing.assert_allclose([linear(i) for i in (0, 5, 10)], [0.1, 0.05, 0], atol=1e-7)
+    noam = optim.schedule("inverse_sqrt", 1.0, 100, warmup=4)
+    np.testing.assert_allclose([noam(i) for i in (2, 4, 16)], [0.5, 1, 0.5], rtol=1e-6)
+    with pytest.raises(ValueError, match="expected one of constant, cosine"):
+        optim.schedule("cosin", 1.0, 10)
+
+
+def test_sgd_is_pytorchs():
+    """v = 0.9 v + g + wd w; w -= lr v, by hand for two steps."""
+    tx = optim.optimizer("sgd", 0.1, weight_decay=0.01)
+    params, state = {"w": jnp.array([2.0])}, tx.init({"w": jnp.array([2.0])})
+    w, v = 2.0, 0.0
+    for g in (1.0, -0.5):
+        updates, state = tx.update({"w": jnp.array([g])}, state, params)
+        params = optax.apply_updates(params, updates)
+        v = 0.9 * v + g + 0.01 * w
+        w -= 0.1 * v
+        np.testing.assert_allclose(params["w"], w, rtol=1e-6)
+
+
+def test_decay_and_clipping_reach_only_what_they_should():
+    params = {"backbone": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "head": jnp.ones((2, 2))}
+    decay = optim.optimizer("adamw", 1.0, weight_decay=0.1, decay="kernels")
+    updates, _ = decay.update(jax.tree.map(jnp.zeros_like, params), decay.init(params), params)
+    np.testing.assert_allclose(updates["backbone"]["bias"], 0)
+    np.testing.assert_allclose(updates["head"], -0.1)
+    clipped = optim.optimizer("sgd", 1.0, momentum=0.0, clip=1.0, clip_only="backbone")
+    updates, _ = clipped.update(jax.tree.map(lambda p: 10 * p, params), clipped.init(params), params)
+    np.testing.assert_allclose(optax.tree.norm(updates["backbone"]), 1, rtol=1e-5)
+    np.testing.assert_allclose(updates["head"], -10)
+
+
+def test_fractions_follow_the_length_of_the_run():
+    config = {"name": "sgd", "momentum": 0.0, "schedule": {"kind": "step", "peak": 1.0, "boundaries": (0.5,)}}
+    tx = optim.from_config(config, 4)
+    params = {"w": jnp.zeros(1)}
+    state, moves = tx.init(params), []
+    for _ in range(4):
+        updates, state = tx.update({"w": jnp.ones(1)}, state, params)
+        moves.append(float(updates["w"][0]))
+    np.testing.assert_allclose(moves, [-1, -1, -0.1, -0.1], rtol=1e-5)
