@@ -1,0 +1,197 @@
+"""PyTorch checkpoints without PyTorch: zip files and the older stream of pickles, read by an unpickler that builds
+arrays and plain containers only. No code in a file is ever run.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import math
+import os
+import pathlib
+import pickle
+import struct
+import zipfile
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+_DTYPES = {
+    "FloatStorage": np.float32,
+    "DoubleStorage": np.float64,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint, by their dotted path.
+
+    Args:
+      path: a file of `torch.save`.
+      key: where the state dict lies within what was saved ("state_dict", "net"); None takes everything that is a
+        tensor, and leaves out the name of the outermost dict when there is only one that holds tensors.
+
+    Raises:
+      ValueError: another format, a damaged file, or one that asks for anything but arrays and plain containers.
+    """
+    path = pathlib.Path(path)
+    try:
+        loaded = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a PyTorch checkpoint that can be read: {error}") from error
+    except Exception as error:  # a damaged pickle raises anything
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path}: not a PyTorch checkpoint that can be read: {reason}") from error
+    if key is not None:
+        if not isinstance(loaded, dict) or key not in loaded:
+            raise ValueError(f"{path}: there is no {key!r} in it")
+        loaded = loaded[key]
+    elif isinstance(loaded, dict):
+        inner = [v for v in loaded.values() if isinstance(v, dict) and _flatten(v)]
+        if len(inner) == 1 and not any(isinstance(v, np.ndarray) for v in loaded.values()):
+            loaded = inner[0]
+    tensors = _flatten(loaded)
+    if not tensors:
+        raise ValueError(f"{path}: there are no tensors in it")
+    return tensors
+
+
+@dataclasses.dataclass
+class _Storage:
+    """A run of numbers that tensors are views of."""
+
+    dtype: Any
+    numel: int
+    data: np.ndarray | None = None
+
+
+@dataclasses.dataclass
+class _Tensor:
+    """A view of a storage, resolved when the storage's numbers are there."""
+
+    storage: _Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def array(self) -> np.ndarray:
+        data = self.storage.data
+        if data is None:
+            raise ValueError("a tensor's storage is missing")
+        numbers = (self.offset, *self.size, *self.stride)
+        if any(not isinstance(n, int) or n < 0 for n in numbers) or len(self.size) != len(self.stride):
+            raise ValueError(f"a tensor has impossible sizes {self.size} and strides {self.stride}")
+        last = self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
+        if math.prod(self.size) and last >= len(data):
+            raise ValueError(f"a tensor of shape {self.size} reaches beyond its storage of {len(data)} numbers")
+        if not math.prod(self.size):
+            return np.zeros(self.size, data.dtype)
+        strides = [s * data.itemsize for s in self.stride]
+        return np.lib.stride_tricks.as_strided(data[self.offset :], self.size, strides).copy()
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: Any, storages: dict[str, _Storage]):
+        super().__init__(file, encoding="utf-8")
+        self._storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            ("collections", "OrderedDict"): collections.OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: _view(
+                storage, offset, size, stride
+            ),
+            ("torch._utils", "_rebuild_tensor"): lambda storage, offset, size, stride: _view(
+                storage, offset, size, stride
+            ),
+            ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+            ("torch", "Size"): tuple,
+        }
+        if (module, name) in allowed:
+            return allowed[module, name]
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, dtype, key, _, numel, *view = pid
+        if kind != "storage" or not isinstance(numel, int) or (view and view[0] is not None):
+            raise pickle.UnpicklingError(f"it refers to {kind!r}, expected a storage")
+        return self._storages.setdefault(str(key), _Storage(np.dtype(dtype), numel))
+
+
+def _view(storage: Any, offset: int, size: Any, stride: Any) -> _Tensor:
+    if not isinstance(storage, _Storage):
+        raise pickle.UnpicklingError("a tensor has no storage")
+    return _Tensor(storage, offset, tuple(size), tuple(stride))
+
+
+def _read_zip(path: pathlib.Path) -> Any:
+    storages: dict[str, _Storage] = {}
+    with zipfile.ZipFile(path) as archive:
+        names = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
+        if len(names) != 1:
+            raise ValueError("no data.pkl in the archive")
+        root = names[0][: -len("data.pkl")]
+        if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
+            raise ValueError("its numbers are not little-endian")
+        loaded = _Unpickler(io.BytesIO(archive.read(names[0])), storages).load()
+        for key, storage in storages.items():
+            data = archive.read(f"{root}data/{key}")
+            if len(data) != storage.numel * storage.dtype.itemsize:
+                raise ValueError(
+                    f"storage {key} has {len(data)} bytes, expected {storage.numel * storage.dtype.itemsize}"
+                )
+            storage.data = np.frombuffer(data, storage.dtype)
+    return _resolve(loaded)
+
+
+def _read_legacy(path: pathlib.Path) -> Any:
+    storages: dict[str, _Storage] = {}
+    with path.open("rb") as file:
+        if _Unpickler(file, storages).load() != _LEGACY_MAGIC:
+            raise ValueError("neither a zip file nor an older checkpoint")
+        for _ in range(2):  # protocol version, system information
+            _Unpickler(file, storages).load()
+        loaded = _Unpickler(file, storages).load()
+        for key in _Unpickler(file, storages).load():
+            storage = storages.get(str(key))
+            if storage is None:
+                raise ValueError(f"storage {key} is not used by any tensor")
+            (numel,) = struct.unpack("<q", file.read(8))
+            size = storage.numel * storage.dtype.itemsize
+            data = file.read(size)
+            if numel != storage.numel or len(data) != size:
+                raise ValueError(f"storage {key} is cut short: {len(data)} bytes, expected {size}")
+            storage.data = np.frombuffer(data, storage.dtype)
+    return _resolve(loaded)
+
+
+def _resolve(value: Any) -> Any:
+    if isinstance(value, _Tensor):
+        return value.array()
+    if isinstance(value, dict):
+        return {k: _resolve(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_resolve(v) for v in value]
+    return value
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    if isinstance(value, np.ndarray):
+        return {prefix: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = {}
+    for key, inner in items:
+        found |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    return found

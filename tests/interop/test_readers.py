@@ -1,0 +1,194 @@
+import io
+import json
+import os
+import pickle
+import zipfile
+
+import h5py
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from facejax.interop import files
+from facejax.interop.names import Rule, batch_norm, convert
+from facejax.interop.pytorch import read_state_dict
+
+FILES = ("mobilefacenet/068.ckpt", "retinaface_mnet025/mobilenet0.25_Final.pth", "3ddfa_v2/mb05_120x120.pth")
+
+
+class Global:
+    """Pickles as a name that is looked up in another module."""
+
+    def __init__(self, name):
+        self.name = name
+
+
+class Writer(pickle._Pickler):
+    """Writes a zip checkpoint's data.pkl without PyTorch."""
+
+    def persistent_id(self, obj):
+        return (
+            ("storage", Global("torch FloatStorage"), obj[1], "cpu", obj[2])
+            if isinstance(obj, tuple) and obj[:1] == ("S",)
+            else None
+        )
+
+    def save(self, obj, save_persistent_id=True):
+        if isinstance(obj, Global):
+            self.write(pickle.GLOBAL + obj.name.replace(" ", "\n").encode() + b"\n")
+        else:
+            super().save(obj, save_persistent_id)
+
+
+class View:
+    def __init__(self, key, numel, offset, size, stride):
+        self.arguments = (("S", key, numel), offset, size, stride, False, {})
+
+    def __reduce__(self):
+        return Global("torch._utils _rebuild_tensor_v2"), self.arguments
+
+
+class Rebuild(Writer):
+    def reducer_override(self, obj):
+        return NotImplemented
+
+    def save_reduce(self, func, args, *rest, **kwargs):
+        if isinstance(func, Global):
+            self.save(func)
+            self.save(args)
+            self.write(pickle.REDUCE)
+        else:
+            super().save_reduce(func, args, *rest, **kwargs)
+
+
+def checkpoint(path, value, storages):
+    stream = io.BytesIO()
+    Rebuild(stream, 2).dump(value)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("m/data.pkl", stream.getvalue())
+        for key, data in storages.items():
+            archive.writestr(f"m/data/{key}", data)
+
+
+def test_zip_checkpoint_with_shared_strided_storage(tmp_path):
+    numbers = np.arange(12, dtype=np.float32)
+    value = {"epoch": 3, "state_dict": {"a": View("0", 12, 0, (3, 4), (4, 1)), "b": View("0", 12, 1, (2, 3), (1, 4))}}
+    checkpoint(tmp_path / "m.pt", value, {"0": numbers.tobytes()})
+    found = read_state_dict(tmp_path / "m.pt")
+    np.testing.assert_array_equal(found["a"], numbers.reshape(3, 4))
+    np.testing.assert_array_equal(found["b"], numbers.reshape(3, 4).T[1:3])
+    assert set(read_state_dict(tmp_path / "m.pt", "state_dict")) == {"a", "b"}
+    with pytest.raises(ValueError, match="there is no 'net' in it"):
+        read_state_dict(tmp_path / "m.pt", "net")
+
+
+def test_a_view_beyond_its_storage_is_said(tmp_path):
+    checkpoint(tmp_path / "m.pt", {"a": View("0", 4, 1, (4,), (1,))}, {"0": np.zeros(4, np.float32).tobytes()})
+    with pytest.raises(ValueError, match="reaches beyond its storage of 4 numbers"):
+        read_state_dict(tmp_path / "m.pt")
+    checkpoint(tmp_path / "m.pt", {"a": View("0", 4, 0, (4,), (1,))}, {"0": b"1234"})
+    with pytest.raises(ValueError, match="storage 0 has 4 bytes, expected 16"):
+        read_state_dict(tmp_path / "m.pt")
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.system, ("touch exploded",)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_bomb_does_not_go_off(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    if zipped:
+        with zipfile.ZipFile("bomb.pt", "w") as archive:
+            archive.writestr("m/data.pkl", pickle.dumps({"a": Bomb()}))
+    else:
+        (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match=r"bomb\.pt: .*it asks for \w+\.system, which is not data"):
+        read_state_dict("bomb.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=4), st.integers(0, 300))
+def test_fuzzed_checkpoints_raise_value_errors_only(tmp_path_factory, changes, cut):
+    path = tmp_path_factory.mktemp("fuzz") / "f.pt"
+    checkpoint(path, {"a": View("0", 6, 0, (2, 3), (3, 1))}, {"0": np.arange(6, dtype=np.float32).tobytes()})
+    data = bytearray(path.read_bytes())
+    for place, value in changes:
+        data[place % len(data)] = value
+    path.write_bytes(bytes(data[: len(data) - cut]))
+    try:
+        assert read_state_dict(path)
+    except ValueError as error:
+        assert "f.pt" in str(error)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_published_checkpoints(test_data, name):
+    path = test_data / "weights" / name
+    found = read_state_dict(path)
+    listed = json.loads((path.parent / "layers.json").read_text())
+    listed = listed if isinstance(listed, list) else listed["tensors"]
+    assert {(t["name"], tuple(t["shape"])) for t in listed} == {(k, v.shape) for k, v in found.items()}
+
+
+def test_keras_onnx_and_safetensors(tmp_path):
+    with h5py.File(tmp_path / "k.h5", "w") as file:
+        file["model_weights/conv/conv/kernel:0"] = np.ones((3, 3, 1, 2))
+        file["optimizer_weights/m"] = np.zeros(3)
+    assert set(files.read_keras(tmp_path / "k.h5")) == {"conv/conv/kernel:0"}
+    tensor = onnx.numpy_helper.from_array(np.arange(6.0).reshape(2, 3), "w")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor])), tmp_path / "o.onnx")
+    np.testing.assert_array_equal(files.read_onnx(tmp_path / "o.onnx")["w"], np.arange(6.0).reshape(2, 3))
+    variables = {"params": {"a": {"kernel": np.ones((2, 3), np.float32)}}}
+    files.write_safetensors(tmp_path / "s.safetensors", variables)
+    assert files.read_safetensors(tmp_path / "s.safetensors")["params/a/kernel"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("read", [files.read_keras, files.read_onnx, files.read_safetensors, read_state_dict])
+def test_other_files_are_refused(tmp_path, read):
+    for content in (b"", b"hello, world" * 20):
+        (tmp_path / "file").write_bytes(content)
+        with pytest.raises(ValueError, match="file: "):
+            read(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("name", "read"), [("fsanet", files.read_keras), ("scrfd", files.read_onnx)])
+def test_published_files(test_data, name, read):
+    paths = [p for p in (test_data / "weights" / name).iterdir() if p.suffix in (".h5", ".onnx")]
+    for path in paths:
+        assert all(np.isfinite(v).all() for v in read(path).values() if v.dtype.kind == "f")
+
+
+TEMPLATE = {
+    "params": {"fc": {"kernel": np.zeros((8, 5))}, "bn": {"norm": {"scale": np.zeros(3), "bias": np.zeros(3)}}},
+    "batch_stats": {"bn": {"norm": {"mean": np.zeros(3), "var": np.zeros(3)}}},
+}
+RULES = [Rule(r"fc\.weight", "params/fc/kernel", "flatten", 2), *batch_norm("bn", "bn")]
+
+
+def tensors(**changes):
+    names = {f"bn.{n}": np.ones(3) for n in ("weight", "bias", "running_mean", "running_var")}
+    return {"fc.weight": np.arange(40.0).reshape(5, 8), **names, "bn.num_batches_tracked": np.array(7), **changes}
+
+
+def test_dense_after_flatten():
+    kernel = convert(tensors(), RULES, TEMPLATE)["params"]["fc"]["kernel"]
+    picture = np.random.default_rng(0).normal(size=(2, 2, 2))  # C, H, W
+    expected = tensors()["fc.weight"] @ picture.ravel()
+    np.testing.assert_allclose(picture.transpose(1, 2, 0).ravel() @ kernel, expected)
+
+
+def test_everything_that_does_not_fit_is_said_at_once():
+    with pytest.raises(ValueError, match="in 4 places") as said:
+        given = tensors(extra=np.zeros(2))
+        del given["bn.bias"]
+        given["bn.weight"] = np.ones(4)
+        convert(given, [*RULES, Rule("extra", "params/nowhere")], {**TEMPLATE, "more": np.zeros(1)})
+    for part in ("left over: extra", "missing: params/bn/norm/bias", "missing: more", r"shape: bn.weight gives (4,)"):
+        assert part in str(said.value)
+    with pytest.raises(ValueError, match=r"left over: odd \(2,\)"):
+        convert(tensors(odd=np.zeros(2)), RULES, TEMPLATE)
