@@ -1,0 +1,21 @@
+"""Every notebook runs from its first cell to its last, with few steps."""
+
+import pathlib
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+COLABS = pathlib.Path(__file__).parents[1] / "colabs"
+
+
+@pytest.mark.parametrize("path", sorted(COLABS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebook_runs(path, monkeypatch):
+    monkeypatch.setenv("FACEJAX_COLAB_STEPS", "3")
+    notebook = nbformat.read(path, 4)
+    assert all(not cell.get("outputs") for cell in notebook.cells)
+    done = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(COLABS)}}
+    ).execute()
+    texts = [str(output) for cell in done.cells for output in cell.get("outputs", [])]
+    assert any("tar_at_far_1e-2" in text for text in texts)
