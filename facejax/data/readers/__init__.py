@@ -6,6 +6,7 @@ import pathlib
 from typing import Any, Protocol
 
 from facejax.data.readers.folder import ImageFolder
+from facejax.data.readers.matlab import MatlabFaces
 from facejax.data.readers.recordio import RecordFile
 
 
@@ -21,10 +22,14 @@ class ImageSource(Protocol):
 
 
 def read(path: str | pathlib.Path) -> ImageSource:
-    """The source that a path holds: an InsightFace pack (a folder with train.rec) or a folder identity/image.jpg."""
+    """The source that a path holds: a folder with train.rec (InsightFace), a folder identity/image.jpg, or a .mat."""
     path = pathlib.Path(path).expanduser()
     if (path / "train.rec").is_file():
         return RecordFile(path / "train.rec")
     if path.is_dir():
         return ImageFolder(path)
-    raise ValueError(f"{path}: expected a folder with train.rec in it, or one folder of images for each person")
+    if path.suffix == ".mat" and path.is_file():
+        return MatlabFaces(path)
+    raise ValueError(
+        f"{path}: expected a folder with train.rec in it or with one folder for each person, or a .mat file"
+    )

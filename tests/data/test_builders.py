@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import scipy.io
+
+from facejax.data import readers, transforms
+from facejax.data.builders import images
+from facejax.data.readers.matlab import MatlabFaces
+from facejax.data.synthetic.faces import png
+
+
+class Listed:
+    num_classes = 2
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, index):
+        return self.examples[index]
+
+
+GOOD = [{"image": png(np.full((4 + i, 5, 3), 40 * i, np.uint8)), "label": i % 2} for i in range(5)]
+
+
+def test_images_are_written_once_in_order(tmp_path):
+    prepared = images.prepare(Listed(GOOD), "mine", tmp_path)
+    assert [(prepared[i]["image"], int(prepared[i]["label"])) for i in range(5)] == [
+        (e["image"], e["label"]) for e in GOOD
+    ]
+    again = images.prepare(Listed(GOOD), "mine", tmp_path)
+    assert again[3]["image"] == GOOD[3]["image"]
+    with pytest.raises(ValueError, match="holds 5 images, the source 4"):
+        images.prepare(Listed(GOOD[:4]), "mine", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"image": GOOD[0]["image"], "label": 2}, "image 5 has the label 2, expected 0 to 1"),
+        ({"image": b"broken", "label": 0}, "image 5: an image of 6 bytes does not decode"),
+    ],
+)
+def test_what_is_wrong_is_named_and_nothing_is_left(tmp_path, bad, message):
+    with pytest.raises(ValueError, match=message):
+        images.prepare(Listed([*GOOD, bad]), "bad", tmp_path)
+    assert len(images.prepare(Listed(GOOD), "bad", tmp_path)) == 5
+    with pytest.raises(ValueError, match="the name 'No Good' must be"):
+        images.prepare(Listed(GOOD), "No Good", tmp_path)
+
+
+def test_matlab_columns_become_upright_pictures(tmp_path):
+    picture = np.arange(6).reshape(3, 2)
+    scipy.io.savemat(tmp_path / "f.mat", {"X": np.stack([picture.ravel(order="F")] * 2), "Y": [[7], [3]]})
+    source = MatlabFaces(tmp_path / "f.mat", (3, 2))
+    np.testing.assert_array_equal(transforms.decode(source[0]["image"])[..., 0], picture)
+    assert [source[i]["label"] for i in range(2)] == [1, 0]
+    for content, message in (
+        ({"X": np.ones((2, 6))}, "expected pixels X and people Y"),
+        ({"X": np.ones((2, 6)), "Y": [1]}, r"X \(2, 6\) and Y"),
+    ):
+        scipy.io.savemat(tmp_path / "f.mat", content)
+        with pytest.raises(ValueError, match=message):
+            MatlabFaces(tmp_path / "f.mat", (3, 2))
+    (tmp_path / "no.mat").write_bytes(b"nothing at all")
+    with pytest.raises(ValueError, match="not a MATLAB file"):
+        readers.read(tmp_path / "no.mat")
+
+
+def test_orl(test_data):
+    source = readers.read(test_data / "faces" / "orl" / "ORL.mat")
+    assert (len(source), source.num_classes) == (400, 40)
+    assert transforms.decode(source[0]["image"]).shape == (32, 32, 3)

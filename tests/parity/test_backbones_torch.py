@@ -1,0 +1,217 @@
+"""Backbones and shared layers against PyTorch's, with the same weights: values, gradients and batch statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facejax.backbones import iresnet, mobilefacenet
+from facejax.interop import arcface_torch
+from facejax.interop.names import convert
+from facejax.nn.conv import Conv, ConvTranspose
+from facejax.nn.norm import BatchNorm, PReLU
+from facejax.ops import pooling
+
+torch = pytest.importorskip("torch")
+from benchmarks import torch_recognition
+
+pytestmark = pytest.mark.parity
+F = torch.nn.functional
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.standard_normal(shape, np.float32)
+
+
+def nchw(array):
+    """[N, H, W, C], or a kernel [kh, kw, I, O] as its gradient comes, to a tensor of PyTorch's layout."""
+    return torch.tensor(np.ascontiguousarray(np.asarray(array).transpose(0, 3, 1, 2)), requires_grad=True)
+
+
+def nhwc(tensor):
+    return tensor.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def assert_near(ours, theirs, tolerance=1e-5):
+    """Equal to `tolerance` of the largest number."""
+    theirs = np.asarray(theirs)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1e-3, np.abs(theirs).max()))
+
+
+def assert_layer(ours, theirs, x, kernel=None, layout=None):
+    """Values and gradients of sum(sin(y)) with respect to the image and, if given, the kernel."""
+    arguments = [jnp.asarray(x)] + ([] if kernel is None else [jnp.asarray(kernel)])
+    output, vjp = jax.vjp(ours, *arguments)
+    gradients = vjp(jnp.cos(output))
+    tensors = [nchw(x)]
+    if kernel is not None:
+        tensors.append(torch.tensor(np.ascontiguousarray(kernel.transpose(layout)), requires_grad=True))
+    reference = theirs(*tensors)
+    reference.sin().sum().backward()
+    assert_near(output, nhwc(reference))
+    assert_near(gradients[0], nhwc(tensors[0].grad))
+    if kernel is not None:
+        assert_near(gradients[1], tensors[1].grad.numpy().transpose(np.argsort(layout)))
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        (3, {"strides": 2, "padding": 1}),
+        (3, {"strides": 2, "padding": 1, "groups": 8}),
+        (3, {"padding": 2, "dilation": 2, "groups": 4}),
+        (1, {"strides": 2}),
+    ],
+)
+def test_conv(size, options):
+    kernel = normal(size, size, 8 // options.get("groups", 1), 16 if options.get("groups") != 8 else 8)
+    module = Conv(kernel.shape[-1], size, **options)
+    names = {"strides": "stride"}
+    theirs = {names.get(k, k): v for k, v in options.items()}
+    assert_layer(
+        lambda x, k: module.apply({"params": {"kernel": k}}, x),
+        lambda x, k: F.conv2d(x, k, **theirs),
+        normal(2, 7, 6, 8),
+        kernel,
+        (3, 2, 0, 1),
+    )
+
+
+@pytest.mark.parametrize(("size", "stride", "padding"), [(4, 2, 1), (3, 2, 1), (5, 3, 2), (2, 2, 0)])
+def test_conv_transpose(size, stride, padding):
+    module = ConvTranspose(5, size, stride, padding)
+    assert_layer(
+        lambda x, k: module.apply({"params": {"kernel": k}}, x),
+        lambda x, k: F.conv_transpose2d(x, k, stride=stride, padding=padding),
+        normal(2, 4, 5, 3),
+        normal(size, size, 3, 5),
+        (2, 3, 0, 1),
+    )
+
+
+POOLING = {
+    "max 2": (lambda x: pooling.max_pool(x, (2, 2), (2, 2)), lambda x: F.max_pool2d(x, 2)),
+    "max 3": (lambda x: pooling.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))), lambda x: F.max_pool2d(x, 3, 2, 1)),
+    "avg": (lambda x: pooling.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))), lambda x: F.avg_pool2d(x, 3, 2, 1)),
+    "avg inside": (
+        lambda x: pooling.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)), count_padding=False),
+        lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    ),
+    "nearest": (lambda x: pooling.upsample_nearest(x, 3), lambda x: F.interpolate(x, scale_factor=3)),
+    "bilinear": (
+        lambda x: pooling.resize_bilinear(x, (11, 4)),
+        lambda x: F.interpolate(x, (11, 4), mode="bilinear", align_corners=False),
+    ),
+    "corners": (
+        lambda x: pooling.resize_bilinear(x, (11, 4), align_corners=True),
+        lambda x: F.interpolate(x, (11, 4), mode="bilinear", align_corners=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POOLING)
+def test_pooling(name):
+    assert_layer(*POOLING[name], normal(2, 7, 6, 3))
+
+
+def test_prelu():
+    slope = normal(4)
+    module = PReLU()
+    assert_layer(
+        lambda x, a: module.apply({"params": {"slope": a}}, x),
+        lambda x, a: F.prelu(x, a),
+        normal(2, 3, 3, 4),
+        slope,
+        (0,),
+    )
+
+
+def test_batch_norm_moves_its_averages_alike():
+    x, scale, bias, mean, var = normal(4, 3, 3, 5), normal(5), normal(5), normal(5), normal(5) ** 2
+    theirs = torch.nn.BatchNorm2d(5)
+    for target, value in zip(
+        (theirs.weight, theirs.bias, theirs.running_mean, theirs.running_var), (scale, bias, mean, var), strict=True
+    ):
+        target.data = torch.tensor(value)
+    variables = {
+        "params": {"norm": {"scale": scale, "bias": bias}},
+        "batch_stats": {"norm": {"mean": mean, "var": var}},
+    }
+    assert_near(BatchNorm().apply(variables, x, train=False), nhwc(theirs.eval()(nchw(x))))
+    output, updated = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
+    assert_near(output, nhwc(theirs.train()(nchw(x))))
+    updated = updated["batch_stats"]["norm"]
+    assert_near(updated["mean"], theirs.running_mean)
+    unbiased = 0.9 * var + (updated["var"] - 0.9 * var) * 36 / 35
+    assert_near(unbiased, theirs.running_var)
+
+
+def paired(name):
+    """(ours, PyTorch's, rules from its names to ours) at small sizes, PyTorch's weights all random."""
+    torch.manual_seed(0)
+    if name == "iresnet":
+        ours = iresnet.IResNet((1, 2, 1, 1), (8, 8, 16, 16), 12)
+        theirs = torch_recognition.IResNet((1, 2, 1, 1), (8, 8, 16, 16), 12, size=48)
+        rules = arcface_torch.iresnet_rules(theirs.state_dict())
+    else:
+        blocks, scale = {"mobilefacenet": ((1, 1, 1, 1), 2), "mobilefacenet_large": ((2, 1, 1, 1), 1)}[name]
+        ours = mobilefacenet.MobileFaceNet(blocks, scale, embedding_size=12)
+        theirs = torch_recognition.MobileFaceNet(blocks, scale, 12, size=48)
+        rules = arcface_torch.mobilefacenet_rules(theirs.state_dict())
+    for key, tensor in theirs.state_dict().items():
+        if key.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif key.endswith(("bias", "running_mean")):
+            tensor.normal_(0, 0.2)
+        elif tensor.ndim == 1 and key != "features.weight":
+            tensor.uniform_(0.2, 1.2)
+    return ours, theirs, rules
+
+
+@pytest.mark.parametrize("name", ["iresnet", "mobilefacenet", "mobilefacenet_large"])
+def test_backbone(name):
+    ours, theirs, rules = paired(name)
+    images = RNG.uniform(-1, 1, (6, 48, 48, 3)).astype(np.float32)
+    template = jax.eval_shape(lambda key: ours.init(key, images, train=False), jax.random.key(0))
+
+    def converted(values):
+        return convert({k: np.array(v) for k, v in values.items()}, rules, template)
+
+    variables = converted(theirs.state_dict())
+    evaluated = jax.jit(lambda v: ours.apply(v, images, train=False))(variables)
+    assert_near(evaluated, theirs.eval()(nchw(images)).detach())
+
+    @jax.jit
+    def train(params, images):
+        def loss(params, images):
+            output, updated = ours.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return jnp.sin(output).sum(), (output, updated["batch_stats"])
+
+        return jax.grad(loss, (0, 1), has_aux=True)(params, images)
+
+    (d_params, d_images), (output, statistics) = train(variables["params"], images)
+    inputs = nchw(images)
+    reference = theirs.train()(inputs)
+    reference.sin().sum().backward()
+    assert_near(output, reference.detach(), 3e-5)
+    assert_near(d_images, nhwc(inputs.grad), 3e-4)
+    moved = {k: torch.zeros_like(v) if k == "features.weight" else v for k, v in theirs.state_dict().items()}
+    moved |= {k: v.grad for k, v in theirs.named_parameters() if v.grad is not None}
+    expected = converted(moved)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected["params"]))
+    for (path, got), want in zip(
+        jax.tree_util.tree_leaves_with_path(d_params), jax.tree.leaves(expected["params"]), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * largest, err_msg=jax.tree_util.keystr(path))
+    means = [x for path, x in jax.tree_util.tree_leaves_with_path(statistics) if path[-1].key == "mean"]
+    wanted = [x for path, x in jax.tree_util.tree_leaves_with_path(expected["batch_stats"]) if path[-1].key == "mean"]
+    for got, want in zip(means, wanted, strict=True):
+        assert_near(got, want)
+
+
+@pytest.mark.parametrize(("name", "count"), [("iresnet50", 43_590_848), ("iresnet100", 65_156_160)])
+def test_the_reference_has_the_published_size(name, count):
+    with torch.device("meta"):
+        net = torch_recognition.IResNet(torch_recognition.DEPTHS[name])
+    assert sum(p.numel() for p in net.parameters()) == count
