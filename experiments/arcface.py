@@ -4,6 +4,7 @@
     python -m experiments.arcface --config=att_faces --config.data.path=DIR   # photographs, DIR/person/picture.pgm
     python -m experiments.arcface --config=ms1mv3_r100 --config.data.path=DIR # the published run, 8 GPUs
     python -m experiments.arcface --config=ms1mv3_r100 --eval_only --config.eval.packs=lfw.bin,agedb_30.bin
+    python -m experiments.arcface --config=ms1mv3_r50 --eval_only --workdir= --config.eval.weights=r50.pth ...
 
 Published numbers (arcface_torch, IJB-C TAR at FAR 1e-4): ms1mv3_mbf 94.23, ms1mv3_r50 96.37, ms1mv3_r100 96.85,
 ms1mv2_r100 96.37, glint360k_r100 97.55; paper, LFW: casia_r50 99.53.

@@ -181,10 +181,12 @@ def _finish(
 
 
 def _newest_state(experiment: Experiment, config: ConfigDict, folder: pathlib.Path | None) -> Any:
-    """The newest checkpoint of `folder`; a fresh state where there is none and the experiment loads weights itself."""
+    """The newest checkpoint of `folder`; without a folder a fresh state, for experiments that load weights themselves."""
     executor = parallel.make_executor(experiment, "shard_map", config.train.devices)
-    if folder is None or not (folder / "checkpoints").is_dir():
+    if folder is None:
         return executor.local(executor.init(config.seed))
+    if not (folder / "checkpoints").is_dir():
+        raise ValueError(f"--eval_only: {folder} holds no checkpoint (--workdir= evaluates weights of eval.weights)")
     checkpointer = Checkpointer(folder / "checkpoints")
     try:
         if checkpointer.latest is None:

@@ -91,6 +91,11 @@ def test_a_finished_run_can_be_evaluated_again(tmp_path):
     assert "data:image/png;base64" in (tmp_path / "report.html").read_text()
 
 
+def test_nothing_to_evaluate_is_said(tmp_path):
+    assert "holds no checkpoint" in refused(f"--workdir={tmp_path / 'none'}", "--eval_only")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_config_file_chooses_its_own_presets(tmp_path, toy):
     file = tmp_path / "mine.py"
     file.write_text(
