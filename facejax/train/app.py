@@ -181,7 +181,7 @@ def _finish(
 
 
 def _newest_state(experiment: Experiment, config: ConfigDict, folder: pathlib.Path | None) -> Any:
-    """The newest checkpoint of `folder`; without a folder a fresh state, for experiments that load weights themselves."""
+    """The newest checkpoint of `folder`; without one a fresh state, for experiments that load weights themselves."""
     executor = parallel.make_executor(experiment, "shard_map", config.train.devices)
     if folder is None:
         return executor.local(executor.init(config.seed))
