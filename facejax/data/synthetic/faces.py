@@ -25,7 +25,7 @@ from facejax.data.synthetic.factors import Factors, Ranges
 from facejax.data.synthetic.render import Renderer
 from facejax.morphable.procedural import procedural
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 BATCH = 16
 SCALARS = ("age", "hair", "glasses", "tint", "occluder", "motion", "defocus", "resolution", "noise", "jpeg")
 
