@@ -18,9 +18,9 @@ import optax
 from jax import lax
 from ml_collections import ConfigDict
 
-from facejax.data.readers.planetoid import Citations, read_planetoid
+from facejax.data.readers.planetoid import Citations
+from facejax.data.synthetic import graphs
 from facejax.graph import gcn
-from facejax.ops import segment
 from facejax.train import Experiment, Report, app, new_figure
 from facejax.train.claims import Claim
 
@@ -57,10 +57,7 @@ def build(config: ConfigDict) -> Experiment:
     """Wires the run: all of it is one jitted scan, so `evaluate` does the work."""
 
     def evaluate(_: Any) -> Report:
-        data = (
-            blocks(config) if config.data.source == "blocks" else read_planetoid(config.data.path, config.data.source)
-        )
-        found = jax.tree.map(np.asarray, train(config, data))
+        found = jax.tree.map(np.asarray, train(config, graphs.load(config.data, config.seed)))
         accuracy = 100 * found["test"]
         return Report(
             {
@@ -123,25 +120,6 @@ def train(config: ConfigDict, data: Citations) -> dict[str, jax.Array]:
 
     keys = jax.random.split(jax.random.key(config.seed), config.eval.runs)
     return jax.jit(lambda keys: lax.map(run, keys))(keys)
-
-
-def blocks(config: ConfigDict) -> Citations:
-    """A stochastic block model with weakly informative features; five labelled nodes a class."""
-    data, rng = config.data, np.random.default_rng(config.seed)
-    labels = rng.integers(data.classes, size=data.nodes)
-    same = labels[:, None] == labels
-    chance = (
-        np.where(same, data.degree_in * data.classes, data.degree_out * data.classes / (data.classes - 1)) / data.nodes
-    )
-    source, destination = segment.undirected(*np.nonzero(np.triu(rng.random(same.shape) < chance, 1)))
-    topics = rng.random((data.classes, 100)) < 0.08
-    features = (rng.random((data.nodes, 100)) < 0.03 + 0.12 * topics[labels]).astype(np.float32)
-    order = rng.permutation(data.nodes)
-    rank = np.zeros(data.nodes, int)
-    for c in range(data.classes):
-        members = order[labels[order] == c]
-        rank[members] = np.arange(len(members))
-    return Citations(features, labels, source, destination, rank < 5, (rank >= 5) & (rank < 35), rank >= 35)
 
 
 def curves(found: dict[str, np.ndarray]) -> Any:

@@ -1,4 +1,4 @@
-"""Graphs of static shape: edges sorted by where they end, sums and softmax over the edges of a node, normalisation."""
+"""Graphs of static shape: edges sorted by where they end, reductions over a node's edges, samples, normalisation."""
 
 from __future__ import annotations
 
@@ -69,6 +69,23 @@ def segment_sum(values: jax.Array, graph: Graph) -> jax.Array:
     return jax.ops.segment_sum(values, graph.destination, graph.num_nodes, indices_are_sorted=True)
 
 
+def segment_mean(values: jax.Array, graph: Graph) -> jax.Array:
+    """Mean over the live edges that end at a node, without their weights; zeros where there are none. [N, ...]."""
+    live = (graph.weight > 0).astype(values.dtype)
+    count = segment_sum(live, graph)
+    wide = (-1, *(1,) * (values.ndim - 1))
+    return segment_sum(values * live.reshape(wide), graph) / jnp.where(count > 0, count, 1.0).reshape(wide)
+
+
+def segment_max(values: jax.Array, graph: Graph) -> jax.Array:
+    """Largest over the live edges that end at a node; zeros where there are none. [E, ...] -> [N, ...]."""
+    live = (graph.weight > 0).reshape(-1, *(1,) * (values.ndim - 1))
+    largest = jax.ops.segment_max(
+        jnp.where(live, values, -jnp.inf), graph.destination, graph.num_nodes, indices_are_sorted=True
+    )
+    return jnp.where(jnp.isfinite(largest), largest, 0.0)
+
+
 def segment_softmax(logits: jax.Array, graph: Graph) -> jax.Array:
     """Softmax over the edges that end at the same node, [E, ...]; edges of weight 0 get 0."""
     live = (graph.weight > 0).reshape(-1, *(1,) * (logits.ndim - 1))
@@ -80,9 +97,28 @@ def segment_softmax(logits: jax.Array, graph: Graph) -> jax.Array:
     return powers / jnp.where(total > 0, total, 1.0)
 
 
-def propagate(graph: Graph, features: jax.Array) -> jax.Array:
-    """A H: the weighted sum of the sources' features, [N, F] -> [N, F]."""
-    return segment_sum(features[graph.source] * graph.weight[:, None], graph)
+def propagate(graph: Graph, features: jax.Array, *, chunk: int = 0) -> jax.Array:
+    """A H: the weighted sum of the sources' features, [N, F] -> [N, F].
+
+    Args:
+      graph: N nodes, E edges.
+      features: [N, F].
+      chunk: edges at a time, so that no [E, F] exists; 0 for all at once.
+    """
+    if not chunk:
+        return segment_sum(features[graph.source] * graph.weight[:, None], graph)
+    spare = -len(graph.source) % chunk
+    edges = jax.tree.map(
+        lambda x, fill: jnp.pad(x, (0, spare), constant_values=fill).reshape(-1, chunk),
+        (graph.source, graph.destination, graph.weight),
+        (0, graph.num_nodes - 1, 0.0),
+    )
+
+    def step(total: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        source, destination, weight = part
+        return total.at[destination].add(features[source] * weight[:, None], indices_are_sorted=True), None
+
+    return jax.lax.scan(step, jnp.zeros((graph.num_nodes, features.shape[1]), features.dtype), edges)[0]
 
 
 def symmetric_normalization(graph: Graph) -> Graph:
@@ -96,3 +132,40 @@ def random_walk_normalization(graph: Graph) -> Graph:
     """Weights w_ij / d_i: every node takes the mean over its edges."""
     degree = segment_sum(graph.weight, graph)
     return graph._replace(weight=graph.weight / jnp.where(degree > 0, degree, 1.0)[graph.destination])
+
+
+def offsets(graph: Graph) -> jax.Array:
+    """Where the edges that end at node i begin and, at i + 1, stop: [N + 1] int32; padding counts at node N - 1."""
+    return jnp.searchsorted(graph.destination, jnp.arange(graph.num_nodes + 1)).astype(jnp.int32)
+
+
+def sample_neighbors(
+    rng: jax.Array, graph: Graph, starts: jax.Array, nodes: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """Uniform samples, without replacement, of the sources of the edges that end at given nodes.
+
+    Floyd's method: the j-th draw is from the first d - count + j + 1 edges, or the last of them if already drawn.
+
+    Args:
+      rng: key; equal keys give equal samples.
+      graph: without padding edges.
+      starts: `offsets(graph)`.
+      nodes: [B].
+      count: how many; a node with no more edges than that gives them all.
+
+    Returns:
+      neighbors: [B, count]; the node itself where there are no more.
+      mask: [B, count], False there.
+    """
+    degree = starts[nodes + 1] - starts[nodes]
+    first = jnp.maximum(degree - count, 0)
+    draws = jax.random.uniform(rng, (count, len(nodes)))
+    chosen = jnp.full((len(nodes), count), -1)
+    for j in range(count):
+        last = first + j
+        draw = jnp.minimum((draws[j] * (last + 1)).astype(jnp.int32), last)
+        pick = jnp.where((chosen == draw[:, None]).any(1), last, draw)
+        chosen = chosen.at[:, j].set(jnp.where(degree > count, pick, j))
+    mask = jnp.arange(count) < degree[:, None]
+    places = jnp.clip(starts[nodes][:, None] + chosen, 0, max(len(graph.source) - 1, 0))
+    return jnp.where(mask, graph.source[places], nodes[:, None]), mask
