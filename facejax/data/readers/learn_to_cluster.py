@@ -1,0 +1,67 @@
+"""The files of the learn-to-cluster benchmark: features `.bin`, labels `.meta`, neighbours `.npz`."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+from facejax.ops.knn import Neighbours
+
+
+def read_features(path: str | pathlib.Path, width: int = 256) -> np.ndarray:
+    """Raw float32 rows, [N, width], or the array of an `.npy` file.
+
+    Raises:
+      ValueError: a length that holds no whole number of rows.
+    """
+    path = pathlib.Path(path)
+    if path.suffix == ".npy":
+        features = np.load(path, allow_pickle=False)
+        if features.ndim != 2:
+            raise ValueError(f"{path}: an array of {features.shape}: expected [N, D]")
+        return features.astype(np.float32, copy=False)
+    size = path.stat().st_size
+    if not size or size % (4 * width):
+        raise ValueError(f"{path}: {size} bytes: expected rows of {width} float32, {4 * width} bytes each")
+    return np.fromfile(path, "<f4").reshape(-1, width)
+
+
+def read_labels(path: str | pathlib.Path, count: int | None = None) -> np.ndarray:
+    """One integer a line, [N]; `count` is how many there must be.
+
+    Raises:
+      ValueError: a line that is no integer, or another number of lines.
+    """
+    labels = []
+    for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
+        try:
+            labels.append(int(line))
+        except ValueError:
+            raise ValueError(f"{path}, line {number}: {line[:40]!r}: expected an integer") from None
+    if count is not None and len(labels) != count:
+        raise ValueError(f"{path}: {len(labels)} labels for {count} features")
+    return np.array(labels, np.int64)
+
+
+def read_neighbours(path: str | pathlib.Path) -> Neighbours:
+    """The array `data` [N, 2, k] of ids and distances 1 - cosine, sorted; an id of -1 is the row itself at distance 1.
+
+    Raises:
+      ValueError: another array, ids beyond the rows, distances outside 0 to 1 by more than 0.01.
+    """
+    with np.load(path, allow_pickle=False) as file:
+        if "data" not in file:
+            raise ValueError(f"{path}: arrays {', '.join(file)}: expected one named data")
+        data = file["data"]
+    if data.ndim != 3 or data.shape[1] != 2:
+        raise ValueError(f"{path}: an array of {data.shape}: expected [N, 2, k]")
+    ids, distance = data[:, 0].astype(np.int32), data[:, 1].astype(np.float32)
+    missing = ids < 0
+    if ids.max() >= len(ids) or not (distance[~missing] >= -0.01).all() or not (distance[~missing] <= 1.01).all():
+        raise ValueError(f"{path}: ids from {ids.min()} to {ids.max()}, distances from {distance.min():.3f} to "
+                         f"{distance.max():.3f}: expected ids below {len(ids)} and distances 0 to 1")  # fmt: skip
+    ids = np.where(missing, np.arange(len(ids))[:, None], ids)
+    similarity = np.where(missing, 0.0, np.clip(1 - distance, 0, 1))
+    order = np.argsort(-similarity, axis=1, kind="stable")
+    return Neighbours(np.take_along_axis(ids, order, 1), np.take_along_axis(similarity, order, 1).astype(np.float32))

@@ -1,0 +1,76 @@
+"""Embeddings of people on the hypersphere: long-tailed counts, noise, hubs, poor images that drift one way, views."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Embeddings:
+    """N images of people.
+
+    Attributes:
+      views: [V, N, D] float32 of length 1: the same images as V recognition nets see them.
+      labels: [N] people, from 0.
+      quality: [N], 0 (poor) to 1.
+    """
+
+    views: np.ndarray
+    labels: np.ndarray
+    quality: np.ndarray
+
+    @property
+    def features(self) -> np.ndarray:
+        """[N, D]: the first view."""
+        return self.views[0]
+
+
+def hypersphere(
+    people: int,
+    seed: int,
+    *,
+    images: tuple[int, int] = (5, 40),
+    width: int = 64,
+    noise: float = 0.8,
+    spread: float = 0.4,
+    drift: float = 0.5,
+    relatives: float = 0.3,
+    views: int = 1,
+) -> Embeddings:
+    """Draws people and their images.
+
+    Args:
+      people: how many.
+      seed: of everything; the directions of drift and of relatives do not depend on it, so that what is learnt on
+        some people may serve others.
+      images: fewest and most images of a person; counts are log-uniform between them, a long tail.
+      width: D.
+      noise: length of an average image's noise beside its person's unit vector.
+      spread: standard deviation, in logarithms, of that length over images.
+      drift: how far the poorest images move along one direction that all people share: a hub.
+      relatives: part of a person's vector that it shares with some fifth of the others.
+      views: how many nets look; each has noise of its own on half of the variance.
+    """
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(12345)
+    hub, families = _unit(fixed.normal(size=width)), _unit(fixed.normal(size=(max(people // 5, 1), width)))
+    centres = _unit(rng.normal(size=(people, width)))
+    centres = _unit(centres + relatives * families[rng.integers(len(families), size=people)])
+    low, high = np.log(images[0]), np.log(images[1] + 1)
+    counts = np.exp(rng.uniform(low, high, people)).astype(int)
+    labels = rng.permutation(np.repeat(np.arange(people), counts))
+    deviation = rng.normal(size=len(labels))
+    quality = 1 / (1 + np.exp(1.7 * deviation))
+    length = noise * np.exp(spread * deviation)[:, None]
+    common = rng.normal(size=(len(labels), width))
+    seen = []
+    for _ in range(views):
+        own = rng.normal(size=(len(labels), width))
+        blurred = (common + own) / np.sqrt(2 * width)
+        seen.append(_unit(centres[labels] + length * blurred + drift * ((1 - quality) ** 2)[:, None] * hub))
+    return Embeddings(np.stack(seen).astype(np.float32), labels, quality.astype(np.float32))
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)

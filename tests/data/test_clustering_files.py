@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from facejax.data.readers import learn_to_cluster as files
+from facejax.data.synthetic import embeddings
+from facejax.ops import knn
+
+
+def test_files_are_read_as_they_are(tmp_path):
+    features = knn.unit(np.random.default_rng(0).normal(size=(9, 256)))
+    features.tofile(tmp_path / "a.bin")
+    np.save(tmp_path / "a.npy", features)
+    (tmp_path / "a.meta").write_text("".join(f"{i // 3}\n" for i in range(9)))
+    near = knn.knn(features, 4)
+    data = np.stack([near.ids.astype(np.float32), 1 - near.similarity], 1)
+    data[0, :, 3] = -1, 1
+    np.savez(tmp_path / "a.npz", data=data)
+    np.testing.assert_array_equal(files.read_features(tmp_path / "a.bin"), features)
+    np.testing.assert_array_equal(files.read_features(tmp_path / "a.npy"), features)
+    np.testing.assert_array_equal(files.read_labels(tmp_path / "a.meta", 9), np.arange(9) // 3)
+    found = files.read_neighbours(tmp_path / "a.npz")
+    np.testing.assert_array_equal(found.ids[1:], near.ids[1:])
+    assert (found.ids[0, 3], found.similarity[0, 3]) == (0, 0)
+
+
+def test_wrong_files_are_said(tmp_path):
+    (tmp_path / "a.bin").write_bytes(b"1234")
+    (tmp_path / "a.meta").write_text("0\nx\n")
+    (tmp_path / "b.meta").write_text("0\n")
+    np.savez(tmp_path / "a.npz", data=np.full((3, 2, 2), 7.0))
+    np.savez(tmp_path / "b.npz", other=np.zeros(3))
+    with pytest.raises(ValueError, match="4 bytes: expected rows of 256 float32"):
+        files.read_features(tmp_path / "a.bin")
+    with pytest.raises(ValueError, match="line 2: 'x': expected an integer"):
+        files.read_labels(tmp_path / "a.meta")
+    with pytest.raises(ValueError, match="1 labels for 9 features"):
+        files.read_labels(tmp_path / "b.meta", 9)
+    with pytest.raises(ValueError, match="ids from 7 to 7"):
+        files.read_neighbours(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match="expected one named data"):
+        files.read_neighbours(tmp_path / "b.npz")
+
+
+def test_simulated_people():
+    found = embeddings.hypersphere(30, 0, views=3)
+    assert found.views.shape == (3, len(found.labels), 64)
+    np.testing.assert_allclose(np.linalg.norm(found.views, axis=2), 1, rtol=1e-5)
+    counts = np.bincount(found.labels)
+    assert len(counts) == 30 and counts.min() >= 5 and counts.max() <= 40
+    again = embeddings.hypersphere(30, 0, views=3)
+    np.testing.assert_array_equal(found.views, again.views)
+    centres = np.stack([found.features[found.labels == c].mean(0) for c in range(30)])
+    own = np.sum(found.features * (centres / np.linalg.norm(centres, axis=1, keepdims=True))[found.labels], 1)
+    assert np.corrcoef(own, found.quality)[0, 1] > 0.6
