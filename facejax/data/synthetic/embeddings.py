@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+from typing import Any
 
 import numpy as np
+
+from facejax.data.readers import learn_to_cluster
+from facejax.ops.knn import unit
+
+SETTINGS = {
+    "source": "hypersphere",  # or "files" of learn-to-cluster, or "arrays": embeddings.npy and labels.npy of a run
+    "path": "",
+    "train": "part0_train",
+    "test": "part1_test",
+    "labelled": 100,
+    "people": 100,
+    "width": 64,
+    "noise": 0.9,
+    "drift": 0.5,
+    "views": 1,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +43,35 @@ class Embeddings:
     def features(self) -> np.ndarray:
         """[N, D]: the first view."""
         return self.views[0]
+
+
+def load(data: Any, seed: int) -> tuple[Embeddings, Embeddings]:
+    """Labelled people to learn from and other people to cluster, as SETTINGS-like `data` says.
+
+    "files": `path`/features/NAME.bin and `path`/labels/NAME.meta; several nets' names with commas between them.
+    "arrays": people are split in halves by the seed.
+    """
+    if data.source == "hypersphere":
+        options = {"width": data.width, "noise": data.noise, "drift": data.drift, "views": data.views}
+        return hypersphere(data.labelled, seed + 1000, **options), hypersphere(data.people, seed, **options)
+    folder = pathlib.Path(data.path)
+    if data.source == "files":
+        return _read(folder, data.train.split(",")), _read(folder, data.test.split(","))
+    if data.source != "arrays":
+        raise ValueError(f"data.source is {data.source!r}: expected hypersphere, files or arrays")
+    features = unit(learn_to_cluster.read_features(folder / "embeddings.npy"))
+    names, labels = np.unique(np.load(folder / "labels.npy", allow_pickle=False), return_inverse=True)
+    if len(labels) != len(features):
+        raise ValueError(f"{folder}: {len(labels)} labels for {len(features)} embeddings")
+    chosen = np.isin(labels, np.random.default_rng(seed).permutation(len(names))[: len(names) // 2])
+    halves = ((features[part], labels[part]) for part in (chosen, ~chosen))
+    return tuple(Embeddings(x[None], y, np.ones(len(y), np.float32)) for x, y in halves)
+
+
+def _read(folder: pathlib.Path, names: list[str]) -> Embeddings:
+    views = np.stack([unit(learn_to_cluster.read_features(folder / "features" / f"{name}.bin")) for name in names])
+    labels = learn_to_cluster.read_labels(folder / "labels" / f"{names[0]}.meta", views.shape[1])
+    return Embeddings(views, labels, np.ones(len(labels), np.float32))
 
 
 def hypersphere(
