@@ -40,7 +40,7 @@ class System:
         if not self.program.exists():
             return []
         for node in ast.parse(self.program.read_text()).body:
-            if isinstance(node, ast.Assign) and node.targets[0].id == "PRESETS":
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PRESETS":
                 return [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
         return []
 

@@ -1,4 +1,4 @@
-"""VE-GCN: one graph network learns how central a face is, another whom it belongs to; trees up to the centres are people.
+"""VE-GCN: one graph network learns how central a face is, another whom it belongs to; trees of them are people.
 
 Yang, Chen, Zhan, Zhao, Loy & Lin, Learning to Cluster Faces via Confidence and Connectivity Estimation. CVPR 2020.
 arXiv:2004.00445. GCN-V regresses each node's confidence on the nearest-neighbour graph; GCN-E looks at a node's more
