@@ -19,12 +19,13 @@ import optax
 from jax import lax
 from ml_collections import ConfigDict
 
+from experiments.clustering_common import choose
 from facejax.clustering import cdp
 from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
 from facejax.metrics import clustering
 from facejax.ops import knn
-from facejax.train import Experiment, Report, app, new_figure
+from facejax.train import Experiment, Report, app
 from facejax.train.claims import Claim
 
 BASE = {
@@ -67,18 +68,16 @@ def build(config: ConfigDict) -> Experiment:
             mediator = train_mediator(config, labelled)
         scored = candidates(config, labelled, mediator)
         thresholds = np.quantile(scored.score, np.linspace(0.02, 0.98, 49))
-        known = (clustering.singletons(labels(config, scored, labelled, t)) for t in thresholds)
-        scores = [clustering.pairwise(labelled.labels, found) for found in known]
-        best = thresholds[int(np.nanargmax([s.f for s in scores]))]
+        best, figure = choose(labelled.labels, lambda t: labels(config, scored, labelled, t), thresholds)
         found = labels(config, candidates(config, people, mediator), people, best)
         return Report(
             {
                 **clustering.report(people.labels, found),
                 "discarded": float((found < 0).mean()),
-                "threshold": float(best),
+                "threshold": best,
                 "people": float(people.labels.max() + 1),
             },
-            figures={"Threshold, chosen on labelled people": threshold_figure(thresholds, scores, best)},
+            figures={"Threshold, chosen on labelled people": figure},
             arrays={"clusters": found},
         )
 
@@ -128,17 +127,6 @@ def train_mediator(config: ConfigDict, people: Embeddings) -> Any:
     variables = net.init(first, features[:1])
     keys = jax.random.split(second, settings.steps)
     return jax.jit(lambda state: lax.scan(step, state, keys))((variables, tx.init(variables)))[0][0]
-
-
-def threshold_figure(thresholds: np.ndarray, scores: list[clustering.Score], best: float) -> Any:
-    """Precision, recall and F of the labelled people over the threshold."""
-    figure, axis = new_figure(5, 3.2)
-    for name in ("precision", "recall", "f"):
-        axis.plot(thresholds, [getattr(s, name) for s in scores], label=name)
-    axis.axvline(best, color="grey", lw=1, ls="--")
-    axis.set(xlabel="threshold of a pair's score", ylabel="pairwise", ylim=(0, 1.01))
-    axis.legend(frameon=False)
-    return figure
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from facejax.nn.conv import PReLU
+from facejax.nn.norm import PReLU
 
 
 class GraphConv(nn.Module):

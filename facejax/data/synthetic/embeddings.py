@@ -60,12 +60,17 @@ def load(data: Any, seed: int) -> tuple[Embeddings, Embeddings]:
     if data.source != "arrays":
         raise ValueError(f"data.source is {data.source!r}: expected hypersphere, files or arrays")
     features = unit(learn_to_cluster.read_features(folder / "embeddings.npy"))
-    names, labels = np.unique(np.load(folder / "labels.npy", allow_pickle=False), return_inverse=True)
-    if len(labels) != len(features):
-        raise ValueError(f"{folder}: {len(labels)} labels for {len(features)} embeddings")
-    chosen = np.isin(labels, np.random.default_rng(seed).permutation(len(names))[: len(names) // 2])
-    halves = ((features[part], labels[part]) for part in (chosen, ~chosen))
-    return tuple(Embeddings(x[None], y, np.ones(len(y), np.float32)) for x, y in halves)
+    labels = np.load(folder / "labels.npy", allow_pickle=False)
+    if labels.shape != (len(features),):
+        raise ValueError(f"{folder}: labels are {labels.shape} for {len(features)} embeddings")
+    return split(Embeddings(features[None], labels, np.ones(len(labels), np.float32)), 0.5, seed)
+
+
+def split(people: Embeddings, part: float, seed: int) -> tuple[Embeddings, Embeddings]:
+    """Some of the people, a share `part` of them, and all others."""
+    names = np.random.default_rng(seed).permutation(np.unique(people.labels))
+    first = np.isin(people.labels, names[: round(part * len(names))])
+    return tuple(Embeddings(people.views[:, m], people.labels[m], people.quality[m]) for m in (first, ~first))
 
 
 def _read(folder: pathlib.Path, names: list[str]) -> Embeddings:
