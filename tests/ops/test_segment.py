@@ -1,0 +1,122 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facejax.ops import segment
+
+
+@pytest.fixture(scope="module")
+def graph():
+    """Nine nodes: 7 and 8 have no edges; 0 has a self-loop; one edge is double, one is padding."""
+    source = np.array([1, 2, 0, 3, 3, 4, 5, 6, 2, 5, 0])
+    destination = np.array([0, 0, 0, 1, 1, 2, 3, 3, 6, 6, 8])
+    weight = np.array([1.0, 2, 3, 1, 1, 0.5, 2, 1, 1, 4, 0])
+    return segment.make_graph(source, destination, 9, weight)
+
+
+@pytest.fixture(scope="module")
+def star():
+    """Node 0 has twelve neighbours, 13 has one, 14 none."""
+    return segment.make_graph(np.append(np.arange(1, 13), 5), np.append(np.zeros(12, int), 13), 15)
+
+
+def by_node(graph, values):
+    destination, live = np.asarray(graph.destination), np.asarray(graph.weight) > 0
+    return [np.asarray(values)[(destination == node) & live] for node in range(graph.num_nodes)]
+
+
+@pytest.mark.parametrize("name", ["mean", "max"])
+def test_reductions_equal_loops_in_values_and_gradients(graph, name):
+    values = jax.random.normal(jax.random.key(0), (11, 2, 3)) - 1
+    ours = getattr(segment, f"segment_{name}")
+    expected = np.stack([getattr(part, name)(0) if len(part) else np.zeros((2, 3)) for part in by_node(graph, values)])
+    np.testing.assert_allclose(ours(values, graph), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(ours(values, graph)[7:], 0)
+    gradient = jax.grad(lambda v: jnp.sum(ours(v, graph) ** 3))(values)
+    chex.assert_tree_all_finite(gradient)
+    assert not gradient[-1].any()  # padding
+    step = 1e-2 * jax.random.normal(jax.random.key(1), values.shape)
+    difference = jnp.sum(ours(values + step, graph) ** 3) - jnp.sum(ours(values - step, graph) ** 3)
+    np.testing.assert_allclose(difference / 2, jnp.sum(gradient * step), rtol=2e-2)
+
+
+def test_equal_maxima_share_the_gradient(graph):
+    gradient = jax.grad(lambda v: segment.segment_max(v, graph).sum())(jnp.zeros(11))
+    np.testing.assert_allclose(segment.segment_sum(gradient, graph), [1, 1, 1, 1, 0, 0, 1, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 11, 50])
+def test_propagation_in_chunks_equals_the_dense_product(graph, chunk):
+    matrix = np.zeros((9, 9), np.float32)
+    np.add.at(matrix, (np.asarray(graph.destination), np.asarray(graph.source)), np.asarray(graph.weight))
+    features = jax.random.normal(jax.random.key(0), (9, 5))
+
+    def ours(x):
+        return jnp.sum(jnp.sin(segment.propagate(graph, x, chunk=chunk)))
+
+    np.testing.assert_allclose(segment.propagate(graph, features, chunk=chunk), matrix @ features, rtol=1e-5, atol=1e-5)
+    gradients = jax.grad(ours)(features), jax.grad(lambda x: jnp.sum(jnp.sin(matrix @ x)))(features)
+    np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
+
+
+def test_offsets_are_where_a_nodes_edges_lie(graph):
+    assert segment.offsets(graph).tolist() == [0, 3, 5, 6, 8, 8, 8, 10, 10, 11]
+    assert segment.offsets(segment.make_graph(np.zeros(0), np.zeros(0), 2)).tolist() == [0, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def draws(star):
+    """Five neighbours of 0, 13, 14 and 0 again, 3000 times."""
+    starts, nodes = segment.offsets(star), jnp.array([0, 13, 14, 0])
+    keys = jax.random.split(jax.random.key(0), 3000)
+    return jax.tree.map(
+        np.asarray, jax.jit(jax.vmap(lambda key: segment.sample_neighbors(key, star, starts, nodes, 5)))(keys)
+    )
+
+
+def test_samples_do_not_repeat_and_are_neighbours(draws):
+    found, mask = draws
+    hub = np.sort(found[:, 0], axis=1)
+    assert mask[:, 0].all()
+    assert (np.diff(hub, axis=1) > 0).all()
+    assert hub.min() == 1 and hub.max() == 12
+
+
+def test_samples_are_uniform(draws):
+    """Every neighbour in 5 of 12 draws, every pair in 20 of 132: within five standard deviations."""
+    held = (draws[0][:, 0, :, None] == np.arange(1, 13)).any(1)
+    p = 5 / 12
+    np.testing.assert_allclose(held.mean(0), p, atol=5 * np.sqrt(p * (1 - p) / 3000))
+    pairs = (held.T.astype(float) @ held / 3000)[~np.eye(12, dtype=bool)]
+    q = 20 / 132
+    np.testing.assert_allclose(pairs, q, atol=5 * np.sqrt(q * (1 - q) / 3000))
+
+
+def test_equal_nodes_of_a_batch_draw_on_their_own(draws):
+    first, last = np.sort(draws[0][:, 0]), np.sort(draws[0][:, 3])
+    assert (first == last).all(1).mean() < 0.01  # 1 of 792 by chance
+
+
+def test_few_neighbours_are_all_given_and_none_are_masked(draws, star):
+    found, mask = draws
+    assert (found[:, 1, 0] == 5).all() and (found[:, 1, 1:] == 13).all()
+    assert (mask[:, 1] == [True, False, False, False, False]).all()
+    assert (found[:, 2] == 14).all() and not mask[:, 2].any()
+    every, there = segment.sample_neighbors(jax.random.key(3), star, segment.offsets(star), jnp.array([0]), 12)
+    assert sorted(every[0].tolist()) == list(range(1, 13)) and there.all()
+
+
+def test_double_edges_are_two_neighbours_and_equal_keys_draw_alike(graph):
+    starts, nodes = segment.offsets(graph), jnp.array([1, 0])
+    found = segment.sample_neighbors(jax.random.key(0), graph, starts, nodes, 2)
+    assert found[0][0].tolist() == [3, 3] and found[1].all()
+    chex.assert_trees_all_equal(found, segment.sample_neighbors(jax.random.key(0), graph, starts, nodes, 2))
+
+
+@pytest.mark.xfail(raises=TypeError, strict=True, reason="sample_neighbors gathers from an empty edge list")
+def test_samples_of_a_graph_without_edges():
+    empty = segment.make_graph(np.zeros(0), np.zeros(0), 3)
+    found, mask = segment.sample_neighbors(jax.random.key(0), empty, segment.offsets(empty), jnp.arange(3), 2)
+    assert found.tolist() == [[0, 0], [1, 1], [2, 2]] and not mask.any()
