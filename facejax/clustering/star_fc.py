@@ -1,0 +1,130 @@
+"""STAR-FC: a graph network trained on sampled sub-graphs scores the edges of a large one; intimacy prunes what is left.
+
+Shen, Li, Zhu, Huang, Du, Lu & Zhou, Structure-Aware Face Clustering on a Large-Scale Graph with 10^7 Nodes. CVPR 2021.
+arXiv:2103.13225. Clusters, not nodes, are sampled, so that a sub-graph keeps the structure of the whole; at inference
+one forward pass scores all edges, and an edge survives if its ends share enough of their surviving neighbours.
+
+Differs from the paper: nothing known beside what BUILD_NOTES.md tells of the sampling.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse
+from jax import lax
+
+from facejax.nn.graph import GraphConv, PReLUHead
+from facejax.ops.components import connected_components
+from facejax.ops.knn import Neighbours
+from facejax.ops.segment import Graph, propagate
+
+
+class EdgeNet(nn.Module):
+    """Node features by one graph convolution, and a head on pairs of them: 788,994 parameters on 256-d features.
+
+    Attributes:
+      hidden: width of both.
+    """
+
+    hidden: int = 512
+
+    def setup(self) -> None:
+        self.convolution = GraphConv(self.hidden)
+        self.head = PReLUHead(self.hidden, 2)
+
+    def nodes(self, features: jax.Array, graph: Graph, *, chunk: int = 0) -> jax.Array:
+        """[N, D] of length 1 -> [N, hidden]."""
+        return self.convolution(features, propagate(graph, features, chunk=chunk))
+
+    def pairs(self, first: jax.Array, second: jax.Array) -> jax.Array:
+        """Logits [P, 2] (different, same) of two nodes' features [P, hidden] each; the order of the two matters."""
+        return self.head(jnp.concatenate([first, second], -1))
+
+    def __call__(self, features: jax.Array, graph: Graph, first: jax.Array, second: jax.Array) -> jax.Array:
+        """Logits [P, 2] of the pairs of nodes `first` and `second`, [P] each."""
+        hidden = self.nodes(features, graph)
+        return self.pairs(hidden[first], hidden[second])
+
+
+class Edges(NamedTuple):
+    """Directed edges: source, destination [E]."""
+
+    source: np.ndarray
+    destination: np.ndarray
+
+
+def directed_edges(neighbours: Neighbours) -> Edges:
+    """From every node to each of its neighbours, itself left out: [N (k - 1)]."""
+    count, k = neighbours.ids.shape
+    rows, ids = np.repeat(np.arange(count), k), neighbours.ids.ravel()
+    return Edges(rows[rows != ids], ids[rows != ids])
+
+
+def edge_probabilities(net: EdgeNet, variables: dict, hidden: jax.Array, edges: Edges, *, chunk: int) -> np.ndarray:
+    """P(same person) [E], `chunk` edges at a time, from `EdgeNet.nodes`' features [N, hidden]."""
+
+    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        logits = net.apply(variables, hidden[pair[0]], hidden[pair[1]], method=EdgeNet.pairs)
+        return jax.nn.softmax(logits)[1]
+
+    ends = jnp.asarray(edges.source), jnp.asarray(edges.destination)
+    return np.asarray(jax.jit(lambda ends: lax.map(one, ends, batch_size=chunk))(ends))
+
+
+def intimacy(edges: Edges, num_nodes: int) -> np.ndarray:
+    """How much the ends of an edge share: max(c / n_i, c / n_j), [E] (Sec. 3.4).
+
+    c is the entry (i, j) of B B, B the directed adjacency, n the out-degrees; an end without edges gives 0.
+    """
+    matrix = scipy.sparse.csr_matrix(
+        (np.ones(len(edges.source), np.float32), (edges.source, edges.destination)), (num_nodes, num_nodes)
+    )
+    degree = np.diff(matrix.indptr)
+    ends = np.minimum(degree[edges.source], degree[edges.destination])
+    common = np.empty(len(edges.source), np.float32)
+    transposed = matrix.T.tocsr()
+    for start in range(0, len(common), 2**18):  # rows of B times rows of B^T, without the product's other entries
+        part = slice(start, start + 2**18)
+        product = matrix[edges.source[part]].multiply(transposed[edges.destination[part]])
+        common[part] = np.asarray(product.sum(1)).ravel()
+    return np.where(ends > 0, common / np.maximum(ends, 1), 0)
+
+
+def cluster(edges: Edges, probability: np.ndarray, num_nodes: int, *, score: float, shared: float) -> np.ndarray:
+    """Clusters [N]: components of the edges above `score` whose intimacy among them is above `shared`.
+
+    The paper's thresholds are 0.7 and 0.72; a clique of m has intimacy (m - 2) / (m - 1), so 0.72 breaks up those of
+    four or fewer.
+    """
+    kept = Edges(*(x[probability > score] for x in edges))
+    if len(kept.source):
+        close = intimacy(kept, num_nodes) > shared
+        kept = Edges(*(x[close] for x in kept))
+    return connected_components(kept.source, kept.destination, num_nodes)
+
+
+def sample_people(
+    centres: np.ndarray, rng: np.random.Generator, *, nearest: int = 1500, chosen: int = 1300, seeds: int = 1
+) -> np.ndarray:
+    """Structure-preserved sampling (Sec. 3.2): random people, with some of those whose centres are nearest to them.
+
+    Args:
+      centres: [C, D] of length 1.
+      rng: of the choice.
+      nearest: people around a seed, itself included.
+      chosen: how many of them stay, at random.
+      seeds: how many people to begin with.
+
+    Returns:
+      [P] people's numbers, sorted.
+    """
+    first = rng.choice(len(centres), min(seeds, len(centres)), replace=False)
+    nearest = min(nearest, len(centres))
+    around = np.argpartition(-(centres[first] @ centres.T), nearest - 1, axis=1)[:, :nearest]
+    parts = [rng.choice(row, min(chosen, nearest), replace=False) for row in around]
+    return np.unique(np.concatenate(parts))

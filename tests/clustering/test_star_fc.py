@@ -1,0 +1,129 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import star_fc as experiment
+from facejax.clustering import star_fc
+from facejax.ops import knn
+from facejax.ops.components import connected_components
+from facejax.ops.segment import make_graph
+from facejax.train import app
+from facejax.train.dry_run import count
+
+
+def cliques(*sizes, bridge=False):
+    """Edges of cliques in both directions; a bridge joins the last of one to the first of the next."""
+    pairs, first = [], 0
+    for size in sizes:
+        pairs += [(first + i, first + j) for i in range(size) for j in range(size) if i != j]
+        if bridge and first + size < sum(sizes):
+            pairs += [(first + size - 1, first + size), (first + size, first + size - 1)]
+        first += size
+    return star_fc.Edges(*np.array(pairs).T)
+
+
+@pytest.mark.parametrize("size", [3, 5, 9])
+def test_intimacy_of_a_clique(size):
+    found = star_fc.intimacy(cliques(size), size)
+    np.testing.assert_allclose(found, (size - 2) / (size - 1), rtol=1e-6)
+
+
+def test_intimacy_equals_its_definition():
+    rng = np.random.default_rng(0)
+    matrix = (rng.random((30, 30)) < 0.2) & ~np.eye(30, dtype=bool)
+    matrix[7] = False
+    edges = star_fc.Edges(*np.nonzero(matrix))
+    degree, common = matrix.sum(1), matrix.astype(int) @ matrix.astype(int)
+    expected = [
+        0 if degree[j] == 0 else max(common[i, j] / degree[i], common[i, j] / degree[j]) for i, j in zip(*edges)
+    ]
+    np.testing.assert_allclose(star_fc.intimacy(edges, 30), expected, rtol=1e-6)
+
+
+def test_a_bridge_is_cut_and_small_cliques_break_up_at_the_papers_threshold():
+    edges = cliques(6, 7, bridge=True)
+    sure = np.ones(len(edges.source))
+    assert len(np.unique(star_fc.cluster(edges, sure, 13, score=0.7, shared=-1))) == 1
+    found = star_fc.cluster(edges, sure, 13, score=0.7, shared=0.5)
+    np.testing.assert_array_equal(found, [0] * 6 + [1] * 7)
+    assert len(np.unique(star_fc.cluster(cliques(4), np.ones(12), 4, score=0.7, shared=0.72))) == 4
+    assert len(np.unique(star_fc.cluster(cliques(5), np.ones(20), 5, score=0.7, shared=0.72))) == 1
+    assert len(np.unique(star_fc.cluster(edges, 0 * sure, 13, score=0.7, shared=0.5))) == 13
+
+
+def test_no_thresholds_are_components_of_the_neighbours():
+    near = knn.knn(np.random.default_rng(0).normal(size=(60, 8)), 3)
+    edges = star_fc.directed_edges(near)
+    found = star_fc.cluster(edges, np.ones(len(edges.source)), 60, score=0.0, shared=-1.0)
+    np.testing.assert_array_equal(found, connected_components(edges.source, edges.destination, 60))
+
+
+def test_the_head_tells_first_from_second_and_chunks_do_not_matter():
+    rng = np.random.default_rng(0)
+    features = jnp.asarray(knn.unit(rng.normal(size=(20, 6))))
+    graph = make_graph(rng.integers(0, 20, 50), rng.integers(0, 20, 50), 20)
+    net = star_fc.EdgeNet(8)
+    edges = star_fc.Edges(rng.integers(0, 20, 33), rng.integers(0, 20, 33))
+    variables = net.init(jax.random.key(0), features, graph, *edges)
+    whole = jax.nn.softmax(net.apply(variables, features, graph, *edges))[:, 1]
+    for chunk in (0, 7):
+        hidden = net.apply(variables, features, graph, chunk=chunk, method=net.nodes)
+        found = star_fc.edge_probabilities(net, variables, hidden, edges, chunk=10)
+        np.testing.assert_allclose(found, whole, rtol=1e-5)
+    turned = jax.nn.softmax(net.apply(variables, features, graph, *edges[::-1]))[:, 1]
+    assert np.abs(whole - turned).max() > 1e-3
+
+
+def test_parameter_count():
+    graph, one = make_graph(np.zeros(1), np.zeros(1), 1), jnp.zeros(1, jnp.int32)
+    shapes = jax.eval_shape(
+        lambda key: star_fc.EdgeNet().init(key, jnp.zeros((1, 256)), graph, one, one), jax.random.key(0)
+    )
+    assert count(shapes["params"]) == 788_994
+
+
+def test_sampled_people_are_neighbours():
+    angles = np.linspace(0, 2 * np.pi, 100, endpoint=False)
+    centres = np.stack([np.cos(angles), np.sin(angles)], 1)
+    found = star_fc.sample_people(centres, np.random.default_rng(0), nearest=11, chosen=7)
+    assert len(found) == 7
+    gaps = (found[:, None] - found) % 100
+    assert np.minimum(gaps, 100 - gaps).max() <= 10
+
+
+SMALL = {
+    "data.labelled": 40, "data.people": 12, "graph.k": 6, "model.hidden": 8, "sample.nodes": 96, "sample.edges": 64,
+    "sample.nearest": 10, "sample.people": 8, "train.steps": 4, "train.log_every": 2, "train.devices": 1,
+}  # fmt: skip
+
+
+def test_smoke():
+    config = experiment.get_config()
+    config.update_from_flattened_dict(SMALL)
+    _, report = app.run(config, experiment.build, quiet=True)
+    assert 0 < report.metrics["pairwise_f"] <= 1
+
+
+def test_sub_graphs_have_true_labels_and_static_sizes():
+    config = experiment.get_config()
+    config.update_from_flattened_dict(SMALL)
+    learnt = experiment.people(config)[0]
+    load = experiment.sampler(config, learnt, 96 * 11)
+    parts = [load(None, [np.random.default_rng(i)]) for i in range(2)]
+    for part in parts:
+        shapes = {name: value.shape[1:] for name, value in part.items()}
+        assert shapes["features"] == (96, 32) and shapes["source"] == (96 * 11,) and shapes["same"] == (64,)
+        totals = np.bincount(part["destination"][0], part["weight"][0], 96)
+        np.testing.assert_allclose(totals, 1, rtol=1e-5)
+        place = {row.tobytes(): label for row, label in zip(learnt.features, learnt.labels)}
+        labels = np.array([place[row.tobytes()] for row in part["features"][0]])
+        np.testing.assert_array_equal(part["same"][0], labels[part["first"][0]] == labels[part["second"][0]])
+    assert not np.array_equal(parts[0]["features"], parts[1]["features"])
+
+
+def test_too_few_faces_are_said():
+    config = experiment.get_config()
+    config.update_from_flattened_dict({**SMALL, "sample.nodes": 100_000})
+    with pytest.raises(ValueError, match="expected at most"):
+        experiment.sampler(config, experiment.people(config)[0], 1)
