@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 
 class Source(Protocol):
@@ -71,6 +72,8 @@ def train_batches(
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
     if workers:
+        if not flags.FLAGS.is_parsed():  # a notebook or script: Grain reads its own flags
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(dataset)
 
