@@ -1,7 +1,7 @@
 """ArcFace: an additive angular margin makes embeddings of unseen people separable.
 
     python -m experiments.arcface                                  # rendered faces, unseen people, two cores
-    python -m experiments.arcface --config=att_faces --config.data.path=DIR   # photographs, DIR/person/picture.pgm
+    python -m experiments.arcface --config=att_faces --config.data.path=DIR --seeds=4  # photographs, 4 folds of people
     python -m experiments.arcface --config=ms1mv3_r100 --config.data.path=DIR # the published run, 8 GPUs
     python -m experiments.arcface --config=ms1mv3_r100 --eval_only --config.eval.packs=lfw.bin,agedb_30.bin
     python -m experiments.arcface --config=ms1mv3_r50 --eval_only --workdir= --config.eval.weights=r50.pth ...

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -50,6 +52,8 @@ def knn(features: np.ndarray, k: int, *, method: str = "exact", block: int = 819
       method: "exact"; "approximate" (`lax.approx_max_k`, recall 0.95: fast on a TPU); or "faiss" (its flat index).
       block: rows at a time; memory is O(block^2 + N k).
 
+    "exact" multiplies on the device, or on a CPU by NumPy's BLAS, there every pair of blocks once for both.
+
     Raises:
       ValueError: k beyond the rows, features that are not finite, a method that does not exist.
     """
@@ -63,6 +67,8 @@ def knn(features: np.ndarray, k: int, *, method: str = "exact", block: int = 819
         index = faiss.IndexFlatIP(features.shape[1])
         index.add(features)
         similarity, ids = index.search(features, k)
+    elif method == "exact" and jax.default_backend() == "cpu":
+        similarity, ids = _on_host(features, k, block)
     elif method in ("exact", "approximate"):
         size = min(block, -(-count // 32) * 32)
         similarity, ids = _blocks(jnp.asarray(features), k=k, size=size, exact=method == "exact")
@@ -80,6 +86,51 @@ def _itself_first(ids: np.ndarray, similarity: np.ndarray) -> Neighbours:
     ids, similarity = np.take_along_axis(ids, source, 1), np.take_along_axis(similarity, source, 1)
     ids[:, 0], similarity[:, 0] = rows[:, 0], 1
     return Neighbours(ids, similarity)
+
+
+def _on_host(features: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities and ids of the k best, [N, k]: what does not beat a row's k-th best so far is never sorted."""
+    starts = np.linspace(0, len(features), -(-len(features) // block) + 1).astype(int)
+    parts = [slice(a, b) for a, b in itertools.pairwise(starts)]
+    values, ids = np.full((len(features), k), -2, np.float32), np.zeros((len(features), k), np.int32)
+
+    def offer(rows: slice, columns: slice, products: np.ndarray, bar: np.ndarray, axis: int) -> None:
+        """Takes products [R, C] (axis 1) or [C, R] (axis 0) above the bar [R] into the rows' best."""
+        above = np.flatnonzero(products > np.expand_dims(bar, axis))
+        place = np.unravel_index(above, products.shape)
+        order = slice(None) if axis else np.argsort(place[1], kind="stable")
+        row, column, value = place[1 - axis][order], place[axis][order], products.ravel()[above][order]
+        found = np.bincount(row, minlength=len(bar))
+        slot = k + np.arange(len(row)) - np.repeat(np.cumsum(found) - found, found)
+        pool = np.full((len(bar), k + found.max()), -2, np.float32), np.zeros((len(bar), k + found.max()), np.int32)
+        for kept, every, new in zip((values, ids), pool, (value, columns.start + column), strict=True):
+            every[:, :k], every[row, slot] = kept[rows], new
+        best = np.argpartition(-pool[0], k - 1, axis=1)[:, :k]
+        values[rows], ids[rows] = (np.take_along_axis(x, best, 1) for x in pool)
+
+    for part in parts:
+        products = features[part] @ features[part].T
+        offer(part, part, products, _floor(products, k), 1)
+    with ThreadPoolExecutor(2) as threads:
+        for i, rows in enumerate(parts):
+            for columns in parts[i + 1 :]:
+                products = features[rows] @ features[columns].T
+                sides = ((rows, columns, 1), (columns, rows, 0))
+                tasks = [threads.submit(offer, a, b, products, values[a].min(1), axis) for a, b, axis in sides]
+                for task in tasks:
+                    task.result()
+    order = np.argsort(-values, axis=1)
+    return np.take_along_axis(values, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def _floor(products: np.ndarray, k: int) -> np.ndarray:
+    """[R]: just below what at least k of every row of [R, C] reach, the k-th greatest maximum of many groups."""
+    group = max(min(32, products.shape[1] // (2 * k)), 1)
+    groups = products.shape[1] // group
+    if groups < k:
+        return np.full(len(products), -2, np.float32)
+    maxima = products[:, : group * groups].reshape(len(products), group, groups).max(1)
+    return np.nextafter(np.partition(maxima, groups - k, axis=1)[:, groups - k], np.float32(-2))
 
 
 @functools.partial(jax.jit, static_argnames=("k", "size", "exact"))

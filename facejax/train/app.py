@@ -84,6 +84,7 @@ def main(get_config: GetConfig, build: Build) -> None:
     )
     dry = flags.DEFINE_bool("dry_run", False, "Print the preset's parameters, memory and operations, and stop.")
     eval_only = flags.DEFINE_bool("eval_only", False, "Evaluate the newest checkpoint of --workdir, and stop.")
+    seeds = flags.DEFINE_integer("seeds", 0, "Run this many seeds, each in a folder of its own, and print the spread.")
     arrays = flags.DEFINE_string("save_arrays", None, "Write the evaluation's arrays (embeddings, ...) here as .npy.")
     debug = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     coordinator = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, or 'auto'.")
@@ -99,15 +100,17 @@ def main(get_config: GetConfig, build: Build) -> None:
             if dry.value:
                 print(describe(dry_run(build(config_flag.value), Options(**config_flag.value.train))))
                 return
-            run(
-                config_flag.value,
-                build,
-                name=f"{name}:{chosen}",
-                workdir=workdir.value or None,
-                eval_only=eval_only.value,
-                save_arrays=arrays.value,
-                about=(module.__doc__ or "").partition("\n")[0],
-            )
+            options = {
+                "name": f"{name}:{chosen}",
+                "workdir": workdir.value or None,
+                "eval_only": eval_only.value,
+                "save_arrays": arrays.value,
+                "about": (module.__doc__ or "").partition("\n")[0],
+            }
+            if seeds.value:
+                run_seeds(config_flag.value, build, seeds.value, **options)
+            else:
+                run(config_flag.value, build, **options)
         except (RunError, ValueError, OSError) as error:
             if debug.value:
                 raise
@@ -154,6 +157,43 @@ def run(
     if jax.process_index() == 0:
         _finish(report, name, about, config, folder, save_arrays, quiet)
     return state, report
+
+
+def run_seeds(
+    config: ConfigDict,
+    build: Build,
+    count: int,
+    *,
+    workdir: str | os.PathLike[str] | None = None,
+    save_arrays: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> dict[str, list[float]]:
+    """Runs `config` with `count` seeds from its own on and prints every metric's mean and spread.
+
+    Where the seed chooses a fold of the data, as many seeds as there are folds are a cross-validation.
+
+    Args:
+      config, build: as of `run`.
+      count: runs; each works in a folder seed0, seed1, ... of `workdir` and of `save_arrays`.
+      workdir, save_arrays, **options: as of `run`.
+
+    Returns:
+      Every metric's values, seed by seed.
+    """
+    values: dict[str, list[float]] = {}
+    for seed in range(config.seed, config.seed + count):
+        one = config.copy_and_resolve_references()
+        one.seed = seed
+        places = {"workdir": workdir, "save_arrays": save_arrays}
+        places = {key: place and pathlib.Path(place) / f"seed{seed}" for key, place in places.items()}
+        for name, value in run(one, build, **places, **options)[1].metrics.items():
+            values.setdefault(name, []).append(float(value))
+    width = max(map(len, values))
+    for name, found in values.items():
+        print(
+            f"{name:{width}}  {np.mean(found):.4f} +- {np.std(found, ddof=min(1, count - 1)):.4f}  ({len(found)} seeds)"
+        )
+    return values
 
 
 def _finish(

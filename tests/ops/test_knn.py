@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,8 +20,11 @@ def features():
     return np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32)
 
 
-@pytest.mark.parametrize(("k", "block"), [(1, 64), (7, 96), (3, 512), (40, 8192)])
-def test_exact_equals_brute_force(features, k, block):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize(("k", "block"), [(1, 64), (7, 96), (3, 512), (40, 8192), (200, 64)])
+def test_exact_equals_brute_force(features, k, block, backend, monkeypatch):
+    """On the host and on the device."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     found = knn.knn(features, k, block=block)
     ids, similarity = brute(features, k)
     np.testing.assert_allclose(found.similarity, similarity, atol=1e-6)
@@ -33,6 +37,16 @@ def test_two_stages_hold_all_winners():
     top, index = knn._top(values, 20)
     np.testing.assert_array_equal(top, -np.sort(-np.asarray(values), axis=1)[:, :20])
     np.testing.assert_array_equal(np.take_along_axis(np.asarray(values), np.asarray(index), 1), top)
+
+
+def test_the_order_of_rows_does_not_matter():
+    """Rows sorted by cluster, so that the best come late, and a hub that is near to all."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(20, 6)).repeat(30, 0) + 0.05 * rng.normal(size=(600, 6))
+    rows[-1] = rows[:-1].mean(0)
+    found, (ids, similarity) = knn.knn(rows, 30, block=100), brute(rows, 30)
+    np.testing.assert_allclose(found.similarity, similarity, atol=1e-6)
+    assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found.ids, ids)]) > 29.9
 
 
 def test_approximate_finds_most(features):

@@ -223,3 +223,15 @@ def test_fractions_follow_the_length_of_the_run():
         updates, state = tx.update({"w": jnp.ones(1)}, state, params)
         moves.append(float(updates["w"][0]))
     np.testing.assert_allclose(moves, [-1, -1, -0.1, -0.1], rtol=1e-5)
+
+
+def test_seeds_of_a_run(tmp_path):
+    code, out, err = command("--seeds=2", f"--workdir={tmp_path}", *FAST)
+    assert code == 0, err
+    assert {"seed0", "seed1"} == {p.name for p in tmp_path.iterdir()}
+    each = [float(line.split()[1]) for line in out.splitlines() if line.startswith("accuracy") and "+-" not in line]
+    both = next(line.split() for line in out.splitlines() if line.endswith("(2 seeds)"))
+    assert both[0] == "accuracy"
+    assert len(each) == 2
+    assert float(both[1]) == pytest.approx(np.mean(each), abs=1e-4)
+    assert float(both[3]) == pytest.approx(np.std(each, ddof=1), abs=2e-4)
