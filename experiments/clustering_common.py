@@ -5,13 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from facejax.metrics import clustering
 from facejax.ops import knn
 from facejax.ops.components import connected_components
 from facejax.ops.knn import Neighbours
-from facejax.train import new_figure
+from facejax.ops.segment import Graph, split
+from facejax.train import new_figure, parallel
+
+
+def spread(graph: Graph) -> Graph:
+    """The graph cut over all devices, for `propagate` to run on all of them; as it is where there is one."""
+    return parallel.shard(split(graph, jax.device_count())) if jax.device_count() > 1 else graph
 
 
 def choose(truth: np.ndarray, cluster: Callable[[float], np.ndarray], thresholds: Sequence[float]) -> tuple[float, Any]:

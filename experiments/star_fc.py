@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments.clustering_common import choose, neighbour_components
+from experiments.clustering_common import choose, neighbour_components, spread
 from facejax.clustering import star_fc
 from facejax.data import pipeline
 from facejax.data.synthetic import embeddings
@@ -26,7 +26,7 @@ from facejax.data.synthetic.embeddings import Embeddings
 from facejax.metrics import clustering
 from facejax.ops import knn
 from facejax.ops.segment import Graph
-from facejax.train import Experiment, Mean, Report, TrainState, app, optim, supervised_step
+from facejax.train import Experiment, Mean, Report, TrainState, app, optim, parallel, supervised_step
 from facejax.train.claims import Claim
 
 BASE = {
@@ -181,12 +181,11 @@ def clusterer(config: ConfigDict, net: star_fc.EdgeNet, state: TrainState, here:
     near = knn.knn(here.features, config.graph.k, method=config.graph.method)
     if config.method == "components":
         return lambda threshold: neighbour_components(near, threshold)
-    variables = {"params": state.params}
-    hidden = net.apply(
-        variables, jnp.asarray(here.features), knn.affinity(near), chunk=config.graph.chunk, method=net.nodes
-    )
+    variables = parallel.replicate({"params": state.params})
+    graph = spread(knn.affinity(near))
+    ends = net.apply(variables, jnp.asarray(here.features), graph, chunk=config.graph.chunk, method=net.ends)
     edges = star_fc.directed_edges(near)
-    probability = star_fc.edge_probabilities(net, variables, hidden, edges, chunk=2**14)
+    probability = np.asarray(star_fc.edge_probabilities(net, variables, ends, edges, chunk=2**14))
     shared = config.intimacy
     return lambda score: star_fc.cluster(edges, probability, len(here.labels), score=score, shared=shared)
 

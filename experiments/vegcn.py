@@ -19,7 +19,7 @@ import optax
 from jax import lax
 from ml_collections import ConfigDict
 
-from experiments.clustering_common import choose, neighbour_components
+from experiments.clustering_common import choose, neighbour_components, spread
 from facejax.clustering import vegcn
 from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
@@ -117,7 +117,7 @@ def build(config: ConfigDict) -> Experiment:
 def scene(config: ConfigDict, people: Embeddings) -> Scene:
     """Neighbours and graph of some people."""
     near = knn.knn(people.features, config.graph.k, method=config.graph.method)
-    return Scene(people, near, knn.affinity(near))
+    return Scene(people, near, spread(knn.affinity(near)))
 
 
 def vertices(config: ConfigDict, nets: Nets, here: Scene) -> tuple[jax.Array, jax.Array]:

@@ -9,16 +9,17 @@ Differs from the paper: nothing known beside what BUILD_NOTES.md tells of the sa
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 from jax import lax
 
-from facejax.nn.graph import GraphConv, PReLUHead
+from facejax.nn.graph import GraphConv
+from facejax.nn.norm import PReLU
 from facejax.ops.components import connected_components
 from facejax.ops.knn import Neighbours
 from facejax.ops.segment import Graph, propagate
@@ -34,21 +35,29 @@ class EdgeNet(nn.Module):
     hidden: int = 512
 
     def setup(self) -> None:
+        half = functools.partial(
+            nn.Dense, self.hidden, kernel_init=nn.initializers.variance_scaling(0.5, "fan_in", "truncated_normal")
+        )
         self.convolution = GraphConv(self.hidden)
-        self.head = PReLUHead(self.hidden, 2)
+        self.first, self.second = half(), half(use_bias=False)
+        self.slope, self.output = PReLU(), nn.Dense(2)
 
-    def nodes(self, features: jax.Array, graph: Graph, *, chunk: int = 0) -> jax.Array:
-        """[N, D] of length 1 -> [N, hidden]."""
-        return self.convolution(features, propagate(graph, features, chunk=chunk))
+    def ends(self, features: jax.Array, graph: Graph, *, chunk: int = 0) -> tuple[jax.Array, jax.Array]:
+        """What nodes [N, D] add to the head's first layer as an edge's first and as its second end, [N, hidden] each.
+
+        A layer on two joined vectors is a sum of two layers, and nodes are fewer than edges.
+        """
+        hidden = self.convolution(features, propagate(graph, features, chunk=chunk))
+        return self.first(hidden), self.second(hidden)
 
     def pairs(self, first: jax.Array, second: jax.Array) -> jax.Array:
-        """Logits [P, 2] (different, same) of two nodes' features [P, hidden] each; the order of the two matters."""
-        return self.head(jnp.concatenate([first, second], -1))
+        """Logits [P, 2] (different, same) of two nodes' `ends` [P, hidden] each; the order of the two matters."""
+        return self.output(self.slope(first + second))
 
     def __call__(self, features: jax.Array, graph: Graph, first: jax.Array, second: jax.Array) -> jax.Array:
         """Logits [P, 2] of the pairs of nodes `first` and `second`, [P] each."""
-        hidden = self.nodes(features, graph)
-        return self.pairs(hidden[first], hidden[second])
+        one, other = self.ends(features, graph)
+        return self.pairs(one[first], other[second])
 
 
 class Edges(NamedTuple):
@@ -65,15 +74,17 @@ def directed_edges(neighbours: Neighbours) -> Edges:
     return Edges(rows[rows != ids], ids[rows != ids])
 
 
-def edge_probabilities(net: EdgeNet, variables: dict, hidden: jax.Array, edges: Edges, *, chunk: int) -> np.ndarray:
-    """P(same person) [E], `chunk` edges at a time, from `EdgeNet.nodes`' features [N, hidden]."""
+@functools.partial(jax.jit, static_argnames=("net", "chunk"))
+def edge_probabilities(
+    net: EdgeNet, variables: dict, ends: tuple[jax.Array, jax.Array], edges: Edges, *, chunk: int
+) -> jax.Array:
+    """P(same person) [E], `chunk` edges at a time, from `EdgeNet.ends` of all nodes."""
 
-    def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        logits = net.apply(variables, hidden[pair[0]], hidden[pair[1]], method=EdgeNet.pairs)
-        return jax.nn.softmax(logits)[1]
+    def one(edge: Edges) -> jax.Array:
+        logits = net.apply(variables, ends[0][edge.source], ends[1][edge.destination], method=EdgeNet.pairs)
+        return nn.softmax(logits)[1]
 
-    ends = jnp.asarray(edges.source), jnp.asarray(edges.destination)
-    return np.asarray(jax.jit(lambda ends: lax.map(one, ends, batch_size=chunk))(ends))
+    return lax.map(one, edges, batch_size=chunk)
 
 
 def intimacy(edges: Edges, num_nodes: int) -> np.ndarray:

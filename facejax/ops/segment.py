@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -101,10 +102,14 @@ def propagate(graph: Graph, features: jax.Array, *, chunk: int = 0) -> jax.Array
     """A H: the weighted sum of the sources' features, [N, F] -> [N, F].
 
     Args:
-      graph: N nodes, E edges.
+      graph: N nodes, E edges; or its parts by `split`, for one device each.
       features: [N, F].
       chunk: edges at a time, so that no [E, F] exists; 0 for all at once.
     """
+    if graph.source.ndim == 2:
+        rows = -(-graph.num_nodes // len(graph.source))
+        parts = jax.vmap(lambda *edges: propagate(Graph(*edges, rows), features, chunk=chunk))(*graph[:3])
+        return parts.reshape(-1, features.shape[1])[: graph.num_nodes]
     if not chunk:
         return segment_sum(features[graph.source] * graph.weight[:, None], graph)
     spare = -len(graph.source) % chunk
@@ -119,6 +124,20 @@ def propagate(graph: Graph, features: jax.Array, *, chunk: int = 0) -> jax.Array
         return total.at[destination].add(features[source] * weight[:, None], indices_are_sorted=True), None
 
     return jax.lax.scan(step, jnp.zeros((graph.num_nodes, features.shape[1]), features.dtype), edges)[0]
+
+
+def split(graph: Graph, parts: int) -> Graph:
+    """The graph cut into runs of ceil(N / parts) nodes: arrays [parts, E'], destinations counted within a run."""
+    rows = -(-graph.num_nodes // parts)
+    source, destination, weight = (np.asarray(x) for x in graph[:3])
+    ends = np.searchsorted(destination, rows * np.arange(parts + 1))
+    length = np.diff(ends).max()
+    cut = [np.zeros((parts, length), x.dtype) for x in (source, destination, weight)]
+    cut[1] += rows - 1
+    for part, (a, b) in enumerate(itertools.pairwise(ends)):
+        for whole, piece in zip(cut, (source[a:b], destination[a:b] - part * rows, weight[a:b]), strict=True):
+            whole[part, : b - a] = piece
+    return Graph(*cut, graph.num_nodes)
 
 
 def symmetric_normalization(graph: Graph) -> Graph:
@@ -167,5 +186,7 @@ def sample_neighbors(
         pick = jnp.where((chosen == draw[:, None]).any(1), last, draw)
         chosen = chosen.at[:, j].set(jnp.where(degree > count, pick, j))
     mask = jnp.arange(count) < degree[:, None]
-    places = jnp.clip(starts[nodes][:, None] + chosen, 0, max(len(graph.source) - 1, 0))
+    if not len(graph.source):
+        return jnp.broadcast_to(nodes[:, None], mask.shape), mask
+    places = jnp.clip(starts[nodes][:, None] + chosen, 0, len(graph.source) - 1)
     return jnp.where(mask, graph.source[places], nodes[:, None]), mask

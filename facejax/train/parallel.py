@@ -179,6 +179,20 @@ def trace(experiment: Experiment, num_devices: int) -> tuple[Any, Any]:
     return state, jax.make_jaxpr(mapped)(state, experiment.batch)
 
 
+def shard(tree: Any) -> Any:
+    """Arrays [devices, ...] with a row on each of all devices; numbers as they are."""
+    return jax.tree.map(lambda x: jax.device_put(x, _everywhere(P(AXIS))) if np.ndim(x) else x, tree)
+
+
+def replicate(tree: Any) -> Any:
+    """The same arrays on each of all devices, to compute with together with what `shard` made."""
+    return jax.device_put(tree, _everywhere(P()))
+
+
+def _everywhere(spec: P) -> NamedSharding:
+    return NamedSharding(jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,)), spec)
+
+
 def map_batches(
     fn: Callable[[Any, Any], Any],
     variables: Any,

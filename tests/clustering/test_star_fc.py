@@ -1,3 +1,5 @@
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ from experiments import star_fc as experiment
 from facejax.clustering import star_fc
 from facejax.ops import knn
 from facejax.ops.components import connected_components
-from facejax.ops.segment import make_graph
+from facejax.ops.segment import make_graph, random_walk_normalization
 from facejax.train import app
 from facejax.train.dry_run import count
 
@@ -59,17 +61,49 @@ def test_no_thresholds_are_components_of_the_neighbours():
     np.testing.assert_array_equal(found, connected_components(edges.source, edges.destination, 60))
 
 
-def test_the_head_tells_first_from_second_and_chunks_do_not_matter():
+@pytest.fixture(scope="module")
+def small():
+    """A net with its variables, 20 nodes, 50 edges of their graph and 33 to score."""
     rng = np.random.default_rng(0)
     features = jnp.asarray(knn.unit(rng.normal(size=(20, 6))))
-    graph = make_graph(rng.integers(0, 20, 50), rng.integers(0, 20, 50), 20)
+    graph = random_walk_normalization(make_graph(rng.integers(0, 20, 50), rng.integers(0, 20, 50), 20))
     net = star_fc.EdgeNet(8)
     edges = star_fc.Edges(rng.integers(0, 20, 33), rng.integers(0, 20, 33))
     variables = net.init(jax.random.key(0), features, graph, *edges)
+    shake = lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
+    return net, jax.tree.map(shake, variables), features, graph, edges
+
+
+def dense(params, features, graph, edges):
+    """The net with matrices: one convolution, then a layer on two joined vectors, PReLU, a layer."""
+    adjacency = jnp.zeros((20, 20)).at[graph.destination, graph.source].add(graph.weight)
+    joined = jnp.concatenate([features, adjacency @ features], 1)
+    layer = params["convolution"]["Dense_0"]
+    hidden = nn.relu(joined @ layer["kernel"] + layer["bias"])
+    pairs = jnp.concatenate([hidden[edges.source], hidden[edges.destination]], 1)
+    kernel = jnp.concatenate([params["first"]["kernel"], params["second"]["kernel"]])
+    (slope,) = jax.tree.leaves(params["slope"])
+    first = pairs @ kernel + params["first"]["bias"]
+    return jnp.where(first > 0, first, slope * first) @ params["output"]["kernel"] + params["output"]["bias"]
+
+
+def test_equals_matrices_with_gradients(small):
+    net, variables, features, graph, edges = small
+    ours = lambda v, x: net.apply(v, x, graph, *edges)  # noqa: E731
+    theirs = lambda v, x: dense(v["params"], x, graph, edges)  # noqa: E731
+    np.testing.assert_allclose(ours(variables, features), theirs(variables, features), rtol=1e-4, atol=1e-5)
+    found, expected = (
+        jax.grad(lambda v, x, f=f: jnp.sum(f(v, x) ** 2), (0, 1))(variables, features) for f in (ours, theirs)
+    )
+    chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_head_tells_first_from_second_and_chunks_do_not_matter(small):
+    net, variables, features, graph, edges = small
     whole = jax.nn.softmax(net.apply(variables, features, graph, *edges))[:, 1]
     for chunk in (0, 7):
-        hidden = net.apply(variables, features, graph, chunk=chunk, method=net.nodes)
-        found = star_fc.edge_probabilities(net, variables, hidden, edges, chunk=10)
+        ends = net.apply(variables, features, graph, chunk=chunk, method=net.ends)
+        found = star_fc.edge_probabilities(net, variables, ends, edges, chunk=10)
         np.testing.assert_allclose(found, whole, rtol=1e-5)
     turned = jax.nn.softmax(net.apply(variables, features, graph, *edges[::-1]))[:, 1]
     assert np.abs(whole - turned).max() > 1e-3

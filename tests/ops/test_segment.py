@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from facejax.ops import segment
+from facejax.train import parallel
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +116,22 @@ def test_double_edges_are_two_neighbours_and_equal_keys_draw_alike(graph):
     chex.assert_trees_all_equal(found, segment.sample_neighbors(jax.random.key(0), graph, starts, nodes, 2))
 
 
-@pytest.mark.xfail(raises=TypeError, strict=True, reason="sample_neighbors gathers from an empty edge list")
 def test_samples_of_a_graph_without_edges():
     empty = segment.make_graph(np.zeros(0), np.zeros(0), 3)
     found, mask = segment.sample_neighbors(jax.random.key(0), empty, segment.offsets(empty), jnp.arange(3), 2)
     assert found.tolist() == [[0, 0], [1, 1], [2, 2]] and not mask.any()
+
+
+@pytest.mark.parametrize(("nodes", "parts", "chunk"), [(40, 8, 0), (41, 8, 5), (10, 3, 0), (5, 8, 0)])
+def test_parts_on_several_devices_equal_the_whole(nodes, parts, chunk):
+    rng = np.random.default_rng(0)
+    graph = segment.make_graph(*rng.integers(0, nodes, (2, 3 * nodes)), nodes, rng.uniform(size=3 * nodes))
+    features = jnp.asarray(rng.normal(size=(nodes, 4)), jnp.float32)
+    cut = segment.split(graph, parts)
+    if parts == jax.device_count():
+        cut = parallel.shard(cut)
+        assert len(cut.source.sharding.device_set) == parts
+    run = lambda graph, x: jnp.sum(segment.propagate(graph, x, chunk=chunk) ** 2, 1)  # noqa: E731
+    np.testing.assert_allclose(run(cut, features), run(graph, features), rtol=1e-5, atol=1e-6)
+    found, expected = (jax.grad(lambda x, g=g: run(g, x).sum())(features) for g in (cut, graph))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

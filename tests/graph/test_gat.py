@@ -1,0 +1,328 @@
+import json
+import shutil
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import gat as experiment
+from facejax.data.readers.planetoid import read_planetoid
+from facejax.graph import gat, gcn
+from facejax.interop import tensorflow
+from facejax.ops import segment
+from facejax.train import app
+from facejax.train.dry_run import count
+
+
+def dense_layer(params, x, adjacency, concat=True, skip=False):
+    """The same in whole matrices, as the authors write it: -1e9 where there is no edge."""
+    heads = []
+    for h in range(params["kernel"].shape[0]):
+        mapped = x @ params["kernel"][h]
+        scores = mapped @ params["destination"][h] + params["destination_bias"][h]
+        scores = scores + (mapped @ params["source"][h] + params["source_bias"][h]).T
+        scores = jnp.where(scores > 0, scores, 0.2 * scores) + jnp.where(adjacency, 0, -1e9)
+        out = jax.nn.softmax(scores, 1) @ mapped + params["bias"][h]
+        heads.append(out + x @ params["skip"][h] + params["skip_bias"][h] if skip else out)
+    return jnp.concatenate(heads, 1) if concat else sum(heads) / len(heads)
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """Thirteen nodes, the last without neighbours; some edges and a self-loop are given twice."""
+    rng = np.random.default_rng(0)
+    source, destination = rng.integers(0, 12, 30), rng.integers(0, 12, 30)
+    source, destination = np.append(source, [3, 3, source[0]]), np.append(destination, [3, 3, destination[0]])
+    adjacency = np.eye(13, dtype=bool)
+    adjacency[destination, source] = True
+    features = (rng.random((13, 7)) < 0.4).astype(np.float32)
+    return gat.neighborhood(source, destination, 13), adjacency, gcn.row_normalized(features)
+
+
+def randomized(variables, seed=0):
+    """Parameters far from zero, biases too."""
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+
+
+def test_a_neighborhood_is_a_set(problem):
+    graph, adjacency, _ = problem
+    assert len(graph.source) == adjacency.sum()
+    assert adjacency[np.asarray(graph.destination), np.asarray(graph.source)].all()
+
+
+@pytest.mark.parametrize(("concat", "skip"), [(True, False), (False, True)])
+def test_a_layer_equals_dense_matrices_in_values_and_gradients(problem, concat, skip):
+    graph, adjacency, features = problem
+    net = gat.GATLayer(4, 3, concat=concat, skip=skip)
+    params = randomized(net.init(jax.random.key(0), features, graph, train=False)["params"])
+
+    def ours(params, x):
+        return jnp.sum(jnp.cos(net.apply({"params": params}, x, graph, train=False)))
+
+    def reference(params, x):
+        return jnp.sum(jnp.cos(dense_layer(params, x, adjacency, concat, skip)))
+
+    gradients = [jax.value_and_grad(f, argnums=(0, 1))(params, jnp.asarray(features)) for f in (ours, reference)]
+    chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-4)
+
+
+def test_sparse_features_give_the_same(problem):
+    graph, _, features = problem
+    net = gat.GAT(3)
+    variables = randomized(net.init(jax.random.key(0), features, graph, train=False))
+    dense, sparse = (net.apply(variables, x, graph, train=False) for x in (features, gcn.SparseFeatures(features)))
+    np.testing.assert_allclose(dense, sparse, rtol=1e-5, atol=1e-5)
+
+
+def test_attention(problem):
+    graph, adjacency, features = problem
+    net = gat.GATLayer(4, 3)
+    variables = randomized(net.init(jax.random.key(0), features, graph, train=False))
+
+    def attention(variables, net=net):
+        return net.apply(variables, features, graph, train=False, mutable="intermediates")[1]["intermediates"][
+            "attention"
+        ][0]
+
+    found = attention(variables)
+    np.testing.assert_allclose(segment.segment_sum(found, graph), 1, rtol=1e-5)
+    np.testing.assert_allclose(found[-1], 1)  # the last node has itself only
+    assert float(found.std()) > 0.1
+    params = variables["params"]
+    ends = {k: 0 * v for k, v in params.items() if "source" in k or "destination" in k}
+    uniform = (1 / adjacency.sum(1))[np.asarray(graph.destination)]
+    np.testing.assert_allclose(attention({"params": params | ends}), uniform[:, None].repeat(3, 1), rtol=1e-5)
+    constant = gat.GATLayer(4, 3, constant=True)
+    rest = {"params": {k: v for k, v in params.items() if k not in ends}}
+    np.testing.assert_allclose(attention(rest, constant), uniform[:, None].repeat(3, 1), rtol=1e-5)
+
+
+def test_the_order_of_nodes_does_not_matter(problem):
+    graph, _, features = problem
+    order = np.random.default_rng(1).permutation(13)
+    place = np.argsort(order)
+    moved = gat.neighborhood(place[np.asarray(graph.source)], place[np.asarray(graph.destination)], 13)
+    net = gat.GAT(3)
+    variables = randomized(net.init(jax.random.key(0), features, graph, train=False))
+    a, b = (net.apply(variables, x, g, train=False) for x, g in ((features, graph), (features[order], moved)))
+    np.testing.assert_allclose(a[order], b, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_edges_and_edgeless_nodes_have_finite_gradients():
+    graph = segment.make_graph(np.array([0, 1, 2, 0]), np.array([0, 0, 2, 2]), 3, np.array([1, 1, 0, 0]))
+    net = gat.GATLayer(2, 2)
+    x = jnp.arange(12.0).reshape(3, 4)
+    params = randomized(net.init(jax.random.key(0), x, graph, train=False)["params"])
+
+    def total(params, x):
+        return net.apply({"params": params}, x, graph, train=False)
+
+    np.testing.assert_allclose(total(params, x)[1:], jnp.tile(params["bias"].reshape(-1), (2, 1)), rtol=1e-6)
+    gradient = jax.grad(lambda p, x: jnp.sum(total(p, x) ** 2), argnums=(0, 1))(params, x)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+def test_dropout_is_drawn_for_each_head_and_each_place(problem):
+    graph, _, features = problem
+    ones = jnp.ones_like(features)
+
+    def layer(x, seed, **fields):
+        net = gat.GATLayer(1, 2, dropout=0.5, constant=True, **fields)
+        params = jax.tree.map(jnp.ones_like, net.init(jax.random.key(0), x, graph, train=False))
+        params["params"]["bias"] *= 0
+        return net.apply(params, x, graph, train=True, rngs={"dropout": jax.random.key(seed)})
+
+    draws = np.stack([layer(ones, seed) for seed in range(400)])
+    assert not np.allclose(draws[..., 0], draws[..., 1])
+    np.testing.assert_allclose(draws.mean(), 7, rtol=0.05)  # the mean is kept
+    # the lonely node: Binomial(7, 1/2) * 2, and two more draws that keep it or not, each doubling what is kept
+    np.testing.assert_allclose((draws[:, -1] == 0).mean(), 0.75, atol=0.06)
+    sparse = np.stack([layer(gcn.SparseFeatures(np.asarray(ones)), seed) for seed in range(50)])
+    assert not np.allclose(sparse[..., 0], sparse[..., 1])
+
+
+def test_average_of_heads(problem):
+    graph, _, features = problem
+    joined, mean = gat.GATLayer(4, 3), gat.GATLayer(4, 3, concat=False)
+    variables = randomized(joined.init(jax.random.key(0), features, graph, train=False))
+    a, b = (net.apply(variables, features, graph, train=False) for net in (joined, mean))
+    np.testing.assert_allclose(a.reshape(13, 3, 4).mean(1), b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("net", "features", "parameters"),
+    [
+        (gat.gat_citations(7), 1433, 92_391),
+        (gat.gat_citations(6), 3703, 237_604),
+        (gat.gat_citations(3, output_heads=8), 500, 33_832),
+        (gat.gat_ppi(), 50, 2_901_150),
+    ],
+)
+def test_parameter_counts(net, features, parameters):
+    graph = gat.neighborhood(np.zeros(0, int), np.zeros(0, int), 5)
+    x = jnp.zeros((5, features))
+    shapes = jax.eval_shape(lambda key: net.init(key, x, graph, train=False), jax.random.key(0))
+    assert count(shapes["params"]) == parameters
+
+
+def test_weights_of_a_head_are_glorot_of_that_head():
+    graph = gat.neighborhood(np.zeros(0, int), np.zeros(0, int), 2)
+    params = gat.GATLayer(8, 50).init(jax.random.key(0), jnp.zeros((2, 100)), graph, train=False)["params"]
+    for name, fans in (("kernel", 108), ("source", 9), ("destination", 9)):
+        assert np.abs(params[name]).max() == pytest.approx(np.sqrt(6 / fans), rel=0.05)
+
+
+def test_l2_takes_biases_too():
+    assert float(gat.l2({"a": jnp.array([1.0, 2.0]), "b": {"bias": jnp.array(3.0)}})) == 7.0
+
+
+def test_batches_of_graphs_are_one_graph_side_by_side():
+    config = experiment.get_config("inductive")
+    config.data.update(nodes=20, graphs=5)
+    problem = experiment.load(config.data, 0)
+    assert [len(problem.splits[k].mask) for k in ("train", "validation", "test")] == [3, 1, 1]
+    train = problem.splits["train"]
+    net = gat.GAT(4, (5, 6), (3, 2, 2), skip=True)
+    whole = train.graph()
+    assert (np.diff(whole.destination) >= 0).all()
+    variables = randomized(net.init(jax.random.key(0), train.features[0], whole._replace(num_nodes=20), train=False))
+    together = net.apply(variables, train.features.reshape(60, -1), whole, train=False)
+    for i in range(3):
+        one = jax.tree.map(lambda x, i=i: x[i : i + 1], train)
+        alone = net.apply(variables, one.features[0], one.graph(), train=False)
+        np.testing.assert_allclose(together[20 * i : 20 * i + 20], alone, rtol=1e-4, atol=1e-4)
+
+
+def smoke(preset="synthetic", **changes):
+    config = experiment.get_config(preset)
+    config.update_from_flattened_dict({"data.nodes": 200, "optim.epochs": 12, "eval.runs": 2, **changes})
+    return config
+
+
+def test_smoke(tmp_path):
+    _, report = app.run(smoke(), experiment.build, workdir=tmp_path, quiet=True)
+    assert report.metrics["epochs"] == 12
+    assert set(report.figures) == {"Training", "Embeddings", "Attention"}
+    assert (tmp_path / "report.html").stat().st_size > 20_000
+
+
+def test_smoke_of_the_inductive_task():
+    config = smoke("inductive", **{"data.nodes": 30, "data.graphs": 5, "optim.epochs": 3, "eval.runs": 1})
+    _, report = app.run(config, experiment.build, quiet=True)
+    assert 0 <= report.metrics["test_micro_f1"] <= 1
+    config.optim.batch_size = 4
+    with pytest.raises(ValueError, match="batch_size is 4: expected at most 3, the training graphs"):
+        app.run(config, experiment.build, quiet=True)
+
+
+def test_stopping_by_both_criteria_and_the_kept_weights():
+    """Without a step of learning loss and score stand still, so nothing stops; with huge steps both get worse."""
+    config = smoke(**{"optim.learning_rate": 0.0, "optim.patience": 3, "eval.runs": 1})
+    problem = experiment.load(config.data, 0)
+    assert int(experiment.train(config, problem)["epochs"][0]) == 12
+    config.update_from_flattened_dict({"optim.learning_rate": 3.0, "optim.epochs": 40})
+    found = jax.tree.map(np.asarray, experiment.train(config, problem))
+    epochs, losses = int(found["epochs"][0]), found["losses"][0]
+    assert epochs < 40
+    assert np.isfinite(losses[:epochs]).all() and np.isnan(losses[epochs:]).all()
+    assert np.nanargmin(losses) <= epochs - 1 - 3  # three epochs of patience after the lowest loss, or later
+
+
+def write_ppi(folder, split, sizes, damage=()):
+    rng, total = np.random.default_rng(0), sum(sizes)
+    owner = np.repeat(np.arange(1, len(sizes) + 1), sizes)
+    links = [{"source": int(i), "target": int(j)} for i in range(total) for j in range(total) if owner[i] == owner[j]]
+    (folder / f"{split}_graph.json").write_text(json.dumps({"links": links + list(damage)}))
+    np.save(folder / f"{split}_feats.npy", rng.normal(size=(total, 5)))
+    np.save(folder / f"{split}_labels.npy", rng.integers(0, 2, (total, 4)))
+    np.save(folder / f"{split}_graph_id.npy", owner)
+
+
+def test_ppi_files(tmp_path):
+    for split in ("train", "valid", "test"):
+        write_ppi(tmp_path, split, (3, 2))
+    config = experiment.get_config("ppi")
+    config.data.path = str(tmp_path)
+    problem = experiment.load(config.data, 0)
+    assert problem.classes == 4 and problem.splits["validation"].features.shape == (2, 3, 5)
+    assert problem.splits["train"].mask.tolist() == [[True] * 3, [True, True, False]]
+    features = np.load(tmp_path / "train_feats.npy")
+    np.testing.assert_allclose(problem.splits["train"].features[1, :2], features[3:], rtol=1e-6)
+    write_ppi(tmp_path, "test", (3, 2), damage=[{"source": 0, "target": 4}])
+    with pytest.raises(ValueError, match=r"test_graph\.json: an edge joins two graphs"):
+        experiment.load(config.data, 0)
+    np.save(tmp_path / "test_feats.npy", np.zeros((4, 5)))
+    with pytest.raises(ValueError, match=r"test_\*: 4 rows of features, 5 of labels"):
+        experiment.load(config.data, 0)
+    (tmp_path / "test_graph.json").unlink()
+    with pytest.raises(ValueError, match=r"test_\*: not the files of PPI"):
+        experiment.load(config.data, 0)
+
+
+WEIGHTS = "(?!.*Adam)(conv1d|BiasAdd).*"  # without the optimizer's
+
+
+@pytest.fixture(scope="module")
+def cora(test_data):
+    data = read_planetoid(test_data / "planetoid", "cora")
+    return gat.neighborhood(data.source, data.destination, 2708), gcn.SparseFeatures(gcn.row_normalized(data.features))
+
+
+def test_the_authors_trained_network(cora, test_data):
+    graph, features = cora
+    assert len(graph.source) == 10_556 + 2708
+    folder = test_data / "weights" / "gat_cora"
+    net = gat.gat_citations(7)
+    template = jax.eval_shape(lambda key: net.init(key, features, graph, train=False), jax.random.key(0))
+    variables = tensorflow.gat(tensorflow.read_checkpoint(folder / "mod_cora.ckpt", WEIGHTS), template)
+    reference = np.load(folder / "reference.npz")
+    logits, seen = net.apply(variables, features, graph, train=False, mutable="intermediates")
+    seen = seen["intermediates"]
+    np.testing.assert_allclose(logits, reference["logits"], atol=1e-4)
+    np.testing.assert_allclose(seen["embeddings"][0], reference["hidden"], atol=1e-4)
+    right = np.asarray(logits).argmax(1) == reference["labels"]
+    assert right[reference["test_mask"]].mean() == pytest.approx(0.844)
+    first = np.asarray(graph.destination) == 0
+    assert np.asarray(graph.source)[first].tolist() == reference["attention_node0_neighbours"].tolist()
+    np.testing.assert_allclose(seen["layer1"]["attention"][0][first], reference["attention_node0_layer1"].T, atol=1e-5)
+
+
+def test_every_tensor_of_the_checkpoint(test_data):
+    folder = test_data / "weights" / "gat_cora"
+    tensors = tensorflow.read_checkpoint(folder / "mod_cora.ckpt", "(?!.*Adam).*")
+    recorded = np.load(folder / "mod_cora_variables.npz")
+    assert set(tensors) == {name.replace("__", "/") for name in recorded} | {"beta1_power", "beta2_power"}
+    for name in recorded:
+        np.testing.assert_array_equal(tensors[name.replace("__", "/")], recorded[name])
+
+
+def test_damaged_checkpoints_are_said(cora, test_data, tmp_path):
+    for file in (test_data / "weights" / "gat_cora").glob("mod_cora.ckpt.[id]*"):
+        shutil.copyfile(file, tmp_path / file.name)
+    index, data = tmp_path / "mod_cora.ckpt.index", tmp_path / "mod_cora.ckpt.data-00000-of-00001"
+    prefix, whole, numbers = tmp_path / "mod_cora.ckpt", index.read_bytes(), data.read_bytes()
+    with pytest.raises(ValueError, match="no tensor's name matches 'nothing'"):
+        tensorflow.read_checkpoint(prefix, "nothing")
+    net, (graph, features) = gat.gat_citations(6), cora
+    template = jax.eval_shape(lambda key: net.init(key, features, graph, train=False), jax.random.key(0))
+    with pytest.raises(ValueError, match=r"params/output/kernel gives \(1, 64, 7\)"):
+        tensorflow.gat(tensorflow.read_checkpoint(prefix, WEIGHTS), template)
+    data.write_bytes(numbers[:4] + b"\1" + numbers[5:])
+    with pytest.raises(ValueError, match=r"tensor BiasAdd/biases: mod_cora.*: the checksum does not agree"):
+        tensorflow.read_checkpoint(prefix, "BiasAdd/biases")
+    data.write_bytes(numbers[:16])
+    with pytest.raises(ValueError, match="ends 16 bytes too early"):
+        tensorflow.read_checkpoint(prefix, "BiasAdd/biases")
+    for place in (1, 700, len(whole) - 47, len(whole) - 1):
+        index.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="not a TensorFlow checkpoint that can be read"):
+            tensorflow.read_checkpoint(prefix)
+    index.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match="the table's footer is missing"):
+        tensorflow.read_checkpoint(prefix)
+    with pytest.raises(ValueError, match=r"absent\.index"):
+        tensorflow.read_checkpoint(tmp_path / "absent")
