@@ -62,7 +62,13 @@ def verdict(claim: Claim, values: dict[str, list[float]]) -> str:
     return "shows" if shows else "does not show here"
 
 
-def measure(name: str, module: ModuleType, claim: Claim, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+def measure(
+    name: str,
+    module: ModuleType,
+    claim: Claim,
+    overrides: dict[str, Any] | None = None,
+    done: dict[tuple[str, int], Any] | None = None,
+) -> dict[str, Any]:
     """Runs every side of a claim and returns its line for claims.jsonl.
 
     Args:
@@ -70,15 +76,17 @@ def measure(name: str, module: ModuleType, claim: Claim, overrides: dict[str, An
       module: with get_config and build.
       claim: what to measure.
       overrides: dotted fields put into every configuration (tests shorten runs with it).
+      done: metrics by preset and seed; what an earlier claim of the experiment put here is not run again.
     """
-    start, values = time.monotonic(), {}
+    start, values, done = time.monotonic(), {}, {} if done is None else done
     for preset in (*claim.baseline, claim.method):
         values[preset] = []
         for seed in range(claim.seeds):
-            config = module.get_config(preset)
-            config.update_from_flattened_dict({"seed": seed, **(overrides or {})})
-            _, report = app.run(config, module.build, name=f"{name}:{preset}", quiet=True)
-            values[preset].append(float(report.metrics[claim.metric]))
+            if (preset, seed) not in done:
+                config = module.get_config(preset)
+                config.update_from_flattened_dict({"seed": seed, **(overrides or {})})
+                done[preset, seed] = app.run(config, module.build, name=f"{name}:{preset}", quiet=True)[1].metrics
+            values[preset].append(float(done[preset, seed][claim.metric]))
             print(f"{preset:20} seed {seed}  {claim.metric} {values[preset][-1]:.4f}", flush=True)
     return {
         "experiment": claim.system or name,
@@ -117,9 +125,10 @@ def main() -> None:
     logging.set_verbosity(logging.ERROR)
     module = importlib.import_module(f"experiments.{arguments.name}")
     claims = module.CLAIM if isinstance(module.CLAIM, tuple) else (module.CLAIM,)
+    done: dict[tuple[str, int], Any] = {}
     for claim in claims:
         claim = dataclasses.replace(claim, seeds=arguments.seeds or claim.seeds)
-        row = measure(arguments.name, module, claim)
+        row = measure(arguments.name, module, claim, done=done)
         print(table(claim, row))
         if not arguments.no_record:
             record = pathlib.Path(module.__file__).with_name("claims.jsonl")

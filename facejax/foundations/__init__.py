@@ -1,0 +1,1 @@
+"""Methods that faces borrow from: attention, bottlenecks, second-order pooling, deformation, visualisation."""
