@@ -1,0 +1,70 @@
+"""VGG-16, 19 and M: published sizes, names of intermediates, response normalisation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facejax.backbones import vgg
+from facejax.train.dry_run import count
+
+COUNTS = [
+    (vgg.vgg16, None, 14_714_688),
+    (vgg.vgg16, 1000, 138_357_544),
+    (vgg.vgg19, 1000, 143_667_240),
+    (vgg.vgg_m, 1000, 102_908_520),
+]
+
+
+def shapes(make, size, classes=None):
+    images, net = jnp.zeros((1, size, size, 3)), make(num_classes=classes)
+    variables = jax.eval_shape(lambda key: net.init(key, images, train=False), jax.random.key(0))
+    found = jax.eval_shape(lambda v: net.apply(v, images, train=False, features=True), variables)
+    return count(variables["params"]), {name: x.shape[1:] for name, x in found.items()}
+
+
+@pytest.mark.parametrize(("make", "classes", "parameters"), COUNTS)
+def test_parameter_counts(make, classes, parameters):
+    assert shapes(make, 224, classes)[0] == parameters
+
+
+def test_named_intermediates():
+    _, found = shapes(vgg.vgg16, 224, 1000)
+    assert found["relu1_2"] == (224, 224, 64)
+    assert found["relu5_3"] == (14, 14, 512)
+    assert found["pool5"] == (7, 7, 512)
+    assert found["relu7"] == (4096,)
+    assert found["logits"] == (1000,)
+    names = [f"relu{s}_{i}" for s, depth in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, depth + 1)]
+    assert set(names) | {f"pool{s}" for s in range(1, 6)} | {"relu6", "relu7", "logits"} == set(found)
+    assert shapes(vgg.vgg19, 224)[1]["relu5_4"] == (14, 14, 512)
+
+
+def test_vgg_m_has_caffe_sizes():
+    _, found = shapes(vgg.vgg_m, 224)
+    assert [found[n][0] for n in ("relu1", "pool1", "relu2", "pool2", "relu5", "pool5")] == [109, 54, 26, 13, 13, 6]
+    assert shapes(vgg.vgg_m, 448)[1]["relu5"] == (27, 27, 512)
+
+
+def test_outputs_and_gradients():
+    net = vgg.VGG((1, 1), (4, 6), num_classes=3, hidden=5)
+    images = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    variables = jax.jit(lambda key: net.init(key, images, train=False))(jax.random.key(1))
+    found = net.apply(variables, images, train=False, features=True)
+    np.testing.assert_array_equal(net.apply(variables, images, train=False), found["logits"])
+    blocks = np.asarray(found["relu1_1"]).reshape(2, 4, 2, 4, 2, 4).max((2, 4))
+    np.testing.assert_array_equal(found["pool1"], blocks)
+    dropped = [net.apply(variables, images, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)]
+    assert not np.allclose(*dropped)
+    half = vgg.VGG((1, 1), (4, 6), num_classes=3, hidden=5, dtype=jnp.bfloat16).apply(variables, images, train=False)
+    assert half.dtype == jnp.float32
+    np.testing.assert_allclose(half, found["logits"], atol=0.02 * float(jnp.abs(found["logits"]).max()) + 1e-4)
+
+
+def test_local_response_norm():
+    x = np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
+    expected = np.empty_like(x)
+    for c in range(7):
+        near = x[..., max(c - 2, 0) : c + 3]
+        expected[..., c] = x[..., c] / (2 + 0.1 * (near**2).sum(-1)) ** 0.75
+    np.testing.assert_allclose(vgg.local_response_norm(jnp.asarray(x), alpha=0.1), expected, rtol=1e-5)
