@@ -35,7 +35,6 @@ METHODS = {
     "gcn_v": ("vegcn", "gcn_v"),
     "vegcn": ("vegcn", "synthetic"),
     "density_aware": ("density_aware", "synthetic"),
-    "ogmc": ("ogmc", "synthetic"),
     "star_fc": ("star_fc", "synthetic"),
 }
 COLUMNS = ("pairwise_f", "bcubed_f", "nmi", "seconds", "peak MiB")

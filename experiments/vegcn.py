@@ -107,8 +107,8 @@ def build(config: ConfigDict) -> Experiment:
             target = vegcn.confidence_target(here.near, unseen.labels)
             guess = np.asarray(vertices(config, nets, here)[0])
             metrics["confidence_correlation"] = float(np.corrcoef(target, guess)[0, 1])
-            metrics["density_correlation"] = float(np.corrcoef(target, vegcn.density(here.near))[0, 1])
-            figures["Confidence of unseen faces"] = confidence_figure(target, guess, vegcn.density(here.near))
+            metrics["density_correlation"] = float(np.corrcoef(target, knn.density(here.near))[0, 1])
+            figures["Confidence of unseen faces"] = confidence_figure(target, guess, knn.density(here.near))
         return Report(metrics, figures=figures, arrays={"clusters": found})
 
     return Experiment(evaluate)
@@ -133,7 +133,7 @@ def clusterer(config: ConfigDict, nets: Nets, here: Scene) -> Any:
     if config.confidence == "none":
         return lambda tau: neighbour_components(here.near, tau)
     if config.confidence == "density":
-        tree = vegcn.nearest_peaks(here.near, vegcn.density(here.near))
+        tree = vegcn.nearest_peaks(here.near, knn.density(here.near))
         return lambda tau: vegcn.trees_to_labels(tree, tau)
     confidence, hidden = vertices(config, nets, here)
     near = knn.knn(np.asarray(hidden), config.gcn_e.k, method=config.graph.method)

@@ -76,11 +76,6 @@ def confidence_target(neighbours: Neighbours, labels: np.ndarray) -> np.ndarray:
     return (total / np.abs(total).max()).astype(np.float32)
 
 
-def density(neighbours: Neighbours) -> np.ndarray:
-    """Confidence without learning: the sum of a node's cosines with its neighbours, [N]."""
-    return neighbours.similarity[:, 1:].sum(1)
-
-
 def subgraphs(
     features: jax.Array, ids: jax.Array, similarity: jax.Array, confidence: jax.Array, nodes: jax.Array
 ) -> Subgraphs:

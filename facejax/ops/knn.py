@@ -168,6 +168,11 @@ def _top(products: jax.Array, k: int, group: int = 32) -> tuple[jax.Array, jax.A
     return values, jnp.take_along_axis(groups, place // group, 1) * group + place % group
 
 
+def density(neighbours: Neighbours) -> np.ndarray:
+    """The sum of a row's cosines with its other neighbours, [N]."""
+    return neighbours.similarity[:, 1:].sum(1)
+
+
 def affinity(neighbours: Neighbours, min_similarity: float = 0.0) -> segment.Graph:
     """The graph of the mean aggregator: row-stochastic D^-1 (max(A, A^T) + I), A the cosines without the diagonal.
 

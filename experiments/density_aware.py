@@ -1,0 +1,155 @@
+"""DA-Net: neighbours and chains of ever denser faces give embeddings that a plain clusterer does better with.
+
+    python -m experiments.density_aware                       # simulated embeddings; a minute
+    python -m experiments.density_aware --config=local        # without chains; components refines nothing
+    python -m experiments.density_aware --config=ms1m --config.data.path=DIR     # DIR/features/*.bin, DIR/labels/*.meta
+
+The clusterer is the same with every preset: components of neighbours above a cosine, the one with the best pairwise F
+on labelled people kept from training. The paper's settings and tables are not known here; ms1m carries the sizes of the
+other experiments on these files.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from ml_collections import ConfigDict
+
+from experiments.clustering_common import choose, neighbour_components, spread
+from facejax.clustering import density_aware
+from facejax.data.synthetic import embeddings
+from facejax.data.synthetic.embeddings import Embeddings
+from facejax.metrics import clustering
+from facejax.ops import knn
+from facejax.ops.segment import propagate
+from facejax.train import Experiment, Report, app, new_figure
+from facejax.train.claims import Claim
+
+BASE = {
+    "seed": 0,
+    "data": {**embeddings.SETTINGS, "labelled": 1500, "people": 200, "width": 32, "noise": 0.7, "drift": 1.5},
+    "graph": {"k": 20, "method": "exact", "chunk": 0},
+    "method": "chains",  # or "local": the graph convolution alone; or "none": the embeddings as they are
+    "model": {"hidden": 128, "features": 64, "length": 8},
+    "optim": {"learning_rate": 3e-3, "weight_decay": 1e-4, "scale": 30.0, "batch_size": 512, "steps": 300},
+}
+PRESETS = {
+    "synthetic": {},
+    "local": {"method": "local"},
+    "components": {"method": "none"},
+    "ms1m": {
+        "data": {"source": "files", "width": 256},
+        "graph": {"k": 80, "chunk": 2**20},
+        "model": {"hidden": 256, "features": 256},
+        "optim": {"learning_rate": 1e-3, "batch_size": 4096, "steps": 20_000},
+    },
+}
+CLAIM = Claim(
+    "embeddings refined over neighbours and density chains cluster unseen people better than those refined over "
+    "neighbours alone, and than those given",
+    metric="pairwise_f",
+    better="higher",
+    method="synthetic",
+    baseline=("components", "local"),
+)
+
+
+def get_config(preset: str = "synthetic") -> ConfigDict:
+    """The configuration of a preset."""
+    return app.preset(BASE, PRESETS, preset)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Wires the run: one training in one scan, then clustering; `evaluate` does the work."""
+    if config.method not in ("chains", "local", "none"):
+        raise ValueError(f"method is {config.method!r}: expected chains, local or none")
+
+    def evaluate(_: Any) -> Report:
+        labelled, unseen = embeddings.load(config.data, config.seed)
+        learnt, tuning = embeddings.split(labelled, 0.9, config.seed)
+        net = density_aware.DANet(config.model.hidden, config.model.features, config.method == "chains")
+        figures, variables = {}, None
+        if config.method != "none":
+            variables, losses = train(config, net, learnt)
+            figures["Training"] = loss_figure(losses)
+        tuned, tested = (neighbours(config, net, variables, people) for people in (tuning, unseen))
+        thresholds = np.linspace(0.02, 0.98, 97)
+        threshold, figures["Threshold, chosen on labelled people"] = choose(
+            tuning.labels, lambda t: neighbour_components(tuned, t), thresholds
+        )
+        found = neighbour_components(tested, threshold)
+        metrics = clustering.report(unseen.labels, found) | {"threshold": threshold}
+        return Report(metrics | {"people": len(np.unique(unseen.labels))}, figures=figures, arrays={"clusters": found})
+
+    return Experiment(evaluate)
+
+
+def inputs(config: ConfigDict, people: Embeddings) -> tuple[Any, ...]:
+    """Features [N, D], their means over neighbours, and the chains of all nodes."""
+    near = knn.knn(people.features, min(config.graph.k, len(people.labels)), method=config.graph.method)
+    chains = density_aware.density_chains(near, knn.density(near), config.model.length)
+    features = jnp.asarray(people.features)
+    aggregated = propagate(spread(knn.affinity(near)), features, chunk=config.graph.chunk)
+    return features, aggregated, *map(jnp.asarray, chains)
+
+
+def train(config: ConfigDict, net: density_aware.DANet, people: Embeddings) -> tuple[Any, np.ndarray]:
+    """Variables of the net, and the losses of all steps: it tells labelled people apart, batches of nodes at a time."""
+    optim = config.optim
+    features, aggregated, nodes, lengths = inputs(config, people)
+    names, labels = np.unique(people.labels, return_inverse=True)
+    labels, size = jnp.asarray(labels), min(optim.batch_size, len(labels))
+    schedule = optax.cosine_decay_schedule(optim.learning_rate, optim.steps)
+    tx = optax.adamw(schedule, weight_decay=optim.weight_decay)
+    first, second, third = jax.random.split(jax.random.key(config.seed), 3)
+    params = {
+        "net": net.init(first, features, aggregated, nodes[:1], lengths[:1])["params"],
+        "centres": jax.random.normal(second, (len(names), config.model.features)),
+    }
+
+    def objective(params: Any, chosen: jax.Array) -> jax.Array:
+        found = net.apply({"params": params["net"]}, features, aggregated, nodes[chosen], lengths[chosen])
+        return density_aware.identity_loss(found, params["centres"], labels[chosen], optim.scale).mean()
+
+    def step(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        params, opt = state
+        loss, grads = jax.value_and_grad(objective)(params, jax.random.choice(key, len(labels), (size,), replace=False))
+        updates, opt = tx.update(grads, opt, params)
+        return (optax.apply_updates(params, updates), opt), loss
+
+    keys = jax.random.split(third, optim.steps)
+    (params, _), losses = jax.jit(lambda state: lax.scan(step, state, keys))((params, tx.init(params)))
+    return {"params": params["net"]}, np.asarray(losses)
+
+
+def neighbours(config: ConfigDict, net: density_aware.DANet, variables: Any, people: Embeddings) -> knn.Neighbours:
+    """Neighbours of some people among the refined embeddings, or among the given ones."""
+    found = people.features
+    if variables is not None:
+        features, aggregated, nodes, lengths = inputs(config, people)
+
+        def refine(chain: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return net.apply(variables, features, aggregated, *chain)
+
+        size = min(config.optim.batch_size, len(nodes))
+        places = np.minimum(np.arange(-(-len(nodes) // size) * size), len(nodes) - 1).reshape(-1, size)
+        found = np.asarray(jax.jit(lambda chains: lax.map(refine, chains))((nodes[places], lengths[places])))
+        found = found.reshape(-1, found.shape[-1])[: len(nodes)]
+    return knn.knn(found, min(config.graph.k, len(people.labels)), method=config.graph.method)
+
+
+def loss_figure(losses: np.ndarray) -> Any:
+    """Loss over steps."""
+    figure, axis = new_figure(5, 3)
+    axis.plot(losses)
+    axis.set(xlabel="step", ylabel="training loss")
+    return figure
+
+
+if __name__ == "__main__":
+    app.main(get_config, build)

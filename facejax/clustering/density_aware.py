@@ -1,0 +1,100 @@
+"""DA-Net: a face's embedding learns from its neighbours and from the chain of ever denser faces that it begins.
+
+Guo, Xu, Chen, Zhang, Wang & Zhao, Density-Aware Feature Embedding for Face Clustering. CVPR 2020, pp. 6697-6705.
+A graph convolution gathers what is near; an LSTM reads the chain from the face up to a peak of density, which is what
+is far; an ordinary density-based clusterer then works on the embeddings that come out.
+
+Known of the paper are the abstract's four parts: local graph convolution, density chains, the LSTM over them, the usual
+clusterer. Density, the step of a chain, widths, the sum of both parts and the loss are this file's own choices: no code
+and no table of settings is published.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facejax.nn.graph import GraphConv
+from facejax.ops.knn import Neighbours
+
+
+class Chains(NamedTuple):
+    """Ways up to a peak of density.
+
+    Attributes:
+      nodes: [N, L] int32, the node itself first; behind a chain's end the end again.
+      lengths: [N] int32, 1 to L.
+    """
+
+    nodes: np.ndarray
+    lengths: np.ndarray
+
+
+def density_chains(neighbours: Neighbours, density: np.ndarray, length: int) -> Chains:
+    """Steps to the nearest neighbour that is denser, until there is none or `length` nodes are reached.
+
+    Denser is strictly denser, so no chain can return to where it was.
+
+    Args:
+      neighbours: of N nodes.
+      density: [N].
+      length: L.
+    """
+    if length < 1 or density.shape != (len(neighbours.ids),):
+        raise ValueError(
+            f"density chains of {length} nodes with densities {density.shape}: expected 1 or more, "
+            f"[{len(neighbours.ids)}]"
+        )
+    denser = density[neighbours.ids] > density[:, None]
+    nodes = np.arange(len(density), dtype=np.int32)
+    above = np.where(denser.any(1), neighbours.ids[nodes, denser.argmax(1)], nodes)
+    chain = [nodes]
+    for _ in range(length - 1):
+        chain.append(above[chain[-1]])
+    chain = np.stack(chain, 1)
+    return Chains(chain, 1 + (np.diff(chain, axis=1) != 0).sum(1, dtype=np.int32))
+
+
+class DANet(nn.Module):
+    """Embeddings of length 1 from local features and, with `chains`, from what the LSTM reads on the way up.
+
+    Attributes:
+      hidden: width of the graph convolution, and of the LSTM in each direction.
+      features: D' of the embeddings.
+      chains: without them, local features alone.
+    """
+
+    hidden: int = 256
+    features: int = 256
+    chains: bool = True
+
+    @nn.compact
+    def __call__(self, features: jax.Array, aggregated: jax.Array, nodes: jax.Array, lengths: jax.Array) -> jax.Array:
+        """[B, D'] of B nodes.
+
+        Args:
+          features: [N, D] of length 1, of all nodes.
+          aggregated: [N, D], their means over neighbours: `propagate` on the affinity graph. Nothing is learnt before
+            it, so it is the same at every step.
+          nodes: [B, L], chains of the B nodes.
+          lengths: [B].
+        """
+        nodes = nodes if self.chains else nodes[:, :1]
+        local = GraphConv(self.hidden, name="local")(features[nodes], aggregated[nodes])
+        total = nn.Dense(self.features, name="near")(local[:, 0])
+        if self.chains:
+            up, down = (nn.RNN(nn.OptimizedLSTMCell(self.hidden), name=name) for name in ("up", "down"))
+            ends, _ = nn.Bidirectional(up, down, return_carry=True)(local, seq_lengths=lengths)
+            total += nn.Dense(self.features, name="far")(jnp.concatenate([hidden for _, hidden in ends], 1))
+        return total * jax.lax.rsqrt(jnp.maximum(jnp.sum(total**2, 1, keepdims=True), 1e-12))
+
+
+def identity_loss(embeddings: jax.Array, centres: jax.Array, labels: jax.Array, scale: float = 30.0) -> jax.Array:
+    """Cross-entropy [B] of scaled cosines between embeddings [B, D'] of length 1 and people's centres [C, D']."""
+    centres = centres * jax.lax.rsqrt(jnp.maximum(jnp.sum(centres**2, 1, keepdims=True), 1e-12))
+    log_p = nn.log_softmax(scale * embeddings @ centres.T)
+    return -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]
