@@ -12,6 +12,7 @@ here, and the ImageNet experiment is not: `VIBHead` stands on any backbone's fea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -22,7 +23,7 @@ import optax
 
 Covariance = Literal["diagonal", "full"]
 
-BITS = 1.0 / jnp.log(2.0)  # of one nat
+BITS = 1.0 / math.log(2.0)  # of one nat
 XAVIER = nn.initializers.xavier_uniform()
 
 
