@@ -1,0 +1,150 @@
+"""Sentences to tokens and to batches: vocabularies of words or byte pairs, and buckets of equal length.
+
+Token 0 is padding, 1 begins and 2 ends a sequence, 3 is what a vocabulary does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+PAD, BEGIN, END, UNKNOWN = range(4)
+
+
+class Words:
+    """A vocabulary of whole words, for small languages."""
+
+    def __init__(self, words: Iterable[str]):
+        self._words = [*SPECIAL, *words]
+        self._numbers = {word: i for i, word in enumerate(self._words)}
+
+    def __len__(self) -> int:
+        return len(self._words)
+
+    def encode(self, sentence: str) -> list[int]:
+        """Tokens of a sentence, END last. ValueError at a word that is not in the vocabulary."""
+        unknown = [word for word in sentence.split() if word not in self._numbers]
+        if unknown:
+            raise ValueError(f"text: {unknown[0]!r} in {sentence!r} is not one of the vocabulary's {len(self)} words")
+        return [*(self._numbers[word] for word in sentence.split()), END]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The sentence up to END."""
+        return " ".join(self._words[t] for t in until_end(tokens))
+
+
+class BytePairs:
+    """A joint byte-pair vocabulary, learnt from sentences by the tokenizers library. Unseen characters become <unk>.
+
+    Args:
+      sentences: of both languages.
+      size: tokens, the four special ones included; ValueError where the sentences do not give as many.
+    """
+
+    def __init__(self, sentences: Iterable[str], size: int):
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise ImportError("byte pairs need the tokenizers library: pip install 'facejax[text]'") from error
+        model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=SPECIAL[UNKNOWN]))
+        model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+        model.decoder = tokenizers.decoders.Metaspace()
+        trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
+        model.train_from_iterator(sentences, trainer)
+        if model.get_vocab_size() != size:
+            raise ValueError(f"text: the sentences give {model.get_vocab_size()} byte pairs, {size} were asked for")
+        self._model = model
+
+    def __len__(self) -> int:
+        return self._model.get_vocab_size()
+
+    def encode(self, sentence: str) -> list[int]:
+        """Tokens of a sentence, END last."""
+        return [*self._model.encode(sentence).ids, END]
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """The sentence up to END."""
+        return self._model.decode([int(t) for t in until_end(tokens)], skip_special_tokens=False)
+
+
+def until_end(tokens: Iterable[int]) -> list[int]:
+    """The tokens before the first END or PAD."""
+    kept = []
+    for token in tokens:
+        if token in (END, PAD):
+            break
+        kept.append(int(token))
+    return kept
+
+
+def pad(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """int32 [N, length]. ValueError at an empty sentence (nothing but END) or one that is too long."""
+    for i, sequence in enumerate(sequences):
+        if not until_end(sequence):
+            raise ValueError(f"text: sentence {i} is empty, expected at least one token before its end")
+        if len(sequence) > length:
+            raise ValueError(f"text: sentence {i} has {len(sequence)} tokens with its end, expected at most {length}")
+    table = np.zeros((len(sequences), length), np.int32)
+    for row, sequence in zip(table, sequences, strict=True):
+        row[: len(sequence)] = sequence
+    return table
+
+
+def shift(target: np.ndarray) -> np.ndarray:
+    """The decoder's input [N, T]: BEGIN and all of `target` but its last column."""
+    return np.concatenate([np.full((len(target), 1), BEGIN, target.dtype), target[:, :-1]], 1)
+
+
+class Buckets:
+    """Endless batches of about equally many tokens, in a few static shapes; the position can be saved and restored.
+
+    Each pair goes to the shortest bucket that holds both sides. A batch of a bucket of length l is tokens // l rows of
+    source and of target, given flat, so that every batch has the shape [tokens].
+
+    Args:
+      source, target: tokens of each pair, END last.
+      lengths: of the buckets, increasing; each must divide `tokens`. ValueError at a pair that none holds.
+      tokens: padded tokens of a batch, a side.
+      seed: of the order.
+    """
+
+    def __init__(self, source: Sequence[Any], target: Sequence[Any], lengths: Sequence[int], tokens: int, seed: int):
+        if any(tokens % length for length in lengths):
+            raise ValueError(f"text: bucket lengths {tuple(lengths)} must each divide the batch's {tokens} tokens")
+        self._source, self._target = pad(source, max(lengths)), pad(target, max(lengths))
+        longest = np.array([max(len(s), len(t)) for s, t in zip(source, target, strict=True)])
+        self._bucket, self._lengths = np.searchsorted(lengths, longest), tuple(lengths)
+        self._tokens, self._seed, self._epoch, self._next = tokens, seed, 0, 0
+        self._plan = self._order()
+        if not self._plan:
+            raise ValueError(f"text: {len(longest)} pairs fill no batch of {tokens} tokens")
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._next == len(self._plan):
+            self._epoch, self._next = self._epoch + 1, 0
+            self._plan = self._order()
+        bucket, rows = self._plan[self._next]
+        self._next += 1
+        length = self._lengths[bucket]
+        source, target = (x[rows, :length].reshape(-1) for x in (self._source, self._target))
+        return {"source": source, "target": target, "bucket": np.full(self._tokens, bucket, np.int32)}
+
+    def get_state(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "next": self._next}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._epoch, self._next = state["epoch"], state["next"]
+        self._plan = self._order()
+
+    def _order(self) -> list[tuple[int, np.ndarray]]:
+        rng, plan = np.random.default_rng((self._seed, self._epoch)), []
+        for bucket, length in enumerate(self._lengths):
+            members, rows = rng.permutation(np.flatnonzero(self._bucket == bucket)), self._tokens // length
+            plan += [(bucket, members[i : i + rows]) for i in range(0, len(members) - rows + 1, rows)]
+        return [plan[i] for i in rng.permutation(len(plan))]
