@@ -52,12 +52,13 @@ BASE = {
         "kind": "v1",  # "plain", "v1" or "v2" (modulated)
         "stages": (4, 5),  # whose 3x3 convolutions are of that kind
         "output_stride": 16,
+        "stride_in_1x1": False,  # the bottlenecks' stride: in the first 1x1 (v1) or in the 3x3 (v1.5)
         "offset_groups": 1,
         "dtype": "float32",
     },
     "optim": {
         "name": "adam",
-        "offset_rate": 1.0,  # of the offset layers, times the learning rate
+        "offset_rate": 0.1,  # of the offset layers, times the learning rate
         "schedule": {"kind": "cosine", "peak": 0.003, "warmup": 20, "boundaries": (), "power": 1.0},
     },
     "train": {
@@ -81,7 +82,13 @@ def full_size(name: str, kind: str, stages: tuple[int, ...], offset_rate: float)
     schedule = {"kind": "step", "peak": 1e-3, "warmup": 0, "boundaries": (20_000,)}
     return {
         "data": {"rendered": 224, "image_size": 224},
-        "model": {"name": name, "kind": kind, "stages": stages, "offset_groups": 4 if kind == "v1" else 1},
+        "model": {
+            "name": name,
+            "kind": kind,
+            "stages": stages,
+            "offset_groups": 4 if kind == "v1" else 1,
+            "stride_in_1x1": kind != "v2",
+        },
         "optim": {"name": "sgd", "offset_rate": offset_rate, "schedule": schedule},
         "train": {"batch_size": 8, "steps": 30_000, "devices": 8, "eval_every": 5000},
     }
@@ -172,11 +179,8 @@ def build(config: ConfigDict) -> Experiment:
 
     def evaluate(state: TrainState) -> Report:
         data = source(config.data, "test")
-        examples, rngs = (
-            pipeline.fetch(data, range(len(data))),
-            [np.random.default_rng([7, i]) for i in range(len(data))],
-        )
-        test = loader(config.data)(examples, rngs)
+        rngs = [np.random.default_rng([7, i]) for i in range(len(data))]
+        test = loader(config.data)(pipeline.fetch(data, range(len(data))), rngs)
         variables = {"params": state.params, "batch_stats": state.model_state}
         found = map_batches(predict, variables, test["image"], config.eval.batch_size)
         return report(config, test, found)
@@ -202,6 +206,7 @@ def make_backbone(model: ConfigDict) -> resnet.ResNet:
     deformable = partial(DeformableConv, offset_groups=model.offset_groups, modulated=model.kind == "v2")
     return BACKBONES[model.name](
         output_stride=model.output_stride,
+        stride_in_1x1=model.stride_in_1x1,
         conv=Conv if model.kind == "plain" else deformable,
         conv_stages=tuple(model.stages),
         dtype=jnp.dtype(model.dtype),

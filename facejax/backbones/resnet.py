@@ -1,10 +1,11 @@
 """ResNet: residual networks for ImageNet, whole or as four named feature maps.
 
 He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. CVPR 2016. arXiv:1512.03385.
-The layout is torchvision's, "v1.5": a bottleneck's stride is in its 3x3 convolution (the paper: in the first 1x1). Its
-last stages can keep the resolution and dilate instead, and their 3x3 convolutions can be of another kind, as
-detectors with deformable convolution have them. With `output_stride` 16 every 3x3 of stage 5 is dilated by 2
-(R-FCN, DeepLab); torchvision's `replace_stride_with_dilation` leaves the first one undilated.
+The layout is torchvision's, "v1.5": a bottleneck's stride is in its 3x3 convolution; `stride_in_1x1` puts it in the
+first 1x1, as the paper ("v1") and the detectors of its authors have it. The last stage can keep the resolution and
+dilate instead, and 3x3 convolutions can be of another kind, as detectors with deformable convolution have them. With
+`output_stride` 16 every 3x3 of stage 5 is dilated by 2 (R-FCN, DeepLab); torchvision's `replace_stride_with_dilation`
+leaves the first one undilated.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ class ResidualBlock(nn.Module):
 
     Attributes:
       features: width of the inner convolutions.
-      stride, dilation: of the (first) 3x3 convolution; the dilation of both, where there are two.
+      stride: of the block; in its first 3x3 convolution, or see `stride_in_1x1`.
+      dilation: of its 3x3 convolutions.
       bottleneck: which of the two.
       conv: makes the 3x3 convolutions.
-      axis_name, dtype: see `ResNet`.
+      stride_in_1x1, axis_name, dtype: see `ResNet`.
     """
 
     features: int
@@ -42,6 +44,7 @@ class ResidualBlock(nn.Module):
     dilation: int
     bottleneck: bool
     conv: ConvFactory
+    stride_in_1x1: bool = False
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
@@ -64,8 +67,8 @@ class ResidualBlock(nn.Module):
             shortcut = norm(name="shortcut_bn")(shortcut, train=train)
         if self.bottleneck:
             layers = [
-                plain(self.features, 1, name="conv1"),
-                wide(strides=self.stride, name="conv2"),
+                plain(self.features, 1, self.stride if self.stride_in_1x1 else 1, name="conv1"),
+                wide(strides=1 if self.stride_in_1x1 else self.stride, name="conv2"),
                 plain(outputs, 1, name="conv3"),
             ]
         else:
@@ -85,6 +88,7 @@ class ResNet(nn.Module):
       num_classes: C.
       widths: inner channels of stages 2 to 5; the stem has the first's.
       output_stride: 32, or 16, where stage 5 dilates its 3x3 convolutions by 2 instead of taking its stride.
+      stride_in_1x1: a bottleneck's stride is in its first convolution (v1), not in its 3x3 (v1.5).
       conv: makes the 3x3 convolutions of `conv_stages`; called as `conv(features, 3, strides=..., padding=...,
         dilation=..., kernel_init=..., dtype=..., name=...)`. All others are `Conv`.
       conv_stages: of 2 to 5.
@@ -97,6 +101,7 @@ class ResNet(nn.Module):
     num_classes: int = 1000
     widths: tuple[int, ...] = (64, 128, 256, 512)
     output_stride: int = 32
+    stride_in_1x1: bool = False
     conv: ConvFactory = Conv
     conv_stages: tuple[int, ...] = (5,)
     axis_name: str | None = None
@@ -130,6 +135,7 @@ class ResNet(nn.Module):
                     2 if dilated else 1,
                     self.bottleneck,
                     conv,
+                    self.stride_in_1x1,
                     self.axis_name,
                     self.dtype,
                     name=f"layer{stage - 1}_{block}",
