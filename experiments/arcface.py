@@ -46,6 +46,7 @@ BASE = {
     "data": {
         "source": "face_world",  # or "path": whatever facejax.data.readers.read opens
         "path": "",
+        "task": "recognition",  # of the face world
         "data_dir": "",
         "image_size": 48,
         "classes": 80,
@@ -280,7 +281,7 @@ def people(config: ConfigDict) -> tuple[Any, Any]:
     """Sources of the people to train on and of those never seen in training (None where nobody is kept back)."""
     data = config.data
     if data.source == "face_world":
-        return tuple(faces.load("recognition", split, data.data_dir or None) for split in ("train", "test"))
+        return tuple(faces.load(data.task, split, data.data_dir or None) for split in ("train", "test"))
     source = readers.read(data.path)
     if not data.held_out:
         return source, None

@@ -44,6 +44,30 @@ class IBasicBlock(nn.Module):
         return norm(name="bn3")(x, train=train) + shortcut
 
 
+class EmbeddingHead(nn.Module):
+    """BN, dropout, dense, BN: the last feature map to embeddings, in float32. Its variables lie among the network's.
+
+    Attributes:
+      embedding_size, dropout, axis_name, dtype: as in IResNet.
+    """
+
+    embedding_size: int
+    dropout: float = 0.0
+    axis_name: str | None = None
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool, drop: bool | None = None, flat: bool = False) -> jax.Array:
+        """[N, H, W, C] -> [N, D]; `flat`: what the dense layer takes [N, HWC]; `drop`: `train` of the dropout alone."""
+        norm = partial(BatchNorm, self.axis_name)
+        x = norm(dtype=self.dtype, name="bn2")(x, train=train)
+        x = nn.Dropout(self.dropout, deterministic=not (train if drop is None else drop))(x.reshape(x.shape[0], -1))
+        if flat:
+            return x
+        x = nn.Dense(self.embedding_size, kernel_init=torch_default, name="fc")(x.astype(jnp.float32))
+        return norm(use_scale=False, name="features")(x, train=train)  # the reference holds this scale at 1
+
+
 class IResNet(nn.Module):
     """Images in, embeddings out.
 
@@ -87,10 +111,9 @@ class IResNet(nn.Module):
                     width, 2 if block == 0 else 1, self.axis_name, self.dtype, name=f"layer{stage}_{block}"
                 )(x, train=train)
             found[f"stage{stage}"] = x
-        x = norm(dtype=self.dtype, name="bn2")(x, train=train)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
-        x = nn.Dense(self.embedding_size, kernel_init=torch_default, name="fc")(x.astype(jnp.float32))
-        x = norm(use_scale=False, name="features")(x, train=train)  # the reference holds this scale at 1
+        head = EmbeddingHead(self.embedding_size, self.dropout, self.axis_name, self.dtype)
+        nn.share_scope(self, head)
+        x = head(x, train=train)
         return {**found, "embedding": x} if features else x
 
 

@@ -75,7 +75,7 @@ class MobileFaceNet(nn.Module):
       blocks: residual blocks after the stem and after each of the three reductions.
       scale: multiplies the widths 64 and 128, but not the expansions.
       stem_groups: groups of the second layer, counted in the widths of scale 1.
-      embedding_size: D.
+      embedding_size: D; 0 leaves all layers behind the last feature map out, for `features`.
       last: "global_depthwise" for the arcface_torch head (depthwise 7x7, dense, BN), "linear" for the paper's
         (depthwise, linear 1x1 with batch norm).
       axis_name, dtype: as in IResNet.
@@ -113,6 +113,9 @@ class MobileFaceNet(nn.Module):
                 x = bottleneck(width, expanded, residual=True, name=f"stage{stage}_{i}")(x, train=train)
             found[f"stage{stage}"] = x
         x = block(512, 1, name="separate")(x, train=train)
+        found["separate"] = x
+        if not self.embedding_size:
+            return found
         x = block(512, x.shape[1:3], groups=512, linear=True, name="global_depthwise")(x, train=train)
         if self.last == "linear":
             x = block(self.embedding_size, 1, linear=True, name="linear")(x, train=train)

@@ -1,4 +1,4 @@
-"""Reading images between pixels."""
+"""Reading images between pixels, and drawing without replacement."""
 
 from __future__ import annotations
 
@@ -27,3 +27,27 @@ def bilinear_sample(image: jax.Array, points: jax.Array) -> jax.Array:
     top = image[row, column] * (1 - fx) + image[row, right] * fx
     bottom = image[below, column] * (1 - fx) + image[below, right] * fx
     return top * (1 - fy) + bottom * fy
+
+
+def without_replacement(rng: jax.Array, totals: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """For each row `count` distinct numbers below its total, evenly (Floyd's method: no permutation is made).
+
+    The j-th draw is from the first total - count + j + 1 numbers, or the last of them if already drawn.
+
+    Args:
+      rng: key; equal keys give equal draws.
+      totals: [B] int.
+      count: how many; a row whose total is no larger gets all its numbers, in order.
+
+    Returns:
+      numbers: [B, count] int32; and mask [B, count], False where there are no more.
+    """
+    first = jnp.maximum(totals - count, 0)
+    draws = jax.random.uniform(rng, (count, len(totals)))
+    chosen = jnp.full((len(totals), count), -1)
+    for j in range(count):
+        last = first + j
+        draw = jnp.minimum((draws[j] * (last + 1)).astype(jnp.int32), last)
+        pick = jnp.where((chosen == draw[:, None]).any(1), last, draw)
+        chosen = chosen.at[:, j].set(jnp.where(totals > count, pick, j))
+    return chosen, jnp.arange(count) < totals[:, None]

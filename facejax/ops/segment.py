@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from facejax.ops import sampling
+
 
 class Graph(NamedTuple):
     """Directed, weighted edges of N nodes, sorted by destination; padding edges have weight 0 and end at node N - 1.
@@ -163,8 +165,6 @@ def sample_neighbors(
 ) -> tuple[jax.Array, jax.Array]:
     """Uniform samples, without replacement, of the sources of the edges that end at given nodes.
 
-    Floyd's method: the j-th draw is from the first d - count + j + 1 edges, or the last of them if already drawn.
-
     Args:
       rng: key; equal keys give equal samples.
       graph: without padding edges.
@@ -176,16 +176,7 @@ def sample_neighbors(
       neighbors: [B, count]; the node itself where there are no more.
       mask: [B, count], False there.
     """
-    degree = starts[nodes + 1] - starts[nodes]
-    first = jnp.maximum(degree - count, 0)
-    draws = jax.random.uniform(rng, (count, len(nodes)))
-    chosen = jnp.full((len(nodes), count), -1)
-    for j in range(count):
-        last = first + j
-        draw = jnp.minimum((draws[j] * (last + 1)).astype(jnp.int32), last)
-        pick = jnp.where((chosen == draw[:, None]).any(1), last, draw)
-        chosen = chosen.at[:, j].set(jnp.where(degree > count, pick, j))
-    mask = jnp.arange(count) < degree[:, None]
+    chosen, mask = sampling.without_replacement(rng, starts[nodes + 1] - starts[nodes], count)
     if not len(graph.source):
         return jnp.broadcast_to(nodes[:, None], mask.shape), mask
     places = jnp.clip(starts[nodes][:, None] + chosen, 0, len(graph.source) - 1)

@@ -27,7 +27,7 @@ def prepared(builder: tfds.core.DatasetBuilder, split: str, decoders: Mapping[st
     Args:
       builder: whose files are ArrayRecord.
       split: such as "train".
-      decoders: tfds decoders by feature; images given `tfds.decode.SkipDecoding()` come as encoded bytes.
+      decoders: tfds decoders by feature; images given `Encoded()` come as encoded bytes.
     """
     folder = pathlib.Path(builder.data_dir)
     if not folder.exists():
@@ -37,6 +37,13 @@ def prepared(builder: tfds.core.DatasetBuilder, split: str, decoders: Mapping[st
                 shutil.rmtree(left)
             builder.download_and_prepare(file_format="array_record")
     return builder.as_data_source(split, decoders=decoders)
+
+
+class Encoded(tfds.decode.SkipDecoding):
+    """Images stay the bytes that were stored; of a sequence, an array of bytes, which tfds's own class cannot do."""
+
+    def decode_batch_example_np(self, serialized_example: Any) -> Any:
+        return serialized_example
 
 
 @contextlib.contextmanager

@@ -45,8 +45,10 @@ def motion_blur(image: np.ndarray, length: float, angle: float) -> np.ndarray:
 
 
 def occlude(image: np.ndarray, factors: Factors, rng: np.random.Generator) -> np.ndarray:
-    """Covers the occluder's box with a mottled patch."""
+    """Covers the occluder's box, where it is a pixel wide or more, with a mottled patch."""
     left, top, right, bottom = occluder_box(factors, image.shape[0])
+    if right <= left or bottom <= top:
+        return image
     texture = cv2.resize(
         rng.random((4, 4)).astype(np.float32), (right - left, bottom - top), interpolation=cv2.INTER_CUBIC
     )

@@ -25,7 +25,7 @@ from facejax.data.synthetic.factors import Factors, Ranges
 from facejax.data.synthetic.render import Renderer
 from facejax.morphable.procedural import procedural
 
-VERSION = "1.1.0"
+VERSION = "1.2.0"
 BATCH = 16
 SCALARS = ("age", "hair", "glasses", "tint", "occluder", "motion", "defocus", "resolution", "noise", "jpeg")
 
@@ -82,15 +82,17 @@ def without(*names: str) -> Callable[[Factors, int], Factors]:
     return vary
 
 
+STRONGEST = {"motion": 45.0, "defocus": 10.0, "resolution": 12.0, "noise": 90.0, "occluder": 0.65}
+
+
 def worse(first: Factors, view: int) -> Factors:
-    """The same person again and again: another pose and light in each view, and a growing fault of one kind."""
+    """The same person again and again: another pose and light in each view, and a fault of one kind."""
     rng = np.random.default_rng([int(first["degrade_seed"]), view])
     kind = ("motion", "defocus", "resolution", "noise", "occluder")[rng.integers(5)] if view else "none"
     level = rng.random()
-    strongest = {"motion": 16.0, "defocus": 3.5, "resolution": 6.0, "noise": 25.0, "occluder": 0.55}
-    changed = {k: np.array(1.0 if k == "resolution" else 0.0) for k in strongest}
+    changed = {k: np.array(1.0 if k == "resolution" else 0.0) for k in STRONGEST}
     if kind != "none":
-        changed[kind] = np.array(max(strongest[kind] * level, 1.0 if kind == "resolution" else 0.0))
+        changed[kind] = np.array(max(STRONGEST[kind] * level, 1.0 if kind == "resolution" else 0.0))
     pose = first["pose"] + rng.normal(size=3) * [0.10, 0.35, 0.05]
     light = first["light_direction"] + rng.normal(size=3) * [0.5, 0.3, 0.0]
     return {**first, **changed, "pose": pose, "light_direction": light, "degrade_seed": np.array(rng.integers(2**31))}
@@ -134,8 +136,9 @@ register(Task("recognition_112", 112, aligned=True))
 register(Task("landmarks", 64, 400, 100, 6, _WILD))
 register(Task("attributes", 64, 400, 100, 6, dataclasses.replace(Ranges(), glasses=0.5)))
 register(Task("reconstruction", 64, 300, 60, 6, dataclasses.replace(_WILD, occluder=0.0), dense=True))
-register(Task("quality", 64, 60, 60, 4, _CLEAN, aligned=True, views=6, vary=worse))
-register(Task("sets", 48, 60, 40, 4, _CLEAN, aligned=True, views=8, vary=worse))
+register(Task("recognition_other", 48, aligned=True, seed=2))
+register(Task("quality", 48, 80, 60, 4, _CLEAN, aligned=True, views=6, vary=worse, seed=1))
+register(Task("sets", 48, 80, 60, 4, _CLEAN, aligned=True, views=8, vary=worse, seed=1))
 register(
     Task("pairs_glasses", 64, 300, 60, 3, dataclasses.replace(_CLEAN, glasses=1.0), views=2, vary=without("glasses"))
 )
@@ -192,7 +195,7 @@ def load(task: str | Task, split: str, data_dir: str | os.PathLike[str] | None =
             raise ValueError(f"face world: no task {task!r}; there are {', '.join(TASKS)}")
         task = TASKS[task]
     builder = FacejaxFaces(task=task, data_dir=data_dir)
-    return store.prepared(builder, split, {"image": tfds.decode.SkipDecoding()})
+    return store.prepared(builder, split, {"image": store.Encoded()})
 
 
 def face_features(task: Task) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from facejax.morphable.model import MorphableModel
 from facejax.ops import rotation, sampling
 
 RIM_STEPS, RIM_SIDES = 24, 5
+ROOM = (2.75, 6.0)  # entries of the rasterizer's work list for each pixel; the second where the first is too short
 GAMMA = 2.2
 
 # Where the five points of a face lie in a unit square: InsightFace's template of 112 pixels.
@@ -46,15 +47,15 @@ class Renderer:
     def __init__(self, face: MorphableModel, size: int, *, aligned: bool, supersample: int = 2, dense: bool = False):
         self.face, self.size = face, size
         tables = _Tables(face)
-        draw = functools.partial(_draw, face, tables, size, supersample, aligned, dense)
 
-        def batch(factors: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def batch(factors: dict[str, jax.Array], room: float) -> dict[str, jax.Array]:
+            draw = functools.partial(_draw, face, tables, size, supersample, aligned, dense, room)
             expression = factors["expression_strength"] @ tables.expressions
             shapes = model.shape(face, factors["identity"], expression)  # one matrix product for the whole batch
             factors = {**factors, "shape": shapes, "texture": model.albedo(face, factors["albedo"])}
             return lax.platform_dependent(factors, cpu=lambda f: lax.map(draw, f), default=jax.vmap(draw))
 
-        self._draw = jax.jit(batch)
+        self._draw = jax.jit(batch, static_argnums=1)
 
     def __call__(self, factors: Factors) -> dict[str, np.ndarray]:
         """Pictures and truth.
@@ -69,10 +70,11 @@ class Renderer:
           "position_map" [N, 64, 64, 3] and "depth" [N, S, S].
         """
         arrays = {k: np.asarray(v, np.float32) for k, v in factors.items() if k in RENDERED}
-        found = jax.tree.map(np.asarray, self._draw(arrays))
-        if found.pop("overflow").any():
-            raise ValueError("face world: a rasterizer's work list was too short, expected a larger capacity")
-        return found
+        for room in ROOM:
+            found = jax.tree.map(np.asarray, self._draw(arrays, room))
+            if not found.pop("overflow").any():
+                return found
+        raise ValueError(f"face world: a face covers more than {ROOM[-1]} times the picture, expected a smaller one")
 
     def compose(self, found: dict[str, np.ndarray], factors: Factors, index: int) -> np.ndarray:
         """The finished picture `index` of a batch: over its background, gamma-encoded, degraded. [S, S, 3] uint8."""
@@ -271,6 +273,7 @@ def _draw(
     supersample: int,
     aligned: bool,
     dense: bool,
+    room: float,
     p: dict[str, jax.Array],
 ) -> dict[str, jax.Array]:
     """One face: everything that `Renderer` returns."""
@@ -288,7 +291,8 @@ def _draw(
     placed = jnp.concatenate([seen[:, :2] @ matrix.T + shift, seen[:, 2:] * framing[0]], 1)
     drawn, marks68, marks98 = placed[: counts[1]], placed[counts[1] : counts[2]], placed[counts[2] : counts[3]]
 
-    fragments = rasterizer.rasterize(drawn * supersample, tables.triangles, full, full, capacity=int(3.5 * full * full))
+    capacity = int(room * full * full)
+    fragments = rasterizer.rasterize(drawn * supersample, tables.triangles, full, full, capacity=capacity)
     dressed = lighting.vertex_normals(vertices, face.triangles, tables.around) @ turn.T
     rim_normals = lighting.unit(frame - frame.mean(0)) @ turn.T
     rim = jnp.concatenate([jnp.zeros(vertices.shape[0]), jnp.ones(frame.shape[0])])

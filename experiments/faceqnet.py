@@ -1,0 +1,138 @@
+"""FaceQnet v0 and v1: a recognition trunk and two new layers tell the similarity to the person's best picture.
+
+    python -m experiments.faceqnet                                           # v1: three recognisers' labels
+    python -m experiments.faceqnet --config=v0                               # one recogniser's
+    python -m experiments.faceqnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth
+
+Published AOC (as the authors of SDD-FIQA ran them; LFW, Adience, IJB-C): v0 0.4963, 0.4837, 0.6175; v1 0.5352, 0.4257,
+0.6409.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from experiments import arcface
+from experiments import quality_common as common
+from facejax.backbones import resnet
+from facejax.quality import faceqnet, factors
+from facejax.train import Experiment, app, optim
+from facejax.train.claims import Claim
+
+BASE = {
+    "seed": 0,
+    "data": common.DATA,
+    "recogniser": common.RECOGNISER,
+    "label": "gallery",  # or "sharpness"
+    "recognisers": 3,  # whose labels are fused
+    "model": {"trunk": "recogniser", "hidden": 32, "dropout": 0.2},
+    "optim": {
+        "name": "adam",
+        "weight_decay": 0.0,
+        "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
+    },
+    "train": common.TRAIN,
+    "eval": common.EVAL,
+}
+PRESETS = {
+    "synthetic": {},
+    "v0": {"recognisers": 1, "model.dropout": 0.0},
+    "perceptual": {"label": "sharpness", "recognisers": 1, "model.dropout": 0.0},
+    "vggface2": {
+        "data": {"source": "path", "image_size": 224, "people": 300, "judged": 500},
+        "recogniser": common.PUBLISHED,
+        "recognisers": 1,
+        "model": {"trunk": "resnet50", "dropout": 0.5},
+        "train": {"batch_size": 64, "steps": 20_000, "devices": 1},
+    },
+}
+CLAIM = (
+    Claim(
+        "a similarity to the person's best picture, learnt, orders faces better than a learnt sharpness",
+        metric="aoc",
+        better="higher",
+        method="v0",
+        baseline=("perceptual",),
+        system="faceqnet:v0",
+    ),
+    Claim(
+        "labels of three recognisers order faces better than those of one",
+        metric="aoc",
+        better="higher",
+        method="synthetic",
+        baseline=("v0",),
+        system="faceqnet:v1",
+    ),
+)
+
+
+class Pooled(nn.Module):
+    """ResNet-50 for faces of VGGFace2: BGR of 0..255 as given, to the mean of its last map [N, 2048]."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        raw = images[..., ::-1] * 127.5 + 127.5
+        return resnet.resnet50(name="resnet")(raw, train=train, features=True)["c5"].mean((1, 2))
+
+
+def get_config(preset: str = "synthetic") -> ConfigDict:
+    """The configuration of a preset."""
+    return app.preset(BASE, PRESETS, preset)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Wires the run: only the two new layers learn."""
+    own = config.model.trunk == "recogniser"
+    if not own and config.model.trunk != "resnet50":
+        raise ValueError(f"model.trunk is {config.model.trunk!r}: expected 'recogniser' or 'resnet50'")
+    trunk = arcface.make_backbone(config.recogniser) if own else Pooled()
+    net = faceqnet.FaceQnet(trunk, config.model.hidden, config.model.dropout)
+
+    def source() -> Any:
+        known = common.people(config.data, "train")
+        labels = label(config, known, common.recogniser(config, config.seed))
+        return common.Rows({"image": known.images, "label": labels})
+
+    def start(variables: Any) -> Any:
+        trunk = common.starting_weights(config, {part: tree["trunk"] for part, tree in variables.items()})
+        return {part: {**tree, "trunk": trunk[part]} for part, tree in variables.items()}
+
+    learn = optim.from_config(config.optim, config.train.steps)
+    tx = optax.multi_transform(
+        {"learn": learn, "keep": optax.set_to_zero()},
+        lambda params: {name: "keep" if name == "trunk" else "learn" for name in params},
+    )
+    return common.regression(
+        config,
+        net,
+        lambda scores, batch: (scores - batch["label"]) ** 2,
+        source,
+        {"label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.float32)},
+        tx=tx,
+        start=start if own else None,
+    )
+
+
+def label(config: ConfigDict, known: common.Faces, first: common.Recogniser) -> np.ndarray:
+    """What the network is told [N]; the gallery's picture is the least faulty, most frontal and sharpest one."""
+    sharp = np.asarray(jax.jit(factors.sharpness)(known.images))
+    sharp = (sharp - sharp.min()) / np.ptp(sharp)
+    if config.label == "sharpness":
+        return np.sqrt(sharp, dtype=np.float32)
+    if config.label != "gallery":
+        raise ValueError(f"label is {config.label!r}: expected 'gallery' or 'sharpness'")
+    compliance = sharp - 10 * np.nan_to_num(known.fault) - np.abs(np.nan_to_num(known.yaw))
+    others = [common.recogniser(config, config.seed + number) for number in range(1, config.recognisers)]
+    labels = [faceqnet.gallery_labels(net(known.images), known.people, compliance) for net in (first, *others)]
+    return faceqnet.fused_labels(np.stack(labels))
+
+
+if __name__ == "__main__":
+    app.main(get_config, build)

@@ -1,0 +1,113 @@
+"""PCNet: the smaller of two confidences is regressed to how alike two pictures of a person are found.
+
+python -m experiments.pcnet                                              # rendered faces, two cores
+python -m experiments.pcnet --config=both                                # the mean of the confidences instead
+python -m experiments.pcnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import quality_common as common
+from facejax.backbones import resnet
+from facejax.quality import pcnet, tinyfqnet
+from facejax.train import Experiment, app
+from facejax.train.claims import Claim
+
+BASE = {
+    "seed": 0,
+    "data": common.DATA,
+    "recogniser": common.RECOGNISER,
+    "model": {"name": "tiny"},
+    "loss": {"pictures": 8, "worse_only": True},
+    "optim": {
+        "name": "sgd",
+        "weight_decay": 5e-4,
+        "schedule": {"kind": "step", "peak": 3e-2, "warmup": 0, "boundaries": (0.5, 0.75)},
+    },
+    "train": {**common.TRAIN, "batch_size": 80},
+    "eval": common.EVAL,
+}
+PRESETS = {
+    "synthetic": {},
+    "both": {"loss.worse_only": False},
+    "vggface2": {
+        "data": {"source": "path", "image_size": 112, "people": 8631, "judged": 500},
+        "recogniser": common.PUBLISHED,
+        "model": {"name": "resnet18"},
+        "train": {"batch_size": 320, "steps": 40_000, "devices": 4},
+    },
+}
+CLAIM = Claim(
+    "a confidence whose smaller one tells the similarity orders faces better than one that shares the blame",
+    metric="aoc",
+    better="higher",
+    method="synthetic",
+    baseline=("both",),
+)
+
+
+class Confidence(nn.Module):
+    """A trunk's one output through a sigmoid: [N, H, W, 3] -> [N] in 0..1."""
+
+    trunk: nn.Module
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        return jax.nn.sigmoid(self.trunk(images, train=train).reshape(len(images)))
+
+
+NETS = {"tiny": tinyfqnet.TinyFQNet, "resnet18": lambda: resnet.resnet18(num_classes=1)}
+
+
+def get_config(preset: str = "synthetic") -> ConfigDict:
+    """The configuration of a preset."""
+    return app.preset(BASE, PRESETS, preset)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Wires the run; a batch is `batch_size / pictures` people with as many pictures each."""
+    batch, each, size = config.train.batch_size, config.loss.pictures, config.recogniser.embedding_size
+    if each < 2 or batch % each:
+        raise ValueError(f"loss.pictures is {each}: expected 2 or more, dividing train.batch_size {batch}")
+    if config.model.name not in NETS:
+        raise ValueError(f"model.name is {config.model.name!r}: expected one of {', '.join(NETS)}")
+
+    def source() -> Any:
+        known = common.people(config.data, "train")
+        features = common.recogniser(config, config.seed)(known.images)
+        whole = common.Rows({"image": known.images, "embedding": features, "person": known.people.astype(np.int32)})
+        places = [np.flatnonzero(known.people == p) for p in np.unique(known.people)]
+        return [[whole, rows] for rows in places if len(rows) >= each]
+
+    def load(examples: Any, rngs: Any) -> dict[str, np.ndarray]:
+        drawn = [
+            whole[i] for (whole, rows), rng in zip(examples, rngs, strict=True) for i in rng.permutation(rows)[:each]
+        ]
+        return common.flipped_batch(drawn, [rng for rng in rngs for _ in range(each)])
+
+    return common.regression(
+        config,
+        Confidence(NETS[config.model.name]()),
+        lambda confidence, batch: pcnet.pair_confidence_loss(
+            confidence, batch["embedding"], batch["person"], worse_only=config.loss.worse_only
+        ),
+        source,
+        {
+            "embedding": jax.ShapeDtypeStruct((batch, size), jnp.float32),
+            "person": jax.ShapeDtypeStruct((batch,), jnp.int32),
+        },
+        load=load,
+        batch_size=batch // each,
+    )
+
+
+if __name__ == "__main__":
+    app.main(get_config, build)

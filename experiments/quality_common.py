@@ -1,0 +1,434 @@
+"""What the quality experiments share: recognisers, faces whose faults are known, and how a score is judged.
+
+A score is judged on people whom nobody was trained on, with the embeddings of a recogniser that no score was fitted to
+(other people, another margin): does throwing away what it calls bad lower the error, and does it follow the true fault?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from experiments import arcface
+from facejax.data import pipeline, transforms
+from facejax.data.builders import store
+from facejax.data.synthetic import faces
+from facejax.metrics import quality, verification
+from facejax.quality import factors
+from facejax.train import (
+    Experiment,
+    Mean,
+    Report,
+    TrainState,
+    app,
+    image_grid,
+    map_batches,
+    new_figure,
+    optim,
+    supervised_step,
+)
+
+DATA = {
+    "source": "face_world",  # or "path": whatever facejax.data.readers.read opens
+    "path": "",
+    "data_dir": "",
+    "image_size": 48,
+    "people": 80,  # to learn from
+    "judged": 60,  # to be judged on
+    "threads": 2,
+    "workers": 0,
+}
+RECOGNISER = {
+    "name": "tiny",  # of `arcface.BACKBONES`
+    "embedding_size": 64,
+    "dropout": 0.4,
+    "dtype": "float32",
+    "steps": 300,
+    "weights": "",  # a PyTorch state dict of arcface_torch, instead of training one
+}
+TRAIN = {
+    "batch_size": 64,
+    "steps": 300,
+    "log_every": 50,
+    "eval_every": 0,
+    "save_every": 50,
+    "save_seconds": 60.0,
+    "keep": 2,
+    "microbatches": 1,
+    "parallel": "shard_map",
+    "devices": 0,
+}
+PUBLISHED = {"name": "iresnet50", "embedding_size": 512, "dropout": 0.0}
+EVAL = {"batch_size": 128, "fmr": 1e-2, "start": 0.05, "limit": 0.3}
+FAULTS = ("motion", "defocus", "resolution", "noise", "occluder")
+
+
+class Faces(NamedTuple):
+    """Pictures of people.
+
+    Attributes:
+      images: [N, S, S, 3] uint8.
+      people: [N] int, 0 and up.
+      fault: [N] strength of what is wrong with the picture, 0 to 1; NaN where that is not known.
+      kind: [N] int, place in `FAULTS`, -1 for none.
+      yaw: [N] radians; NaN where that is not known.
+    """
+
+    images: np.ndarray
+    people: np.ndarray
+    fault: np.ndarray
+    kind: np.ndarray
+    yaw: np.ndarray
+
+
+def people(data: ConfigDict, split: str, task: str = "quality") -> Faces:
+    """People to learn from ("train") or to be judged on ("test"); of a `path` the first `people`, the next `judged`.
+
+    In the face world every person has 24 pictures, 20 of them with one fault of a random kind and strength. The task
+    "sets" has 32, four sets of 8.
+    """
+    return _people(task, data.source, data.path, data.data_dir, data.image_size, data.people, data.judged, split)
+
+
+@functools.lru_cache(maxsize=4)
+def _people(name: str, source: str, path: str, data_dir: str, size: int, learn: int, judged: int, split: str) -> Faces:
+    if source == "face_world":
+        task = faces.TASKS[name]
+        count, most = (learn, task.train) if split == "train" else (judged, task.test)
+        if not 0 < count <= most:
+            raise ValueError(f"data.people or data.judged is {count}: expected 1 to {most}, the face world's {split}")
+        examples = pipeline.fetch(faces.load(task, split, data_dir or None), range(count * task.per_person))
+        return _face_world(examples, size)
+    from facejax.data import readers  # only one's own pictures need it
+
+    opened = readers.read(path)
+    labels = np.array([arcface.label(opened[i]) for i in range(len(opened))])
+    names = np.unique(labels)
+    if len(names) < learn + judged:
+        raise ValueError(f"{path} holds {len(names)} people: expected data.people + data.judged, {learn + judged}")
+    chosen = names[:learn] if split == "train" else names[learn : learn + judged]
+    rows = np.flatnonzero(np.isin(labels, chosen))
+    images = np.stack([arcface.picture(e, size) for e in pipeline.fetch(opened, rows)])
+    unknown = np.full(len(rows), np.nan)
+    return Faces(images, np.searchsorted(chosen, labels[rows]), unknown, np.full(len(rows), -1), unknown)
+
+
+def _face_world(examples: Any, size: int) -> Faces:
+    images = [
+        transforms.resize(transforms.decode(image), size, size) for e in examples for image in np.asarray(e["image"])
+    ]
+    levels = np.stack(
+        [
+            np.stack([(e[k] - (k == "resolution")) / (faces.STRONGEST[k] - (k == "resolution")) for k in FAULTS], 1)
+            for e in examples
+        ]
+    ).reshape(-1, len(FAULTS))
+    numbers = np.array([e["person"] for e in examples])
+    views = len(images) // len(examples)
+    return Faces(
+        np.stack(images),
+        np.repeat(numbers - numbers.min(), views),
+        levels.max(1),
+        np.where(levels.max(1) > 0, levels.argmax(1), -1),
+        np.concatenate([e["pose"][:, 1] for e in examples]),
+    )
+
+
+class Recogniser(NamedTuple):
+    """A trained embedder.
+
+    Attributes:
+      net: Linen module of uint8 pictures made -1..1.
+      variables: its parameters and statistics.
+      centres: [C, D] of the people it was trained on.
+    """
+
+    net: Any
+    variables: Mapping[str, Any]
+    centres: np.ndarray
+
+    def __call__(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
+        """[N, S, S, 3] uint8 -> [N, D] embeddings, of their own lengths."""
+
+        def embed(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
+            return {"embedding": self.net.apply(variables, arcface.preprocess(batch), train=False)}
+
+        return map_batches(embed, self.variables, images, batch_size)["embedding"]
+
+
+def recogniser(config: ConfigDict, seed: int, task: str = "recognition", **changes: Any) -> Recogniser:
+    """An ArcFace network as `config.recogniser` says, trained on none of `people`'s people; kept on disk.
+
+    Args:
+      config: of a quality experiment.
+      seed: of its initialisation and training.
+      task: of the face world, whose people it learns.
+      **changes: of `arcface.get_config`'s fields, with "__" for dots.
+    """
+    ours = config.recogniser
+    settings = arcface.get_config("synthetic")
+    settings.seed, settings.data.task, settings.data.data_dir = seed, task, config.data.data_dir
+    settings.data.image_size, settings.train.steps = config.data.image_size, ours.steps
+    for field in ("name", "embedding_size", "dropout", "dtype"):
+        settings.model[field] = ours[field]
+    settings.eval.weights = ours.weights
+    settings.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    net = arcface.make_backbone(settings.model)
+    if ours.weights:
+        return Recogniser(net, arcface.read_weights(settings, net), np.zeros((0, ours.embedding_size)))
+    name = hashlib.sha256(settings.to_json(sort_keys=True).encode()).hexdigest()[:16]
+    file = store.data_dir(config.data.data_dir or None) / "recognisers" / f"{name}.msgpack"
+    if not file.exists():
+        state, _ = app.run(settings, _without_evaluation, quiet=True)
+        kept = {"params": state.params["backbone"], "batch_stats": state.model_state, "centres": state.params["head"]}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_bytes(flax.serialization.msgpack_serialize(jax.tree.map(np.asarray, kept)))
+        temporary.replace(file)
+    kept = flax.serialization.msgpack_restore(file.read_bytes())
+    return Recogniser(net, {k: kept[k] for k in ("params", "batch_stats")}, kept["centres"])
+
+
+def starting_weights(config: ConfigDict, variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variables of `recogniser(config, config.seed)`, in place of those of a network of the same kind.
+
+    For use while a state is made, which JAX traces: they are read when the state is computed, so a `--dry_run` needs
+    none, and the recogniser has been trained by then, where the training data were opened.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
+    return jax.pure_callback(lambda: recogniser(config, config.seed).variables, shapes)
+
+
+def _without_evaluation(settings: ConfigDict) -> Any:
+    return dataclasses.replace(arcface.build(settings), evaluate=lambda state: Report({}))
+
+
+def judge(config: ConfigDict) -> Recogniser:
+    """The recogniser whose errors scores are judged by: other people, CosFace's margin, no dropout, always one seed."""
+    if config.recogniser.weights:
+        return recogniser(config, 0)
+    return recogniser(config, 100, "recognition_other", model__dropout=0.0, loss__angle=0.0, loss__cosine=0.2)
+
+
+class Rows:
+    """Rows of arrays as a data source.
+
+    Args:
+      arrays: name -> [N, ...].
+      order: [M] which rows, in which order and how often; None is each once.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], order: np.ndarray | None = None):
+        self._arrays = arrays
+        self._order = np.arange(len(next(iter(arrays.values())))) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: array[self._order[index]] for name, array in self._arrays.items()}
+
+
+def flipped_batch(examples: Any, rngs: Any) -> dict[str, np.ndarray]:
+    """A batch of rows with "image" among them, mirrored at random."""
+    batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+    batch["image"] = np.stack([transforms.random_flip(x, rng) for x, rng in zip(batch["image"], rngs, strict=True)])
+    return batch
+
+
+def batches(config: ConfigDict, source: Any, load: pipeline.Load = flipped_batch, batch_size: int = 0) -> Any:
+    """Endless training batches of `source`; `batch_size` 0 is train.batch_size."""
+    data, size = config.data, batch_size or config.train.batch_size
+    return pipeline.train_batches(source, load, size, seed=config.seed, threads=data.threads, workers=data.workers)
+
+
+def regression(
+    config: ConfigDict,
+    net: Any,
+    loss: Callable[[jax.Array, dict[str, jax.Array]], jax.Array],
+    source: Callable[[], Any],
+    fields: Mapping[str, jax.ShapeDtypeStruct],
+    *,
+    load: pipeline.Load = flipped_batch,
+    batch_size: int = 0,
+    tx: optax.GradientTransformation | None = None,
+    start: Callable[[Any], Any] | None = None,
+) -> Experiment:
+    """A network that is trained to score pictures, and judged.
+
+    Args:
+      config: with sections data, recogniser, optim, train and eval.
+      net: Linen module, (pictures -1..1 [N, S, S, 3], train) -> [N].
+      loss: (scores [N], batch) -> losses, any shape; their mean is minimised. "step" is in the batch, too: [N] int.
+      source: () -> what to draw examples from.
+      fields: what a batch holds besides "image", with its global shapes.
+      load: examples to a batch.
+      batch_size: examples drawn a step; 0 takes train.batch_size (PCNet draws people and gets pictures).
+      tx: the optimizer; None takes the section `optim`.
+      start: variables -> variables, for weights taken over from elsewhere.
+    """
+    size, batch = config.data.image_size, config.train.batch_size
+    tx = tx or optim.from_config(config.optim, config.train.steps)
+
+    def init(rng: jax.Array) -> TrainState:
+        variables = net.init(rng, jnp.zeros((2, size, size, 3)), train=False)
+        variables = start(variables) if start else variables
+        return TrainState.create(
+            rng, variables["params"], tx, model_state={k: v for k, v in variables.items() if k != "params"}
+        )
+
+    def loss_fn(params: Any, model_state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
+        scores, updated = net.apply(
+            {"params": params, **model_state},
+            arcface.preprocess(batch["image"]),
+            train=True,
+            mutable=list(model_state),
+            rngs={"dropout": rng},
+        )
+        losses = loss(scores, batch)
+        return losses.mean(), (updated, {"loss": Mean.of(losses)})
+
+    step = supervised_step(loss_fn, tx, microbatches=config.train.microbatches)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
+        return step(state, {**batch, "step": jnp.full(len(batch["image"]), state.step)}, rng)
+
+    def evaluate(state: TrainState) -> Report:
+        return assess(config, score(config, net, {"params": state.params, **state.model_state}))
+
+    return Experiment(
+        evaluate=evaluate,
+        init=init,
+        train_step=train_step,
+        train_data=lambda: batches(config, source(), load, batch_size),
+        batch={"image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8), **fields},
+    )
+
+
+def score(config: ConfigDict, net: Any, variables: Any) -> np.ndarray:
+    """Scores [N] of the pictures to be judged."""
+
+    def one(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        return {"score": net.apply(variables, arcface.preprocess(images), train=False)}
+
+    return map_batches(one, variables, people(config.data, "test").images, config.eval.batch_size)["score"]
+
+
+def floors(test: Faces, seed: int = 0) -> dict[str, np.ndarray]:
+    """Scores that need no learning: chance and sharpness."""
+    return {
+        "random": np.random.default_rng(seed).random(len(test.people)),
+        "sharpness": np.asarray(jax.jit(factors.sharpness)(test.images)),
+    }
+
+
+class Pairs(NamedTuple):
+    """All pairs of the pictures judged: places [P] of both, angular distance [P], whether the person is the same."""
+
+    first: np.ndarray
+    second: np.ndarray
+    distance: np.ndarray
+    same: np.ndarray
+
+
+def pairs(config: ConfigDict, test: Faces) -> Pairs:
+    """Every pair of pictures, compared by `judge`."""
+    features = judge(config)(test.images, config.eval.batch_size)
+    first, second = np.triu_indices(len(features), 1)
+    unit = verification.unit(features)
+    cosine = (unit @ unit.T)[first, second]
+    distance = np.arccos(np.clip(cosine, -1, 1)) / np.pi
+    return Pairs(first, second, distance, test.people[first] == test.people[second])
+
+
+def measures(config: ConfigDict, scores: np.ndarray, test: Faces, compared: Pairs) -> dict[str, float]:
+    """What a score [N] is worth.
+
+    "aoc" (curve B at eval.fmr, higher is better), "edc_area" (curve A beginning at eval.start, up to eval.limit, above
+    the theoretical best: lower is better) and, where faults are known, rank correlations with being faultless and with
+    being turned to the camera.
+    """
+    low = quality.pair_quality(scores[compared.first], scores[compared.second])
+    curve = quality.fnmr_discard_curve(compared.distance, compared.same, low, config.eval.fmr)
+    fixed = discard_curve(config, scores, compared)
+    found = {
+        "aoc": quality.area_over_curve(curve),
+        "edc_area": quality.excess_area(fixed, config.eval.limit),
+    }
+    if np.isfinite(test.fault).all():
+        found["fault_correlation"] = quality.spearman(scores, -test.fault)
+        found["yaw_correlation"] = quality.spearman(scores, -np.abs(test.yaw))
+    return found
+
+
+def discard_curve(config: ConfigDict, scores: np.ndarray, compared: Pairs) -> quality.DiscardCurve:
+    """Curve A of a score [N] over the genuine pairs."""
+    same = compared.same
+    low = quality.pair_quality(scores[compared.first[same]], scores[compared.second[same]])
+    similarity = -compared.distance[same]
+    return quality.error_discard_curve(similarity, low, quality.starting_threshold(similarity, config.eval.start))
+
+
+def assess(config: ConfigDict, scores: np.ndarray, arrays: Mapping[str, np.ndarray] | None = None) -> Report:
+    """Judges a score [N] of `people(config.data, "test")`; `arrays` go into the report."""
+    test = people(config.data, "test")
+    if scores.shape != test.people.shape or not np.isfinite(scores).all():
+        raise ValueError(f"scores of shape {scores.shape}: expected {test.people.shape}, all finite")
+    compared = pairs(config, test)
+    others = floors(test)
+    if np.isfinite(test.fault).all():
+        others["true fault"] = -test.fault
+    curves = {name: discard_curve(config, s, compared) for name, s in {"this": scores, **others}.items()}
+    figures = {"Error over discarded": edc_figure(config, curves)}
+    if np.isfinite(test.fault).all():
+        figures["Score over fault"] = fault_figure(scores, test)
+    return Report(
+        measures(config, scores, test, compared),
+        figures=figures,
+        images={"From the worst to the best": ranked(scores, test.images)},
+        arrays={"scores": scores, **(arrays or {})},
+    )
+
+
+def edc_figure(config: ConfigDict, curves: Mapping[str, quality.DiscardCurve]) -> Any:
+    """FNMR over the share of genuine pairs discarded, one line a score."""
+    figure, axis = new_figure(5.5, 3.6)
+    for name, curve in curves.items():
+        plain = name in ("random", "sharpness", "true fault")
+        axis.step(
+            curve.discarded, curve.errors, where="post", lw=1.2 if plain else 2, ls="--" if plain else "-", label=name
+        )
+    axis.set(xlabel="share of genuine pairs discarded", ylabel="false non-match rate", xlim=(0, 0.8))
+    axis.set_ylim(0, 2 * config.eval.start)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def fault_figure(scores: np.ndarray, test: Faces) -> Any:
+    """One panel a fault: score over its strength, with faultless pictures at 0."""
+    figure, axes = new_figure(11, 2.6, 1, len(FAULTS))
+    for kind, axis in enumerate(axes):
+        for rows, colour in ((test.kind == -1, "lightgrey"), (test.kind == kind, None)):
+            axis.plot(test.fault[rows], scores[rows], ".", ms=3, color=colour)
+        axis.set_xlabel(FAULTS[kind])
+        axis.tick_params(labelleft=kind == 0)
+    axes[0].set_ylabel("score")
+    return figure
+
+
+def ranked(scores: np.ndarray, images: np.ndarray, rows: int = 5, columns: int = 12) -> np.ndarray:
+    """Pictures by score, row by row from the worst to the best, evenly spread over the ranks."""
+    count = min(rows * columns, len(scores))
+    places = np.linspace(0, len(scores) - 1, count).astype(int)
+    return image_grid(images[np.argsort(scores, kind="stable")[places]], columns)

@@ -1,0 +1,1 @@
+"""How useful a picture of a face is to recognition."""

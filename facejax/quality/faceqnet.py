@@ -1,0 +1,63 @@
+"""FaceQnet: a recognition network's trunk with two new layers tells how a face compares with its person's best picture.
+
+Hernandez-Ortega, Galbally, Fierrez, Haraksim, Beslay. "FaceQnet: quality assessment for face recognition based on deep
+learning". ICB 2019. arXiv:1904.01740 (v0). Hernandez-Ortega, Galbally, Fierrez, Beslay. "Biometric quality: review and
+application to face recognition with FaceQnet". 2020. arXiv:2006.03298 (v1). The label is the similarity to the most
+compliant picture of the person, stretched to 0..1; v1 takes the mean over several recognisers.
+
+Differs from the papers, where they are silent: the width of the first new layer.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class FaceQnet(nn.Module):
+    """Trunk, dropout, two dense layers.
+
+    Attributes:
+      trunk: module of (images, train) -> [N, F]; stays as it was trained for recognition.
+      hidden: width of the first new layer.
+      dropout: before it; v1 has it.
+    """
+
+    trunk: nn.Module
+    hidden: int = 32
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """[N, H, W, 3] -> [N]; clip to 0..1 for use."""
+        x = jax.lax.stop_gradient(self.trunk(images, train=False))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x.astype(jnp.float32))
+        return nn.Dense(1, name="score")(nn.relu(nn.Dense(self.hidden, name="hidden")(x)))[:, 0]
+
+
+def gallery_labels(features: np.ndarray, people: np.ndarray, compliance: np.ndarray) -> np.ndarray:
+    """Labels [N] in 0..1: the cosine to the person's most compliant picture, stretched over all pictures.
+
+    Args:
+      features: [N, D], of any length.
+      people: [N] int.
+      compliance: [N], higher for pictures nearer to a passport's; the first of equals is the gallery picture.
+
+    Raises:
+      ValueError: all cosines are equal, as where every person has one picture.
+    """
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    _, person = np.unique(people, return_inverse=True)
+    order = np.lexsort((np.arange(len(people)), -np.asarray(compliance), person))
+    first = order[np.r_[True, np.diff(person[order]) > 0]]
+    cosine = np.sum(unit * unit[first][person], 1)
+    if np.ptp(cosine) < 1e-6:
+        raise ValueError(f"gallery_labels: all {len(cosine)} cosines are equal: expected several pictures of a person")
+    return ((cosine - cosine.min()) / np.ptp(cosine)).astype(np.float32)
+
+
+def fused_labels(labels: np.ndarray) -> np.ndarray:
+    """v1: the mean over recognisers, [R, N] -> [N]."""
+    return np.mean(labels, 0, dtype=np.float32)

@@ -1,0 +1,158 @@
+"""Face quality as people see it, completed from comparisons, and as a matcher meets it; and a regression to either.
+
+Best-Rowden & Jain. "Learning face image quality from human assessments". TIFS 2018. arXiv:1706.09887. Workers say which
+of two faces is better; each worker's ratings of all faces are completed as a matrix of low rank; a support vector
+regression on a face embedding tells them for a new face.
+
+Differs from the paper: the completion is a logistic model (Bradley-Terry with a matrix of low rank) fitted by Adam.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+
+class Comparisons(NamedTuple):
+    """Answers of workers.
+
+    Attributes:
+      worker, first, second: [P] int, places of a worker and of two faces.
+      better: [P] bool, whether the first was said to be better.
+    """
+
+    worker: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    better: np.ndarray
+
+
+def simulate(
+    rng: np.random.Generator, quality: np.ndarray, *, workers: int, pairs: int, noise: float, taste: float
+) -> Comparisons:
+    """Workers with tastes and mistakes compare faces of known quality.
+
+    Args:
+      rng: of all draws.
+      quality: [N] true, of deviation about 1.
+      workers, pairs: how many, and comparisons by each.
+      noise: scale of the logistic error of one answer.
+      taste: deviation of each worker's own lasting preference, face by face.
+    """
+    seen = quality + taste * rng.normal(size=(workers, len(quality)))
+    worker = np.repeat(np.arange(workers), pairs)
+    first = rng.integers(0, len(quality), workers * pairs)
+    second = (first + rng.integers(1, len(quality), workers * pairs)) % len(quality)
+    lead = seen[worker, first] - seen[worker, second]
+    return Comparisons(worker, first, second, lead + noise * rng.logistic(size=len(worker)) > 0)
+
+
+def read_comparisons(path: str | os.PathLike[str], names: list[str]) -> Comparisons:
+    """Comparisons from a CSV with the columns worker, better, worse; the last two hold names of pictures.
+
+    Raises:
+      ValueError: a column is missing, a picture is unknown or compared with itself; names the line.
+    """
+    place = {name: i for i, name in enumerate(names)}
+    workers: dict[str, int] = {}
+    rows = []
+    with open(path, newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := {"worker", "better", "worse"} - set(reader.fieldnames or ()):
+            raise ValueError(f"{path}: no column {', '.join(sorted(missing))}: expected worker, better, worse")
+        for line, row in enumerate(reader, 2):
+            if row["better"] not in place or row["worse"] not in place or row["better"] == row["worse"]:
+                raise ValueError(
+                    f"{path}, line {line}: {row['better']!r} and {row['worse']!r}: expected two known pictures"
+                )
+            worker = workers.setdefault(row["worker"], len(workers))
+            rows.append((worker, place[row["better"]], place[row["worse"]]))
+    worker, first, second = np.array(rows).reshape(-1, 3).T
+    return Comparisons(worker, first, second, np.ones(len(rows), bool))
+
+
+def complete_ratings(
+    rng: jax.Array,
+    answers: Comparisons,
+    faces: int,
+    *,
+    rank: int = 2,
+    penalty: float = 1e-3,
+    steps: int = 500,
+    learning_rate: float = 0.05,
+) -> np.ndarray:
+    """Ratings [W, N] of all faces by all workers: what is common to them and a matrix of low rank.
+
+    P(a better than b | w) = sigmoid(r_wa - r_wb); the mean log-likelihood less the penalty on all factors is maximised.
+
+    Args:
+      rng: of the start.
+      answers: over W workers.
+      faces: N.
+      rank: of what workers differ in.
+      penalty: on the sum of squares, for each answer's likelihood.
+      steps, learning_rate: of Adam.
+    """
+    workers = int(answers.worker.max()) + 1
+    sign = jnp.where(jnp.asarray(answers.better), 1.0, -1.0)
+    worker, first, second = (jnp.asarray(x) for x in answers[:3])
+    keys = jax.random.split(rng)
+    params = {
+        "common": jnp.zeros(faces),
+        "worker": 0.1 * jax.random.normal(keys[0], (workers, rank)),
+        "face": 0.1 * jax.random.normal(keys[1], (faces, rank)),
+    }
+    tx = optax.adam(learning_rate)
+
+    def loss(p: dict[str, jax.Array]) -> jax.Array:
+        lead = p["common"][first] - p["common"][second]
+        lead += jnp.sum(p["worker"][worker] * (p["face"][first] - p["face"][second]), 1)
+        squares = sum(jnp.sum(x * x) for x in jax.tree.leaves(p))
+        return -jax.nn.log_sigmoid(sign * lead).mean() + penalty * squares / len(worker)
+
+    def step(carry: tuple, _: None) -> tuple:
+        params, opt = carry
+        updates, opt = tx.update(jax.grad(loss)(params), opt)
+        return (optax.apply_updates(params, updates), opt), None
+
+    params = jax.jit(lambda p: lax.scan(step, (p, tx.init(p)), None, steps)[0][0])(params)
+    return np.asarray(params["common"] + params["worker"] @ params["face"].T)
+
+
+def human_quality(ratings: np.ndarray) -> np.ndarray:
+    """Human quality values [N] in 0..1: the median over workers of ratings [W, N], each worker's stretched to 0..1."""
+    low, span = ratings.min(1, keepdims=True), np.ptp(ratings, axis=1)[:, None]
+    if (span == 0).any():
+        raise ValueError(f"worker {int(np.flatnonzero(span[:, 0] == 0)[0])} rates all faces alike: expected an order")
+    return np.median((ratings - low) / span, axis=0).astype(np.float32)
+
+
+def matcher_quality(features: np.ndarray, people: np.ndarray, gallery: np.ndarray) -> np.ndarray:
+    """Matcher quality values [N]: the similarity to the person's gallery picture in deviations of impostor scores.
+
+    Args:
+      features: [N, D], of any length.
+      people: [N] int.
+      gallery: [N] places of each face's gallery picture.
+
+    Returns:
+      z = (s - mean) / deviation, mean and deviation of the face's cosines to all pictures of others; NaN for the
+      gallery pictures themselves and where the impostors' cosines do not vary.
+    """
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    cosine = unit @ unit.T
+    other = people[:, None] != people
+    count = np.maximum(other.sum(1), 1)
+    mean = np.sum(cosine * other, 1) / count
+    deviation = np.sqrt(np.sum((cosine - mean[:, None]) ** 2 * other, 1) / count)
+    own = gallery == np.arange(len(people))
+    genuine = np.sum(unit * unit[gallery], 1)
+    valid = ~own & (deviation > 1e-6)
+    return np.where(valid, (genuine - mean) / np.where(valid, deviation, 1.0), np.nan)

@@ -1,0 +1,36 @@
+"""PCNet: a confidence such that the worse one of two pictures of a person tells how alike they will be found.
+
+Xie, Byrne, Zisserman. "Inducing predictive uncertainty estimation for face recognition". BMVC 2020. arXiv:2009.00603.
+The similarity of two pictures of one person is limited by the worse; so the smaller confidence is regressed to it, with
+a recogniser that was not trained on these people.
+
+Differs from the paper: similarities come from a recogniser of wholly other people, not from two, each trained on half
+of the people and used on the other half.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def pair_confidence_loss(
+    confidence: jax.Array, embeddings: jax.Array, people: jax.Array, *, worse_only: bool = True
+) -> jax.Array:
+    """Mean of (similarity - min(q_i, q_j))^2 over the pairs of one person; where both are equal each gets half a slope.
+
+    Args:
+      confidence: [N], 0..1.
+      embeddings: [N, D] of the fixed recogniser; their cosines are the targets, without gradient.
+      people: [N] int.
+      worse_only: False regresses the mean of the two confidences, blaming both pictures.
+
+    Returns:
+      [] loss; 0 where no two pictures are of one person.
+    """
+    unit = embeddings / jnp.maximum(jnp.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    target = jax.lax.stop_gradient(unit @ unit.T)
+    first, second = confidence[:, None], confidence[None]
+    joint = jnp.minimum(first, second) if worse_only else (first + second) / 2
+    pair = (people[:, None] == people) & ~jnp.eye(len(people), dtype=bool)
+    return jnp.sum((target - joint) ** 2, where=pair) / jnp.maximum(pair.sum(), 1)

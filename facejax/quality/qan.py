@@ -1,0 +1,60 @@
+"""QAN: a set of pictures becomes one embedding, the mean of its pictures' weighted by a quality learnt from sets alone.
+
+Liu, Yan, Ouyang. "Quality aware network for set to set recognition". CVPR 2017. arXiv:1704.03373. A trunk embeds every
+picture, a branch gives each a quality in 0..1; people are told apart picture by picture, and sets by a triplet loss,
+which lowers the weight of pictures that do harm.
+
+Differs from the authors' code (that of the part-based successor, with one part): no contrastive loss, one softmax.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from facejax.nn.conv import Conv
+from facejax.ops.pooling import avg_pool, max_pool
+
+
+class QualityBranch(nn.Module):
+    """From the picture: 7x7 with stride 2, pooling, two 3x3, pooling, dense, sigmoid; nothing else is non-linear.
+
+    [N, H, W, 3] -> [N] in 0..1.
+
+    Attributes:
+      features: channels.
+    """
+
+    features: int = 64
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        small = nn.initializers.normal(0.01)
+        x = Conv(self.features, 7, 2, 3, use_bias=True, kernel_init=small, name="conv1")(images)
+        x = max_pool(x, (3, 3), (2, 2), ((0, 1), (0, 1)))
+        for i in (2, 3):
+            x = Conv(self.features, 3, padding=1, use_bias=True, kernel_init=small, name=f"conv{i}")(x)
+        window = min(7, *x.shape[1:3])
+        x = avg_pool(x, (window, window), (window, window))
+        return jax.nn.sigmoid(nn.Dense(1, kernel_init=small, name="out")(x.reshape(len(x), -1))[:, 0])
+
+
+def set_triplet_loss(sets: jax.Array, people: jax.Array, *, margin: float = 1.2) -> jax.Array:
+    """max(0, |a - p|^2 - |a - n|^2 + margin) over all triplets of a batch, on embeddings of unit length.
+
+    Args:
+      sets: [S, D].
+      people: [S] int.
+      margin: delta.
+
+    Returns:
+      [] the mean over the triplets that are there; 0 where there is none.
+    """
+    unit = sets / jnp.sqrt(jnp.maximum(jnp.sum(sets * sets, 1, keepdims=True), 1e-24))
+    distance = 2 - 2 * unit @ unit.T
+    same = people[:, None] == people
+    positive, negative = same & ~jnp.eye(len(people), dtype=bool), ~same
+    hinge = jnp.maximum(distance[:, :, None] - distance[:, None, :] + margin, 0.0)
+    triplet = positive[:, :, None] & negative[:, None, :]
+    return jnp.sum(hinge, where=triplet) / jnp.maximum(triplet.sum(), 1)

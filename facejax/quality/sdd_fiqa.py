@@ -1,0 +1,156 @@
+"""SDD-FIQA: quality as the distance of the similarities to the same person from those to others.
+
+Ou, Chen, Zhang, Huang, Li, Li, Li, Cao, Wang. "SDD-FIQA: unsupervised face image quality assessment with similarity
+distribution distance". CVPR 2021. arXiv:2103.05977. A picture that is far from strangers and near its own person has a
+large Wasserstein distance between the two sets of similarities. The distance is the label, a network learns it.
+
+Differs from the authors' code: a person's pictures are drawn on the device, in blocks, without a list of all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facejax.backbones.mobilefacenet import MobileFaceNet
+from facejax.nn.norm import PReLU
+from facejax.ops.sampling import without_replacement
+
+
+def wasserstein(
+    first: jax.Array, second: jax.Array, first_mask: jax.Array | None = None, second_mask: jax.Array | None = None
+) -> jax.Array:
+    """Wasserstein-1 distance of two samples of one dimension: the area between their distribution functions.
+
+    Args:
+      first, second: [..., A] and [..., B] values.
+      first_mask, second_mask: bool, which values are there; None is all.
+
+    Returns:
+      [...]; NaN where a sample is empty.
+    """
+    masks = [
+        jnp.ones(x.shape, bool) if mask is None else mask for x, mask in ((first, first_mask), (second, second_mask))
+    ]
+    weights = [sign * m / m.sum(-1, keepdims=True) for sign, m in zip((1.0, -1.0), masks, strict=True)]
+    values, weight, there = (jnp.concatenate(x, -1) for x in ((first, second), weights, masks))
+    values = jnp.where(there, values, jnp.max(values, -1, keepdims=True, where=there, initial=-jnp.inf))
+    order = jnp.argsort(values, -1)
+    values, weight = (jnp.take_along_axis(x, order, -1) for x in (values, weight))
+    return jnp.sum(jnp.abs(jnp.cumsum(weight, -1))[..., :-1] * jnp.diff(values, axis=-1), -1)
+
+
+def pseudo_labels(
+    rng: jax.Array,
+    features: np.ndarray,
+    people: np.ndarray,
+    *,
+    samples: int = 24,
+    rounds: int = 12,
+    block: int = 2048,
+    mated_only: bool = False,
+) -> np.ndarray:
+    """Quality labels 0..100 of pictures, by the similarities of their embeddings (Eq. 7 to 9).
+
+    In each round every picture meets `samples` others of its person (all, where there are no more) and as many of other
+    people, none twice; the distances are stretched to 0..100 over the set and averaged over the rounds.
+
+    Args:
+      rng: of the draws.
+      features: [N, D], of any length.
+      people: [N] int.
+      samples: m.
+      rounds: K.
+      block: pictures at a time; memory is block * samples * D.
+      mated_only: leaves strangers out: the mean similarity to the own person instead of the distance.
+
+    Returns:
+      [N] float32.
+
+    Raises:
+      ValueError: a person with one picture, fewer than two people, or distances that are all equal.
+    """
+    features, people = np.asarray(features, np.float32), np.asarray(people)
+    order = np.argsort(people, kind="stable")
+    _, starts, counts = np.unique(people[order], return_index=True, return_counts=True)
+    if counts.min() < 2 or len(counts) < 2:
+        raise ValueError(
+            f"pseudo_labels: {len(counts)} people, {np.sum(counts < 2)} of them with one picture: expected two people "
+            "or more, with two pictures or more each"
+        )
+    group = np.repeat(np.arange(len(counts)), counts)
+    start, size = (jnp.asarray(x[group], jnp.int32) for x in (starts, counts))
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    unit = jnp.asarray((features / np.where(length > 0, length, 1))[order])
+    block, total = min(block, len(unit)), np.zeros(len(features))
+    for key in jax.random.split(rng, rounds):
+        found = np.zeros(len(features))
+        for first in range(0, len(unit), block):
+            first = min(first, len(unit) - block)  # the last block overlaps the one before
+            draw = jax.random.fold_in(key, first)
+            found[first : first + block] = _distances(draw, unit, start, size, first, samples, block, mated_only)
+        if np.ptp(found) == 0:
+            raise ValueError(
+                f"pseudo_labels: all {len(found)} pictures are equally far from strangers: no order in them"
+            )
+        total += 100 * (found - found.min()) / np.ptp(found)
+    labels = np.empty(len(features), np.float32)
+    labels[order] = total / rounds
+    return labels
+
+
+@functools.partial(jax.jit, static_argnums=(5, 6, 7))
+def _distances(
+    rng: jax.Array,
+    unit: jax.Array,
+    start: jax.Array,
+    size: jax.Array,
+    first: Any,
+    samples: int,
+    block: int,
+    mated: bool,
+) -> jax.Array:
+    """Distances [block] of the rows from `first` on; `unit` is sorted by person."""
+    rows = first + jnp.arange(block)
+    start, size, mine = start[rows], size[rows], unit[rows]
+    near, far = jax.random.split(rng)
+    place, mask = without_replacement(near, size - 1, samples)
+    place = start[:, None] + jnp.where(mask, place, 0)
+    place = place + (place >= rows[:, None])  # not the picture itself
+    positive = jnp.einsum("nd,nkd->nk", mine, unit[jnp.minimum(place, len(unit) - 1)])
+    if mated:
+        return jnp.mean(positive, 1, where=mask)
+    place, other = without_replacement(far, len(unit) - size, samples)
+    place = place + jnp.where(place >= start[:, None], size[:, None], 0)
+    negative = jnp.einsum("nd,nkd->nk", mine, unit[jnp.clip(place, 0, len(unit) - 1)])
+    return wasserstein(positive, negative, mask, other)
+
+
+class QualityMobileFaceNet(nn.Module):
+    """The authors' "MFN": MobileFaceNet up to its last map, flattened, PReLU, dropout, one number. 961,409 parameters.
+
+    Attributes:
+      scale: of the trunk's widths.
+      dropout: before the last layer.
+      axis_name, dtype: of the trunk.
+    """
+
+    scale: int = 1
+    dropout: float = 0.5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """[N, H, W, 3] in -1..1 -> [N], about 0..100."""
+        options = {"axis_name": self.axis_name, "dtype": self.dtype}
+        trunk = MobileFaceNet(scale=self.scale, embedding_size=0, **options, name="trunk")
+        x = trunk(images, train=train, features=True)["separate"]
+        x = PReLU(name="prelu")(x.reshape(x.shape[0], -1).astype(jnp.float32))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(1, name="score")(x)[:, 0]
