@@ -2,9 +2,9 @@
 
 Kipf & Welling. ICLR 2017. arXiv:1609.02907.
 A layer mixes every node's features with its neighbours' by the symmetrically normalised adjacency with self-loops, and
-multiplies by a matrix; two of them, trained on a few labelled nodes, label all others.
-
-Differs from the paper: nothing known. The Chebyshev variant is not here.
+multiplies by a matrix; two of them, trained on a few labelled nodes, label all others. The paper compares it with
+Chebyshev polynomials of the Laplacian (Defferrard, Bresson, Vandergheynst. NeurIPS 2016. arXiv:1606.09375), which are
+here too.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.sparse.linalg
 
 from facejax.ops import segment
 from facejax.ops.segment import Graph
@@ -23,6 +24,29 @@ def renormalized(source: np.ndarray, destination: np.ndarray, num_nodes: int) ->
     return segment.symmetric_normalization(
         segment.make_graph(*segment.add_self_loops(source, destination, num_nodes), num_nodes)
     )
+
+
+def scaled_laplacian(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> Graph:
+    """2 / lambda_max (I - D^-1/2 A D^-1/2) - I, whose eigenvalues lie in -1..1, for edges given in both directions."""
+    normal = segment.symmetric_normalization(segment.make_graph(source, destination, num_nodes))
+    weights = (np.asarray(normal.weight), (np.asarray(normal.destination), np.asarray(normal.source)))
+    matrix = scipy.sparse.identity(num_nodes) - scipy.sparse.coo_matrix(weights, (num_nodes, num_nodes))
+    largest = scipy.sparse.linalg.eigsh(matrix, 1, which="LM", return_eigenvectors=False, v0=np.ones(num_nodes))[0]
+    scaled = (2 / largest * matrix - scipy.sparse.identity(num_nodes)).tocoo()
+    return segment.make_graph(scaled.col, scaled.row, num_nodes, scaled.data)
+
+
+def chebyshev(graph: Graph, terms: jax.Array) -> jax.Array:
+    """sum_k T_k(L) Y_k by Clenshaw's recurrence, which spreads over the edges K times.
+
+    Args:
+      graph: `scaled_laplacian`.
+      terms: [K + 1, N, F], Y_0 to Y_K.
+    """
+    later = after = jnp.zeros_like(terms[0])
+    for term in terms[:0:-1]:
+        later, after = term + 2 * segment.propagate(graph, later) - after, later
+    return terms[0] + segment.propagate(graph, later) - after
 
 
 class SparseFeatures:
@@ -41,25 +65,39 @@ class GCN(nn.Module):
       num_classes: C.
       hidden: width of the first layer.
       dropout: rate; on sparse features it falls on the values that are not zero.
+      degree: above 0, K of Chebyshev polynomials of a `scaled_laplacian`, with K + 1 matrices a layer (Eq. 5), in place
+        of S, which `renormalized` gives.
     """
 
     num_classes: int
     hidden: int = 16
     dropout: float = 0.5
+    degree: int = 0
 
     @nn.compact
-    def __call__(self, features: SparseFeatures, graph: Graph, *, train: bool) -> jax.Array:
-        """Logits [N, C] of all nodes."""
-        glorot = nn.initializers.glorot_uniform()
-        first = self.param("first", glorot, (features.shape[1], self.hidden))
-        second = self.param("second", glorot, (self.hidden, self.num_classes))
+    def __call__(self, features: SparseFeatures, graph: Graph, *, train: bool, embed: bool = False) -> jax.Array:
+        """Logits [N, C] of all nodes; or, to `embed` them, the hidden layer [N, hidden]."""
+        first = self._matrices("first", features.shape[1], self.hidden)
+        second = self._matrices("second", self.hidden, self.num_classes)
         values = nn.Dropout(self.dropout, deterministic=not train)(features.values)
         mixed = jax.ops.segment_sum(
             values[:, None] * first[features.columns], features.rows, features.shape[0], indices_are_sorted=True
         )
-        hidden = nn.relu(segment.propagate(graph, mixed))
+        hidden = nn.relu(self._spread(graph, mixed))
+        if embed:
+            return hidden
         hidden = nn.Dropout(self.dropout, deterministic=not train)(hidden)
-        return segment.propagate(graph, hidden @ second)
+        return self._spread(graph, hidden @ second)
+
+    def _matrices(self, name: str, inputs: int, outputs: int) -> jax.Array:
+        """The layer's matrices side by side, [inputs, (K + 1) * outputs], each by Glorot's range."""
+        glorot = nn.initializers.glorot_uniform(in_axis=1, out_axis=2, batch_axis=0)
+        weights = self.param(name, glorot, (self.degree + 1, inputs, outputs))
+        return jnp.moveaxis(weights, 0, 1).reshape(inputs, -1)
+
+    def _spread(self, graph: Graph, mixed: jax.Array) -> jax.Array:
+        terms = jnp.moveaxis(mixed.reshape(len(mixed), self.degree + 1, -1), 1, 0)
+        return chebyshev(graph, terms) if self.degree else segment.propagate(graph, terms[0])
 
 
 def row_normalized(matrix: np.ndarray) -> np.ndarray:

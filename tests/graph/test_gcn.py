@@ -52,11 +52,44 @@ def test_equals_dense_matrices_in_values_and_gradients(problem):
         return jnp.sum(jnp.cos(net.apply({"params": p}, sparse, graph, train=False)))
 
     def reference(p):
-        return jnp.sum(jnp.cos(s @ jax.nn.relu(s @ jnp.asarray(features) @ p["first"]) @ p["second"]))
+        return jnp.sum(jnp.cos(s @ jax.nn.relu(s @ jnp.asarray(features) @ p["first"][0]) @ p["second"][0]))
 
     chex.assert_trees_all_close(
         jax.value_and_grad(ours)(params), jax.value_and_grad(reference)(params), rtol=1e-4, atol=1e-5
     )
+
+
+def test_chebyshev_equals_dense_polynomials(problem):
+    rng = np.random.default_rng(0)
+    source, destination = segment.undirected(rng.integers(0, 12, 30), rng.integers(0, 12, 30))
+    graph, features = gcn.scaled_laplacian(source, destination, 13), problem[1]
+    scaled = dense(graph)
+    values = np.linalg.eigvalsh(scaled)
+    assert values.max() == pytest.approx(1, abs=1e-5) and values.min() >= -1 - 1e-5
+    polynomials = [np.eye(13), scaled]
+    for _ in range(2):
+        polynomials.append(2 * scaled @ polynomials[-1] - polynomials[-2])
+    net, sparse = gcn.GCN(3, 5, degree=3), gcn.SparseFeatures(features)
+    params = net.init(jax.random.key(0), sparse, graph, train=False)["params"]
+    assert params["first"].shape == (4, 7, 5)
+    t = jnp.asarray(np.stack(polynomials), jnp.float32)
+
+    def ours(p):
+        return jnp.sum(jnp.cos(net.apply({"params": p}, sparse, graph, train=False)))
+
+    def reference(p):
+        hidden = jax.nn.relu(jnp.einsum("kmn,nf,kfh->mh", t, jnp.asarray(features), p["first"]))
+        return jnp.sum(jnp.cos(jnp.einsum("kmn,nf,kfh->mh", t, hidden, p["second"])))
+
+    chex.assert_trees_all_close(
+        jax.value_and_grad(ours)(params), jax.value_and_grad(reference)(params), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_karate_club_from_one_member_of_each_community():
+    _, report = app.run(experiment.get_config("karate"), experiment.build, quiet=True)
+    assert report.metrics["test_accuracy"] > 75
+    assert report.arrays["hidden"].shape == (5, 34, 16)
 
 
 def test_dropout_falls_on_what_is_not_zero(problem):
