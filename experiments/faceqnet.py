@@ -71,6 +71,8 @@ CLAIM = (
         system="faceqnet:v1",
     ),
 )
+OTHERS = ({"loss__angle": 0.0, "loss__cosine": 0.2}, {"loss__kind": "softmax"})
+"""How the second and third recogniser differ from the first: CosFace's margin, and none."""
 
 
 class Pooled(nn.Module):
@@ -89,6 +91,8 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run: only the two new layers learn."""
+    if not 1 <= config.recognisers <= 1 + len(OTHERS):
+        raise ValueError(f"recognisers is {config.recognisers}: expected 1 to {1 + len(OTHERS)}")
     own = config.model.trunk == "recogniser"
     if not own and config.model.trunk != "resnet50":
         raise ValueError(f"model.trunk is {config.model.trunk!r}: expected 'recogniser' or 'resnet50'")
@@ -129,7 +133,7 @@ def label(config: ConfigDict, known: common.Faces, first: common.Recogniser) -> 
     if config.label != "gallery":
         raise ValueError(f"label is {config.label!r}: expected 'gallery' or 'sharpness'")
     compliance = sharp - 10 * np.nan_to_num(known.fault) - np.abs(np.nan_to_num(known.yaw))
-    others = [common.recogniser(config, config.seed + number) for number in range(1, config.recognisers)]
+    others = [common.recogniser(config, config.seed, **changes) for changes in OTHERS[: config.recognisers - 1]]
     labels = [faceqnet.gallery_labels(net(known.images), known.people, compliance) for net in (first, *others)]
     return faceqnet.fused_labels(np.stack(labels))
 

@@ -28,11 +28,11 @@ BASE = {
     "model": {"name": "tiny"},
     "loss": {"pictures": 8, "worse_only": True},
     "optim": {
-        "name": "sgd",
-        "weight_decay": 5e-4,
-        "schedule": {"kind": "step", "peak": 3e-2, "warmup": 0, "boundaries": (0.5, 0.75)},
+        "name": "adam",
+        "weight_decay": 0.0,
+        "schedule": {"kind": "step", "peak": 3e-3, "warmup": 0, "boundaries": (0.5, 0.75)},
     },
-    "train": {**common.TRAIN, "batch_size": 80},
+    "train": {**common.TRAIN, "batch_size": 80, "steps": 600},
     "eval": common.EVAL,
 }
 PRESETS = {
@@ -42,6 +42,7 @@ PRESETS = {
         "data": {"source": "path", "image_size": 112, "people": 8631, "judged": 500},
         "recogniser": common.PUBLISHED,
         "model": {"name": "resnet18"},
+        "optim": {"name": "sgd", "weight_decay": 5e-4, "schedule": {"peak": 3e-2}},
         "train": {"batch_size": 320, "steps": 40_000, "devices": 4},
     },
 }

@@ -28,6 +28,7 @@ BASE = {
     "recogniser": common.RECOGNISER,  # its trunk, and where it starts from
     "sets": sets_common.SETS,
     "weighted": True,
+    "branch": "stage2",  # map of the trunk that the qualities are told from, or "picture"
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
@@ -39,6 +40,7 @@ BASE = {
 PRESETS = {
     "synthetic": {},
     "mean": {"weighted": False},
+    "from_pictures": {"branch": "picture"},
     "faces": {
         "data": {"source": "path", "image_size": 112, "people": 2000, "judged": 500},
         "recogniser": common.PUBLISHED,
@@ -66,16 +68,21 @@ class SetNetwork(nn.Module):
     Attributes:
       trunk: embeds pictures.
       num_classes: people.
+      branch: name of the trunk's map that the qualities are told from, or "picture".
     """
 
     trunk: nn.Module
     num_classes: int
+    branch: str
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> sets_common.Seen:
-        features = self.trunk(images, train=train)
-        scores = nn.Dense(self.num_classes, name="people")(features)
-        return sets_common.Seen(features, qan.QualityBranch(name="quality")(images), scores)
+        found = {**self.trunk(images, train=train, features=True), "picture": images}
+        if self.branch not in found:
+            raise ValueError(f"branch is {self.branch!r}: expected one of {', '.join(found)}")
+        quality = qan.QualityBranch(stem=self.branch == "picture", name="quality")(found[self.branch])
+        scores = nn.Dense(self.num_classes, name="people")(found["embedding"])
+        return sets_common.Seen(found["embedding"], quality, scores)
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -85,7 +92,7 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
-    net = SetNetwork(arcface.make_backbone(config.recogniser), config.data.people)
+    net = SetNetwork(arcface.make_backbone(config.recogniser), config.data.people, config.branch)
 
     def init(rng: jax.Array) -> tuple[Any, Any]:
         size = config.data.image_size

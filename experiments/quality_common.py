@@ -401,6 +401,11 @@ def assess(config: ConfigDict, scores: np.ndarray, arrays: Mapping[str, np.ndarr
     )
 
 
+def together(first: Report, second: Report) -> Report:
+    """All of two reports in one, the first's numbers first."""
+    return Report(*({**getattr(first, f.name), **getattr(second, f.name)} for f in dataclasses.fields(Report)))
+
+
 def edc_figure(config: ConfigDict, curves: Mapping[str, quality.DiscardCurve]) -> Any:
     """FNMR over the share of genuine pairs discarded, one line a score."""
     figure, axis = new_figure(5.5, 3.6)

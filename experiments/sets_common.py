@@ -117,15 +117,20 @@ def training(
         return common.batches(config, groups, load, batch // 2)
 
     def evaluate(state: TrainState) -> Report:
-        test = sets(config, "test")
-
         def one(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
             seen, _ = look(*variables, images, False, None)
             return {"features": seen.features, "weights": seen.weights}
 
-        flat = test.images.reshape(-1, *test.images.shape[2:])
-        found = map_batches(one, (state.params, state.model_state), flat, config.eval.batch_size)
-        return assess(config, found["features"], found["weights"], weighting)
+        def over(images: np.ndarray) -> dict[str, np.ndarray]:
+            return map_batches(one, (state.params, state.model_state), images, config.eval.batch_size)
+
+        found = over(sets(config, "test").images.reshape(-1, pixels, pixels, 3))
+        pooled = assess(config, found["features"], found["weights"], weighting)
+        if np.ptp(found["weights"]) == 0:
+            return pooled
+        return common.together(
+            pooled, common.assess(config, over(common.people(config.data, "test").images)["weights"])
+        )
 
     return Experiment(
         evaluate=evaluate,

@@ -18,21 +18,24 @@ from facejax.ops.pooling import avg_pool, max_pool
 
 
 class QualityBranch(nn.Module):
-    """From the picture: 7x7 with stride 2, pooling, two 3x3, pooling, dense, sigmoid; nothing else is non-linear.
+    """Two 3x3 convolutions, pooling, dense, sigmoid, on a map of the trunk: [N, H, W, C] -> [N] in 0..1.
 
-    [N, H, W, 3] -> [N] in 0..1.
+    Nothing but the pooling and the sigmoid is non-linear.
 
     Attributes:
       features: channels.
+      stem: begins with a 7x7 convolution of stride 2 and pooling, for pictures in place of maps, as the authors' code.
     """
 
     features: int = 64
+    stem: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         small = nn.initializers.normal(0.01)
-        x = Conv(self.features, 7, 2, 3, use_bias=True, kernel_init=small, name="conv1")(images)
-        x = max_pool(x, (3, 3), (2, 2), ((0, 1), (0, 1)))
+        if self.stem:
+            x = Conv(self.features, 7, 2, 3, use_bias=True, kernel_init=small, name="conv1")(x)
+            x = max_pool(x, (3, 3), (2, 2), ((0, 1), (0, 1)))
         for i in (2, 3):
             x = Conv(self.features, 3, padding=1, use_bias=True, kernel_init=small, name=f"conv{i}")(x)
         window = min(7, *x.shape[1:3])

@@ -5,8 +5,8 @@ import importlib
 import numpy as np
 import pytest
 
+from experiments import quality_board, sets_common
 from experiments import quality_common as common
-from experiments import sets_common
 from facejax.train import Options, app
 from facejax.train.dry_run import dry_run
 
@@ -123,3 +123,10 @@ def test_scores_that_say_nothing(small_world):
         common.assess(config, np.full(72, np.nan))
     with pytest.raises(ValueError, match="all 72 values of a vector are equal"):
         common.assess(config, np.ones(72))
+
+
+def test_board(small_world):
+    changes = {"data.data_dir": str(small_world), "data.people": 6, "data.judged": 6, "recogniser.steps": 2}
+    report = quality_board.board(["norm", "sharpness", "random"], 0, changes)
+    assert {row["score"] for row in report.tables["Scores of faces"]} == {"norm", "sharpness", "random"}
+    assert len(report.tables["Verification of sets"]) == 2

@@ -407,10 +407,12 @@ def test_set_triplet_loss():
 
 
 def test_quality_branch_is_linear_up_to_its_pooling():
-    branch = qan.QualityBranch(8)
+    branch = qan.QualityBranch(8, stem=True)
     images = jax.random.normal(KEY, (2, 48, 48, 3))
     variables = branch.init(KEY, images)
     assert branch.apply(variables, images).shape == (2,)
+    middle = qan.QualityBranch(8)
+    assert middle.apply(middle.init(KEY, images[:, :12, :12]), images[:, :12, :12]).shape == (2,)
     flat = jnp.ones((1, 48, 48, 3))
     logit = jax.scipy.special.logit
     one, two, three = (logit(branch.apply(variables, s * flat)) for s in (1.0, 2.0, 3.0))

@@ -50,12 +50,12 @@ def blocks(
 
 
 def karate_club() -> Citations:
-    """34 members, one-hot features, four communities (found by modularity) with one labelled member each."""
+    """34 members, one-hot features, four communities (by the Louvain method) with one labelled member each."""
     import networkx
 
     club = networkx.karate_club_graph()
     labels = np.zeros(34, int)
-    for c, members in enumerate(networkx.community.greedy_modularity_communities(club, cutoff=4, best_n=4)):
+    for c, members in enumerate(networkx.community.louvain_communities(club, seed=0)):
         labels[list(members)] = c
     source, destination = segment.undirected(*np.array(club.edges()).T)
     train = np.isin(np.arange(34), [np.flatnonzero(labels == c)[0] for c in range(4)])
