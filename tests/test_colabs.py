@@ -7,7 +7,16 @@ import pytest
 from nbclient import NotebookClient
 
 COLABS = pathlib.Path(__file__).parents[1] / "colabs"
-PRINTED = {"arcface": "tar_at_far_1e-2", "graphs": "test_accuracy", "clustering": "pairwise_f"}
+PRINTED = {
+    "arcface": "tar_at_far_1e-2",
+    "attention": "exact_match",
+    "clustering": "pairwise_f",
+    "deconvnet": "hits",
+    "graphs": "test_accuracy",
+    "quality": "aoc",
+    "recognition": "tar_at_far_1e-2",
+    "vib": "test_error",
+}
 
 
 @pytest.mark.parametrize("path", sorted(COLABS.glob("*.ipynb")), ids=lambda p: p.stem)

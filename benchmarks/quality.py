@@ -1,0 +1,97 @@
+"""Quality at scale, beside the straightforward forms: `python -m benchmarks.quality [--images 100000]`.
+
+Labels of SDD-FIQA against a loop over images with SciPy; SER-FIQ that computes its trunk once against passes of the
+whole network; a discard curve over a million pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from facejax.backbones.iresnet import EmbeddingHead, iresnet18
+from facejax.metrics import quality
+from facejax.quality import sdd_fiqa, ser_fiq
+
+
+def seconds(run) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def loop_labels(rng: np.random.Generator, features: np.ndarray, people: np.ndarray, rows: range, samples: int) -> None:
+    """One round of labels for some images, one after the other."""
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for i in rows:
+        own = np.flatnonzero(people == people[i])
+        near = rng.choice(own[own != i], min(samples, len(own) - 1), replace=False)
+        far = rng.choice(np.flatnonzero(people != people[i]), samples, replace=False)
+        stats.wasserstein_distance(unit[near] @ unit[i], unit[far] @ unit[i])
+
+
+def labels(images: int) -> None:
+    """SDD-FIQA: 12 rounds of 24 + 24 similarities."""
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(images // 40), 40)
+    features = rng.normal(size=(len(people), 512)).astype(np.float32)
+    took = seconds(lambda: sdd_fiqa.pseudo_labels(jax.random.key(0), features, people))
+    few = min(500, images)
+    each = seconds(lambda: loop_labels(rng, features, people, range(few), 24)) / few
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"SDD-FIQA labels of {len(people)} x 512: {took:.1f} s, peak {peak:.1f} GiB")
+    print(
+        f"  a loop over images would take {12 * each * len(people):.0f} s: {12 * each * len(people) / took:.0f} times"
+    )
+
+
+def masks(count: int = 100) -> None:
+    """SER-FIQ: one pass of the trunk and `count` of the head, against as many passes of everything."""
+    net = iresnet18(dropout=0.4)
+    images = jnp.zeros((4, 112, 112, 3))
+    variables = net.init(jax.random.key(0), images, train=False)
+    head = EmbeddingHead(512, 0.4)
+
+    @jax.jit
+    def plain(images):
+        return net.apply(variables, images, train=False)
+
+    @jax.jit
+    def scores(images):
+        last = net.apply(variables, images, train=False, features=True)["stage4"]
+
+        def embed(key):
+            return head.apply(variables, last, train=False, drop=True, rngs={"dropout": key})
+
+        return ser_fiq.robustness(ser_fiq.stochastic_embeddings(embed, jax.random.key(0), count))
+
+    for run in (plain, scores):
+        jax.block_until_ready(run(images))
+    one, all_masks = (min(seconds(lambda run=run: run(images)) for _ in range(3)) for run in (plain, scores))
+    print(f"SER-FIQ, {count} masks of iresnet18: {all_masks / one:.2f} times one pass ({count} passes: {count} times)")
+
+
+def discard_curves(pairs: int = 1_000_000) -> None:
+    """Both kinds of curve."""
+    rng = np.random.default_rng(0)
+    same = rng.random(pairs) < 0.05
+    distance, scores = rng.normal(np.where(same, 0.3, 0.5), 0.08), rng.random(pairs)
+    fixed = seconds(lambda: quality.error_discard_curve(-distance[same], scores[same], -0.45))
+    anew = seconds(lambda: quality.fnmr_discard_curve(distance, same, scores, 1e-3))
+    print(f"discard curves of {pairs} pairs: A {fixed:.2f} s, B {anew:.2f} s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--images", type=int, default=100_000)
+    arguments = parser.parse_args()
+    discard_curves()
+    masks()
+    labels(arguments.images)
