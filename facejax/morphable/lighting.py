@@ -6,37 +6,55 @@ colour describe the diffuse light on a convex object.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-def incidence(triangles: np.ndarray, num_vertices: int) -> np.ndarray:
-    """[V, most] the triangles around every vertex, filled up with T: made once, so that normals need no scatter."""
+class Incidence(NamedTuple):
+    """The triangles around every vertex, filled up with T: made once, so that normals need no scatter.
+
+    Attributes:
+      around: [V, K] the first K of every vertex.
+      crowded: [P] the few vertices that have more, such as the poles of a head.
+      others: [P, K'] theirs beyond the first K.
+    """
+
+    around: np.ndarray
+    crowded: np.ndarray
+    others: np.ndarray
+
+
+def incidence(triangles: np.ndarray, num_vertices: int, usual: int = 8) -> Incidence:
+    """Tables of the triangles [T, 3] around each of V vertices; `usual` is K."""
     triangles = np.asarray(triangles)
     corner = triangles.ravel()
     order = np.argsort(corner, kind="stable")
     counts = np.bincount(corner, minlength=num_vertices)
-    table = np.full((num_vertices, max(counts.max(), 1)), len(triangles), np.int32)
+    table = np.full((num_vertices, max(counts.max(), usual)), len(triangles), np.int32)
     within = np.arange(len(corner)) - np.repeat(np.cumsum(counts) - counts, counts)
     table[corner[order], within] = order // 3
-    return table
+    crowded = np.flatnonzero(counts > usual)
+    return Incidence(table[:, :usual], crowded, table[crowded, usual:])
 
 
-def vertex_normals(vertices: jax.Array, triangles: jax.Array, around: jax.Array) -> jax.Array:
+def vertex_normals(vertices: jax.Array, triangles: jax.Array, incident: Incidence) -> jax.Array:
     """Area-weighted unit normals; zero where all triangles around a vertex are degenerate.
 
     Args:
       vertices: [V, 3] in right-handed axes.
       triangles: [T, 3] counter-clockwise from outside.
-      around: [V, most] of `incidence`.
+      incident: of `incidence`.
 
     Returns:
       [V, 3].
     """
     a, b, c = (vertices[triangles[:, i]] for i in range(3))
     faces = jnp.concatenate([jnp.cross(b - a, c - a), jnp.zeros((1, 3), vertices.dtype)])
-    return unit(faces[around].sum(1))
+    total = sum(faces[column] for column in incident.around.T)
+    return unit(total.at[incident.crowded].add(faces[incident.others].sum(1)))
 
 
 def unit(vectors: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ interpolated attributes are differentiable in the attributes and in the vertices
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import jax
@@ -57,20 +58,21 @@ def rasterize(
             f"rasterize: vertices {vertices.shape} and triangles {triangles.shape}, expected [V, 3], [T, 3]"
         )
     capacity = capacity or 4 * height * width
-    corners = vertices[triangles]
-    area = _cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    limit = jnp.array([width, height], jnp.float32)
-    low = jnp.clip(jnp.ceil(corners[..., :2].min(1) - 0.5), 0, limit)
-    high = jnp.clip(jnp.floor(corners[..., :2].max(1) + 0.5), 0, limit)
-    box = jnp.maximum(high - low, 0).astype(jnp.int32)
-    pixels = jnp.where(area < 0 if cull else area != 0, box[:, 0] * box[:, 1], 0)
+    x, y, z = ([vertices[:, axis][triangles[:, i]] for i in range(3)] for axis in range(3))
+    left, right = _pixels(x, width)
+    top, bottom = _pixels(y, height)
+    area = (x[1] - x[0]) * (y[2] - y[0]) - (y[1] - y[0]) * (x[2] - x[0])
+    pixels = jnp.where(area < 0 if cull else area != 0, (right - left) * (bottom - top), 0).astype(jnp.int32)
     end = jnp.cumsum(pixels)
 
-    entry = jnp.arange(capacity)
-    owner = jnp.repeat(jnp.arange(len(triangles), dtype=jnp.int32), pixels, total_repeat_length=capacity)
-    setup = jnp.concatenate([corners.reshape(-1, 9), low, box[:, :1], (end - pixels)[:, None]], 1)
+    entry, numbers = jnp.arange(capacity), jnp.arange(len(triangles), dtype=jnp.int32)
+    first = jnp.where(pixels > 0, end - pixels, capacity)
+    owner = jnp.zeros(capacity, jnp.int32).at[first].max(numbers, mode="drop")
+    owner = lax.associative_scan(jnp.maximum, owner)
+    corners = jnp.stack([x[0], y[0], z[0], x[1], y[1], z[1], x[2], y[2], z[2]], -1)
+    setup = jnp.concatenate([corners, jnp.stack([left, top, right - left], -1)], -1)
     setup = lax.optimization_barrier(setup[owner])  # else XLA gathers again for every use
-    place = entry - setup[:, 12].astype(jnp.int32)
+    place = entry - first[owner]
     columns = jnp.maximum(setup[:, 11].astype(jnp.int32), 1)
     row = place // columns
     centre = setup[:, 9] + (place - row * columns) + 0.5, setup[:, 10] + row + 0.5
@@ -89,7 +91,7 @@ def rasterize(
     winner = jnp.where(hit, winner, 0)
 
     ys, xs = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
-    seen = lax.optimization_barrier(corners.reshape(-1, 9)[winner])
+    seen = lax.optimization_barrier(corners[winner])
     a, b, c = (tuple(seen[:, 3 * i + k] for k in range(3)) for i in range(3))
     weights = jnp.where(hit[:, None], jnp.stack(_barycentric(a, b, c, (xs.ravel(), ys.ravel())), -1), 0.0)
     depth = jnp.where(hit, weights[:, 0] * a[2] + weights[:, 1] * b[2] + weights[:, 2] * c[2], -jnp.inf)
@@ -122,8 +124,11 @@ def check(fragments: Fragments) -> None:
         raise ValueError("rasterize: the work list is full and triangles are missing: expected a larger capacity")
 
 
-def _cross(a: jax.Array, b: jax.Array) -> jax.Array:
-    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+def _pixels(corners: list[jax.Array], limit: int) -> tuple[jax.Array, jax.Array]:
+    """First pixel, and the one after the last, whose centres lie between a triangle's corners along an axis."""
+    low, high = reduce(jnp.minimum, corners), reduce(jnp.maximum, corners)
+    low = jnp.clip(jnp.ceil(low - 0.5), 0, limit)
+    return low, jnp.maximum(jnp.clip(jnp.floor(high + 0.5), 0, limit), low)
 
 
 def _barycentric(a: Point, b: Point, c: Point, point: Point) -> tuple[jax.Array, jax.Array, jax.Array]:

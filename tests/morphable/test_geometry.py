@@ -71,9 +71,9 @@ def test_normals_of_a_sphere_point_outward():
     points = np.stack([np.sin(v) * np.sin(u), np.cos(v), np.sin(v) * np.cos(u)], -1).reshape(-1, 3).astype(np.float32)
     a = (np.arange(19)[:, None] * 30 + np.arange(29)).ravel()
     triangles = np.concatenate([np.stack([a, a + 30, a + 1], -1), np.stack([a + 1, a + 30, a + 31], -1)])
-    around = lighting.incidence(triangles, len(points) + 1)
+    incident = lighting.incidence(triangles, len(points) + 1, usual=4)
     lonely = np.concatenate([points, np.zeros((1, 3), np.float32)])
-    normals = lighting.vertex_normals(lonely, triangles, around)
+    normals = lighting.vertex_normals(lonely, triangles, incident)
     assert (np.sum(normals[:-1] * points, -1) > 0.99).all()
     np.testing.assert_array_equal(normals[-1], 0)
 

@@ -293,7 +293,7 @@ def _renderer(size: int, aligned: bool, dense: bool) -> Renderer:
 
 def png(image: np.ndarray) -> bytes:
     """[H, W, 3] uint8 RGB -> PNG bytes."""
-    return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
+    return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
 
 def _example(

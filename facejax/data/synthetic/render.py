@@ -99,7 +99,7 @@ class _Tables:
         rim_triangles, lens_triangles = _glasses_layout()
         self.triangles = jnp.concatenate([face.triangles, jnp.asarray(rim_triangles + vertices, jnp.int32)])
         self.lens_triangles = jnp.asarray(lens_triangles, jnp.int32)
-        self.around = jnp.asarray(lighting.incidence(np.asarray(face.triangles), vertices))
+        self.incident = lighting.incidence(np.asarray(face.triangles), vertices)
         self.skin = (face.regions["skin"] & ~face.regions["ears"]).astype(jnp.float32)
         self.strands = jnp.asarray(_strands(np.random.default_rng(7), face.albedo_mean.shape[0]))[..., None]
         self.expressions = jnp.stack(list(face.expressions.values()))
@@ -130,12 +130,8 @@ def _hair(p: dict[str, jax.Array], labels: jax.Array) -> jax.Array:
     x, y, z = labels[..., 0], labels[..., 1], labels[..., 2]
     a = jnp.abs(x)
     wave = 0.018 * jnp.sin(13 * x + p["hair_phase"]) + 0.010 * jnp.sin(31 * x + 2 * p["hair_phase"])
-    front = (
-        p["hair_line"]
-        - 0.05 * _bump(x - p["hair_part"], 0.16)
-        - p["hair_side"] * jnp.clip((a - 0.36) / 0.34, 0, 1) ** 1.5
-        + wave
-    )
+    side = jnp.clip((a - 0.36) / 0.34, 0, 1)
+    front = p["hair_line"] - 0.05 * _bump(x - p["hair_part"], 0.16) - p["hair_side"] * side * jnp.sqrt(side) + wave
     behind = p["hair_length"]
     back = _smooth(-z, -0.12, 0.10)
     line = front * (1 - back) + behind * back
@@ -279,7 +275,7 @@ def _draw(
     """One face: everything that `Renderer` returns."""
     full = size * supersample
     bare = p["shape"]
-    normals = lighting.vertex_normals(bare, face.triangles, tables.around)
+    normals = lighting.vertex_normals(bare, face.triangles, tables.incident)
     vertices = _dress(p, face, tables, bare, normals)
     frame, lenses = _glasses(p, face, bare)
     turn = rotation.from_euler(p["pose"])
@@ -293,7 +289,7 @@ def _draw(
 
     capacity = int(room * full * full)
     fragments = rasterizer.rasterize(drawn * supersample, tables.triangles, full, full, capacity=capacity)
-    dressed = lighting.vertex_normals(vertices, face.triangles, tables.around) @ turn.T
+    dressed = lighting.vertex_normals(vertices, face.triangles, tables.incident) @ turn.T
     rim_normals = lighting.unit(frame - frame.mean(0)) @ turn.T
     rim = jnp.concatenate([jnp.zeros(vertices.shape[0]), jnp.ones(frame.shape[0])])
     attributes = jnp.concatenate(
