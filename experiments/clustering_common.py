@@ -28,7 +28,14 @@ def choose(truth: np.ndarray, cluster: Callable[[float], np.ndarray], thresholds
       truth: [N] labels.
       cluster: clusters [N] at a threshold; -1 for items that are alone.
       thresholds: to try.
+
+    Raises:
+      ValueError: no person has two images, so that no threshold is better than another.
     """
+    if len(np.unique(truth)) == len(truth):
+        raise ValueError(
+            f"threshold: {len(truth)} labelled images, all of different people: expected two of some person"
+        )
     scores = [clustering.pairwise(truth, clustering.singletons(cluster(t))) for t in thresholds]
     best = thresholds[int(np.nanargmax([s.f for s in scores]))]
     figure, axis = new_figure(5, 3.2)

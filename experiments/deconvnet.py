@@ -11,8 +11,10 @@ error are those of one network on the validation set (Table 2). It lowered the r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,13 +48,14 @@ BASE = {
     "data": {
         "path": "",  # empty: the face world, with and without glasses
         "data_dir": "",
-        "resized": 64,  # central square, from which the corners and the centre are cropped
-        "image_size": 64,
+        "resized": 96,  # central square, from which the corners and the centre are cropped
+        "image_size": 96,
         "classes": 2,
         "threads": 2,
         "workers": 0,
     },
     "model": {"name": "tiny", "dtype": "float32"},
+    "evolution": {"snapshots": (0.03, 0.1, 0.3, 1.0)},  # parts of the training after which convolutions are kept
     "optim": {
         "filter_limit": 0.0,  # root mean square beyond which a convolution's filter is scaled down; 0 does not
         "name": "adam",
@@ -62,7 +65,6 @@ BASE = {
     "train": {
         "batch_size": 64,
         "steps": 300,
-        "snapshots": (0.03, 0.1, 0.3, 1.0),  # parts of the training after which the convolutions are kept to look at
         "log_every": 50,
         "eval_every": 0,
         "save_every": 100,
@@ -76,8 +78,8 @@ BASE = {
         "batch_size": 128,
         "map": "occlusion",  # or "gradient", "deconvnet", "no_switches": whose peaks the headline counts
         "pictures": 96,
-        "square": 12,
-        "stride": 4,
+        "square": 18,
+        "stride": 6,
     },
 }
 PRESETS = {
@@ -94,10 +96,10 @@ PRESETS = {
             "name": "sgd",
             "schedule": {"kind": "step", "peak": 1e-2, "boundaries": (0.5, 0.75)},
         },
+        "evolution": {"snapshots": tuple(epoch / 70 for epoch in (1, 2, 5, 10, 20, 30, 40, 64))},
         "train": {
             "batch_size": 128,
             "steps": 70 * (1_281_167 // 128),
-            "snapshots": tuple(epoch / 70 for epoch in (1, 2, 5, 10, 20, 30, 40, 64)),
             "log_every": 100,
             "eval_every": 10_009,
             "save_every": 1000,
@@ -113,7 +115,12 @@ CLAIM = Claim(
     baseline=("gradient",),
 )
 NETS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
-    "tiny": (lambda **o: ZFNet(widths=(16, 32, 48, 48, 32), hidden=64, **o), ("conv1", "conv2", "conv3", "conv5")),
+    "tiny": (
+        lambda **options: ZFNet(
+            widths=(16, 32, 48, 48, 32), hidden=128, dropout=0.2, kernel_init=nn.initializers.he_normal(), **options
+        ),
+        ("conv1", "conv2", "conv3", "conv5"),
+    ),
     "tiny_vgg": (
         lambda **o: VGG((1, 1, 1, 1), (16, 32, 48, 48), hidden=64, **o),
         ("conv1_1", "conv2_1", "conv3_1", "conv4_1"),
@@ -153,7 +160,7 @@ def build(config: ConfigDict) -> Experiment:
     tx = optim.from_config(settings, config.train.steps)
     if config.optim.filter_limit:
         tx = optax.chain(tx, deconvnet.limit_filters(config.optim.filter_limit))
-    snapshots = jnp.array([max(1, round(part * config.train.steps)) for part in config.train.snapshots])
+    snapshots = jnp.array([max(1, round(part * config.train.steps)) for part in config.evolution.snapshots])
 
     def init(rng: jax.Array) -> State:
         params = net.init(rng, jnp.zeros((1, size, size, 3)), train=False)["params"]
@@ -277,7 +284,7 @@ def look(config: ConfigDict, net: Any, state: State, test: Any, scores: np.ndarr
     maps = importance(config, net, variables, images, labels[chosen])
     metrics, tables = {}, {}
     if faces_known:
-        marks = np.stack([e["landmarks68"] for e in examples])
+        marks = marks_in_view(examples, config.data)
         boxes = eye_boxes(marks)
         hits = {name: hit_rate(maps[name], maps["centres"], boxes) for name in ("occlusion", *RULES)}
         metrics["hits"] = hits[config.eval.map]
@@ -307,6 +314,20 @@ def look(config: ConfigDict, net: Any, state: State, test: Any, scores: np.ndarr
     )
 
 
+@partial(jax.jit, static_argnames=("net", "layer"))
+def activations(net: Any, variables: Any, x: jax.Array, layer: str) -> jax.Array:
+    """What a layer gives; the class scores where its name is empty."""
+    return deconvnet.layer_of(net, variables, layer, train=False)(x)
+
+
+@partial(jax.jit, static_argnames=("net", "layer", "rules"))
+def sent_back(
+    net: Any, variables: Any, x: jax.Array, units: jax.Array, layer: str, rules: str = "deconvnet"
+) -> jax.Array:
+    """The pixels' part in one activation of each image."""
+    return deconvnet.project(deconvnet.layer_of(net, variables, layer, train=False), x, units, RULES[rules])
+
+
 def importance(
     config: ConfigDict, net: Any, variables: Any, images: np.ndarray, labels: np.ndarray
 ) -> dict[str, np.ndarray]:
@@ -318,34 +339,35 @@ def importance(
       sum of the last convolution's strongest map where the square covers; "projection" [N, H, W, 3] of that map's peak;
       "centres", of the squares, rows and columns.
     """
-    square, stride = config.eval.square, config.eval.stride
-    layer = deconvnet.layer_of(net, variables, NETS[config.model.name][1][-1], train=False)
-    score = deconvnet.layer_of(net, variables, "", train=False)
-    outputs = jax.jit(lambda x: (jax.nn.softmax(score(x)), layer(x)))
+    square, stride, last = config.eval.square, config.eval.stride, NETS[config.model.name][1][-1]
     x, truth, rows = preprocess(jnp.asarray(images)), jnp.asarray(labels)[:, None], jnp.arange(len(images))
-    probabilities, activations = outputs(x)
-    flat = np.asarray(activations).reshape(len(images), -1).argmax(1)
-    units = np.stack(np.unravel_index(flat, activations.shape[1:]), -1)
+    found = activations(net, variables, x, last)
+    units = np.stack(np.unravel_index(np.asarray(found).reshape(len(images), -1).argmax(1), found.shape[1:]), -1)
 
     def watched(x: jax.Array) -> dict[str, jax.Array]:
-        found, maps = outputs(x)
-        strongest = jax.nn.relu(maps)[rows, :, :, units[:, 2]].sum((1, 2))
-        return {"probability": jnp.take_along_axis(found, truth, 1)[:, 0], "activation": strongest}
+        probability = jnp.take_along_axis(jax.nn.softmax(activations(net, variables, x, "")), truth, 1)[:, 0]
+        strongest = jax.nn.relu(activations(net, variables, x, last))[rows, :, :, units[:, 2]]
+        return {"probability": probability, "activation": strongest.sum((1, 2))}
 
     covered, *centres = deconvnet.occlusion(watched, x, size=square, stride=stride)
-    whole = np.asarray(jnp.take_along_axis(probabilities, truth, 1))[:, :, None]
+    whole = np.asarray(watched(x)["probability"])[:, None, None]
     maps = {
         "occlusion": whole - np.asarray(covered["probability"]),
         "activation": np.asarray(covered["activation"]),
-        "projection": np.asarray(jax.jit(lambda x: deconvnet.project(layer, x, units))(x)),
+        "projection": np.asarray(sent_back(net, variables, x, units, last)),
         "centres": centres,
     }
-    for name, rules in RULES.items():
-        back = jax.jit(lambda x, rules=rules: deconvnet.project(score, x, truth, rules))(x)
-        energy = jnp.sum(back**2, -1)
+    for name in RULES:
+        energy = jnp.sum(sent_back(net, variables, x, truth, "", name) ** 2, -1)
         maps[f"{name}_pixels"] = np.asarray(energy)
         maps[name] = np.asarray(avg_pool(energy[..., None], (square,) * 2, (stride,) * 2))[..., 0]
     return maps
+
+
+def marks_in_view(examples: Sequence[Any], data: ConfigDict) -> np.ndarray:
+    """Landmarks [N, 68, 2] in pixels of the central crop that the network sees."""
+    side, free = transforms.decode(examples[0]["image"]).shape[0], data.resized - data.image_size
+    return np.stack([e["landmarks68"] for e in examples]) * (data.resized / side) - free // 2
 
 
 def eye_boxes(marks: np.ndarray) -> np.ndarray:
@@ -375,16 +397,13 @@ def correspondences(
     highest, rng = config.data.image_size - square, np.random.default_rng(0)
     places = {name: marks[:, list(part), ::-1].mean(1) - square / 2 for name, part in PARTS.items()}
     places["random"] = rng.uniform(0, highest, (len(images), 2))
-    layers = {name: deconvnet.layer_of(net, variables, name, train=False) for name in ("classifier/fc7",)}
-    last = NETS[config.model.name][1][-1]
-    layers = {last: deconvnet.layer_of(net, variables, last, train=False), **layers}
     rows = [{"part": name} for name in places]
-    for layer, fn in layers.items():
-        rectified = jax.jit(lambda x, fn=fn: jax.nn.relu(fn(x)))
-        whole = rectified(x)
+    for layer in (NETS[config.model.name][1][-1], "classifier/fc7"):
+        whole = jax.nn.relu(activations(net, variables, x, layer))
         for row in rows:
             covered = deconvnet.cover(x, jnp.round(jnp.asarray(places[row["part"]])), square)
-            row[layer] = float(deconvnet.correspondence(whole, rectified(covered)))
+            covered = jax.nn.relu(activations(net, variables, covered, layer))
+            row[layer] = float(deconvnet.correspondence(whole, covered))
     return rows
 
 
@@ -392,13 +411,12 @@ def strongest_projections(
     net: Any, variables: Any, images: np.ndarray, layer: str, maps: int = 8, each: int = 4, tile: int = 48
 ) -> np.ndarray:
     """Rows of feature maps: projections of their strongest activations, then what of the pictures they come from."""
-    fn = deconvnet.layer_of(net, variables, layer, train=False)
     x = preprocess(jnp.asarray(images))
-    activations = np.asarray(jax.jit(fn)(x))
-    numbers, units = deconvnet.strongest(activations, each)
-    order = np.argsort(-activations.max(tuple(range(activations.ndim - 1))))[:maps]
+    found = np.asarray(activations(net, variables, x, layer))
+    numbers, units = deconvnet.strongest(found, each)
+    order = np.argsort(-found.max(tuple(range(found.ndim - 1))))[:maps]
     numbers, units = numbers[order].reshape(-1), units[order].reshape(len(order) * numbers.shape[1], -1)
-    back = np.asarray(jax.jit(lambda x: deconvnet.project(fn, x, units))(x[numbers]))
+    back = np.asarray(sent_back(net, variables, x[numbers], units, layer))
     pairs = [patch(images[n], b, tile) for n, b in zip(numbers, back, strict=True)]
     shown, seen = (np.stack(part).reshape(len(order), -1, tile, tile, 3) for part in zip(*pairs, strict=True))
     return image_grid(np.concatenate([shown, seen], 1).reshape(-1, tile, tile, 3), 2 * shown.shape[1])
@@ -417,20 +435,24 @@ def visible(back: np.ndarray) -> np.ndarray:
 
 
 def evolution(net: Any, history: Any, images: np.ndarray, layers: Sequence[str], maps: int = 3) -> np.ndarray:
-    """A row per feature map, its strongest activation sent back to the pixels at each snapshot, three maps a layer."""
+    """A row per feature map, its strongest activation sent back to the pixels at each snapshot.
+
+    The `maps` of each layer are those that are strongest in the end.
+    """
     trunk, x, rows = net.clone(num_classes=None), preprocess(jnp.asarray(images)), []
+    snapshots = [
+        {"params": jax.tree.map(lambda p, i=i: p[i], history)} for i in range(len(jax.tree.leaves(history)[0]))
+    ]
     for layer in layers:
-        columns = []
-        for i in range(jax.tree.leaves(history)[0].shape[0]):
-            params = jax.tree.map(lambda p, i=i: p[i], history)
-            fn = deconvnet.layer_of(trunk, {"params": params}, layer, train=False)
-            activations = np.asarray(jax.jit(fn)(x))
-            numbers, units = deconvnet.strongest(activations, 1)
-            numbers, units = numbers[:maps, 0], units[:maps, 0]
-            back = jax.jit(lambda x, fn=fn, units=units: deconvnet.project(fn, x, units))(x[numbers])
-            columns.append([patch(images[n], b, 48)[0] for n, b in zip(numbers, np.asarray(back), strict=True)])
-        rows += [column[m] for m in range(maps) for column in columns]
-    return image_grid(np.stack(rows), len(columns))
+        final = np.asarray(activations(trunk, snapshots[-1], x, layer))
+        shown, columns = np.argsort(-final.max(tuple(range(final.ndim - 1))))[:maps], []
+        for variables in snapshots:
+            found = np.asarray(activations(trunk, variables, x, layer))
+            numbers, units = (part[shown, 0] for part in deconvnet.strongest(found, 1))
+            back = np.asarray(sent_back(trunk, variables, x[numbers], units, layer))
+            columns.append([patch(images[n], b, 48)[0] for n, b in zip(numbers, back, strict=True)])
+        rows += [column[m] for m in range(len(shown)) for column in columns]
+    return image_grid(np.stack(rows), len(snapshots))
 
 
 def occlusion_figure(images: np.ndarray, maps: dict[str, Any], shown: int = 8) -> Any:

@@ -44,13 +44,13 @@ BASE = {
 }
 PRESETS = {
     "synthetic": {},
-    "mean": {"weighted": False},
+    "mean": {"weighted": False, "train.steps": 1},  # what learns has no part in it
     "ms1mv2": {
         "data": {"source": "path", "image_size": 112, "people": 80_000, "judged": 2000},
         "recogniser": {**common.PUBLISHED, "name": "iresnet100", "dropout": 0.4},
         "model": {"hidden": 512},
         "loss": {"scale": 64.0},
-        "optim": {"schedule": {"kind": "cosine", "peak": 0.01, "warmup": 1165}},
+        "optim": {"weight_decay": 0.0, "schedule": {"kind": "cosine", "peak": 0.01, "warmup": 1165}},
         "train": {"batch_size": 5000, "steps": 11_650, "devices": 8},
     },
 }

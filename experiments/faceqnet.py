@@ -2,7 +2,8 @@
 
     python -m experiments.faceqnet                                           # v1: three recognisers' labels
     python -m experiments.faceqnet --config=v0                               # one recogniser's
-    python -m experiments.faceqnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth
+    python -m experiments.faceqnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth \
+        --config.model.weights=rcmalli_vggface_tf_notop_resnet50.h5          # the trunk, and another labeller
 
 Published AOC (as the authors of SDD-FIQA ran them; LFW, Adience, IJB-C): v0 0.4963, 0.4837, 0.6175; v1 0.5352, 0.4257,
 0.6409.
@@ -32,7 +33,7 @@ BASE = {
     "recogniser": common.RECOGNISER,
     "label": "gallery",  # or "sharpness"
     "recognisers": 3,  # whose labels are fused
-    "model": {"trunk": "recogniser", "hidden": 32, "dropout": 0.2},
+    "model": {"trunk": "recogniser", "weights": "", "hidden": 32, "dropout": 0.2},  # weights: of the trunk "resnet50"
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
@@ -47,7 +48,7 @@ PRESETS = {
     "perceptual": {"label": "sharpness", "recognisers": 1, "model.dropout": 0.0},
     "vggface2": {
         "data": {"source": "path", "image_size": 224, "people": 300, "judged": 500},
-        "recogniser": common.PUBLISHED,
+        "recogniser": {**common.PUBLISHED, "image_size": 112},
         "recognisers": 1,
         "model": {"trunk": "resnet50", "dropout": 0.5},
         "train": {"batch_size": 64, "steps": 20_000, "devices": 1},
@@ -81,7 +82,8 @@ class Pooled(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         raw = images[..., ::-1] * 127.5 + 127.5
-        return resnet.resnet50(name="resnet")(raw, train=train, features=True)["c5"].mean((1, 2))
+        maps = resnet.resnet50(stride_in_1x1=True, name="resnet")(raw, train=train, features=True)
+        return maps["c5"].mean((1, 2))
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -100,12 +102,18 @@ def build(config: ConfigDict) -> Experiment:
     net = faceqnet.FaceQnet(trunk, config.model.hidden, config.model.dropout)
 
     def source() -> Any:
+        if not own and not config.model.weights:
+            raise ValueError("model.weights is empty: expected a Keras file of VGGFace2's ResNet-50, the frozen trunk")
         known = common.people(config.data, "train")
         labels = label(config, known, common.recogniser(config, config.seed))
         return common.Rows({"image": known.images, "label": labels})
 
     def start(variables: Any) -> Any:
-        trunk = common.starting_weights(config, {part: tree["trunk"] for part, tree in variables.items()})
+        trunk = {part: tree["trunk"] for part, tree in variables.items()}
+        if own:
+            trunk = common.starting_weights(config, trunk)
+        elif config.model.weights:
+            trunk = common.read_later(lambda: read_trunk(config.model.weights, trunk), trunk)
         return {part: {**tree, "trunk": trunk[part]} for part, tree in variables.items()}
 
     learn = optim.from_config(config.optim, config.train.steps)
@@ -120,13 +128,21 @@ def build(config: ConfigDict) -> Experiment:
         source,
         {"label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.float32)},
         tx=tx,
-        start=start if own else None,
+        start=start,
     )
+
+
+def read_trunk(path: str, trunk: Any) -> Any:
+    """Published variables of `Pooled`, of the shapes of `trunk`."""
+    from facejax.interop import vggface  # only published weights need it
+
+    found = vggface.load(path, {part: tree["resnet"] for part, tree in trunk.items()})
+    return {part: {"resnet": tree} for part, tree in found.items()}
 
 
 def label(config: ConfigDict, known: common.Faces, first: common.Recogniser) -> np.ndarray:
     """What the network is told [N]; the gallery's picture is the least faulty, most frontal and sharpest one."""
-    sharp = np.asarray(jax.jit(factors.sharpness)(known.images))
+    sharp = common.measured(factors.sharpness, known.images)
     sharp = (sharp - sharp.min()) / np.ptp(sharp)
     if config.label == "sharpness":
         return np.sqrt(sharp, dtype=np.float32)

@@ -49,9 +49,9 @@ PPI = {
     "optim.batch_size": 2,
 }  # fmt: skip
 SMALL = {"optim.epochs": 400}
-SEVERAL = PPI | SMALL | {
-    "data.nodes": 150, "data.graphs": 10, "model.widths": (8, 8), "optim.epochs": 60, "optim.patience": 20,
-    "eval.runs": 1,
+SEVERAL = PPI | {
+    "data.nodes": 150, "data.graphs": 20, "data.degree_in": 12.0, "data.degree_out": 3.0, "model.widths": (8, 8),
+    "optim.learning_rate": 0.01, "optim.epochs": 100, "optim.patience": 20, "eval.runs": 1,
 }  # fmt: skip
 PRESETS = {
     "synthetic": SMALL,
@@ -68,11 +68,11 @@ PRESETS = {
     "ppi_constant": PPI | {"data.source": "ppi", "eval.runs": 10, "model.attention": False},
 }  # fmt: skip
 CLAIM = Claim(
-    "attention labels nodes better than equal weights on all neighbours",
-    metric="test_accuracy",
+    "attention labels the nodes of unseen graphs better than equal weights on all neighbours",
+    metric="test_micro_f1",
     better="higher",
-    method="synthetic",
-    baseline=("constant",),
+    method="inductive",
+    baseline=("inductive_constant",),
 )
 
 
@@ -264,17 +264,26 @@ class OneGraph(NamedTuple):
 
 
 def several_blocks(data: Any, seed: int) -> Problem:
-    """Block models with the same classes and words: three fifths of the graphs for training, a fifth to choose."""
+    """Block models with the same classes: three fifths of the graphs for training, a fifth to choose.
+
+    A node's features are eight numbers around its class's centre, and a mark. The share `data.misleading` of the nodes
+    is marked and has, twice as loud, the centre of another one of them instead. A quarter of this all is given, with
+    which attention begins at nearly equal weights.
+    """
     nodes, count = data.nodes, data.graphs
     whole = graphs.blocks(nodes * count, data.classes, data.degree_in * count, data.degree_out * count, seed)
-    whole = mislead(whole, data.misleading, seed)
+    rng = np.random.default_rng([seed, 1])
+    wrong = rng.random(len(whole.labels)) < data.misleading
+    content = rng.normal(size=(data.classes, 8))[whole.labels]
+    content[wrong] = 2 * content[rng.permutation(np.flatnonzero(wrong))]
+    features = np.c_[content + 2 * rng.normal(size=content.shape), 4 * wrong] / 4
     made = []
     for i in range(count):
         inside = (whole.source // nodes == i) & (whole.destination // nodes == i)
         part = slice(i * nodes, (i + 1) * nodes)
         labels = np.eye(data.classes)[whole.labels[part]]
         edges = (x[inside] - i * nodes for x in (whole.source, whole.destination))
-        made.append(OneGraph(gcn.row_normalized(whole.features[part]), labels, *edges))
+        made.append(OneGraph(features[part], labels, *edges))
     a, b = count * 3 // 5, count * 4 // 5
     return inductive({"train": made[:a], "validation": made[a:b], "test": made[b:]})
 
@@ -305,6 +314,8 @@ def read_ppi(folder: str, split: str) -> list[OneGraph]:
             f"{stem}_*: {len(features)} rows of features, {len(labels)} of labels, {len(owner)} graph numbers, "
             f"edges up to node {edges.max(initial=-1)}: expected one count for all"
         )
+    if not np.isfinite(features).all():
+        raise ValueError(f"{stem}_feats.npy: row {int(np.argmin(np.isfinite(features).all(1)))} is not finite")
     if (owner[edges[:, 0]] != owner[edges[:, 1]]).any():
         raise ValueError(f"{stem}_graph.json: an edge joins two graphs")
     made = []

@@ -11,6 +11,7 @@ Numbers are means over `runs` initialisations of the weights that the last epoch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -89,6 +90,13 @@ def build(config: ConfigDict) -> Experiment:
 
 def train(config: ConfigDict, data: Citations) -> dict[str, jax.Array]:
     """`runs` trainings, one after the other in one compiled program: the arrays have a leading axis of runs."""
+    run = training(config, data)
+    keys = jax.random.split(jax.random.key(config.seed), config.eval.runs)
+    return jax.jit(lambda keys: lax.map(run, keys))(keys)
+
+
+def training(config: ConfigDict, data: Citations) -> Callable[[jax.Array], dict[str, jax.Array]]:
+    """One training as a function of a key: all epochs are one scan, with the validation loss after each."""
     count, classes = len(data.labels), int(data.labels.max()) + 1
     edges = (data.source, data.destination) if config.model.graph else (np.zeros(0, int), np.zeros(0, int))
     graph = (gcn.scaled_laplacian if config.model.degree else gcn.renormalized)(*edges, count)
@@ -133,8 +141,7 @@ def train(config: ConfigDict, data: Citations) -> dict[str, jax.Array]:
             "hidden": net.apply({"params": params}, features, graph, train=False, embed=True),
         }
 
-    keys = jax.random.split(jax.random.key(config.seed), config.eval.runs)
-    return jax.jit(lambda keys: lax.map(run, keys))(keys)
+    return run
 
 
 def embedding_figure(hidden: np.ndarray, data: Citations) -> Any:

@@ -151,6 +151,8 @@ def read_files(prefix: str) -> Citations:
         labels = np.array([blank if label is None else label for label in labels], int)
     except (OSError, KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"{prefix}-*: not a graph in GraphSAGE's format: {error!r}") from error
+    if not np.isfinite(features).all():
+        raise ValueError(f"{prefix}-feats.npy: row {int(np.argmin(np.isfinite(features).all(1)))} is not finite")
     return Citations(features, labels, *segment.undirected(*ends[(ends >= 0).all(1)].T), *masks)
 
 

@@ -71,7 +71,7 @@ def build(config: ConfigDict) -> Experiment:
     def evaluate(_: Any) -> Report:
         test = common.people(config.data, "test")
         if config.score in factors.IMAGE_MEASURES:
-            return common.assess(config, np.asarray(jax.jit(factors.IMAGE_MEASURES[config.score])(test.images)))
+            return common.assess(config, common.measured(factors.IMAGE_MEASURES[config.score], test.images))
         known = common.people(config.data, "train")
         recogniser = common.recogniser(config, config.seed)
         features, unseen = recogniser(known.images), recogniser(test.images)
@@ -86,7 +86,10 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def human(config: ConfigDict, known: common.Faces) -> np.ndarray:
-    """Human quality values [N] from answers read, or from simulated workers who see fault and turn of the head."""
+    """Human quality values [N] from answers read (which name a picture by its number), or from simulated workers.
+
+    These see the fault and the turn of the head.
+    """
     answers = config.comparisons
     if answers.path:
         names = [str(i) for i in range(len(known.people))]

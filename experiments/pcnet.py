@@ -86,7 +86,10 @@ def build(config: ConfigDict) -> Experiment:
         features = common.recogniser(config, config.seed)(known.images)
         whole = common.Rows({"image": known.images, "embedding": features, "person": known.people.astype(np.int32)})
         places = [np.flatnonzero(known.people == p) for p in np.unique(known.people)]
-        return [[whole, rows] for rows in places if len(rows) >= each]
+        places = [rows for rows in places if len(rows) >= each]
+        if not places:
+            raise ValueError(f"nobody has loss.pictures {each} pictures: expected a smaller number")
+        return [[whole, rows] for rows in places]
 
     def load(examples: Any, rngs: Any) -> dict[str, np.ndarray]:
         drawn = [

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from ml_collections import ConfigDict
 
 from experiments import arcface, sets_common
@@ -29,10 +30,11 @@ BASE = {
     "sets": sets_common.SETS,
     "weighted": True,
     "branch": "stage2",  # map of the trunk that the qualities are told from, or "picture"
+    "trunk_rate": 0.03,  # the trunk's part of the learning rate: it comes trained
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
-        "schedule": {"kind": "cosine", "peak": 1e-3, "warmup": 0, "boundaries": ()},
+        "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
     },
     "train": {**common.TRAIN, "batch_size": 8, "steps": 200},
     "eval": common.EVAL,
@@ -44,7 +46,7 @@ PRESETS = {
     "faces": {
         "data": {"source": "path", "image_size": 112, "people": 2000, "judged": 500},
         "recogniser": common.PUBLISHED,
-        "sets": {"margin": 1.2},
+        "trunk_rate": 1.0,
         "optim": {
             "name": "sgd",
             "weight_decay": 2e-4,
@@ -112,7 +114,8 @@ def build(config: ConfigDict) -> Experiment:
         weights = seen.weights if config.weighted else jnp.ones_like(seen.weights)
         return seen._replace(weights=weights), state
 
-    tx = optim.from_config(config.optim, config.train.steps)
+    slower = optax.masked(optax.scale(config.trunk_rate), lambda params: {name: name == "trunk" for name in params})
+    tx = optax.chain(optim.from_config(config.optim, config.train.steps), slower)
     return sets_common.training(config, init, look, tx, "l1", before=lambda: common.recogniser(config, config.seed))
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments import quality_common as common
 from experiments import sets_common, tinyfqnet
+from facejax.metrics import quality
 from facejax.train import Report, app
 from facejax.train.report import write_html
 
@@ -80,10 +81,11 @@ def board(names: list[str], seed: int, changes: dict[str, Any]) -> Report:
             sets.append({"pooling": name, **{key: own[key] for key in POOLED}})
     rows.sort(key=lambda row: -row["aoc"])
     curves["true fault"] = common.discard_curve(config, -test.fault, compared)
+    ordered = sorted(curves, key=lambda name: quality.partial_area(curves[name], 0.8))
     return Report(
         {},
         tables={"Scores of faces": rows, "Verification of sets": sets + plain_poolings(seed, changes)},
-        figures={"Error over discarded": common.edc_figure(config, curves)},
+        figures={"Error over discarded": common.edc_figure(config, {name: curves[name] for name in ordered})},
     )
 
 

@@ -54,6 +54,7 @@ RECOGNISER = {
     "embedding_size": 64,
     "dropout": 0.4,
     "dtype": "float32",
+    "image_size": 0,  # of the pictures it embeds; 0 is data.image_size
     "steps": 300,
     "weights": "",  # a PyTorch state dict of arcface_torch, instead of training one
 }
@@ -70,22 +71,60 @@ TRAIN = {
     "devices": 0,
 }
 PUBLISHED = {"name": "iresnet50", "embedding_size": 512, "dropout": 0.0}
-EVAL = {"batch_size": 128, "fmr": 1e-2, "start": 0.05, "limit": 0.3}
+EVAL = {"batch_size": 128, "fmr": 1e-2, "start": 0.05, "limit": 0.3, "pairs": 5_000_000}
+"""`pairs`: at most as many impostor pairs, where all pairs are more; then they are drawn at random."""
 FAULTS = ("motion", "defocus", "resolution", "noise", "occluder")
+
+
+class Pictures:
+    """A source's pictures, decoded when they are asked for: indexed like an array [..., S, S, 3] uint8.
+
+    Args:
+      source: of encoded images.
+      rows: [...] int, which of them.
+      size: S.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, source: Any, rows: np.ndarray, size: int):
+        self._source, self._rows, self._size = source, rows, size
+        self.shape = (*rows.shape, size, size, 3)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows = self._rows[index]
+        found = [arcface.picture(e, self._size) for e in pipeline.fetch(self._source, np.ravel(rows))]
+        return np.stack(found).reshape(*np.shape(rows), *self.shape[-3:])
+
+    def take(self, places: np.ndarray) -> Pictures:
+        """Those at `places`, [...] int along the first axis, not decoded yet."""
+        return Pictures(self._source, self._rows[places], self._size)
+
+    def reshape(self, *shape: int) -> Pictures:
+        """In another order of axes but the last three."""
+        return Pictures(self._source, self._rows.reshape(shape[:-3]), self._size)
+
+
+def take(images: np.ndarray | Pictures, places: np.ndarray) -> np.ndarray | Pictures:
+    """Pictures at `places`, [...] int along the first axis."""
+    return images.take(places) if isinstance(images, Pictures) else images[places]
 
 
 class Faces(NamedTuple):
     """Pictures of people.
 
     Attributes:
-      images: [N, S, S, 3] uint8.
+      images: [N, S, S, 3] uint8; `Pictures` where they come from a path.
       people: [N] int, 0 and up.
       fault: [N] strength of what is wrong with the picture, 0 to 1; NaN where that is not known.
       kind: [N] int, place in `FAULTS`, -1 for none.
       yaw: [N] radians; NaN where that is not known.
     """
 
-    images: np.ndarray
+    images: np.ndarray | Pictures
     people: np.ndarray
     fault: np.ndarray
     kind: np.ndarray
@@ -113,15 +152,17 @@ def _people(name: str, source: str, path: str, data_dir: str, size: int, learn: 
     from facejax.data import readers  # only one's own pictures need it
 
     opened = readers.read(path)
-    labels = np.array([arcface.label(opened[i]) for i in range(len(opened))])
+    known = getattr(opened, "labels", None)
+    labels = np.array(known if known is not None else [arcface.label(opened[i]) for i in range(len(opened))])
     names = np.unique(labels)
     if len(names) < learn + judged:
         raise ValueError(f"{path} holds {len(names)} people: expected data.people + data.judged, {learn + judged}")
     chosen = names[:learn] if split == "train" else names[learn : learn + judged]
     rows = np.flatnonzero(np.isin(labels, chosen))
-    images = np.stack([arcface.picture(e, size) for e in pipeline.fetch(opened, rows)])
     unknown = np.full(len(rows), np.nan)
-    return Faces(images, np.searchsorted(chosen, labels[rows]), unknown, np.full(len(rows), -1), unknown)
+    return Faces(
+        Pictures(opened, rows, size), np.searchsorted(chosen, labels[rows]), unknown, np.full(len(rows), -1), unknown
+    )
 
 
 def _face_world(examples: Any, size: int) -> Faces:
@@ -152,19 +193,25 @@ class Recogniser(NamedTuple):
       net: Linen module of uint8 pictures made -1..1.
       variables: its parameters and statistics.
       centres: [C, D] of the people it was trained on.
+      image_size: of the pictures it was trained on; others are resized.
     """
 
     net: Any
     variables: Mapping[str, Any]
     centres: np.ndarray
+    image_size: int
 
-    def __call__(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
+    def __call__(self, images: np.ndarray | Pictures, batch_size: int = 128) -> np.ndarray:
         """[N, S, S, 3] uint8 -> [N, D] embeddings, of their own lengths."""
+        size = self.image_size
 
         def embed(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
             return {"embedding": self.net.apply(variables, arcface.preprocess(batch), train=False)}
 
-        return map_batches(embed, self.variables, images, batch_size)["embedding"]
+        def fitted(part: np.ndarray) -> np.ndarray:
+            return part if part.shape[1] == size else np.stack([transforms.resize(x, size, size) for x in part])
+
+        return map_batches(embed, self.variables, images, batch_size, fitted)["embedding"]
 
 
 def recogniser(config: ConfigDict, seed: int, task: str = "recognition", **changes: Any) -> Recogniser:
@@ -179,14 +226,15 @@ def recogniser(config: ConfigDict, seed: int, task: str = "recognition", **chang
     ours = config.recogniser
     settings = arcface.get_config("synthetic")
     settings.seed, settings.data.task, settings.data.data_dir = seed, task, config.data.data_dir
-    settings.data.image_size, settings.train.steps = config.data.image_size, ours.steps
+    settings.data.image_size, settings.train.steps = ours.image_size or config.data.image_size, ours.steps
     for field in ("name", "embedding_size", "dropout", "dtype"):
         settings.model[field] = ours[field]
     settings.eval.weights = ours.weights
     settings.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     net = arcface.make_backbone(settings.model)
     if ours.weights:
-        return Recogniser(net, arcface.read_weights(settings, net), np.zeros((0, ours.embedding_size)))
+        nobody = np.zeros((0, ours.embedding_size))
+        return Recogniser(net, arcface.read_weights(settings, net), nobody, settings.data.image_size)
     name = hashlib.sha256(settings.to_json(sort_keys=True).encode()).hexdigest()[:16]
     file = store.data_dir(config.data.data_dir or None) / "recognisers" / f"{name}.msgpack"
     if not file.exists():
@@ -197,17 +245,25 @@ def recogniser(config: ConfigDict, seed: int, task: str = "recognition", **chang
         temporary.write_bytes(flax.serialization.msgpack_serialize(jax.tree.map(np.asarray, kept)))
         temporary.replace(file)
     kept = flax.serialization.msgpack_restore(file.read_bytes())
-    return Recogniser(net, {k: kept[k] for k in ("params", "batch_stats")}, kept["centres"])
+    variables = {k: kept[k] for k in ("params", "batch_stats")}
+    return Recogniser(net, variables, kept["centres"], settings.data.image_size)
 
 
 def starting_weights(config: ConfigDict, variables: Mapping[str, Any]) -> Mapping[str, Any]:
     """The variables of `recogniser(config, config.seed)`, in place of those of a network of the same kind.
 
-    For use while a state is made, which JAX traces: they are read when the state is computed, so a `--dry_run` needs
-    none, and the recogniser has been trained by then, where the training data were opened.
+    The recogniser has been trained by then, where the training data were opened.
+    """
+    return read_later(lambda: recogniser(config, config.seed).variables, variables)
+
+
+def read_later(read: Callable[[], Any], variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `read` returns, in place of variables of the same shapes, while a state is made, which JAX traces.
+
+    It is called when the state is computed, so a `--dry_run` needs no weights.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables)
-    return jax.pure_callback(lambda: recogniser(config, config.seed).variables, shapes)
+    return jax.pure_callback(read, shapes)
 
 
 def _without_evaluation(settings: ConfigDict) -> Any:
@@ -329,12 +385,17 @@ def floors(test: Faces, seed: int = 0) -> dict[str, np.ndarray]:
     """Scores that need no learning: chance and sharpness."""
     return {
         "random": np.random.default_rng(seed).random(len(test.people)),
-        "sharpness": np.asarray(jax.jit(factors.sharpness)(test.images)),
+        "sharpness": measured(factors.sharpness, test.images),
     }
 
 
+def measured(measure: Callable[[jax.Array], jax.Array], images: np.ndarray | Pictures) -> np.ndarray:
+    """A measure of `factors` of all pictures, [N]."""
+    return map_batches(lambda _, batch: {"value": measure(batch)}, {}, images, 256)["value"]
+
+
 class Pairs(NamedTuple):
-    """All pairs of the pictures judged: places [P] of both, angular distance [P], whether the person is the same."""
+    """Pairs of the pictures judged: places [P] of both, angular distance [P], whether the person is the same."""
 
     first: np.ndarray
     second: np.ndarray
@@ -343,31 +404,45 @@ class Pairs(NamedTuple):
 
 
 def pairs(config: ConfigDict, test: Faces) -> Pairs:
-    """Every pair of pictures, compared by `judge`."""
+    """Every pair of pictures, or every genuine one and many others, compared by `judge`."""
     features = judge(config)(test.images, config.eval.batch_size)
-    first, second = np.triu_indices(len(features), 1)
-    unit = verification.unit(features)
-    cosine = (unit @ unit.T)[first, second]
-    distance = np.arccos(np.clip(cosine, -1, 1)) / np.pi
-    return Pairs(first, second, distance, test.people[first] == test.people[second])
+    return compare(features, test.people, *chosen_pairs(test.people, config.eval.pairs))
+
+
+def compare(features: np.ndarray, people: np.ndarray, first: np.ndarray, second: np.ndarray) -> Pairs:
+    """The pictures at `first` with those at `second`, [P] each, by embeddings [N, D] of any length."""
+    unit, block = verification.unit(features), 1 << 17
+    parts = [(first[i : i + block], second[i : i + block]) for i in range(0, len(first), block)]
+    cosine = np.concatenate([np.einsum("pd,pd->p", unit[a], unit[b]) for a, b in parts])
+    return Pairs(first, second, np.arccos(np.clip(cosine, -1, 1)) / np.pi, people[first] == people[second])
+
+
+def chosen_pairs(people: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """All pairs of pictures of `people` [N], or, where they are more than `most`, the genuine and `most` others."""
+    count = len(people)
+    if count * (count - 1) // 2 <= most:
+        return np.triu_indices(count, 1)
+    groups = [np.flatnonzero(people == person) for person in np.unique(people)]
+    genuine = np.concatenate([rows[np.stack(np.triu_indices(len(rows), 1))] for rows in groups], 1)
+    drawn = np.random.default_rng(0).integers(0, count, (2, most))
+    return tuple(np.concatenate([genuine, drawn[:, people[drawn[0]] != people[drawn[1]]]], 1))
 
 
 def measures(config: ConfigDict, scores: np.ndarray, test: Faces, compared: Pairs) -> dict[str, float]:
     """What a score [N] is worth.
 
-    "aoc" (curve B at eval.fmr, higher is better), "edc_area" (curve A beginning at eval.start, up to eval.limit, above
-    the theoretical best: lower is better) and, where faults are known, rank correlations with being faultless and with
-    being turned to the camera.
+    "aoc" (curve B at eval.fmr, higher is better; none where nothing is wrong to begin with), "edc_area" (curve A
+    beginning at eval.start, up to eval.limit, above the theoretical best: lower is better) and, where faults are known,
+    rank correlations with being faultless and with being turned to the camera.
     """
     low = quality.pair_quality(scores[compared.first], scores[compared.second])
     curve = quality.fnmr_discard_curve(compared.distance, compared.same, low, config.eval.fmr)
     fixed = discard_curve(config, scores, compared)
-    found = {
-        "aoc": quality.area_over_curve(curve),
-        "edc_area": quality.excess_area(fixed, config.eval.limit),
-    }
+    found = {"aoc": quality.area_over_curve(curve)} if curve.errors[0] > 0 else {}
+    found["edc_area"] = quality.excess_area(fixed, config.eval.limit)
     if np.isfinite(test.fault).all():
         found["fault_correlation"] = quality.spearman(scores, -test.fault)
+    if np.isfinite(test.yaw).all():
         found["yaw_correlation"] = quality.spearman(scores, -np.abs(test.yaw))
     return found
 
@@ -408,25 +483,28 @@ def together(first: Report, second: Report) -> Report:
 
 def edc_figure(config: ConfigDict, curves: Mapping[str, quality.DiscardCurve]) -> Any:
     """FNMR over the share of genuine pairs discarded, one line a score."""
-    figure, axis = new_figure(5.5, 3.6)
+    from matplotlib import colormaps  # takes a while to import
+
+    figure, axis = new_figure(7, 3.6)
+    plain = {"random": "0.7", "sharpness": "0.5", "true fault": "black"}
+    own = [name for name in curves if name not in plain]
+    colours = dict(zip(own, colormaps["tab10" if len(own) <= 10 else "tab20"].colors, strict=False))
     for name, curve in curves.items():
-        plain = name in ("random", "sharpness", "true fault")
-        axis.step(
-            curve.discarded, curve.errors, where="post", lw=1.2 if plain else 2, ls="--" if plain else "-", label=name
-        )
+        style = {"color": plain[name], "ls": "--", "lw": 1.2} if name in plain else {"color": colours[name], "lw": 1.6}
+        axis.step(curve.discarded, curve.errors, where="post", label=name, **style)
     axis.set(xlabel="share of genuine pairs discarded", ylabel="false non-match rate", xlim=(0, 0.8))
     axis.set_ylim(0, 2 * config.eval.start)
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
-def fault_figure(scores: np.ndarray, test: Faces) -> Any:
+def fault_figure(scores: np.ndarray, test: Faces, kinds: tuple[str, ...] = FAULTS) -> Any:
     """One panel a fault: score over its strength, with faultless pictures at 0."""
-    figure, axes = new_figure(11, 2.6, 1, len(FAULTS))
+    figure, axes = new_figure(2.2 * len(kinds), 2.6, 1, len(kinds))
     for kind, axis in enumerate(axes):
         for rows, colour in ((test.kind == -1, "lightgrey"), (test.kind == kind, None)):
             axis.plot(test.fault[rows], scores[rows], ".", ms=3, color=colour)
-        axis.set_xlabel(FAULTS[kind])
+        axis.set_xlabel(kinds[kind])
         axis.tick_params(labelleft=kind == 0)
     axes[0].set_ylabel("score")
     return figure

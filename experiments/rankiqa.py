@@ -55,7 +55,7 @@ PRESETS = {
     "from_scratch": {"loss.ranking": 0.0},
     "live": {
         "data": {"source": "path", "image_size": 224, "people": 4000, "judged": 744},
-        "recogniser": common.PUBLISHED,
+        "recogniser": {**common.PUBLISHED, "image_size": 112},
         "levels": {
             "blur": (1.2, 2.5, 6.5, 15.2, 33.2),
             "noise": (0.001, 0.006, 0.022, 0.088, 1.0),
@@ -175,7 +175,7 @@ def labelled(config: ConfigDict) -> list[dict[str, Any]]:
 
 def _clean(known: common.Faces) -> common.Rows:
     """Pictures without a fault; all of them, where faults are not known."""
-    return common.Rows({"image": known.images[~(known.fault > 0)]})
+    return common.Rows({"image": common.take(known.images, np.flatnonzero(~(known.fault > 0)))})
 
 
 def with_ladders(config: ConfigDict, report: Report, net: Any, variables: Any) -> Report:

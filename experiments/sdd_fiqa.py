@@ -2,7 +2,9 @@
 
     python -m experiments.sdd_fiqa                                           # rendered faces, two cores
     python -m experiments.sdd_fiqa --config=mated                            # similarities to the own person only
-    python -m experiments.sdd_fiqa --config=ms1m --config.data.path=DIR --config.recogniser.weights=r50.pth
+    python -m experiments.sdd_fiqa --config=ms1m --config.data.path=DIR --config.recogniser.weights=r50.pth \
+        --config.model.weights=068.ckpt                                      # a MobileFaceNet to begin with
+    python -m experiments.sdd_fiqa --config=ms1m_r50 --config.data.path=DIR --config.recogniser.weights=r50.pth
 
 Published (AOC, mean over three FMRs; matcher ResNet-50): LFW 0.8149, Adience 0.5996, IJB-C 0.7329.
 """
@@ -26,7 +28,7 @@ BASE = {
     "data": common.DATA,
     "recogniser": common.RECOGNISER,
     "labels": {"samples": 24, "rounds": 12, "mated_only": False},
-    "model": {"name": "tiny"},
+    "model": {"name": "tiny", "weights": ""},  # weights: a recogniser whose trunk "mobilefacenet" begins with
     "optim": {
         "name": "adam",
         "b2": 0.99,
@@ -39,6 +41,10 @@ BASE = {
 }
 IMAGES = 3_800_000
 """Of MS1M as the authors refined it (5000 in a batch, 20 epochs)."""
+TRAINING = {
+    "optim": {"schedule": {"kind": "step", "peak": 1e-4, "boundaries": (0.25, 0.5)}},
+    "train": {"batch_size": 5000, "steps": 20 * IMAGES // 5000, "devices": 8},
+}
 PRESETS = {
     "synthetic": {},
     "mated": {"labels.mated_only": True},
@@ -46,8 +52,13 @@ PRESETS = {
         "data": {"source": "path", "image_size": 112, "people": 80_000, "judged": 2000},
         "recogniser": common.PUBLISHED,
         "model": {"name": "mobilefacenet"},
-        "optim": {"schedule": {"kind": "step", "peak": 1e-4, "boundaries": (0.25, 0.5)}},
-        "train": {"batch_size": 5000, "steps": 20 * IMAGES // 5000, "devices": 8},
+        **TRAINING,
+    },
+    "ms1m_r50": {
+        "data": {"source": "path", "image_size": 112, "people": 80_000, "judged": 2000},
+        "recogniser": common.PUBLISHED,
+        "model": {"name": "resnet50"},
+        **TRAINING,
     },
 }
 CLAIM = Claim(
@@ -57,7 +68,11 @@ CLAIM = Claim(
     method="synthetic",
     baseline=("mated",),
 )
-NETS = {"tiny": tinyfqnet.TinyFQNet, "mobilefacenet": sdd_fiqa.QualityMobileFaceNet}
+NETS = {
+    "tiny": tinyfqnet.TinyFQNet,
+    "mobilefacenet": sdd_fiqa.QualityMobileFaceNet,
+    "resnet50": sdd_fiqa.QualityResNet,
+}
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -69,6 +84,8 @@ def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
     if config.model.name not in NETS:
         raise ValueError(f"model.name is {config.model.name!r}: expected one of {', '.join(NETS)}")
+    if config.model.weights and config.model.name != "mobilefacenet":
+        raise ValueError(f"model.weights for {config.model.name!r}: expected model.name 'mobilefacenet'")
 
     def source() -> Any:
         known = common.people(config.data, "train")
@@ -76,13 +93,27 @@ def build(config: ConfigDict) -> Experiment:
         labels = sdd_fiqa.pseudo_labels(jax.random.key(config.seed), features, known.people, **config.labels)
         return common.Rows({"image": known.images, "label": labels})
 
+    def start(variables: Any) -> Any:
+        trunk = {part: tree["trunk"] for part, tree in variables.items()}
+        trunk = common.read_later(lambda: read_trunk(config.model.weights, trunk), trunk)
+        return {part: {**tree, "trunk": trunk[part]} for part, tree in variables.items()}
+
     return common.regression(
         config,
         NETS[config.model.name](),
         lambda scores, batch: optax.huber_loss(scores, batch["label"]),
         source,
         {"label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.float32)},
+        start=start if config.model.weights else None,
     )
+
+
+def read_trunk(path: str, trunk: Any) -> Any:
+    """A published MobileFaceNet's variables up to its last map, of the shapes of `trunk`."""
+    from facejax.interop import arcface_torch, names, pytorch  # only published weights need it
+
+    tensors = {name: x for name, x in pytorch.read_state_dict(path).items() if not name.startswith("linear")}
+    return names.convert(tensors, arcface_torch.mobilefacenet_1x_rules(), trunk)
 
 
 if __name__ == "__main__":

@@ -73,7 +73,9 @@ def build(config: ConfigDict) -> Experiment:
         elif config.method == "same_model":
             scores = same_model(config, recogniser, test.images)
         elif config.method == "on_top":
-            scores = on_top(config, recogniser, test.images)
+            known = common.people(config.data, "train")
+            found = [recogniser(images, config.eval.batch_size) for images in (known.images, test.images)]
+            scores = on_top(config, found[0], known.people, found[1])
         else:
             raise ValueError(
                 f"method is {config.method!r}: expected 'same_model', 'on_top', 'norm', 'sharpness' or 'random'"
@@ -103,11 +105,10 @@ def same_model(config: ConfigDict, recogniser: common.Recogniser, images: np.nda
     return map_batches(one, recogniser.variables, images, config.eval.batch_size)["score"]
 
 
-def on_top(config: ConfigDict, recogniser: common.Recogniser, images: np.ndarray) -> np.ndarray:
-    """Scores [N] from the dropout of a small network, trained on the embeddings of `people(config.data, "train")`."""
-    known = common.people(config.data, "train")
-    features, labels = jnp.asarray(recogniser(known.images)), jnp.asarray(known.people)
-    net, settings = ser_fiq.OnTop(int(known.people.max()) + 1), config.on_top
+def on_top(config: ConfigDict, features: np.ndarray, people: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+    """Scores [M] of embeddings [M, D] from the dropout of a small network, trained on others [N, D] of `people` [N]."""
+    features, labels = jnp.asarray(features), jnp.asarray(people)
+    net, settings = ser_fiq.OnTop(int(people.max()) + 1), config.on_top
     tx = optax.adam(settings.learning_rate)
 
     def loss(params: Any, rows: jax.Array, rng: jax.Array) -> jax.Array:
@@ -134,7 +135,7 @@ def on_top(config: ConfigDict, recogniser: common.Recogniser, images: np.ndarray
 
         return {"score": ser_fiq.robustness(ser_fiq.stochastic_embeddings(embed, rng, config.masks))}
 
-    return map_batches(one, params, recogniser(images), config.eval.batch_size)["score"]
+    return map_batches(one, params, unseen, config.eval.batch_size)["score"]
 
 
 if __name__ == "__main__":

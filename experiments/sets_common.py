@@ -19,19 +19,19 @@ from facejax.quality.pooling import Weighting, set_pool
 from facejax.quality.qan import set_triplet_loss
 from facejax.train import Experiment, Mean, Report, TrainState, image_grid, map_batches, new_figure, supervised_step
 
-SETS = {"size": 8, "margin": 0.5}
+SETS = {"size": 8, "margin": 1.2}
 
 
 class Sets(NamedTuple):
     """Sets of T pictures of one person.
 
     Attributes:
-      images: [M, T, S, S, 3] uint8.
+      images: [M, T, S, S, 3] uint8; `Pictures` where they come from a path.
       people: [M] int.
       fault: [M, T] 0..1; NaN where that is not known.
     """
 
-    images: np.ndarray
+    images: np.ndarray | common.Pictures
     people: np.ndarray
     fault: np.ndarray
 
@@ -48,7 +48,7 @@ def sets(config: ConfigDict, split: str) -> Sets:
     if not starts:
         raise ValueError(f"nobody has sets.size {size} pictures: expected a smaller number")
     rows = np.array(starts)[:, None] + np.arange(size)
-    return Sets(known.images[rows], known.people[rows[:, 0]], known.fault[rows])
+    return Sets(common.take(known.images, rows), known.people[rows[:, 0]], known.fault[rows])
 
 
 class Seen(NamedTuple):
@@ -104,6 +104,8 @@ def training(
         known = sets(config, "train")
         groups = [np.flatnonzero(known.people == person) for person in np.unique(known.people)]
         groups = [rows for rows in groups if len(rows) > 1]
+        if not groups:
+            raise ValueError(f"nobody has two sets of sets.size {size} pictures: expected a smaller number")
 
         def load(examples: Any, rngs: Any) -> dict[str, np.ndarray]:
             pairs = [rng.permutation(rows)[:2] for rows, rng in zip(examples, rngs, strict=True)]

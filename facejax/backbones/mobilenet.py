@@ -4,8 +4,8 @@ V1: Howard et al. "MobileNets: efficient convolutional neural networks for mobil
 arXiv:1704.04861. A 3x3 convolution becomes a depthwise 3x3 and a 1x1: 1 / N + 1 / 9 of the operations.
 V2: Sandler, Howard, Zhu, Zhmoginov, Chen. "MobileNetV2: inverted residuals and linear bottlenecks". CVPR 2018.
 arXiv:1801.04381. Blocks expand, filter depthwise and project linearly; shortcuts join the narrow ends.
-Differs from the papers: the last depthwise layer of V1 has stride 1 (its Table 1 prints 2, which its sizes contradict);
-ReLU6 in V1 too, as the authors' code has it.
+Differs from the papers: the last depthwise layer of V1 has stride 1 (its Table 1 prints 2, which its sizes contradict).
+What they leave open is as in the authors' code: ReLU6 in V1 too, convolutions from a truncated normal of 0.09.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class MobileNetV1(nn.Module):
         Returns:
           [N, C] logits; or {"stride2", "stride4", ..., "stride32", "pooled", "logits"}, of each stride the last layer.
         """
-        block = _block(self)
+        block = _block(self, images)
         x = block(max(8, int(32 * self.width)), 3, 2, name="stem")(images, train=train)
         stride, found = 2, {"stride2": x}
         for i, (channels, step) in enumerate(V1_LAYERS, 1):
@@ -139,7 +139,7 @@ class MobileNetV2(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, features: bool = False) -> jax.Array | dict[str, jax.Array]:
         """[N, H, W, 3] -> [N, C], or {"stride2", ..., "stride32", "last", "pooled", "logits"}; see `MobileNetV1`."""
-        block = _block(self)
+        block = _block(self, images)
         x = block(rounded(32 * self.width), 3, 2, name="stem")(images, train=train)
         stride, found = 2, {}
         for group, (expansion, channels, blocks, step) in enumerate(V2_GROUPS):
@@ -158,11 +158,17 @@ class MobileNetV2(nn.Module):
         return _classify(self, x, {**found, "last": x}, train, features)
 
 
-def _block(net: MobileNetV1 | MobileNetV2) -> Any:
+def _block(net: MobileNetV1 | MobileNetV2, images: jax.Array) -> Any:
+    """The convolution block with the net's settings, once its input is checked."""
+    if images.ndim != 4:
+        raise ValueError(f"{type(net).__name__}: images {images.shape}, expected [N, H, W, 3]")
+    if net.width <= 0:
+        raise ValueError(f"{type(net).__name__}.width is {net.width}: expected above 0")
     return partial(
         ConvNorm,
         padding=net.padding,
         activation=nn.relu6,
+        kernel_init=nn.initializers.truncated_normal(0.09),
         momentum=net.momentum,
         epsilon=net.epsilon,
         axis_name=net.axis_name,
@@ -182,5 +188,5 @@ def _classify(
     return found if features else found.get("logits", pooled)
 
 
-mobilenet_v1 = partial(MobileNetV1)
-mobilenet_v2 = partial(MobileNetV2)
+mobilenet_v1 = MobileNetV1
+mobilenet_v2 = MobileNetV2

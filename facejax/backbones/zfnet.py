@@ -20,6 +20,7 @@ from facejax.nn.conv import Conv
 from facejax.ops.pooling import max_pool
 
 Dtype = Any
+Initializer = Any
 
 
 class ZFNet(nn.Module):
@@ -29,6 +30,7 @@ class ZFNet(nn.Module):
       num_classes: C of the classifier head; None is the trunk alone.
       widths: channels of the convolutions.
       hidden, dropout: of the head.
+      kernel_init: of the convolutions; the default is the paper's, under which a narrow network hardly starts.
       dtype: of the computation; the scores are float32.
     """
 
@@ -36,6 +38,7 @@ class ZFNet(nn.Module):
     widths: Sequence[int] = (96, 256, 384, 384, 256)
     hidden: int = 4096
     dropout: float = 0.5
+    kernel_init: Initializer = nn.initializers.normal(0.01)
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -57,7 +60,7 @@ class ZFNet(nn.Module):
         plan = ((7, 2, 1), (5, 2, 0), (3, 1, 1), (3, 1, 1), (3, 1, 1))
         for layer, (width, (size, stride, padding)) in enumerate(zip(self.widths, plan, strict=True), 1):
             convolution = Conv(
-                width, size, stride, padding, use_bias=True, kernel_init=nn.initializers.normal(0.01),
+                width, size, stride, padding, use_bias=True, kernel_init=self.kernel_init,
                 dtype=self.dtype, name=f"conv{layer}",
             )  # fmt: skip
             x = found[f"relu{layer}"] = nn.relu(convolution(x))

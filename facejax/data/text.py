@@ -50,7 +50,9 @@ class BytePairs:
         except ImportError as error:
             raise ImportError("byte pairs need the tokenizers library: pip install 'facejax[text]'") from error
         model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=SPECIAL[UNKNOWN]))
-        model.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+        model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+            [tokenizers.pre_tokenizers.Metaspace(), tokenizers.pre_tokenizers.Punctuation()]
+        )  # marks of punctuation are tokens of their own; decoding puts back what was there
         model.decoder = tokenizers.decoders.Metaspace()
         trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
         model.train_from_iterator(sentences, trainer)

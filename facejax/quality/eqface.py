@@ -67,9 +67,8 @@ def confident_loss(
     Returns:
       [N] losses.
     """
-    temperature = scale * transform(confidence)
-    cosine_margin = arcface.margin_logits(cosine, labels, scale=1.0, margins=arcface.Margins(angle=angle), easy=True)
-    logits = temperature[:, None] * cosine_margin
+    temperature, margins = scale * transform(confidence), arcface.Margins(angle=angle)
+    logits = arcface.margin_logits(cosine, labels, scale=temperature, margins=margins, easy=True)
     entropy = jax.nn.logsumexp(logits, 1) - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
     return (1 - jnp.exp(-entropy)) ** gamma * entropy
 

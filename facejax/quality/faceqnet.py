@@ -31,10 +31,11 @@ class FaceQnet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """[N, H, W, 3] -> [N]; clip to 0..1 for use."""
+        """[N, H, W, 3] -> [N]; in 0..1 but for training, which does not clip."""
         x = jax.lax.stop_gradient(self.trunk(images, train=False))
         x = nn.Dropout(self.dropout, deterministic=not train)(x.astype(jnp.float32))
-        return nn.Dense(1, name="score")(nn.relu(nn.Dense(self.hidden, name="hidden")(x)))[:, 0]
+        score = nn.Dense(1, name="score")(nn.relu(nn.Dense(self.hidden, name="hidden")(x)))[:, 0]
+        return score if train else jnp.clip(score, 0.0, 1.0)
 
 
 def gallery_labels(features: np.ndarray, people: np.ndarray, compliance: np.ndarray) -> np.ndarray:
@@ -59,5 +60,9 @@ def gallery_labels(features: np.ndarray, people: np.ndarray, compliance: np.ndar
 
 
 def fused_labels(labels: np.ndarray) -> np.ndarray:
-    """v1: the mean over recognisers, [R, N] -> [N]."""
+    """v1: the mean over recognisers, [R, N] in 0..1 -> [N]."""
+    if labels.ndim != 2 or not ((labels >= 0) & (labels <= 1)).all():
+        raise ValueError(
+            f"fused_labels: labels {labels.shape} of {labels.min()} to {labels.max()}: expected [R, N] in 0..1"
+        )
     return np.mean(labels, 0, dtype=np.float32)

@@ -147,11 +147,13 @@ def matcher_quality(features: np.ndarray, people: np.ndarray, gallery: np.ndarra
       gallery pictures themselves and where the impostors' cosines do not vary.
     """
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    cosine = unit @ unit.T
-    other = people[:, None] != people
-    count = np.maximum(other.sum(1), 1)
-    mean = np.sum(cosine * other, 1) / count
-    deviation = np.sqrt(np.sum((cosine - mean[:, None]) ** 2 * other, 1) / count)
+    mean, deviation = np.empty(len(unit)), np.empty(len(unit))
+    for first in range(0, len(unit), 1024):
+        rows = slice(first, first + 1024)
+        cosine, other = unit[rows] @ unit.T, people[rows, None] != people
+        count = np.maximum(other.sum(1), 1)
+        mean[rows] = np.sum(cosine * other, 1) / count
+        deviation[rows] = np.sqrt(np.sum((cosine - mean[rows, None]) ** 2 * other, 1) / count)
     own = gallery == np.arange(len(people))
     genuine = np.sum(unit * unit[gallery], 1)
     valid = ~own & (deviation > 1e-6)

@@ -17,7 +17,7 @@ def set_pool(
 
     Args:
       features: [..., T, D].
-      weights: [..., T] qualities; not negative for "l1".
+      weights: [..., T] qualities; for "l1" one below 0 counts as 0.
       mask: [..., T] bool, which pictures are there; None is all.
       weighting: "l1" divides by the sum (QAN, and what a quality score is used for). "minmax" first maps the scores of
         a set of three or more to 0..1, so that its worst picture has no part (QAN++); smaller sets weigh all alike.
@@ -34,7 +34,7 @@ def set_pool(
         span = jnp.max(weights, -1, keepdims=True, where=mask, initial=-jnp.inf) - low
         weights = jnp.where(mask & (span > 0), (weights - low) / jnp.where(span > 0, span, 1.0), 0.0)
         weights = jnp.where(mask.sum(-1, keepdims=True) > 2, weights, 0.0)
-    weights = jnp.where(mask, weights, 0.0)
+    weights = jnp.where(mask, jnp.maximum(weights, 0.0), 0.0)
     total = weights.sum(-1, keepdims=True)
     even = mask / jnp.maximum(mask.sum(-1, keepdims=True), 1)
     share = jnp.where(total > 0, weights / jnp.where(total > 0, total, 1.0), even)

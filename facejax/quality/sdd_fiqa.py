@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.backbones.mobilefacenet import MobileFaceNet
-from facejax.nn.norm import PReLU
+from facejax.nn.conv import Conv
+from facejax.nn.norm import BatchNorm, PReLU
 from facejax.ops.sampling import without_replacement
 
 
@@ -131,8 +132,15 @@ def _distances(
     return wasserstein(positive, negative, mask, other)
 
 
+def quality_head(maps: jax.Array, dropout: float, *, train: bool) -> jax.Array:
+    """The last map [N, H, W, C], flattened, PReLU with a slope for each number, dropout, dense: -> [N]."""
+    x = PReLU(name="prelu")(maps.reshape(maps.shape[0], -1).astype(jnp.float32))
+    x = nn.Dropout(dropout, deterministic=not train)(x)
+    return nn.Dense(1, name="score")(x)[:, 0]
+
+
 class QualityMobileFaceNet(nn.Module):
-    """The authors' "MFN": MobileFaceNet up to its last map, flattened, PReLU, dropout, one number. 961,409 parameters.
+    """The authors' "MFN": MobileFaceNet up to its last map, and the head. 961,409 parameters.
 
     Attributes:
       scale: of the trunk's widths.
@@ -150,7 +158,44 @@ class QualityMobileFaceNet(nn.Module):
         """[N, H, W, 3] in -1..1 -> [N], about 0..100."""
         options = {"axis_name": self.axis_name, "dtype": self.dtype}
         trunk = MobileFaceNet(scale=self.scale, embedding_size=0, **options, name="trunk")
-        x = trunk(images, train=train, features=True)["separate"]
-        x = PReLU(name="prelu")(x.reshape(x.shape[0], -1).astype(jnp.float32))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(1, name="score")(x)[:, 0]
+        return quality_head(trunk(images, train=train, features=True)["separate"], self.dropout, train=train)
+
+
+class QualityResNet(nn.Module):
+    """The authors' "R50": blocks of BN, 3x3, PReLU, 3x3 with the stride, BN, and the head. 30,777,537 parameters.
+
+    A block's shortcut only leaves pixels out, but where the width changes: there it is a 1x1 convolution with a BN.
+
+    Attributes:
+      depths: blocks in each stage; the first block of every stage halves the resolution.
+      widths: channels of each stage; the stem has the first's.
+      dropout, axis_name, dtype: as in QualityMobileFaceNet.
+    """
+
+    depths: tuple[int, ...] = (3, 4, 14, 3)
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    dropout: float = 0.5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """[N, H, W, 3] in -1..1 -> [N], about 0..100."""
+
+        def conv(width: int, size: int, stride: int, name: str, x: jax.Array) -> jax.Array:
+            return Conv(width, size, stride, size // 2, dtype=self.dtype, name=name)(x)
+
+        def norm(name: str, x: jax.Array) -> jax.Array:
+            return BatchNorm(self.axis_name, dtype=self.dtype, name=name)(x, train=train)
+
+        x = PReLU(name="stem_prelu")(norm("stem_bn", conv(self.widths[0], 3, 1, "stem", images)))
+        for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
+            for block in range(depth):
+                name, stride = f"stage{stage}_{block}", 1 if block else 2
+                shortcut = x[:, ::stride, ::stride]
+                if x.shape[-1] != width:
+                    shortcut = norm(f"{name}_shortcut_bn", conv(width, 1, stride, f"{name}_shortcut", x))
+                x = conv(width, 3, 1, f"{name}_conv1", norm(f"{name}_bn1", x))
+                x = conv(width, 3, stride, f"{name}_conv2", PReLU(name=f"{name}_prelu")(x))
+                x = norm(f"{name}_bn2", x) + shortcut
+        return quality_head(x, self.dropout, train=train)

@@ -19,7 +19,8 @@ def robustness(embeddings: jax.Array, *, as_printed: bool = False) -> jax.Array:
     """Quality from stochastic embeddings.
 
     Args:
-      embeddings: [T, N, D] of the same N pictures, T at least 2; made unit length here.
+      embeddings: [T, N, D] of the same N pictures, T at least 2; made unit length here. One of zeros is at a right
+        angle to all others.
       as_printed: Eq. 2, whose sum over pairs is divided by T^2 / 2; otherwise, as the authors' code, the mean over the
         T (T - 1) / 2 pairs.
 
@@ -31,9 +32,12 @@ def robustness(embeddings: jax.Array, *, as_printed: bool = False) -> jax.Array:
         raise ValueError(f"robustness: embeddings of shape {embeddings.shape}, expected [T, N, D] with T of 2 or more")
     length = jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
     unit = jnp.swapaxes(embeddings / jnp.maximum(length, 1e-12), 0, 1)
-    cosine = jnp.einsum("nid,njd->nij", unit, unit)
-    distance = jnp.sqrt(jnp.maximum(2 - 2 * cosine, 0.0))
-    distance = jnp.where(jnp.eye(count, dtype=bool), 0.0, distance)
+    near = unit - unit[:, :1]  # small differences keep their digits
+    square = jnp.sum(near * near, -1)
+    square = square[:, :, None] + square[:, None] - 2 * jnp.einsum("nid,njd->nij", near, near)
+    none = jnp.swapaxes(length[..., 0] == 0, 0, 1)
+    square = jnp.where(none[:, :, None] | none[:, None], 2.0, jnp.maximum(square, 0.0))
+    distance = jnp.where(jnp.eye(count, dtype=bool), 0.0, jnp.sqrt(square))
     pairs = count * count if as_printed else count * (count - 1)
     return 2 * jax.nn.sigmoid(-distance.sum((1, 2)) / pairs)
 

@@ -41,6 +41,12 @@ def test_equal_densities_make_no_circle():
     assert chains.lengths.tolist() == [1] * 5
 
 
+def test_a_node_without_neighbours_is_its_own_peak():
+    near = knn.knn(np.eye(4), 3)
+    chains = density_aware.density_chains(near, knn.density(near), 3)
+    assert chains.nodes.tolist() == [[i] * 3 for i in range(4)] and chains.lengths.tolist() == [1] * 4
+
+
 def test_one_node():
     near = knn.knn(np.ones((1, 3)), 1)
     assert density_aware.density_chains(near, knn.density(near), 4).nodes.tolist() == [[0] * 4]
@@ -94,6 +100,15 @@ def test_without_chains_only_the_neighbourhood_counts(small):
     silent = {**variables["params"], "far": jax.tree.map(jnp.zeros_like, variables["params"]["far"])}
     expected = net.apply({"params": silent}, *inputs, *map(jnp.asarray, chains))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_share_says_how_many_faces_lack_neighbours():
+    """Of four faces with two near ones each and a fifth far away, a share of 0.2 leaves the fifth alone."""
+    near = knn.knn(np.array([[1, 0, 0.0], [1, 0.1, 0], [1, 0, 0.1], [1, 0.1, 0.1], [0, 0.3, 1]]), 4)
+    found = experiment.cluster(near, 0.2, 2)
+    assert len(set(found[:4])) == 1 and found[4] != found[0]
+    assert len(set(experiment.cluster(near, 0.0, 100))) <= 2
+    assert len(set(experiment.cluster(near, 1.0, 1))) == 5
 
 
 def test_identity_loss_by_hand():

@@ -229,3 +229,15 @@ def test_files(tmp_path, stream):
     )
     _, report = app.run(config, experiment.build, quiet=True)
     assert 0 < report.metrics["pairwise_f"] <= 1
+    (tmp_path / "labels" / "some.meta").write_text("0\n" * 219)
+    with pytest.raises(ValueError, match=r"some\.meta: 219 labels for 220 features"):
+        experiment.load(config.data, 0)
+    np.where(np.arange(220)[:, None] == 3, np.nan, features).astype(np.float32).tofile(tmp_path / "features/some.bin")
+    with pytest.raises(ValueError, match="features: row 3 is not finite"):
+        experiment.load(config.data, 0)
+
+
+def test_duplicates_are_one_cluster_and_strangers_are_their_own():
+    state = run(circle(0, 0, 0, 0, 0, 0, 90, 180), START)
+    assert ogmc.labels(state).cluster.tolist() == [0] * 6 + [6, 7]
+    assert ogmc.labels(state).identity.tolist() == [0] * 6 + [1, 2]

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import clustering_common
 from experiments import star_fc as experiment
 from facejax.clustering import star_fc
 from facejax.ops import knn
 from facejax.ops.components import connected_components
 from facejax.ops.segment import make_graph, random_walk_normalization
-from facejax.train import app
+from facejax.train import app, parallel
 from facejax.train.dry_run import count
 
 
@@ -109,6 +110,37 @@ def test_the_head_tells_first_from_second_and_chunks_do_not_matter(small):
     assert np.abs(whole - turned).max() > 1e-3
 
 
+def test_eight_devices_score_edges_as_one_does(small):
+    """Each device spreads to its own run of nodes: 20 do not divide by 8."""
+    net, variables, _, _, edges = small
+    assert jax.device_count() == 8
+    features = np.random.default_rng(1).normal(size=(20, 6)).astype(np.float32)
+    graph = knn.affinity(knn.knn(features, 5))
+    cut = clustering_common.spread(graph)
+    assert cut.source.shape[0] == 8 and len(cut.source.sharding.device_set) == 8
+    found = []
+    for variables_here, graph_here in ((variables, graph), (parallel.replicate(variables), cut)):
+        ends = net.apply(variables_here, jnp.asarray(features), graph_here, chunk=7, method=net.ends)
+        found.append(star_fc.edge_probabilities(net, variables_here, ends, edges, chunk=10))
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_nodes_without_neighbours_and_duplicates_are_clusters():
+    """A zero row and strangers are alone; rows given five times are one person."""
+    rows = np.eye(8, dtype=np.float32)[[0] * 5 + [1] * 5 + [2, 3]]
+    rows = np.append(rows, np.zeros((1, 8), np.float32), 0)
+    near = knn.knn(rows, 5)
+    edges = star_fc.directed_edges(near)
+    same = near.similarity[:, 1:].ravel()
+    found = star_fc.cluster(edges, same, 13, score=0.5, shared=0.72)
+    assert len(np.unique(found)) == 5 and len(np.unique(found[:5])) == len(np.unique(found[5:10])) == 1
+    graph = knn.affinity(near)
+    totals = np.bincount(np.asarray(graph.destination), np.asarray(graph.weight), 13)
+    np.testing.assert_allclose(totals, 1, rtol=1e-6)
+    none = star_fc.Edges(np.zeros(0, int), np.zeros(0, int))
+    assert len(np.unique(star_fc.cluster(none, np.zeros(0), 3, score=0.5, shared=0.72))) == 3
+
+
 def test_parameter_count():
     graph, one = make_graph(np.zeros(1), np.zeros(1), 1), jnp.zeros(1, jnp.int32)
     shapes = jax.eval_shape(
@@ -161,3 +193,6 @@ def test_too_few_faces_are_said():
     config.update_from_flattened_dict({**SMALL, "sample.nodes": 100_000})
     with pytest.raises(ValueError, match="expected at most"):
         experiment.sampler(config, experiment.people(config)[0], 1)
+    config.update_from_flattened_dict({**SMALL, "graph.k": 97})
+    with pytest.raises(ValueError, match="k is 97: expected 1 to 96, the number of rows"):
+        experiment.sampler(config, experiment.people(config)[0], 96 * 193)(None, [np.random.default_rng(0)])

@@ -122,6 +122,29 @@ def test_connections_follow_the_likeliest_candidate(world):
         assert tree.parent[i] == near.ids[i][np.where(allowed, score[row], -np.inf).argmax()]
 
 
+def test_duplicates_and_lonely_people():
+    """Equal rows have equal confidence and no parent; who has one image is sure of nothing but itself."""
+    rows = np.eye(4, dtype=np.float32)[[0, 0, 0, 1]]
+    near = knn.knn(rows, 3)
+    labels = np.array([0, 0, 0, 1])
+    target = vegcn.confidence_target(near, labels)
+    np.testing.assert_allclose(target, [1, 1, 1, 1 / 3], rtol=1e-6)
+    tree = vegcn.nearest_peaks(near, target)
+    np.testing.assert_array_equal(tree.parent[:3], [0, 1, 2])
+    graph = knn.affinity(near)
+    variables = vegcn.GCNV(4).init(jax.random.key(0), jnp.asarray(rows), graph)
+    confidence, hidden = vegcn.GCNV(4).apply(variables, jnp.asarray(rows), graph)
+    np.testing.assert_allclose(confidence[:3], confidence[0], rtol=1e-6)
+    assert np.isfinite(hidden).all()
+
+
+def test_more_neighbours_than_people_are_said():
+    config = experiment.get_config()
+    config.update_from_flattened_dict({"data.labelled": 3, "data.people": 3, "graph.k": 500})
+    with pytest.raises(ValueError, match=r"k is 500: expected 1 to \d+, the number of rows"):
+        app.run(config, experiment.build, quiet=True)
+
+
 def test_smoke():
     config = experiment.get_config()
     config.update_from_flattened_dict({

@@ -3,7 +3,7 @@ import pytest
 import scipy.io
 
 from facejax.data import readers, transforms
-from facejax.data.builders import images
+from facejax.data.builders import images, store
 from facejax.data.readers.matlab import MatlabFaces
 from facejax.data.synthetic.faces import png
 
@@ -33,6 +33,12 @@ def test_images_are_written_once_in_order(tmp_path):
     assert again[3]["image"] == GOOD[3]["image"]
     with pytest.raises(ValueError, match="holds 5 images, the source 4"):
         images.prepare(Listed(GOOD[:4]), "mine", tmp_path)
+
+
+def test_a_set_that_was_made_while_one_waited_is_read(tmp_path):
+    waiting = images.FacejaxImages(source=Listed(GOOD), name="mine", data_dir=tmp_path)
+    images.prepare(Listed(GOOD), "mine", tmp_path)
+    assert len(store.prepared(waiting, "train", {"image": store.Encoded()})) == 5
 
 
 @pytest.mark.parametrize(

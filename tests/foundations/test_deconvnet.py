@@ -5,11 +5,15 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import deconvnet as experiment
 from facejax.backbones import vgg
 from facejax.backbones.zfnet import ZFNet
+from facejax.data.synthetic import faces
 from facejax.foundations import deconvnet
 from facejax.nn.conv import Conv
 from facejax.ops.pooling import max_pool
+from facejax.train import Options, app
+from facejax.train.dry_run import dry_run
 
 
 class Small(nn.Module):
@@ -205,3 +209,117 @@ def test_bad_input_is_said(small):
     looped = lambda x: jax.lax.fori_loop(0, 2, lambda _, y: nn.relu(y), x)  # noqa: E731
     with pytest.raises(NotImplementedError, match=r"within a (scan|while): expected no loop or branch"):
         deconvnet.follow(looped, deconvnet.DECONVNET)(images)
+
+
+def pictures(count, size, rng):
+    return [faces.png(rng.integers(0, 255, (size, size, 3), np.uint8)) for _ in range(count)]
+
+
+def smoke(**changes):
+    config = experiment.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.resized": 64, "data.image_size": 64, "train.steps": 3, "train.batch_size": 8, "train.log_every": 1,
+            "train.devices": 1, "eval.batch_size": 8, "eval.pictures": 6, "eval.square": 12, "eval.stride": 16,
+            "evolution.snapshots": (0.3, 1.0), **changes,
+        }
+    )  # fmt: skip
+    return config
+
+
+def test_smoke_on_glasses(monkeypatch):
+    rng = np.random.default_rng(0)
+    marks = rng.uniform(15, 50, (10, 68, 2)).astype(np.float32)
+    world = [
+        {"image": image, "landmarks68": mark, "glasses": i % 2}
+        for i, (image, mark) in enumerate(zip(pictures(10, 64, rng), marks, strict=True))
+    ]
+    monkeypatch.setattr(faces, "load", lambda task, split, folder: world)
+    state, report = app.run(smoke(), experiment.build, quiet=True)
+    assert next(iter(report.metrics)) == "hits"
+    assert report.metrics["hits"] == report.metrics["occlusion_hits"]
+    assert all(np.isfinite(value) for value in report.metrics.values())
+    rows = report.tables["Correspondence: how differently a layer changes when a part is covered"]
+    assert [row["part"] for row in rows] == [*experiment.PARTS, "random"]
+    assert all(0 <= row["conv5"] <= 1 for row in rows)
+    assert report.images["Features over training"].shape == (4 * 3 * 48, 2 * 48, 3)
+    assert report.images["Strongest of conv2"].shape == (8 * 48, 8 * 48, 3)
+    assert report.arrays["occlusion"].shape[1:] == (4, 4)
+    assert "Occlusion" in report.figures
+    first, last = (np.asarray(state.history["conv1"]["kernel"][i]) for i in (0, 1))
+    np.testing.assert_array_equal(last, state.params["conv1"]["kernel"])  # the last snapshot is the end
+    assert np.abs(first).max() > 0
+    assert (first != last).any()
+
+
+def test_smoke_on_a_folder_with_ten_crops(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 4), ("val", 2)):
+        for name in "abc":
+            (tmp_path / part / name).mkdir(parents=True)
+            for i, picture in enumerate(pictures(count, 70, rng)):
+                (tmp_path / part / name / f"{i}.png").write_bytes(picture)
+    config = smoke(**{"data.path": str(tmp_path), "data.image_size": 56, "data.classes": 3, "optim.filter_limit": 0.1})
+    _, report = app.run(config, experiment.build, quiet=True)
+    assert set(report.metrics) == {"accuracy", "top1_error", "top5_error"}
+    assert report.metrics["top5_error"] == 0  # of three classes
+    assert not report.tables
+
+
+def test_ten_crops_are_the_corners_the_centre_and_their_mirrors():
+    class Corner:  # scores by the first pixel of each crop
+        def apply(self, _, images, train):
+            first = images[:, 0, 0, 0] + experiment.MEAN[0]
+            return jnp.log(jnp.stack([first, 255 - first], 1))
+
+    images = jnp.zeros((1, 4, 4, 3), jnp.uint8)
+    seen = {(0, 0): 10, (0, 1): 20, (0, 2): 30, (0, 3): 40, (1, 1): 90, (1, 2): 100, (2, 0): 50, (2, 1): 60}
+    for (row, column), value in {**seen, (2, 2): 70, (2, 3): 80}.items():
+        images = images.at[0, row, column].set(value)
+    found = experiment.ten_crops(Corner(), {}, images, 2)
+    corners = [10, 30, 50, 70, 90, 20, 40, 60, 80, 100]
+    np.testing.assert_allclose(found[0, 0], np.mean(corners) / 255, rtol=1e-5)
+    one = experiment.ten_crops(Corner(), {}, images, 4)  # nothing to crop
+    np.testing.assert_allclose(one[0, 0], 10 / 255, rtol=1e-5)
+
+
+def test_peaks_are_counted_where_the_eyes_are():
+    marks = np.zeros((2, 68, 2))
+    marks[:, 36:48] = np.linspace((20, 10), (40, 16), 12)  # (x, y): 20 wide, 6 tall
+    boxes = experiment.eye_boxes(marks)
+    np.testing.assert_allclose(boxes[0], [[6, 16], [20, 44]])
+    maps, centres = np.zeros((2, 3, 3)), (np.array([5.0, 15, 25]), np.array([10.0, 30, 50]))
+    maps[0, 1, 1], maps[1, 0, 1] = 1, 1
+    assert experiment.hit_rate(maps, centres, boxes) == 0.5
+
+
+def test_landmarks_follow_the_crop():
+    marks, config = np.full((68, 2), (32.0, 16.0)), smoke(**{"data.resized": 96, "data.image_size": 90})
+    example = {"image": faces.png(np.zeros((64, 64, 3), np.uint8)), "landmarks68": marks}
+    np.testing.assert_allclose(experiment.marks_in_view([example] * 2, config.data)[1, 0], [45, 21])
+
+
+def test_grey_is_zero_and_patches_hold_what_is_reached():
+    back = np.zeros((8, 8, 3), np.float32)
+    back[2:4, 3:5] = [[[2.0, -2, 0], [1, 1, 1]], [[1, 1, 1], [1, 1, 1]]]
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[2:4, 3:5] = 200
+    projection, picture = experiment.patch(image, back, 2)
+    np.testing.assert_array_equal(projection[0, 0], [255, 1, 128])
+    assert (picture == 200).all()
+    assert (experiment.visible(0 * back) == 128).all()
+
+
+def test_presets_dry_run():
+    for preset in experiment.PRESETS:
+        config = experiment.get_config(preset)
+        costs = dry_run(experiment.build(config), Options(**config.train))
+        if preset == "imagenet":
+            assert costs["parameters"] == 62_357_608
+
+
+def test_bad_names_are_said():
+    with pytest.raises(ValueError, match=r"model\.name is 'zf': expected one of tiny, tiny_vgg, zfnet"):
+        experiment.build(smoke(**{"model.name": "zf"}))
+    with pytest.raises(ValueError, match=r"eval\.map is 'cam': expected one of occlusion, gradient, deconvnet"):
+        experiment.build(smoke(**{"eval.map": "cam"}))

@@ -8,10 +8,13 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
+from experiments import deformable as experiment
+from facejax.data.synthetic import faces
 from facejax.foundations import deformable
 from facejax.foundations.deformable import DeformableConv, deform_conv2d, deform_roi_pool
 from facejax.ops.conv import conv
-from facejax.train.dry_run import count
+from facejax.train import Options, app
+from facejax.train.dry_run import count, dry_run
 
 OFFSET_ROWS = [
     [0.1, 0.4, 0.6, 0.1], [0.3, 0.2, 0.1, 0.3], [0.5, 0.5, 0.2, 0.8], [0.8, 0.3, 0.9, 0.1],
@@ -309,3 +312,74 @@ def test_wrong_arguments_are_said():
         deform_roi_pool(x, jnp.zeros((2, 4)), jnp.zeros(2, int), scale=1.0, groups=3)
     with pytest.raises(ValueError, match=r"offset \(2, 7, 7, 2\), expected \(2, 7, 7, 'K', 2\)"):
         deform_roi_pool(x, jnp.zeros((2, 4)), jnp.zeros(2, int), jnp.zeros((2, 7, 7, 2)), scale=1.0)
+
+
+def smoke(preset):
+    config = experiment.get_config(preset)
+    config.update_from_flattened_dict(
+        {
+            "data.image_size": 48, "train.steps": 2, "train.batch_size": 8, "train.log_every": 1, "train.devices": 1,
+            "eval.batch_size": 6,
+        }
+    )  # fmt: skip
+    return config
+
+
+@pytest.fixture
+def few_faces(monkeypatch):
+    """Twelve pictures of noise with landmarks in place of the face world."""
+    rng = np.random.default_rng(0)
+    world = [
+        {
+            "image": faces.png(rng.integers(0, 255, (64, 64, 3), np.uint8)),
+            "landmarks68": rng.uniform(10, 54, (68, 2)).astype(np.float32),
+        }
+        for _ in range(12)
+    ]
+    monkeypatch.setattr(faces, "load", lambda task, split, folder: world)
+
+
+@pytest.mark.parametrize("preset", ["synthetic", "plain", "modulated"])
+def test_smoke(few_faces, preset):
+    _, report = app.run(smoke(preset), experiment.build, quiet=True)
+    assert all(np.isfinite(value) for value in report.metrics.values())
+    assert ("offset_length" in report.metrics) == (preset != "plain")
+    assert report.arrays["landmarks"].shape == (12, 68, 2)
+    assert report.figures
+
+
+def test_faces_are_placed_with_their_landmarks():
+    """A dark rectangle with its corners as landmarks, turned and scaled: the corners stay where it ends."""
+    image = np.full((64, 64, 3), 250, np.uint8)
+    image[20:40, 16:44] = 10
+    points = np.array([[16, 20], [44, 20], [44, 40], [16, 40]], np.float32)
+    config = experiment.get_config()
+    config.data.face = (0.25, 0.4)
+    example, size = {"image": faces.png(image), "landmarks68": points}, config.data.image_size
+    batch = experiment.loader(config.data)([example] * 8, [np.random.default_rng(i) for i in range(8)])
+    dark, corners = batch["image"].mean(-1) < 130, batch["points"] * size
+    middle = corners.mean(1, keepdims=True)
+    for part, expected in ((0.8, True), (1.25, False)):
+        columns, rows = np.moveaxis(middle + part * (corners - middle), -1, 0).astype(int)
+        np.testing.assert_array_equal(dark[np.arange(8)[:, None], rows, columns], expected)
+    sides = np.linalg.norm(corners - np.roll(corners, 1, 1), axis=-1)
+    np.testing.assert_allclose(dark.sum((1, 2)), sides[:, 0] * sides[:, 1], rtol=0.08)
+    assert np.ptp(sides[:, 1]) > 3  # of different sizes
+
+
+def test_presets_dry_run():
+    parameters = {}
+    for preset in experiment.PRESETS:
+        config = experiment.get_config(preset)
+        parameters[preset] = dry_run(experiment.build(config), Options(**config.train))["parameters"]
+    assert parameters["r101_dcn"] - parameters["r101"] == 3 * 331_848
+
+
+def test_bad_names_are_said():
+    config = experiment.get_config()
+    config.model.kind = "v3"
+    with pytest.raises(ValueError, match=r"model\.kind is 'v3': expected one of plain, v1, v2"):
+        experiment.build(config)
+    config.model.name = "resnet5"
+    with pytest.raises(ValueError, match=r"model\.name is 'resnet5': expected one of tiny, resnet18"):
+        experiment.build(config)

@@ -143,6 +143,9 @@ def test_byte_pairs_come_back():
     vocabulary = text.BytePairs(sentences, 90)
     assert [vocabulary.decode(vocabulary.encode(s)) for s in sentences[:20]] == sentences[:20]
     assert text.UNKNOWN in vocabulary.encode("the ß")
+    marked = text.BytePairs(["well-fed dogs, and (red) cats.", "cats and dogs"] * 9, 40)
+    assert marked.decode(marked.encode("dogs, (red) cats.")) == "dogs, (red) cats."
+    assert marked.encode("cats.")[:-2] == marked.encode("cats")[:-1]  # the full stop is a token of its own
 
 
 def test_buckets_go_on_where_they_stopped():

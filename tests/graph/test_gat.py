@@ -255,6 +255,9 @@ def test_ppi_files(tmp_path):
     write_ppi(tmp_path, "test", (3, 2), damage=[{"source": 0, "target": 4}])
     with pytest.raises(ValueError, match=r"test_graph\.json: an edge joins two graphs"):
         experiment.load(config.data, 0)
+    np.save(tmp_path / "test_feats.npy", np.where(np.arange(5)[:, None] == 3, np.nan, np.zeros((5, 5))))
+    with pytest.raises(ValueError, match=r"test_feats\.npy: row 3 is not finite"):
+        experiment.load(config.data, 0)
     np.save(tmp_path / "test_feats.npy", np.zeros((4, 5)))
     with pytest.raises(ValueError, match=r"test_\*: 4 rows of features, 5 of labels"):
         experiment.load(config.data, 0)

@@ -136,6 +136,18 @@ def test_the_order_of_nodes_does_not_matter(problem):
     np.testing.assert_allclose(a[order], b, rtol=1e-5, atol=1e-6)
 
 
+def test_a_graph_without_edges_is_a_network_without_a_graph(problem):
+    """Every node keeps itself, by either way of spreading."""
+    none, features = np.zeros(0, int), gcn.SparseFeatures(problem[1])
+    np.testing.assert_array_equal(dense(gcn.renormalized(none, none, 13)), np.eye(13))
+    np.testing.assert_allclose(dense(gcn.scaled_laplacian(none, none, 13)), np.eye(13), atol=1e-6)
+    net = gcn.GCN(3, 5)
+    params = net.init(jax.random.key(0), features, problem[0], train=False)["params"]
+    found = net.apply({"params": params}, features, gcn.renormalized(none, none, 13), train=False)
+    expected = jax.nn.relu(problem[1] @ params["first"][0]) @ params["second"][0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_smoke():
     config = experiment.get_config()
     config.update_from_flattened_dict({"data.nodes": 200, "optim.epochs": 60, "eval.runs": 2})

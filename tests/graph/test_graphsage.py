@@ -317,6 +317,11 @@ def test_the_authors_files(files):
 def test_bad_words_and_files_are_said(files, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere-\*: not a graph in GraphSAGE's format: FileNotFoundError"):
         experiment.read_files(str(tmp_path / "nowhere"))
+    whole = np.load(tmp_path / "toy-feats.npy")
+    np.save(tmp_path / "toy-feats.npy", np.where(np.arange(4)[:, None] == 2, np.inf, whole))
+    with pytest.raises(ValueError, match=r"toy-feats\.npy: row 2 is not finite"):
+        experiment.read_files(files)
+    np.save(tmp_path / "toy-feats.npy", whole)
     (tmp_path / "toy-id_map.json").write_text(json.dumps({"n0": 7}))
     with pytest.raises(ValueError, match=r"not a graph in GraphSAGE's format: IndexError"):
         experiment.read_files(files)

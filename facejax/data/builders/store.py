@@ -33,9 +33,11 @@ def prepared(builder: tfds.core.DatasetBuilder, split: str, decoders: Mapping[st
     if not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _locked(folder.parent / ".lock"):
-            for left in folder.parent.glob("incomplete.*"):
-                shutil.rmtree(left)
-            builder.download_and_prepare(file_format="array_record")
+            if not folder.exists():
+                for left in folder.parent.glob("incomplete.*"):
+                    shutil.rmtree(left)
+                builder.download_and_prepare(file_format="array_record")
+    builder.info.read_from_directory(folder)  # who made the set may have been another process, after the builder was
     return builder.as_data_source(split, decoders=decoders)
 
 

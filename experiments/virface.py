@@ -1,0 +1,419 @@
+"""VirFace: unlabelled people of whom there is hardly more than one picture become classes to keep away from.
+
+    python -m experiments.virface                    # 30 labelled people, 200 with three pictures and no label
+    python -m experiments.virface --config=virclass  # without the generator
+    python -m experiments.virface --config=arcface   # without the unlabelled people
+    python -m experiments.virface --config=ms1m_pretrain --config.data.path=DIR --workdir=A
+    python -m experiments.virface --config=ms1m_generator --config.data.path=DIR --config.start.workdir=A --workdir=B
+    python -m experiments.virface --config=ms1m_virface --config.data.path=DIR --config.data.unlabelled=DIR2 \
+        --config.start.workdir=B --workdir=C
+
+The three stages: ArcFace on the labelled people ("pretrain"); the generator learns where their centres lie, everything
+else being frozen ("generator"); all learn on labelled and unlabelled faces ("virface", or "virclass" with no
+generator, from the first stage). The miniature trains the stages before its own itself; "arcface" goes on with
+labelled faces alone for as many steps as the others.
+
+The ms1m presets are the runs of the authors' code, on 4 GPUs, with the list of labelled people that comes with it
+(79,041 pictures of 4,287 people). Its list of unlabelled ones does not, so an epoch is one of the labelled list. Its
+settings are spread over defaults and remarks, which are taken at their word: a rate of 0.01 in the first stage and of
+0.1 later. No result on this list was published.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax import lax
+from ml_collections import ConfigDict
+
+from experiments import arcface as common
+from experiments import quality_common
+from facejax.data import pipeline, readers, transforms
+from facejax.data.synthetic import faces
+from facejax.metrics import verification
+from facejax.recognition import arcface, virface
+from facejax.train import AXIS, Experiment, Mean, Report, TrainState, app, map_batches, optim, parallel, supervised_step
+from facejax.train.checkpoint import Checkpointer
+from facejax.train.claims import Claim
+
+BASE = {
+    "seed": 0,
+    "stage": "virface",  # one of STAGES
+    "start": {
+        "workdir": "",  # of a run of the stage before; empty trains the stages before first, in memory
+        "steps": 0,  # of each of those; 0 is as their presets have it
+    },
+    "data": {
+        "source": "face_world",  # or "path": whatever facejax.data.readers.read opens
+        "path": "",
+        "unlabelled": "",  # likewise; its labels serve only to draw no two pictures of a person in one step
+        "task": "recognition",
+        "data_dir": "",
+        "image_size": 32,
+        "classes": 30,
+        "held_out": 0.0,
+        "augment": "flip",
+        "unlabelled_batch": 64,
+        "threads": 2,
+        "workers": 0,
+    },
+    "model": {"name": "tiny", "embedding_size": 64, "hidden": 256, "latent": 128, "dtype": "float32"},
+    "loss": {
+        "scale": 16.0,
+        "angle": 0.5,
+        "dropout": 0.5,  # of labelled embeddings, beside unlabelled ones
+        "overlap": 0.0,  # above 0: who is of a labelled class with this probability becomes no class (0.8)
+        "draws": 5,
+        "fit": 5e3 * 64 / 512,  # the mean over fewer numbers of a unit vector is larger
+        "prior": 2.0,
+    },
+    "optim": {
+        "name": "sgd",
+        "weight_decay": 5e-4,
+        "clip": 5.0,
+        "clip_only": "backbone",
+        "schedule": {"kind": "cosine", "peak": 0.05, "boundaries": ()},
+    },
+    "train": {
+        "batch_size": 32,
+        "steps": 150,
+        "log_every": 50,
+        "eval_every": 0,
+        "save_every": 50,
+        "save_seconds": 60.0,
+        "keep": 2,
+        "parallel": "shard_map",
+        "devices": 0,
+    },
+    "eval": {"batch_size": 128, "packs": ""},
+}
+STAGES = {
+    "pretrain": "",
+    "generator": "pretrain",
+    "arcface": "pretrain",
+    "virclass": "pretrain",
+    "virface": "generator",
+}
+"""Every stage, and the one that it begins from."""
+TRAINED = {"generator": ("generator",), "virface": ("backbone", "head", "generator")}
+
+
+def published(stage: str, batch: int, epochs: int, falls: tuple[int, ...], peak: float) -> dict[str, Any]:
+    """A stage of the authors' code."""
+    epoch = 79_041 // batch
+    return {
+        "stage": stage,
+        "data": {"source": "path", "image_size": 112, "classes": 4287, "unlabelled_batch": 128},
+        "model": {"name": "faceresnet50", "embedding_size": 512, "dtype": "bfloat16"},
+        "loss": {"scale": 32.0, "fit": 5e3},
+        "optim": {
+            "weight_decay": 1e-3,
+            "clip": 0.0,
+            "clip_only": "",
+            "schedule": {"kind": "step", "peak": peak, "boundaries": tuple(epoch * fall for fall in falls)},
+        },
+        "train": {"batch_size": batch, "steps": epoch * epochs, "devices": 4, "eval_every": epoch},
+    }
+
+
+PRESETS = {
+    "synthetic": {},
+    "virclass": {"stage": "virclass"},
+    "arcface": {"stage": "arcface"},
+    "pretrain": {
+        "stage": "pretrain",
+        "optim.schedule.peak": 0.1,
+        "train": {"batch_size": 64, "steps": 150},
+    },
+    "generator": {
+        "stage": "generator",
+        "optim": {"clip": 0.0, "clip_only": "", "schedule.peak": 0.1},
+        "train": {"batch_size": 64, "steps": 100},
+    },
+    "ms1m_pretrain": published("pretrain", 256, 20, (8, 12, 15, 18), 0.01),
+    "ms1m_generator": published("generator", 128, 10, (3, 5, 7, 9), 0.1),
+    "ms1m_virclass": published("virclass", 128, 10, (4, 6, 8), 0.1),
+    "ms1m_virface": published("virface", 128, 10, (4, 6, 8), 0.1),
+}
+
+CLAIM = (
+    Claim(
+        "unlabelled people as classes to keep away from raise verification of unseen people",
+        metric="tar_at_far_1e-2",
+        better="higher",
+        method="virclass",
+        baseline=("arcface",),
+    ),
+    Claim(
+        "with generated embeddings of the unlabelled people it rises further",
+        metric="tar_at_far_1e-2",
+        better="higher",
+        method="synthetic",
+        baseline=("arcface", "virclass"),
+    ),
+)
+
+BACKBONES = {
+    "tiny": functools.partial(virface.FaceResNet, (1, 1, 1, 1), False, (16, 32, 64, 128)),
+    "faceresnet18": virface.faceresnet18,
+    "faceresnet34": virface.faceresnet34,
+    "faceresnet50": virface.faceresnet50,
+    "faceresnet101": virface.faceresnet101,
+    "faceresnet152": virface.faceresnet152,
+}
+SHALLOW = faces.Task("shallow", 48, train=200, test=1, per_person=3, aligned=True, seed=3)
+
+
+def get_config(preset: str = "synthetic") -> ConfigDict:
+    """The configuration of a preset."""
+    return app.preset(BASE, PRESETS, preset)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Wires one stage."""
+    if config.stage not in STAGES:
+        raise ValueError(f"stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
+    loss, size, batch, classes = config.loss, config.data.image_size, config.train.batch_size, config.data.classes
+    net, generator = make_backbone(config.model), virface.Generator(config.model.hidden, config.model.latent)
+    trained = TRAINED.get(config.stage, ("backbone", "head"))
+    tx = optax.multi_transform(
+        {"trained": optim.from_config(config.optim, config.train.steps), "frozen": optax.set_to_zero()},
+        {part: "trained" if part in trained else "frozen" for part in ("backbone", "head", "generator")},
+    )
+    options = {"scale": loss.scale, "margins": arcface.Margins(angle=loss.angle)}
+    both = config.stage in ("virclass", "virface")
+
+    def init(rng: jax.Array) -> TrainState:
+        variables = net.init(rng, jnp.zeros((2, size, size, 3)), train=False)
+        embedding = jnp.zeros((1, config.model.embedding_size))
+        params = {
+            "backbone": variables["params"],
+            "head": 0.01 * jax.random.normal(jax.random.fold_in(rng, 1), (classes, embedding.shape[1])),
+            "generator": generator.init(jax.random.fold_in(rng, 2), embedding, rng)["params"],
+        }
+        begun = params, variables["batch_stats"]
+        if STAGES[config.stage]:
+            begun = quality_common.read_later(lambda: beginning(config), begun)
+        return TrainState.create(rng, begun[0], tx, model_state=begun[1])
+
+    def loss_of_generator(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
+        variables = {"params": params["backbone"], "batch_stats": batch_stats}
+        features = net.apply(variables, common.preprocess(batch["image"]), train=False)
+        losses, metrics = fitting(params, features, batch["label"], rng)
+        return losses.mean(), (batch_stats, {"loss": Mean.of(losses), **metrics})
+
+    def loss_of_faces(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
+        dropped, fitted, drawn = jax.random.split(rng, 3)
+        images = jnp.concatenate([batch["image"], batch["unlabelled"]]) if both else batch["image"]
+        features, updated = net.apply(
+            {"params": params["backbone"], "batch_stats": batch_stats},
+            common.preprocess(images),
+            train=True,
+            mutable=["batch_stats"],
+        )
+        labels, centres = batch["label"], params["head"]
+        labelled, mine = features[: len(labels)], features[len(labels) :]
+        if not both:
+            losses = arcface.margin_softmax_loss(labelled, centres, labels, easy=True, **options)
+            return losses.mean(), (updated["batch_stats"], {"loss": Mean.of(losses)})
+        others = lax.all_gather(mine, AXIS, tiled=True)  # of all devices: each is a class
+        keep = jnp.ones(len(others), bool)
+        if loss.overlap:
+            keep = virface.unclaimed(others, centres, scale=loss.scale, limit=loss.overlap)
+        seen = nn.Dropout(loss.dropout, deterministic=False).apply({}, labelled, rngs={"dropout": dropped})
+        losses = virface.virclass_loss(seen, centres, labels, others, keep=keep, **options)
+        metrics = {"loss_labelled": Mean.of(losses), "kept": Mean.of(keep)}
+        total = losses.mean()
+        if config.stage == "virface":
+            fit, found = fitting(params, labelled, labels, fitted)
+            unit = arcface.normalize(lax.stop_gradient(mine))
+            samples = generator.apply({"params": params["generator"]}, unit, drawn, draws=loss.draws).samples
+            places = lax.axis_index(AXIS) * len(mine) + jnp.arange(len(mine))
+            losses = virface.virinstance_loss(samples, centres, places, others, keep=keep, **options)
+            total += losses.mean() / jnp.maximum(keep.mean(), 1e-6) + fit.mean()
+            metrics |= {"loss_unlabelled": Mean.of(losses, keep[places]), **found}
+        return total, (updated["batch_stats"], {"loss": Mean.of(total), **metrics})
+
+    def fitting(params: Any, features: jax.Array, labels: jax.Array, rng: jax.Array) -> tuple[jax.Array, Any]:
+        """Losses [N] of the generator on labelled embeddings, and whether it hits their own centres."""
+        unit = arcface.normalize(lax.stop_gradient(features))
+        made = generator.apply({"params": params["generator"]}, unit, rng)
+        error = virface.fit_error(made.samples[0], params["head"][labels])
+        code = virface.divergence(made.mean, made.log_variance)
+        nearest = jnp.argmax(arcface.normalize(made.samples[0]) @ arcface.normalize(params["head"]).T, 1)
+        found = {"fit_error": Mean.of(error), "divergence": Mean.of(code), "own_centre": Mean.of(nearest == labels)}
+        return loss.fit * error + loss.prior * code, found
+
+    def train_data() -> Any:
+        if STAGES[config.stage]:
+            beginning(config)
+        options = {"seed": config.seed, "threads": config.data.threads, "workers": config.data.workers}
+        known = pipeline.train_batches(labelled_people(config), common.loader(config.data), batch, **options)
+        if not both:
+            return known
+        source = unlabelled_people(config)
+        people = Shallow([common.label(source[i]) for i in range(len(source))])
+        load = functools.partial(load_shallow, source, size)
+        unknown = pipeline.train_batches(people, load, config.data.unlabelled_batch, **options)
+        return Together(known, unknown)
+
+    def embed(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        return {"features": net.apply(variables, common.preprocess(images), train=False)}
+
+    def evaluate(state: TrainState) -> Report:
+        variables = {"params": state.params["backbone"], "batch_stats": state.model_state}
+
+        def embeddings(images: np.ndarray) -> np.ndarray:  # of the picture alone, as in the reference
+            return verification.unit(map_batches(embed, variables, images, config.eval.batch_size)["features"])
+
+        return (common.verify_packs if config.eval.packs else common.verify_unseen)(config, embeddings)
+
+    fields = {
+        "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+        "label": jax.ShapeDtypeStruct((batch,), jnp.int32),
+    }
+    if both:
+        fields["unlabelled"] = jax.ShapeDtypeStruct((config.data.unlabelled_batch, size, size, 3), jnp.uint8)
+    return Experiment(
+        evaluate=evaluate,
+        init=init,
+        train_step=supervised_step(loss_of_generator if config.stage == "generator" else loss_of_faces, tx),
+        train_data=train_data,
+        batch=fields,
+    )
+
+
+def make_backbone(model: ConfigDict) -> virface.FaceResNet:
+    """The backbone that the configuration names."""
+    if model.name not in BACKBONES:
+        raise ValueError(f"model.name is {model.name!r}: expected one of {', '.join(BACKBONES)}")
+    return BACKBONES[model.name](embedding_size=model.embedding_size, dtype=jnp.dtype(model.dtype))
+
+
+def beginning(config: ConfigDict) -> tuple[Any, Any]:
+    """Parameters and batch statistics that the stage before left: read from its workdir, or trained now and kept."""
+    if config.start.workdir:
+        return _left_behind(config.start.workdir, STAGES[config.stage])
+    if config.data.source == "path":
+        raise ValueError(f"start.workdir is empty: expected the folder of a finished {STAGES[config.stage]} run")
+    settings = get_config(STAGES[config.stage])
+    for part in ("seed", "start", "data", "model", "loss"):
+        settings[part] = config[part]
+    settings.train.steps = config.start.steps or settings.train.steps
+    return _trained(settings.to_json_best_effort(sort_keys=True))
+
+
+@functools.lru_cache(maxsize=4)
+def _trained(settings: str) -> tuple[Any, Any]:
+    def unjudged(config: ConfigDict) -> Experiment:
+        return dataclasses.replace(build(config), evaluate=lambda state: Report({}))
+
+    state, _ = app.run(ConfigDict(json.loads(settings)), unjudged, quiet=True)
+    return jax.tree.map(np.asarray, (state.params, state.model_state))
+
+
+@functools.lru_cache(maxsize=1)
+def _left_behind(workdir: str, stage: str) -> tuple[Any, Any]:
+    folder = pathlib.Path(workdir)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"start.workdir {folder} holds no config.json: expected a finished run of {stage}")
+    settings = ConfigDict(json.loads((folder / "config.json").read_text())["config"])
+    if settings.get("stage") != stage:
+        raise ValueError(f"start.workdir {folder} is a run of stage {settings.get('stage')!r}: expected {stage!r}")
+    experiment = build(settings)
+    executor = parallel.make_executor(experiment, "shard_map", 0)
+    checkpointer = Checkpointer(folder / "checkpoints")
+    try:
+        if checkpointer.latest != settings.train.steps:
+            raise ValueError(
+                f"start.workdir {folder} has come to step {checkpointer.latest}: expected the last, "
+                f"{settings.train.steps}"
+            )
+        state, _ = checkpointer.restore(executor.abstract(jax.eval_shape(experiment.init, jax.random.key(0))))
+    finally:
+        checkpointer.close()
+    return jax.tree.map(np.asarray, (state.params, state.model_state))
+
+
+def labelled_people(config: ConfigDict) -> Any:
+    """The first data.classes people of the face world's task, or those at data.path."""
+    data = config.data
+    if data.source == "path":
+        return common.people(config)[0]
+    task = faces.TASKS[data.task]
+    if not 0 < data.classes <= task.train:
+        raise ValueError(f"data.classes is {data.classes}: expected 1 to {task.train}, the face world's")
+    labels = np.repeat(np.arange(data.classes), task.per_person)
+    return common.Subset(faces.load(data.task, "train", data.data_dir or None), np.arange(len(labels)), labels)
+
+
+def unlabelled_people(config: ConfigDict) -> Any:
+    """Pictures of people of whom training is not told who they are."""
+    data = config.data
+    if data.source == "path":
+        if not data.unlabelled:
+            raise ValueError("data.unlabelled is empty: expected what holds the unlabelled pictures")
+        return readers.read(data.unlabelled)
+    return faces.load(SHALLOW, "train", data.data_dir or None)
+
+
+class Shallow:
+    """Each example is a person, as the rows [M] of their pictures: a batch of these never holds anybody twice."""
+
+    def __init__(self, labels: Any):
+        order = np.argsort(labels, kind="stable")
+        starts = np.flatnonzero(np.diff(np.asarray(labels)[order], prepend=np.nan))
+        self._rows = np.split(order, starts[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._rows[index]
+
+
+def load_shallow(source: Any, size: int, people: Any, rngs: Any) -> dict[str, np.ndarray]:
+    """One picture of each person, drawn and mirrored by chance."""
+    rows = [int(rng.choice(rows)) for rows, rng in zip(people, rngs, strict=True)]
+    images = [common.picture(example, size) for example in pipeline.fetch(source, rows)]
+    return {
+        "unlabelled": np.stack([transforms.random_flip(x, rng) for x, rng in zip(images, rngs, strict=True)]),
+    }
+
+
+class Together:
+    """Two endless streams of batches as one; its position is both of theirs."""
+
+    def __init__(self, *streams: Any):
+        self._streams = streams
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return {name: array for stream in self._streams for name, array in next(stream).items()}
+
+    def get_state(self) -> list[Any]:
+        return [stream.get_state() for stream in self._streams]
+
+    def set_state(self, state: list[Any]) -> None:
+        for stream, part in zip(self._streams, state, strict=True):
+            stream.set_state(part)
+
+    def close(self) -> None:
+        for stream in self._streams:
+            stream.close()
+
+
+if __name__ == "__main__":
+    app.main(get_config, build)

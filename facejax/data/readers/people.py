@@ -1,0 +1,175 @@
+"""Annotated people: COCO's keypoint files and MPII's, as HRNet's authors distribute them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import io
+
+PERSON = 1
+"""COCO's number for people."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """Somebody in a picture, and where to look.
+
+    Attributes:
+      picture: the file.
+      image_id: of the picture.
+      centre, size: (x, y) and (width, height) of the region around the person, in pixels.
+      points: [K, 2] (x, y), whole numbers at pixels' centres.
+      visible: [K] bool, points that are annotated.
+      score: of the detected box; 1 for an annotated one.
+    """
+
+    picture: pathlib.Path
+    image_id: int
+    centre: tuple[float, float]
+    size: tuple[float, float]
+    points: np.ndarray
+    visible: np.ndarray
+    score: float = 1.0
+
+
+class PeopleSource:
+    """`people` as examples: the fields of `Person`, with the encoded picture under "image"."""
+
+    def __init__(self, people: Sequence[Person]):
+        self.people = people
+
+    def __len__(self) -> int:
+        return len(self.people)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        person = self.people[index]
+        fields = {f.name: getattr(person, f.name) for f in dataclasses.fields(person) if f.name != "picture"}
+        return {"image": person.picture.read_bytes(), **fields}
+
+
+class CocoPeople:
+    """COCO's person_keypoints_*.json.
+
+    Args:
+      annotations: the file.
+      pictures: the folder of its images.
+    """
+
+    def __init__(self, annotations: str | pathlib.Path, pictures: str | pathlib.Path):
+        found = _read_json(annotations, dict)
+        missing = {"images", "annotations"} - set(found)
+        if missing:
+            raise ValueError(f"{annotations}: no {' and no '.join(sorted(missing))} in it, expected a COCO file")
+        self._folder = pathlib.Path(pictures)
+        self._images = {image["id"]: image for image in found["images"]}
+        self._people = defaultdict(list)
+        for entry in found["annotations"]:
+            if entry.get("category_id") == PERSON:
+                self._people[entry["image_id"]].append(entry)
+        self.image_ids = sorted(self._images)
+
+    def people(self) -> list[Person]:
+        """Everybody with an annotated keypoint, at their box cut to the picture."""
+        found = []
+        for image_id in self.image_ids:
+            for entry in self._people[image_id]:
+                points = np.reshape(np.asarray(entry["keypoints"], float), (-1, 3))
+                box = _inside(entry["bbox"], self._images[image_id])
+                if entry["area"] > 0 and box is not None and points.any():
+                    found.append(self._person(image_id, box, points[:, :2], points[:, 2] > 0, 1.0))
+        return found
+
+    def detected(self, detections: str | pathlib.Path, joints: int = 17) -> list[Person]:
+        """People at the boxes of a COCO result file, without keypoints.
+
+        Args:
+          detections: the file, a list of {"image_id", "category_id", "bbox", "score"}.
+          joints: K.
+        """
+        nothing = np.zeros((joints, 2)), np.zeros(joints, bool)
+        return [
+            self._person(entry["image_id"], entry["bbox"], *nothing, entry["score"])
+            for entry in _read_json(detections, list)
+            if entry["category_id"] == PERSON
+        ]
+
+    def truth(self, image_id: int) -> dict[str, np.ndarray]:
+        """What `facejax.metrics.keypoints.People` takes, of one picture."""
+        entries = self._people[image_id]
+        flat = np.array([e["keypoints"] for e in entries] or np.zeros((0, 3 * 17)), float)
+        points = flat.reshape(len(entries), flat.shape[1] // 3, 3)
+        return {
+            "points": points[..., :2],
+            "labelled": points[..., 2] > 0,
+            "areas": np.array([e["area"] for e in entries], float),
+            "boxes": np.reshape([e["bbox"] for e in entries], (-1, 4)).astype(float),
+            "crowd": np.array([e.get("iscrowd", 0) for e in entries], bool),
+        }
+
+    def _person(self, image_id: int, box: Sequence[float], points: Any, visible: Any, score: float) -> Person:
+        if image_id not in self._images:
+            raise ValueError(f"picture {image_id} of a person is not among the {len(self._images)} of the annotations")
+        x, y, width, height = box
+        file = self._folder / self._images[image_id]["file_name"]
+        return Person(file, image_id, (x + width / 2, y + height / 2), (width, height), points, visible, score)
+
+
+def read_mpii(annotations: str | pathlib.Path, pictures: str | pathlib.Path) -> list[Person]:
+    """MPII's people from a train.json or valid.json of HRNet's authors.
+
+    The square of 200 pixels times the annotated scale is moved down by 15 pixels times it, so as not to cut limbs off;
+    MATLAB's indices become ours.
+    """
+    folder, found = pathlib.Path(pictures), []
+    for number, entry in enumerate(_read_json(annotations, list)):
+        (x, y), scale, side = entry["center"], entry["scale"], 200 * entry["scale"]
+        points = np.asarray(entry["joints"], float) - 1
+        visible = np.asarray(entry["joints_vis"]) > 0
+        found.append(
+            Person(folder / entry["image"], number, (x - 1, y + 15 * scale - 1), (side, side), points, visible)
+        )
+    return found
+
+
+def read_mpii_truth(file: str | pathlib.Path) -> dict[str, np.ndarray]:
+    """A gt_valid.mat of HRNet's authors: what PCKh is measured against.
+
+    Returns:
+      "points" [N, 16, 2], whole numbers at pixels' centres; "visible" [N, 16] bool; "heads" [N, 4] (x1, y1, x2, y2).
+    """
+    names = ("pos_gt_src", "jnt_missing", "headboxes_src")
+    try:
+        found = io.loadmat(file)
+        points, missing, heads = (found[name] for name in names)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{file}: expected a MATLAB file with {', '.join(names)}: {error}") from error
+    return {
+        "points": points.transpose(2, 0, 1) - 1.0,
+        "visible": missing.T == 0,
+        "heads": heads.transpose(2, 0, 1).reshape(-1, 4),
+    }
+
+
+def _inside(box: Sequence[float], image: dict[str, Any]) -> tuple[float, ...] | None:
+    """The box cut to the picture as HRNet's code does it, or None where nothing is left."""
+    x, y, width, height = box
+    left, top = max(0, x), max(0, y)
+    right = min(image["width"] - 1, left + max(0, width - 1))
+    bottom = min(image["height"] - 1, top + max(0, height - 1))
+    return (left, top, right - left, bottom - top) if right >= left and bottom >= top else None
+
+
+def _read_json(file: str | pathlib.Path, kind: type) -> Any:
+    try:
+        found = json.loads(pathlib.Path(file).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not a JSON file that can be read: {error}") from error
+    if not isinstance(found, kind):
+        raise ValueError(f"{file}: holds a {type(found).__name__}, expected a {kind.__name__}")
+    return found

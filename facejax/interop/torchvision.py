@@ -1,0 +1,107 @@
+"""torchvision's published weights onto our backbones: MobileNet V2, GoogLeNet and Inception V3.
+
+Ours must be in torchvision's layout: `mobilenet_v2(padding=1, epsilon=1e-5)`, `googlenet_torchvision()`,
+`inception_v3_torchvision()`. The last two expect images in -1..1, which torchvision's `transform_input` makes of its
+own normalisation.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from facejax.interop.names import Rule, batch_norm, convert
+from facejax.interop.pytorch import read_state_dict
+
+
+def load(path: str | os.PathLike[str], template: Any) -> Any:
+    """Variables from a PyTorch file; which of the networks it is, is told by its names.
+
+    Args:
+      path: a state dict, or a checkpoint that holds one.
+      template: shapes of the model's variables. Side classifiers that it lacks are left out.
+    """
+    tensors = read_state_dict(path)
+    if "features.0.0.weight" in tensors:
+        return convert(tensors, mobilenet_v2_rules(), template)
+    parts = [] if any("auxiliary" in name for name in template["params"]) else [Rule(r"(aux|Aux).*", "")]
+    rules = inception_v3_rules() if "Mixed_5b.branch1x1.conv.weight" in tensors else googlenet_rules()
+    return convert(tensors, [*parts, *rules], template)
+
+
+def mobilenet_v2_rules() -> list[Rule]:
+    """models/mobilenetv2.py: features.0, then the blocks features.1 and up, the last convolution, classifier."""
+    rules = []
+
+    def conv_norm(conv: str, bn: str, target: str) -> None:
+        rules.append(Rule(rf"features\.{conv}\.weight", f"params/{target}/conv/kernel", "conv"))
+        rules.extend(batch_norm(rf"features\.{bn}", f"{target}/bn"))
+
+    conv_norm(r"0\.0", r"0\.1", "stem")
+    blocks = [f"group{group}_{i}" for group, count in enumerate((1, 2, 3, 4, 3, 3, 1)) for i in range(count)]
+    for number, block in enumerate(blocks, 1):
+        layers = ["depthwise"] if number == 1 else ["expand", "depthwise"]  # the first block does not expand
+        for i, layer in enumerate(layers):
+            conv_norm(rf"{number}\.conv\.{i}\.0", rf"{number}\.conv\.{i}\.1", f"{block}/{layer}")
+        conv_norm(rf"{number}\.conv\.{len(layers)}", rf"{number}\.conv\.{len(layers) + 1}", f"{block}/project")
+    conv_norm(rf"{len(blocks) + 1}\.0", rf"{len(blocks) + 1}\.1", "last")
+    return [*rules, *_dense(r"classifier\.1", "fc")]
+
+
+def googlenet_rules(side_channels: int = 128) -> list[Rule]:
+    """models/googlenet.py: conv1 to conv3, inception3a to inception5b, aux1, aux2, fc.
+
+    Args:
+      side_channels: of the convolution of a side classifier; other than 128 in a narrower net.
+    """
+    rules = []
+    for source, target in (("conv1", "conv1"), ("conv2", "conv2_reduce"), ("conv3", "conv2")):
+        rules += _conv_norm(source, target)
+    module, ours = r"inception(\d[a-e])\.", r"mixed\1/"
+    rules += _conv_norm(module + "branch1", ours + "branch0_0")
+    rules += _conv_norm(module + r"branch2\.([01])", ours + r"branch1_\2")
+    rules += _conv_norm(module + r"branch3\.([01])", ours + r"branch2_\2")
+    rules += _conv_norm(module + r"branch4\.1", ours + "pool")
+    for source, target in (("aux1", "auxiliary4a"), ("aux2", "auxiliary4d")):
+        rules += _conv_norm(rf"{source}\.conv", f"{target}/conv")
+        rules.append(Rule(rf"{source}\.fc1\.weight", f"params/{target}/fc1/kernel", "flatten", side_channels))
+        rules.append(Rule(rf"{source}\.fc1\.bias", f"params/{target}/fc1/bias"))
+        rules += _dense(rf"{source}\.fc2", f"{target}/fc2")
+    return [*rules, *_dense("fc", "fc")]
+
+
+def inception_v3_rules() -> list[Rule]:
+    """models/inception.py: Conv2d_1a_3x3 to Conv2d_4a_3x3, Mixed_5b to Mixed_7c, AuxLogits, fc."""
+    rules = []
+    stem = ("1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3")
+    for number, source in enumerate(stem, 1):
+        rules += _conv_norm(f"Conv2d_{source}", f"conv{number}")
+    branches = {
+        "5[bcd]": ("branch1x1", "branch5x5", "branch3x3dbl"),
+        "6a": ("branch3x3", "branch3x3dbl"),
+        "6[b-e]": ("branch1x1", "branch7x7", "branch7x7dbl"),
+        "7a": ("branch3x3", "branch7x7x3"),
+        "7[bc]": ("branch1x1", "branch3x3", "branch3x3dbl"),
+    }
+    for modules, names in branches.items():
+        source, target = rf"Mixed_({modules})\.", r"mixed\1/"
+        for b, name in enumerate(names):
+            rules += _conv_norm(source + name, f"{target}branch{b}_0")  # of one convolution only
+            for i in range(5):
+                rules += _conv_norm(rf"{source}{name}_{i + 1}([ab]?)", rf"{target}branch{b}_{i}\2")
+        rules += _conv_norm(source + "branch_pool", target + "pool")
+    rules += _conv_norm(r"AuxLogits\.conv0", "auxiliary_conv1")
+    rules += _conv_norm(r"AuxLogits\.conv1", "auxiliary_conv2")
+    return [*rules, *_dense(r"AuxLogits\.fc", "auxiliary_fc"), *_dense("fc", "fc")]
+
+
+def _conv_norm(source: str, target: str) -> list[Rule]:
+    kernel = Rule(rf"{source}\.conv\.weight", f"params/{target}/conv/kernel", "conv")
+    return [kernel, *batch_norm(rf"{source}\.bn", f"{target}/bn")]
+
+
+def _dense(source: str, target: str) -> list[Rule]:
+    return [
+        Rule(rf"{source}\.weight", f"params/{target}/kernel", "linear"),
+        Rule(rf"{source}\.bias", f"params/{target}/bias"),
+    ]

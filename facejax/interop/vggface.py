@@ -1,0 +1,44 @@
+"""ResNet-50 of VGGFace2 as keras_vggface names it (also FaceQnet's trunk), onto `facejax.backbones.resnet`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from facejax.interop.files import read_keras
+from facejax.interop.names import Rule, convert
+
+LAYERS = {"conv1": "1x1_reduce", "conv2": "3x3", "conv3": "1x1_increase", "shortcut_conv": "1x1_proj"}
+STATISTICS = {
+    "gamma": "params/{}/norm/scale",
+    "beta": "params/{}/norm/bias",
+    "moving_mean": "batch_stats/{}/norm/mean",
+    "moving_variance": "batch_stats/{}/norm/var",
+}
+
+
+def load(path: str | os.PathLike[str], template: Any) -> Any:
+    """Variables of a ResNet-50 (`stride_in_1x1`, without its dense layer) from a Keras HDF5 file.
+
+    Args:
+      path: the file; dense layers in it are left out.
+      template: shapes of the model's variables.
+    """
+    return convert(read_keras(path), resnet50_rules(), template)
+
+
+def resnet50_rules() -> list[Rule]:
+    """Layers convS_B_1x1_reduce, _3x3, _1x1_increase and _1x1_proj, each with a batch norm; the stem conv1/7x7_s2."""
+    layers = [("conv1/7x7_s2", "conv1", "bn1")]
+    for stage, depth in enumerate((3, 4, 6, 3), 2):
+        for block in range(1, depth + 1):
+            place = f"layer{stage - 1}_{block - 1}"
+            layers += [
+                (f"conv{stage}_{block}_{theirs}", f"{place}/{ours}", f"{place}/{ours.replace('conv', 'bn')}")
+                for ours, theirs in LAYERS.items()
+            ]
+    rules = [Rule(r"(.*/)?(classifier|dense|fc)[^/]*/.*", "")]
+    for theirs, conv, norm in layers:
+        rules.append(Rule(rf"(.*/)?{theirs}/kernel:0", f"params/{conv}/kernel"))
+        rules += [Rule(rf"(.*/)?{theirs}/bn/{name}:0", place.format(norm)) for name, place in STATISTICS.items()]
+    return rules

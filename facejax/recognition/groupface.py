@@ -1,0 +1,150 @@
+"""GroupFace: learning latent groups and constructing group-based representations for face recognition.
+
+Kim, Park, Roh, Shin. CVPR 2020. arXiv:2005.10497.
+A decision network sorts faces into groups that nobody labelled, and every group has a branch of its own that adds to
+the embedding. The groups' labels are the network's own decisions, evened out: a group wins where its probability
+exceeds what is usual for it, so that none stays empty.
+
+There is no official code. Not told by the sources at hand and chosen here: the widths of the decision network's three
+dense layers (256, 256, K; PReLU between them), that the second's output is the feature u of the group-aware similarity
+(as long as it comes, Euclidean distance), and that the batch itself is the newest of those whose mean is expected.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from facejax.nn.init import torch_default
+from facejax.nn.norm import PReLU
+
+Ensemble = Literal["soft", "hard"]
+
+
+class Representation(NamedTuple):
+    """What the network makes of faces.
+
+    Attributes:
+      embedding: [N, D], not normalised.
+      logits: [N, K] of the groups.
+      decision: [N, H] feature u of the decision network.
+    """
+
+    embedding: jax.Array
+    logits: jax.Array
+    decision: jax.Array
+
+
+class GroupDecision(nn.Module):
+    """Three dense layers: an instance's embedding to its feature u and the groups' logits.
+
+    Attributes:
+      groups: K.
+      hidden: widths of the first two layers.
+    """
+
+    groups: int = 32
+    hidden: tuple[int, int] = (256, 256)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[N, D] -> u [N, H], logits [N, K]."""
+        for i, width in enumerate(self.hidden):
+            x = PReLU(name=f"prelu{i}")(nn.Dense(width, kernel_init=torch_default, name=f"fc{i}")(x))
+        return x, nn.Dense(self.groups, kernel_init=torch_default, name=f"fc{len(self.hidden)}")(x)
+
+
+class GroupFace(nn.Module):
+    """A shared feature, an instance branch, K group branches and what decides between them.
+
+    Attributes:
+      backbone: images [N, H, W, 3] -> shared features [N, S]; S is 4096 in the paper.
+      groups: K.
+      embedding_size: D, of every branch.
+      hidden: of the decision network.
+      ensemble: "soft" adds the branches weighted by the groups' probabilities (S-GroupFace), "hard" the branch of the
+        most probable group (H-GroupFace).
+    """
+
+    backbone: nn.Module
+    groups: int = 32
+    embedding_size: int = 512
+    hidden: tuple[int, int] = (256, 256)
+    ensemble: Ensemble = "soft"
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> Representation:
+        """Faces to embeddings and groups."""
+        shared = self.backbone(images, train=train)
+        instance = nn.Dense(self.embedding_size, kernel_init=torch_default, name="instance")(shared)
+        branches = nn.DenseGeneral((self.groups, self.embedding_size), kernel_init=torch_default, name="branches")(
+            shared
+        )
+        decision, logits = GroupDecision(self.groups, self.hidden, name="decision")(instance)
+        added = combine(branches, jax.nn.softmax(logits), self.ensemble)
+        return Representation(instance + added, logits, decision)
+
+
+def combine(branches: jax.Array, probabilities: jax.Array, ensemble: Ensemble) -> jax.Array:
+    """The group branches' share of the embedding. [N, K, D] and [N, K] -> [N, D]."""
+    if ensemble not in get_args(Ensemble):
+        raise ValueError(f"combine: ensemble {ensemble!r}, expected one of {get_args(Ensemble)}")
+    if branches.ndim != 3 or probabilities.shape != branches.shape[:2]:
+        raise ValueError(
+            f"combine: branches {branches.shape} and probabilities {probabilities.shape}, expected [N, K, D] and [N, K]"
+        )
+    if ensemble == "soft":
+        return jnp.einsum("nk,nkd->nd", probabilities, branches)
+    best = jnp.argmax(probabilities, 1)
+    return jnp.take_along_axis(branches, best[:, None, None], 1)[:, 0]
+
+
+def observe(window: jax.Array, mean: jax.Array) -> jax.Array:
+    """Puts a batch's mean probabilities in place of the oldest of a window of such means.
+
+    Args:
+      window: [B, K], the newest first; rows of zeros are yet to come.
+      mean: [K], over the pictures of all devices.
+    """
+    if window.shape[1:] != mean.shape:
+        raise ValueError(f"observe: window {window.shape} and mean {mean.shape}, expected [B, K] and [K]")
+    return jnp.roll(window, 1, 0).at[0].set(lax.stop_gradient(mean))
+
+
+def expectation(window: jax.Array) -> jax.Array:
+    """E[p] over the batches that a window has seen; 1 / K before the first. [B, K] -> [K] with sum 1."""
+    total = window.sum(0)
+    seen = total.sum()
+    return jnp.where(seen > 0, total / jnp.where(seen > 0, seen, 1), 1 / total.shape[0])
+
+
+def normalized_probabilities(probabilities: jax.Array, expected: jax.Array) -> jax.Array:
+    """p~ = (p - E[p]) / K + 1 / K, whose expectation is 1 / K for every group. [N, K], [K] -> [N, K]."""
+    groups = probabilities.shape[-1]
+    if expected.shape != (groups,):
+        raise ValueError(
+            f"normalized_probabilities: an expectation of shape {expected.shape}, expected [K] = [{groups}]"
+        )
+    return (probabilities - expected) / groups + 1 / groups
+
+
+def self_distributed_labels(probabilities: jax.Array, expected: jax.Array) -> jax.Array:
+    """The group whose normalised probability is the greatest; no gradient. [N, K], [K] -> [N] int."""
+    return lax.stop_gradient(jnp.argmax(normalized_probabilities(probabilities, expected), -1))
+
+
+def group_aware_similarity(
+    cosine: jax.Array, distance: jax.Array, *, beta: float = 0.1, gamma: float = 1 / 3
+) -> jax.Array:
+    """S* = cos(v_a, v_b) - beta ||u_a - u_b||^gamma: faces of unlike groups count as less alike.
+
+    Args:
+      cosine: [...] of the embeddings of pairs.
+      distance: [...] between their features u, not negative.
+      beta, gamma: of the paper.
+    """
+    return cosine - beta * distance**gamma

@@ -1,0 +1,339 @@
+"""MobileNet and Inception against PyTorch modules written from the papers' tables, with the same random weights.
+
+The modules have torchvision's names, so that the rules for its published weights are tested too.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facejax.backbones import inception, mobilenet
+from facejax.interop import torchvision
+from facejax.interop.names import Rule, batch_norm, convert
+
+torch = pytest.importorskip("torch", reason="needs the parity extra")
+pytestmark = pytest.mark.parity
+nn, F = torch.nn, torch.nn.functional
+
+
+def conv_norm(a, b, kernel, stride=1, padding=0, groups=1, activation=nn.ReLU6, eps=1e-5):
+    layers = [nn.Conv2d(a, b, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(b, eps=eps)]
+    return nn.Sequential(*layers, *([activation()] if activation else []))
+
+
+class MobileNetV1(nn.Module):
+    """Table 1 of V1, at a quarter of its width."""
+
+    def __init__(self, classes):
+        super().__init__()
+        layers, a = [conv_norm(3, 8, 3, 2, 1)], 8
+        rows = [(16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (128, 2)] + 5 * [(128, 1)] + [(256, 2), (256, 1)]
+        for b, stride in rows:
+            layers += [conv_norm(a, a, 3, stride, 1, a), conv_norm(a, b, 1)]
+            a = b
+        self.layers, self.fc = nn.Sequential(*layers), nn.Linear(256, classes)
+
+    def forward(self, x):
+        return self.fc(self.layers(x).mean((2, 3)))
+
+
+def v1_rules():
+    names = ["stem", *(f"{kind}{i}" for i in range(1, 14) for kind in ("depthwise", "pointwise"))]
+    rules = [Rule(r"fc\.weight", "params/fc/kernel", "linear"), Rule(r"fc\.bias", "params/fc/bias")]
+    for i, name in enumerate(names):
+        rules.append(Rule(rf"layers\.{i}\.0\.weight", f"params/{name}/conv/kernel", "conv"))
+        rules.extend(batch_norm(rf"layers\.{i}\.1", f"{name}/bn"))
+    return rules
+
+
+class Bottleneck(nn.Module):
+    """Table 1 of V2."""
+
+    def __init__(self, a, b, stride, expansion):
+        super().__init__()
+        wide = a * expansion
+        layers = [conv_norm(a, wide, 1)] if expansion > 1 else []
+        linear = conv_norm(wide, b, 1, activation=None)
+        self.conv = nn.Sequential(*layers, conv_norm(wide, wide, 3, stride, 1, wide), *linear)
+        self.add = stride == 1 and a == b
+
+    def forward(self, x):
+        return x + self.conv(x) if self.add else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    """Table 2 of V2, at half its width; channels to multiples of eight."""
+
+    def __init__(self, classes):
+        super().__init__()
+        layers, a = [conv_norm(3, 16, 3, 2, 1)], 16
+        for t, b, n, s in (
+            (1, 8, 1, 1), (6, 16, 2, 2), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2), (6, 160, 1, 1),
+        ):  # fmt: skip
+            for i in range(n):
+                layers.append(Bottleneck(a, b, s if i == 0 else 1, t))
+                a = b
+        self.features = nn.Sequential(*layers, conv_norm(160, 1280, 1))
+        self.classifier = nn.Sequential(nn.Dropout(0.0), nn.Linear(1280, classes))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class Basic(nn.Module):
+    """Convolution, batch norm, ReLU, as the Inception networks stack them; other paddings than 0 keep the size."""
+
+    def __init__(self, a, b, kernel, stride=1, same=True):
+        super().__init__()
+        kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = tuple(k // 2 for k in kernel) if same else 0
+        self.conv, self.bn = nn.Conv2d(a, b, kernel, stride, padding, bias=False), nn.BatchNorm2d(b, eps=1e-3)
+
+    def forward(self, x):
+        return F.relu(self.bn(self.conv(x)))
+
+
+class V1Module(nn.Module):
+    """Fig. 2b of GoogLeNet."""
+
+    def __init__(self, a, ones, reduce3, threes, reduce5, fives, pool, kernel):
+        super().__init__()
+        self.branch1 = Basic(a, ones, 1)
+        self.branch2 = nn.Sequential(Basic(a, reduce3, 1), Basic(reduce3, threes, 3))
+        self.branch3 = nn.Sequential(Basic(a, reduce5, 1), Basic(reduce5, fives, kernel))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), Basic(a, pool, 1))
+
+    def forward(self, x):
+        return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
+
+
+V1_ROWS = {
+    "3a": (64, 96, 128, 16, 32, 32), "3b": (128, 128, 192, 32, 96, 64), "4a": (192, 96, 208, 16, 48, 64),
+    "4b": (160, 112, 224, 24, 64, 64), "4c": (128, 128, 256, 24, 64, 64), "4d": (112, 144, 288, 32, 64, 64),
+    "4e": (256, 160, 320, 32, 128, 128), "5a": (256, 160, 320, 32, 128, 128), "5b": (384, 192, 384, 48, 128, 128),
+}  # fmt: skip
+
+
+class Side(nn.Module):
+    def __init__(self, a, classes):
+        super().__init__()
+        self.conv, self.fc1, self.fc2 = Basic(a, 32, 1), nn.Linear(32 * 16, 256), nn.Linear(256, classes)
+
+    def forward(self, x):
+        return self.fc2(F.relu(self.fc1(self.conv(F.avg_pool2d(x, 5, 3)).flatten(1))))
+
+
+class GoogLeNet(nn.Module):
+    """Table 1 of GoogLeNet with batch norm, as in torchvision, at a quarter of its width, without dropout."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = Basic(3, 16, 7, 2), Basic(16, 16, 1), Basic(16, 48, 3)
+        a = 48
+        for name, row in V1_ROWS.items():
+            row = [c // 4 for c in row]
+            setattr(self, f"inception{name}", V1Module(a, *row, 3))
+            a = row[0] + row[2] + row[4] + row[5]
+        self.aux1, self.aux2, self.fc = Side(128, classes), Side(132, classes), nn.Linear(256, classes)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.conv1(x), 3, 2, ceil_mode=True)
+        x = F.max_pool2d(self.conv3(self.conv2(x)), 3, 2, ceil_mode=True)
+        sides = []
+        for name in V1_ROWS:
+            if name in ("4a", "5a"):
+                x = F.max_pool2d(x, 3 if name == "4a" else 2, 2, ceil_mode=True)
+            x = getattr(self, f"inception{name}")(x)
+            if name in ("4a", "4d"):
+                sides.append(getattr(self, "aux1" if name == "4a" else "aux2")(x))
+        return [self.fc(x.mean((2, 3))), *sides]
+
+
+class V3Module(nn.Module):
+    """Branches of named layers (name, channels, kernel); the last name may stand for a pair side by side."""
+
+    def __init__(self, a, branches, pool, stride=1):
+        super().__init__()
+        self.branches, self.stride = branches, stride
+        for layers in branches:
+            b = a
+            for i, (name, c, *kernels) in enumerate(layers):
+                strided = stride if i == len(layers) - 1 else 1
+                for letter, kernel in zip("ab" if len(kernels) > 1 else " ", kernels, strict=True):
+                    setattr(self, (name + letter).strip(), Basic(b, c, kernel, strided, strided == 1))
+                b = c
+        if pool:
+            self.branch_pool = Basic(a, pool, 1)
+
+    def forward(self, x):
+        parts = []
+        for layers in self.branches:
+            y = x
+            for name, _, *kernels in layers:
+                pair = len(kernels) > 1
+                y = torch.cat([getattr(self, (name + s).strip())(y) for s in ("ab" if pair else " ")], 1)
+            parts.append(y)
+        if self.stride > 1:
+            return torch.cat([*parts, F.max_pool2d(x, 3, 2)], 1)
+        return torch.cat([*parts, self.branch_pool(F.avg_pool2d(x, 3, 1, 1))], 1)
+
+
+def v3_rows():
+    """Figs. 5 to 7 and 10 of V3, at an eighth of its widths."""
+
+    def thirty_five(pool):
+        double = [("branch3x3dbl_1", 8, 1), ("branch3x3dbl_2", 12, 3), ("branch3x3dbl_3", 12, 3)]
+        return [[("branch1x1", 8, 1)], [("branch5x5_1", 6, 1), ("branch5x5_2", 8, 5)], double], pool
+
+    def seventeen(c):
+        once = [("branch7x7_1", c, 1), ("branch7x7_2", c, (1, 7)), ("branch7x7_3", 24, (7, 1))]
+        twice = [
+            ("branch7x7dbl_1", c, 1), ("branch7x7dbl_2", c, (7, 1)), ("branch7x7dbl_3", c, (1, 7)),
+            ("branch7x7dbl_4", c, (7, 1)), ("branch7x7dbl_5", 24, (1, 7)),
+        ]  # fmt: skip
+        return [[("branch1x1", 24, 1)], once, twice], 24
+
+    pair = (1, 3), (3, 1)
+    eight = [
+        [("branch1x1", 40, 1)], [("branch3x3_1", 48, 1), ("branch3x3_2", 48, *pair)],
+        [("branch3x3dbl_1", 56, 1), ("branch3x3dbl_2", 48, 3), ("branch3x3dbl_3", 48, *pair)],
+    ], 24  # fmt: skip
+    halve = [
+        [("branch3x3", 48, 3)], [("branch3x3dbl_1", 8, 1), ("branch3x3dbl_2", 12, 3), ("branch3x3dbl_3", 12, 3)],
+    ], 0, 2  # fmt: skip
+    last = [
+        [("branch3x3_1", 24, 1), ("branch3x3_2", 40, 3)],
+        [(f"branch7x7x3_{i}", 24, kernel) for i, kernel in enumerate((1, (1, 7), (7, 1), 3), 1)],
+    ], 0, 2  # fmt: skip
+    return {
+        "5b": (24, *thirty_five(4)), "5c": (32, *thirty_five(8)), "5d": (36, *thirty_five(8)), "6a": (36, *halve),
+        "6b": (96, *seventeen(16)), "6c": (96, *seventeen(20)), "6d": (96, *seventeen(20)), "6e": (96, *seventeen(24)),
+        "7a": (96, *last), "7b": (160, *eight), "7c": (256, *eight),
+    }  # fmt: skip
+
+
+class InceptionV3(nn.Module):
+    """Table 1 of V3, at an eighth of its width, without dropout."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.Conv2d_1a_3x3, self.Conv2d_2a_3x3 = Basic(3, 4, 3, 2, False), Basic(4, 4, 3, 1, False)
+        self.Conv2d_2b_3x3, self.Conv2d_3b_1x1 = Basic(4, 8, 3), Basic(8, 10, 1)
+        self.Conv2d_4a_3x3 = Basic(10, 24, 3, 1, False)
+        for name, row in v3_rows().items():
+            setattr(self, f"Mixed_{name}", V3Module(*row))
+        self.AuxLogits = nn.Module()
+        self.AuxLogits.conv0, self.AuxLogits.conv1 = Basic(96, 16, 1), Basic(16, 96, 1, 1, False)
+        self.AuxLogits.fc, self.fc = nn.Linear(96, classes), nn.Linear(256, classes)
+
+    def forward(self, x):
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, 2)))
+        x, side = F.max_pool2d(x, 3, 2), None
+        for name in v3_rows():
+            x = getattr(self, f"Mixed_{name}")(x)
+            if name == "6e":
+                y = F.avg_pool2d(x, min(5, x.shape[2]), 3)
+                side = self.AuxLogits.fc(self.AuxLogits.conv1(self.AuxLogits.conv0(y)).mean((2, 3)))
+        return [self.fc(x.mean((2, 3))), side]
+
+
+def paired(name):
+    """(ours, PyTorch's with random weights, rules from its names to ours, side of the images)."""
+    torch.manual_seed(0)
+    ours, theirs, rules, size = {
+        "mobilenet_v1": lambda: (
+            mobilenet.MobileNetV1(5, width=0.25, padding=1, epsilon=1e-5, dropout=0.0), MobileNetV1(5), v1_rules(), 40
+        ),
+        "mobilenet_v2": lambda: (
+            mobilenet.MobileNetV2(5, width=0.5, padding=1, epsilon=1e-5, dropout=0.0),
+            MobileNetV2(5), torchvision.mobilenet_v2_rules(), 40,
+        ),
+        "googlenet": lambda: (
+            inception.googlenet_torchvision(5, 0.25, dropout=0.0, auxiliary_dropout=0.0),
+            GoogLeNet(5), torchvision.googlenet_rules(32), 224,
+        ),
+        "inception_v3": lambda: (
+            inception.inception_v3_torchvision(5, 0.125, dropout=0.0),
+            InceptionV3(5), torchvision.inception_v3_rules(), 75,
+        ),
+    }[name]()  # fmt: skip
+    with torch.no_grad():
+        for key, tensor in theirs.state_dict().items():
+            if key.endswith("running_var"):
+                tensor.uniform_(0.5, 2)
+            elif key.endswith(("bias", "running_mean")):
+                tensor.normal_(0, 0.2)
+            elif tensor.ndim == 1:
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.ndim > 1:
+                nn.init.kaiming_normal_(tensor)
+    return ours, theirs, rules, size
+
+
+def nchw(images):
+    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), requires_grad=True)
+
+
+def numbers(outputs):
+    outputs = outputs if isinstance(outputs, list) else [outputs]
+    return [np.asarray(o.detach() if isinstance(o, torch.Tensor) else o) for o in outputs]
+
+
+def assert_near(ours, theirs, tolerance):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "googlenet", "inception_v3"])
+def test_classifier(name):
+    """Tested: scores with running statistics. Trained: scores, side classifiers', and all gradients.
+
+    In double precision: few numbers a channel make batch statistics touchy, and rounding moves rectifiers.
+    """
+    with jax.enable_x64(True):
+        ours, theirs, rules, size = paired(name)
+        ours, theirs = ours.clone(dtype=jnp.float64), theirs.double()
+        images = np.random.default_rng(0).uniform(-1, 1, (4, size, size, 3))
+        template = jax.eval_shape(lambda key: ours.init(key, images, train=False), jax.random.key(0))
+
+        def converted(values):
+            return convert({k: np.array(v) for k, v in values.items()}, rules, template)
+
+        variables = converted(theirs.state_dict())
+        tested = jax.jit(lambda v: ours.apply(v, images, train=False))(variables)
+        assert_near(tested, numbers(theirs.eval()(nchw(images)))[0], 1e-5)
+
+        @jax.jit
+        def train(params, images):
+            def loss(params, images):
+                outputs, _ = ours.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+                return sum(jnp.sin(o).sum() for o in (outputs if isinstance(outputs, list) else [outputs])), outputs
+
+            return jax.grad(loss, (0, 1), has_aux=True)(params, images)
+
+        (d_params, d_images), outputs = train(variables["params"], images)
+        inputs = nchw(images)
+        reference = theirs.train()(inputs)
+        sum(o.sin().sum() for o in (reference if isinstance(reference, list) else [reference])).backward()
+        for got, want in zip(numbers(outputs), numbers(reference), strict=True):
+            assert_near(got, want, 1e-5)
+        assert_near(d_images, inputs.grad.numpy().transpose(0, 2, 3, 1), 1e-3)
+        gradients = {k: v.grad for k, v in theirs.named_parameters()}
+        expected = converted(dict(theirs.state_dict()) | gradients)["params"]
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+    for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(d_params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * largest, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "googlenet", "inception_v3"])
+def test_weights_are_read_from_files(name, tmp_path):
+    ours, theirs, _, size = paired(name)
+    ours = ours if name == "mobilenet_v2" else ours.clone(auxiliary=False)
+    torch.save(theirs.state_dict(), tmp_path / "w.pt")
+    template = jax.eval_shape(lambda key: ours.init(key, jnp.zeros((1, size, size, 3)), train=False), jax.random.key(0))
+    variables = torchvision.load(tmp_path / "w.pt", template)
+    np.testing.assert_array_equal(variables["params"]["fc"]["bias"], theirs.state_dict()[
+        "classifier.1.bias" if name == "mobilenet_v2" else "fc.bias"
+    ])  # fmt: skip
+    assert jax.tree.structure(variables) == jax.tree.structure(template)

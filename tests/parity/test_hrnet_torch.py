@@ -1,0 +1,216 @@
+"""HRNet beside PyTorch modules, written here from the layer lists under the published names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facejax.backbones import hrnet
+from facejax.interop import hrnet_torch
+from facejax.interop.names import convert
+
+torch = pytest.importorskip("torch", reason="needs the parity extra")
+pytestmark = pytest.mark.parity
+nn = torch.nn
+
+
+def conv_bn(inputs, outputs, size, stride=1, *, bias=False, relu=True):
+    layers = [nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=bias), nn.BatchNorm2d(outputs)]
+    return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
+
+
+class Block(nn.Module):
+    def __init__(self, inputs, width, bottleneck):
+        super().__init__()
+        outputs = 4 * width if bottleneck else width
+        plan = (
+            [(inputs, width, 1), (width, width, 3), (width, outputs, 1)]
+            if bottleneck
+            else [(inputs, width, 3), (width, width, 3)]
+        )
+        for i, (a, b, size) in enumerate(plan, 1):
+            setattr(self, f"conv{i}", nn.Conv2d(a, b, size, 1, size // 2, bias=False))
+            setattr(self, f"bn{i}", nn.BatchNorm2d(b))
+        self.depth = len(plan)
+        self.downsample = conv_bn(inputs, outputs, 1, relu=False) if inputs != outputs else None
+
+    def forward(self, x):
+        y = x
+        for i in range(1, self.depth + 1):
+            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
+            y = y.relu() if i < self.depth else y
+        return (y + (x if self.downsample is None else self.downsample(x))).relu()
+
+
+class Module(nn.Module):
+    def __init__(self, widths, blocks, outputs):
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Sequential(*[Block(w, w, False) for _ in range(blocks)]) for w in widths)
+        self.fuse_layers = nn.ModuleList(
+            nn.ModuleList(self.path(widths, j, i) for j in range(len(widths))) for i in range(outputs)
+        )
+
+    @staticmethod
+    def path(widths, j, i):
+        if j == i:
+            return None
+        if j > i:
+            return nn.Sequential(*conv_bn(widths[j], widths[i], 1, relu=False), nn.Upsample(scale_factor=2 ** (j - i)))
+        steps = [conv_bn(widths[j], widths[j], 3, 2) for _ in range(i - j - 1)]
+        return nn.Sequential(*steps, conv_bn(widths[j], widths[i], 3, 2, relu=False))
+
+    def forward(self, maps):
+        maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
+        return [
+            sum(x if layer is None else layer(x) for layer, x in zip(row, maps, strict=True)).relu()
+            for row in self.fuse_layers
+        ]
+
+
+class Reference(nn.Module):
+    def __init__(self, width, modules, blocks, stem, first, joints=0, classes=0):
+        super().__init__()
+        self.conv1, self.bn1, _ = conv_bn(3, stem, 3, 2)
+        self.conv2, self.bn2, _ = conv_bn(stem, stem, 3, 2)
+        self.layer1 = nn.Sequential(*[Block(4 * first if i else stem, first, True) for i in range(2)])
+        widths = [width * 2**i for i in range(4)]
+        self.transition1 = nn.ModuleList(
+            [conv_bn(4 * first, width, 3), nn.Sequential(conv_bn(4 * first, widths[1], 3, 2))]
+        )
+        for s in (2, 3):
+            new = nn.Sequential(conv_bn(widths[s - 1], widths[s], 3, 2))
+            setattr(self, f"transition{s}", nn.ModuleList([*[None] * s, new]))
+        for s, count in enumerate(modules, 2):
+            last = [1 if joints and s == 4 and m == count - 1 else s for m in range(count)]
+            setattr(self, f"stage{s}", nn.Sequential(*[Module(widths[:s], blocks, n) for n in last]))
+        if joints:
+            self.final_layer = nn.Conv2d(width, joints, 1)
+            return
+        heads = [32, 64, 128, 256]
+        self.incre_modules = nn.ModuleList(nn.Sequential(Block(w, h, True)) for w, h in zip(widths, heads, strict=True))
+        self.downsamp_modules = nn.ModuleList(conv_bn(4 * h, 8 * h, 3, 2, bias=True) for h in heads[:3])
+        self.final_layer = conv_bn(1024, 2048, 1, bias=True)
+        self.classifier = nn.Linear(2048, classes)
+
+    def forward(self, x):
+        x = self.bn2(self.conv2(self.bn1(self.conv1(x)).relu())).relu()
+        x = self.layer1(x)
+        maps = self.stage2([layer(x) for layer in self.transition1])
+        maps = self.stage3([*maps, self.transition2[2](maps[-1])])
+        maps = self.stage4([*maps, self.transition3[3](maps[-1])])
+        if not hasattr(self, "classifier"):
+            return self.final_layer(maps[0])
+        y = self.incre_modules[0](maps[0])
+        for i in range(3):
+            y = self.incre_modules[i + 1](maps[i + 1]) + self.downsamp_modules[i](y)
+        return self.classifier(self.final_layer(y).mean((2, 3)))
+
+
+def randomized(net):
+    torch.manual_seed(0)
+    for key, tensor in net.state_dict().items():
+        if key.endswith("running_var"):
+            tensor.uniform_(0.5, 2)
+        elif key.endswith(("bias", "running_mean")):
+            tensor.normal_(0, 0.2)
+        elif tensor.ndim == 1:
+            tensor.uniform_(0.5, 1.2)
+    return net
+
+
+def nchw(array):
+    return torch.tensor(np.ascontiguousarray(np.asarray(array).transpose(0, 3, 1, 2)), requires_grad=True)
+
+
+def numpy_nhwc(tensor):
+    array = tensor.detach().numpy()
+    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+
+def assert_near(ours, theirs, tolerance):
+    """Equal to `tolerance` of the largest number."""
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1e-3, np.abs(theirs).max()))
+
+
+def assert_equal_training(ours, theirs, images, converted):
+    """Training's output, gradients of sum(sin(y)) and moved averages."""
+    variables = converted(theirs.state_dict())
+
+    @jax.jit
+    def train(params, images):
+        def loss(params, images):
+            output, updated = ours.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
+            return jnp.sin(output).sum(), (output, updated["batch_stats"])
+
+        return jax.grad(loss, (0, 1), has_aux=True)(params, images)
+
+    (d_params, d_images), (output, statistics) = train(variables["params"], images)
+    inputs = nchw(images)
+    reference = theirs.train()(inputs)
+    reference.sin().sum().backward()
+    assert_near(output, numpy_nhwc(reference), 1e-4)
+    assert_near(d_images, numpy_nhwc(inputs.grad), 2e-3)
+    moved = theirs.state_dict() | {k: v.grad for k, v in theirs.named_parameters()}
+    expected = converted(moved)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected["params"]))
+    for (path, got), want in zip(
+        jax.tree_util.tree_leaves_with_path(d_params), jax.tree.leaves(expected["params"]), strict=True
+    ):
+        np.testing.assert_allclose(got, want, rtol=0, atol=5e-4 * largest, err_msg=jax.tree_util.keystr(path))
+    for (path, got), want in zip(
+        jax.tree_util.tree_leaves_with_path(statistics), jax.tree.leaves(expected["batch_stats"]), strict=True
+    ):
+        if path[-1].key == "mean":
+            assert_near(got, want, 1e-4)
+
+
+def template(net):
+    return jax.eval_shape(lambda key: net.init(key, IMAGES, train=False), jax.random.key(0))
+
+
+IMAGES = np.random.default_rng(0).normal(size=(3, 64, 32, 3)).astype(np.float32)
+SIZES = {"stem_width": 6, "first_blocks": 2, "first_width": 3}
+
+
+def test_pose_network_in_training():
+    stage = {"modules": (1, 1, 2), "blocks": 1}
+    ours = hrnet.PoseNet(hrnet.HRNet(4, **stage, **SIZES, finest_only=True), 5)
+    theirs = randomized(Reference(4, **stage, stem=6, first=3, joints=5))
+    shapes, rules = template(ours), hrnet_torch.rules(classifier=False)
+    assert_equal_training(
+        ours, theirs, IMAGES, lambda values: convert({k: np.array(v) for k, v in values.items()}, rules, shapes)
+    )
+
+
+def test_classifier_from_its_file(tmp_path):
+    stage = {"modules": (1, 1, 1), "blocks": 1}
+    ours = hrnet.Classifier(hrnet.HRNet(4, **stage, **SIZES), 7)
+    theirs = randomized(Reference(4, **stage, stem=6, first=3, classes=7)).eval()
+    torch.save(theirs.state_dict(), tmp_path / "classifier.pth")
+    variables = hrnet_torch.load(tmp_path / "classifier.pth", template(ours))
+    evaluated = jax.jit(lambda v: ours.apply(v, IMAGES, train=False))(variables)
+    assert_near(evaluated, numpy_nhwc(theirs(nchw(IMAGES))), 2e-5)
+
+
+def test_exchange_alone():
+    """Three branches in, all or the finest out."""
+    widths = [4, 8, 16]
+    maps = [
+        np.random.default_rng(i).normal(size=(2, 8 >> i, 12 >> i, w)).astype(np.float32) for i, w in enumerate(widths)
+    ]
+    for outputs in (0, 1):
+        ours, theirs = hrnet.HighResolutionModule(1, outputs), randomized(Module(widths, 1, outputs or 3)).eval()
+        shapes = jax.eval_shape(lambda key, net=ours: net.init(key, maps, train=False), jax.random.key(0))
+        names = {f"stage2.0.{k}": np.array(v) for k, v in theirs.state_dict().items()}
+        wrapped = {kind: {"trunk": {"stage2_0": tree}} for kind, tree in shapes.items()}
+        variables = convert(names, hrnet_torch.rules(False), wrapped)
+        variables = {kind: tree["trunk"]["stage2_0"] for kind, tree in variables.items()}
+        found, vjp = jax.vjp(jax.jit(lambda m, net=ours, v=variables: net.apply(v, m, train=False)), maps)
+        tensors = [nchw(m) for m in maps]
+        expected = theirs(tensors)
+        for got, want in zip(found, expected, strict=True):
+            assert_near(got, numpy_nhwc(want), 1e-5)
+        sum(y.sin().sum() for y in expected).backward()
+        (gradients,) = vjp([jnp.cos(y) for y in found])
+        for got, want in zip(gradients, tensors, strict=True):
+            assert_near(got, numpy_nhwc(want.grad), 1e-4)

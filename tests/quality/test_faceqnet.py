@@ -1,0 +1,111 @@
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import faceqnet as experiment
+from experiments import quality_common as common
+from facejax.quality import faceqnet
+
+
+def test_parameter_count(count):
+    assert count(experiment.Pooled(), 1, 224, 224, 3, train=False) == [23_508_032, 53_120]
+
+
+class Mean(nn.Module):
+    """A trunk with one parameter."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return images.mean((1, 2)) * self.param("scale", nn.initializers.ones, ())
+
+
+def test_scores_are_clipped_for_use_and_the_trunk_has_no_slope():
+    net, images = faceqnet.FaceQnet(Mean(), 4), 50 * jax.random.normal(jax.random.key(0), (64, 2, 2, 3))
+    variables = net.init(jax.random.key(1), images, train=False)
+    raw, used = (net.apply(variables, images, train=train) for train in (True, False))
+    assert raw.min() < 0 and raw.max() > 1
+    chex.assert_trees_all_close(used, jnp.clip(raw, 0, 1))
+    slope = jax.grad(lambda p: net.apply({"params": p}, images, train=True).sum())(variables["params"])
+    assert slope["trunk"]["scale"] == 0 and np.any(slope["hidden"]["kernel"])
+
+
+def test_gallery_labels():
+    rng = np.random.default_rng(0)
+    features, people = rng.normal(size=(8, 5)), np.repeat([3, 7], 4)
+    compliance = np.array([0, 1, 2, 1, 5, 0, 0, 1])
+    labels = faceqnet.gallery_labels(features, people, compliance)
+    assert labels.min() == 0 and labels.max() == 1
+    assert labels[2] == labels[4] == 1
+    chex.assert_trees_all_close(faceqnet.gallery_labels(3 * features, people, compliance), labels, rtol=1e-5)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosine = unit @ unit.T
+    cosine = np.r_[cosine[2, :4], cosine[4, 4:]]
+    chex.assert_trees_all_close(labels, ((cosine - cosine.min()) / np.ptp(cosine)).astype(np.float32), rtol=1e-5)
+    single = faceqnet.gallery_labels(features, np.r_[people[:7], 9], compliance)
+    assert single[7] == 1  # a person's only picture is its own gallery
+
+
+def test_labels_without_an_order_or_out_of_range():
+    features = np.random.default_rng(0).normal(size=(8, 5))
+    with pytest.raises(ValueError, match="all 8 cosines are equal: expected several pictures of a person"):
+        faceqnet.gallery_labels(features, np.arange(8), np.arange(8))
+    fused = faceqnet.fused_labels(np.array([[0.0, 0.2], [1.0, 0.4]]))
+    chex.assert_trees_all_close(fused, np.array([0.5, 0.3], np.float32), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"labels \(1, 2\) of 0.0 to 1.5: expected \[R, N\] in 0..1"):
+        faceqnet.fused_labels(np.array([[0.0, 1.5]]))
+
+
+def test_trunk_begins_with_published_weights(tmp_path):
+    """A file with keras_vggface's names: 53 convolutions with a batch norm each, and a classifier that is left out."""
+    h5py = pytest.importorskip("h5py")
+    net = experiment.Pooled()
+    trunk = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=False))
+    resnet, number = trunk["params"]["resnet"], 0
+    names = {"conv1": "1x1_reduce", "conv2": "3x3", "conv3": "1x1_increase", "shortcut_conv": "1x1_proj"}
+    with h5py.File(tmp_path / "resnet50.h5", "w") as file:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(resnet):
+            place, layer = (path[0].key, path[1].key) if path[0].key.startswith("layer") else ("", path[0].key)
+            if "conv" not in layer:
+                continue
+            stage, block = (int(x) + 1 for x in place[5:].split("_")) if place else (0, 0)
+            name = f"conv{stage}_{block}_{names[layer]}" if place else "conv1/7x7_s2"
+            number += 1
+            file[f"{name}/{name}/kernel:0"] = np.full(leaf.shape, number, np.float32)
+            for part in ("gamma", "beta", "moving_mean", "moving_variance"):
+                file[f"{name}/bn/{name}/bn/{part}:0"] = np.full(leaf.shape[-1], number, np.float32)
+        file["classifier/classifier/kernel:0"] = np.zeros((2048, 8631), np.float32)
+    found = experiment.read_trunk(tmp_path / "resnet50.h5", trunk)
+    assert number == 53
+    block = found["params"]["resnet"]["layer2_0"]
+    assert block["conv2"]["kernel"].mean() == block["bn2"]["norm"]["bias"].mean() != block["conv1"]["kernel"].mean()
+    assert found["batch_stats"]["resnet"]["layer2_0"]["shortcut_bn"]["norm"]["var"].mean() == \
+        block["shortcut_conv"]["kernel"].mean()  # fmt: skip
+
+
+def test_presets_trace(presets_trace):
+    presets_trace("faceqnet")
+
+
+def test_smoke_and_the_trunk_stays(smoke, configured):
+    state, _ = smoke("faceqnet:synthetic", recognisers=2)
+    _, config = configured("faceqnet:synthetic")
+    trained = common.recogniser(config, config.seed).variables
+    np.testing.assert_array_equal(state.params["trunk"]["fc"]["kernel"], trained["params"]["fc"]["kernel"])
+    np.testing.assert_array_equal(
+        state.model_state["batch_stats"]["trunk"]["bn1"]["norm"]["mean"], trained["batch_stats"]["bn1"]["norm"]["mean"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"recognisers": 4}, "recognisers is 4: expected 1 to 3"),
+        ({"model.trunk": "vgg"}, "model.trunk is 'vgg': expected 'recogniser' or 'resnet50'"),
+        ({"model.trunk": "resnet50"}, "model.weights is empty: expected a Keras file"),
+    ],
+)
+def test_bad_input(changes, message, refuses):
+    refuses("faceqnet:synthetic", message, **changes)

@@ -1,0 +1,83 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from experiments import pcnet as experiment
+from facejax.quality import pcnet
+
+
+def test_parameter_count(count):
+    assert count(experiment.NETS["resnet18"](), 1, 112, 112, 3, train=False)[0] == 11_177_025
+
+
+def test_pair_confidence(unit_rows):
+    embeddings = jnp.asarray(unit_rows(np.random.default_rng(0), 4, 5))
+    people = jnp.array([0, 0, 0, 1])
+    q = jnp.array([0.2, 0.5, 0.9, 0.4])
+    cosine = embeddings @ embeddings.T
+    expected = np.mean([(cosine[i, j] - min(q[i], q[j])) ** 2 for i in range(3) for j in range(3) if i != j])
+    chex.assert_trees_all_close(pcnet.pair_confidence_loss(q, embeddings, people), expected, rtol=1e-5)
+    order = jnp.array([2, 3, 0, 1])
+    chex.assert_trees_all_close(
+        pcnet.pair_confidence_loss(q[order], embeddings[order], people[order]), expected, rtol=1e-5
+    )
+    slope = jax.grad(pcnet.pair_confidence_loss)(q, embeddings, people)
+    assert slope[0] != 0 and slope[1] != 0 and slope[2] == 0 and slope[3] == 0
+    both = jax.grad(lambda q: pcnet.pair_confidence_loss(q, embeddings, people, worse_only=False))(q)
+    assert both[2] != 0
+    assert not np.any(jax.grad(pcnet.pair_confidence_loss, 1)(q, embeddings, people))
+
+
+def test_equal_confidences_share_the_slope_and_settle_at_the_mean(unit_rows):
+    embeddings, people = jnp.asarray(unit_rows(np.random.default_rng(1), 2, 5)), jnp.zeros(2, int)
+    target = embeddings[0] @ embeddings[1]
+    slope = jax.grad(pcnet.pair_confidence_loss)(jnp.full(2, 0.4), embeddings, people)
+    chex.assert_trees_all_close(slope, jnp.full(2, 0.4 - target), rtol=1e-5)
+    assert pcnet.pair_confidence_loss(jnp.full(2, target), embeddings, people) < 1e-12
+
+
+def test_pictures_without_a_pair_or_a_direction():
+    embeddings = jnp.eye(3)
+    assert pcnet.pair_confidence_loss(jnp.full(3, 0.4), embeddings, jnp.arange(3)) == 0
+    zero = pcnet.pair_confidence_loss(jnp.full(3, 0.4), embeddings.at[0].set(0.0), jnp.array([0, 0, 1]))
+    chex.assert_trees_all_close(zero, 0.16, rtol=1e-5)  # a zero embedding is like nobody's
+
+
+def test_pair_confidence_recovers_what_was_planted(unit_rows):
+    """Embeddings whose cosines are products of planted lengths: the worse of two tells most of it."""
+    rng = np.random.default_rng(0)
+    truth = np.sort(rng.uniform(0.2, 1.0, 24))
+    angle = np.arccos(truth)
+    embeddings = np.concatenate([np.cos(angle)[:, None], np.sin(angle)[:, None] * unit_rows(rng, 24, 200)], 1)
+    loss = jax.jit(
+        jax.value_and_grad(lambda q: pcnet.pair_confidence_loss(q, jnp.asarray(embeddings), jnp.zeros(24, int)))
+    )
+    q = jnp.full(24, 0.5)
+    for _ in range(400):
+        q = q - 1.5 * loss(q)[1]
+    assert stats.spearmanr(q[:-1], truth[:-1]).statistic > 0.95
+
+
+def test_presets_trace(presets_trace):
+    presets_trace("pcnet")
+
+
+def test_smoke(smoke):
+    _, report = smoke("pcnet:synthetic", **{"loss.pictures": 2})
+    scores = report.arrays["scores"]
+    assert scores.shape == (72,) and scores.min() >= 0 and scores.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss.pictures": 1}, "loss.pictures is 1: expected 2 or more, dividing"),
+        ({"loss.pictures": 16, "train.batch_size": 16}, "nobody has loss.pictures 16 pictures"),
+        ({"model.name": "vgg"}, "expected one of tiny, resnet18"),
+    ],
+)
+def test_bad_input(changes, message, refuses):
+    refuses("pcnet:synthetic", message, **changes)
