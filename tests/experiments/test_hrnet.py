@@ -140,7 +140,7 @@ class EveryFourthPixel:
 
 @pytest.mark.parametrize(("flip", "columns", "expected"), [(False, 4, 60), (True, 8, 64)])
 def test_points_come_back_to_their_picture(flip, columns, expected):
-    """A bright bar, whose columns the mirrored view's shifted map sees a pixel later; the region is half the picture."""
+    """A bright bar, which the mirrored view's shifted map sees a pixel later; the region is half the picture."""
     image = np.zeros((90, 120, 3), np.uint8)
     image[41:45, 60 : 60 + columns] = 255
     example = {"image": png(image), "centre": (60.0, 45.0), "size": (64.0, 64.0)}
