@@ -241,7 +241,7 @@ def judge_groups(config: ConfigDict, report: Report, seen: Any) -> Report:
 def entropy(shares: np.ndarray) -> float:
     """Entropy of shares [K] that sum to 1 over that of even ones; 1 where there is one group only."""
     some = shares[shares > 0]
-    return float(-np.sum(some * np.log(some)) / np.log(len(shares))) if len(shares) > 1 else 1.0
+    return float(np.sum(some * np.log(1 / some)) / np.log(len(shares))) if len(shares) > 1 else 1.0
 
 
 def attributes(examples: Any, labels: np.ndarray) -> dict[str, np.ndarray]:

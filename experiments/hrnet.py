@@ -56,13 +56,12 @@ BASE = {
         "rotation": 20.0,
         "flip": 0.5,
         "half_body": 0.0,
-        "sigma": 1.0,  # of the targets, in pixels of the maps
+        "sigma": 1.5,  # of the targets, in pixels of the maps
         "threads": 2,
         "workers": 0,
     },
     "model": {
         "name": "tiny",
-        "init": "kaiming",  # or "small": every kernel from N(0, 0.001^2)
         "weights": "",  # a PyTorch file of an ImageNet classifier, whose trunk is begun with
         "dtype": "float32",
     },
@@ -116,7 +115,7 @@ def body(
     epoch = instances // batch
     return {
         "data": {"kind": kind, "path": kind, "image_size": size, "enlarge": 1.25, "sigma": 2.0, **data},
-        "model": {"name": name, "init": "small", "dtype": "bfloat16"},
+        "model": {"name": name, "dtype": "bfloat16"},
         "optim": {"schedule": schedule},
         "train": {"batch_size": batch, "steps": last * epoch, "devices": 4, "eval_every": 10 * epoch},
     }
@@ -203,8 +202,7 @@ def build(config: ConfigDict) -> Experiment:
 
     def init(rng: jax.Array) -> TrainState:
         variables = net.init(rng, jnp.zeros((2, *size, 3)), train=False)
-        if config.model.init == "small":
-            variables = {**variables, "params": hrnet.small_kernels(rng, variables["params"])}
+        variables = {**variables, "params": hrnet.small_kernels(rng, variables["params"])}
         if config.model.weights:
             variables = with_trunk(config, net, variables)
         return TrainState.create(rng, variables["params"], tx, model_state=variables["batch_stats"])
@@ -265,8 +263,6 @@ def choose(field: str, name: str, table: dict[str, Any]) -> Any:
 def make_net(config: ConfigDict) -> nn.Module:
     """The pose network that the configuration names."""
     joints, dtype = len(LAYOUTS[config.data.kind].partners), jnp.dtype(config.model.dtype)
-    if config.model.init not in ("kaiming", "small"):
-        raise ValueError(f"model.init is {config.model.init!r}: expected kaiming or small")
     made = choose("model.name", config.model.name, {**TRUNKS, **BASELINES})
     if config.model.name in BASELINES:
         make, width = made

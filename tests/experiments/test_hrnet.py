@@ -209,7 +209,7 @@ def test_a_trunk_of_a_classifier_begins_a_pose_network(monkeypatch):
     shapes = jax.eval_shape(lambda key: whole.init(key, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
     published = jax.tree.map(lambda x: np.full(x.shape, 0.25, x.dtype), shapes)
     monkeypatch.setattr(hrnet_torch, "load", lambda path, template: published)
-    config = config_for(**{"model.weights": "classifier.pth", "model.init": "small"})
+    config = config_for(**{"model.weights": "classifier.pth"})
     params = jax.jit(experiment.build(config).init)(jax.random.key(0)).params
     assert all((x == 0.25).all() for x in jax.tree.leaves(params["trunk"]))
     assert count(params["trunk"]) < count(published["params"]["trunk"])
@@ -227,7 +227,6 @@ def test_networks_see_imagenets_mean_as_nothing():
         ({"model.name": "w33"}, "model.name is 'w33': expected one of tiny, w18_small"),
         ({"data.kind": "voc"}, "data.kind is 'voc': expected one of face_world, coco, mpii"),
         ({"eval.decode": "dark"}, "eval.decode is 'dark': expected one of peak, shift, taylor"),
-        ({"model.init": "zero"}, "model.init is 'zero': expected kaiming or small"),
     ],
 )
 def test_bad_options_are_said(changes, sentence):

@@ -11,7 +11,6 @@ from experiments import arcface as common
 from experiments import groupface as experiment
 from facejax.backbones import iresnet
 from facejax.data.readers.verification import VerificationPack, write_pack
-from facejax.data.synthetic.faces import png
 from facejax.nn.norm import BatchNorm
 from facejax.recognition import groupface
 from facejax.train import AXIS, Options, app
@@ -163,16 +162,8 @@ def test_parameters_at_full_size(groups):
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """A folder of eight people with four noisy pictures each."""
-    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    for person in range(8):
-        base = rng.integers(0, 255, (4, 4, 3)).repeat(4, 0).repeat(4, 1)
-        (folder / f"p{person}").mkdir()
-        for i in range(4):
-            image = np.clip(base + rng.normal(size=(16, 16, 3)) * 8, 0, 255).astype(np.uint8)
-            (folder / f"p{person}" / f"{i}.png").write_bytes(png(image))
-    return folder
+def photographs(people_folder):
+    return people_folder("photographs", [4] * 8)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import pytest
 
 from experiments import arcface as common
 from experiments import vpl as experiment
-from facejax.data.synthetic.faces import png
 from facejax.nn.norm import BatchNorm
 from facejax.recognition import arcface, vpl
 from facejax.recognition.vpl import Memory
@@ -150,16 +149,8 @@ def test_many_steps_equal_the_authors_rule_in_numpy():
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """A folder of eight people with four noisy pictures each."""
-    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    for person in range(8):
-        base = rng.integers(0, 255, (4, 4, 3)).repeat(4, 0).repeat(4, 1)
-        (folder / f"p{person}").mkdir()
-        for i in range(4):
-            image = np.clip(base + rng.normal(size=(16, 16, 3)) * 8, 0, 255).astype(np.uint8)
-            (folder / f"p{person}" / f"{i}.png").write_bytes(png(image))
-    return folder
+def photographs(people_folder):
+    return people_folder("photographs", [4] * 8)
 
 
 class Small(nn.Module):
