@@ -51,6 +51,7 @@ BASE = {
         "resized": 96,  # central square, from which the corners and the centre are cropped
         "image_size": 96,
         "classes": 2,
+        "cover": 24,  # side of a grey square laid on every other training picture, so that its edges say nothing
         "threads": 2,
         "workers": 0,
     },
@@ -76,7 +77,7 @@ BASE = {
     },
     "eval": {
         "batch_size": 128,
-        "map": "occlusion",  # or "gradient", "deconvnet", "no_switches": whose peaks the headline counts
+        "map": "occlusion",  # or "gradient", "deconvnet", "no_switches", "chance": whose peaks the headline counts
         "pictures": 96,
         "square": 18,
         "stride": 6,
@@ -87,9 +88,10 @@ PRESETS = {
     "gradient": {"eval.map": "gradient"},
     "deconvnet": {"eval.map": "deconvnet"},
     "no_switches": {"eval.map": "no_switches"},
+    "chance": {"eval.map": "chance"},
     "vgg": {"model.name": "tiny_vgg"},
     "imagenet": {
-        "data": {"resized": 256, "image_size": 224, "classes": 1000, "threads": 16, "path": "imagenet"},
+        "data": {"resized": 256, "image_size": 224, "classes": 1000, "cover": 0, "threads": 16, "path": "imagenet"},
         "model": {"name": "zfnet", "dtype": "bfloat16"},
         "optim": {
             "filter_limit": 0.1,
@@ -107,13 +109,6 @@ PRESETS = {
         "eval": {"pictures": 256, "square": 50, "stride": 10},
     },
 }
-CLAIM = Claim(
-    "the peak of the occlusion map lies on the part that decides more often than that of plain gradients does",
-    metric="hits",
-    better="higher",
-    method="synthetic",
-    baseline=("gradient",),
-)
 NETS: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "tiny": (
         lambda **options: ZFNet(
@@ -132,6 +127,14 @@ RULES: dict[str, Mapping[str, deconvnet.Rule]] = {
     "deconvnet": deconvnet.DECONVNET,
     "no_switches": deconvnet.NO_SWITCHES,
 }
+MAPS = ("occlusion", *RULES, "chance")
+CLAIM = Claim(
+    "the peak of the occlusion map lies on the part that decides more often than a square at random does",
+    metric="hits",
+    better="higher",
+    method="synthetic",
+    baseline=("chance",),
+)
 MEAN = np.float32([123.675, 116.28, 103.53])
 PARTS = {"right eye": range(36, 42), "left eye": range(42, 48), "nose": range(27, 36), "mouth": range(48, 68)}
 
@@ -153,8 +156,8 @@ def build(config: ConfigDict) -> Experiment:
     data, size, batch = config.data, config.data.image_size, config.train.batch_size
     if config.model.name not in NETS:
         raise ValueError(f"model.name is {config.model.name!r}: expected one of {', '.join(NETS)}")
-    if config.eval.map not in ("occlusion", *RULES):
-        raise ValueError(f"eval.map is {config.eval.map!r}: expected one of occlusion, {', '.join(RULES)}")
+    if config.eval.map not in MAPS:
+        raise ValueError(f"eval.map is {config.eval.map!r}: expected one of {', '.join(MAPS)}")
     net = NETS[config.model.name][0](num_classes=data.classes, dtype=jnp.dtype(config.model.dtype))
     settings = {k: v for k, v in config.optim.items() if k != "filter_limit"}
     tx = optim.from_config(settings, config.train.steps)
@@ -256,8 +259,18 @@ def load(examples: Sequence[Any], data: ConfigDict, rngs: Sequence[np.random.Gen
     for image, rng in zip(batch["image"], rngs, strict=True):
         top, left = ((0, 0), (0, free), (free, 0), (free, free), (free // 2, free // 2))[rng.integers(5)]
         image = image[top : top + data.image_size, left : left + data.image_size]
-        images.append(transforms.random_flip(image, rng))
+        images.append(cover_by_chance(transforms.random_flip(image, rng), data.cover, rng))
     return {**batch, "image": np.stack(images)}
+
+
+def cover_by_chance(image: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Every other picture [H, W, 3] with a square of the mean colour somewhere."""
+    if not side or rng.random() < 0.5:
+        return image
+    top, left = rng.integers(np.subtract(image.shape[:2], side) + 1)
+    image = image.copy()
+    image[top : top + side, left : left + side] = MEAN
+    return image
 
 
 def ten_crops(net: Any, params: Any, images: jax.Array, size: int) -> jax.Array:
@@ -287,10 +300,10 @@ def look(config: ConfigDict, net: Any, state: State, test: Any, scores: np.ndarr
         marks = marks_in_view(examples, config.data)
         boxes = eye_boxes(marks)
         hits = {name: hit_rate(maps[name], maps["centres"], boxes) for name in ("occlusion", *RULES)}
+        centres = np.stack(np.meshgrid(*maps["centres"], indexing="ij"), -1)
+        hits["chance"] = float(inside(centres[None], boxes[:, None, None]).mean())
         metrics["hits"] = hits[config.eval.map]
         metrics |= {f"{name}_hits": value for name, value in hits.items()}
-        centres = np.stack(np.meshgrid(*maps["centres"], indexing="ij"), -1)
-        metrics["hits_by_chance"] = float(inside(centres[None], boxes[:, None, None]).mean())
         pixels = np.stack(np.indices((size, size)), -1) + 0.5
         within = inside(pixels[None], boxes[:, None, None])
         for name in RULES:

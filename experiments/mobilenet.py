@@ -23,10 +23,10 @@ from facejax.train.claims import Claim
 
 BASE = {
     **common.BASE,
-    "data": {**common.BASE["data"], "image_size": 32},
     "model": {
         "name": "v1",  # or "v2"
         "width": 0.25,
+        "stem_stride": 1,
         "separable": True,
         "linear": True,
         "dropout": 1e-3,
@@ -41,7 +41,7 @@ def imagenet(name: str, width: float, size: int = 224, **changes: Any) -> dict[s
     """What both papers' ImageNet runs share."""
     return {
         "data": {**common.IMAGENET, "image_size": size},
-        "model": {"name": name, "width": width, "momentum": 0.997, "dtype": "bfloat16"},
+        "model": {"name": name, "width": width, "stem_stride": 2, "momentum": 0.997, "dtype": "bfloat16"},
         **changes,
     }
 
@@ -132,6 +132,7 @@ def make_net(config: ConfigDict) -> Any:
     options = {
         "num_classes": config.data.classes,
         "width": model.width,
+        "stem_stride": model.stem_stride,
         "dropout": model.dropout,
         "momentum": model.momentum,
         "epsilon": model.epsilon,

@@ -19,9 +19,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from facejax.backbones.vgg import local_response_norm
 from facejax.nn.blocks import ConvNorm
 from facejax.nn.conv import Conv, explicit_padding
+from facejax.nn.norm import local_response_norm
 from facejax.ops.pooling import avg_pool, max_pool
 
 Dtype = Any

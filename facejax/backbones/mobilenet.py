@@ -76,6 +76,7 @@ class MobileNetV1(nn.Module):
       width: alpha, multiplies all channels.
       separable: depthwise and 1x1; False is the paper's comparison, one full 3x3 convolution for both (its Table 4).
       dropout: before the classifier.
+      stem_stride: of the first layer; 1 is for pictures of half the size.
       padding: of the 3x3 convolutions: "SAME" as in TensorFlow, or 1 as in PyTorch's versions.
       momentum, epsilon: of batch norms; the authors' code, 0.9997 and 1e-3.
       axis_name: shares batch statistics over this mapped axis.
@@ -86,6 +87,7 @@ class MobileNetV1(nn.Module):
     width: float = 1.0
     separable: bool = True
     dropout: float = 1e-3
+    stem_stride: int = 2
     padding: int | str = "SAME"
     momentum: float = 0.9997
     epsilon: float = 1e-3
@@ -105,8 +107,8 @@ class MobileNetV1(nn.Module):
           [N, C] logits; or {"stride2", "stride4", ..., "stride32", "pooled", "logits"}, of each stride the last layer.
         """
         block = _block(self, images)
-        x = block(max(8, int(32 * self.width)), 3, 2, name="stem")(images, train=train)
-        stride, found = 2, {"stride2": x}
+        x = block(max(8, int(32 * self.width)), 3, self.stem_stride, name="stem")(images, train=train)
+        stride, found = self.stem_stride, {f"stride{self.stem_stride}": x}
         for i, (channels, step) in enumerate(V1_LAYERS, 1):
             channels = max(8, int(channels * self.width))
             if self.separable:
@@ -130,6 +132,7 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     linear: bool = True
     dropout: float = 0.2
+    stem_stride: int = 2
     padding: int | str = "SAME"
     momentum: float = 0.997
     epsilon: float = 1e-3
@@ -140,8 +143,8 @@ class MobileNetV2(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool, features: bool = False) -> jax.Array | dict[str, jax.Array]:
         """[N, H, W, 3] -> [N, C], or {"stride2", ..., "stride32", "last", "pooled", "logits"}; see `MobileNetV1`."""
         block = _block(self, images)
-        x = block(rounded(32 * self.width), 3, 2, name="stem")(images, train=train)
-        stride, found = 2, {}
+        x = block(rounded(32 * self.width), 3, self.stem_stride, name="stem")(images, train=train)
+        stride, found = self.stem_stride, {}
         for group, (expansion, channels, blocks, step) in enumerate(V2_GROUPS):
             stride *= step
             for i in range(blocks):

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from facejax.nn.conv import Conv
 from facejax.nn.init import kaiming_normal_fan_out
+from facejax.nn.norm import local_response_norm
 from facejax.ops.pooling import max_pool
 
 Dtype = Any
@@ -118,20 +119,6 @@ class VGGM(nn.Module):
             if layer in (1, 2, 5):
                 x = found[f"pool{layer}"] = max_pool(x, (3, 3), (2, 2), _ceil_padding(x.shape[1:3]))
         return _finish(self, x, found, train, features)
-
-
-@partial(jax.jit, static_argnames=("size", "k", "alpha", "beta"))  # a named step, which visualisers can skip
-def local_response_norm(
-    x: jax.Array, *, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
-) -> jax.Array:
-    """AlexNet's x / (k + alpha * sum of squares over `size` neighbouring channels)^beta. [..., C] -> [..., C].
-
-    Caffe and PyTorch divide their alpha by the size first: theirs is 5 times this one.
-    """
-    squares = jnp.square(x.astype(jnp.float32))
-    padded = jnp.pad(squares, [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)])
-    total = sum(padded[..., i : i + x.shape[-1]] for i in range(size))
-    return (x * (k + alpha * total) ** -beta).astype(x.dtype)
 
 
 def _conv(features: int, *args: Any, **options: Any) -> Conv:

@@ -15,8 +15,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from facejax.backbones.vgg import Classifier, local_response_norm
+from facejax.backbones.vgg import Classifier
 from facejax.nn.conv import Conv
+from facejax.nn.norm import local_response_norm
 from facejax.ops.pooling import max_pool
 
 Dtype = Any

@@ -21,6 +21,7 @@ from flax import struct
 from jax import lax
 
 from facejax.nn.norm import BatchNorm
+from facejax.ops.scatter import last_of_equal
 
 Dtype = Any
 
@@ -76,7 +77,8 @@ def remember(memory: Memory, indices: jax.Array, features: jax.Array, momentum: 
     """
     _check(memory, indices, features)
     rows = unit((1 - momentum) * memory.features[indices] + momentum * unit(features))
-    return memory.replace(features=memory.features.at[_last(memory, indices)].set(rows, mode="drop"))
+    place = last_of_equal(indices, len(memory.labels))
+    return memory.replace(features=memory.features.at[place].set(rows, mode="drop"))
 
 
 def update_samples(
@@ -265,13 +267,6 @@ class ODC(nn.Module):
 def head_init(rng: jax.Array, width: int, clusters: int) -> dict[str, jax.Array]:
     """A linear classifier of the clusters: kernel [D, K] drawn from N(0, 0.01), bias [K] of zeros."""
     return {"kernel": 0.01 * jax.random.normal(rng, (width, clusters)), "bias": jnp.zeros(clusters)}
-
-
-def _last(memory: Memory, indices: jax.Array) -> jax.Array:
-    """The indices, with n, which no write reaches, in place of all but the last of equal ones."""
-    order = jnp.arange(len(indices))
-    again = (indices[:, None] == indices) & (order[:, None] < order)
-    return jnp.where(again.any(1), memory.labels.shape[0], indices)
 
 
 def _means(sums: jax.Array, counts: jax.Array, otherwise: jax.Array) -> jax.Array:

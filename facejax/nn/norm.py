@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -56,3 +57,17 @@ class PReLU(nn.Module):
         """[..., C] -> [..., C]."""
         slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],))
         return jnp.where(x >= 0, x, slope.astype(x.dtype) * x)
+
+
+@partial(jax.jit, static_argnames=("size", "k", "alpha", "beta"))  # a named step, which visualisers can skip
+def local_response_norm(
+    x: jax.Array, *, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
+) -> jax.Array:
+    """AlexNet's x / (k + alpha * sum of squares over `size` neighbouring channels)^beta. [..., C] -> [..., C].
+
+    Caffe and PyTorch divide their alpha by the size first: theirs is 5 times this one.
+    """
+    squares = jnp.square(x.astype(jnp.float32))
+    padded = jnp.pad(squares, [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)])
+    total = sum(padded[..., i : i + x.shape[-1]] for i in range(size))
+    return (x * (k + alpha * total) ** -beta).astype(x.dtype)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from facejax.ops.scatter import last_of_equal
 from facejax.recognition import arcface
 
 
@@ -97,10 +98,7 @@ def remember(memory: Memory, labels: jax.Array, features: jax.Array, step: jax.A
         raise ValueError(
             f"remember: labels {labels.shape} and features {features.shape}, expected [N] and [N, {width}]"
         )
-    order = jnp.arange(labels.shape[0])
-    place = jnp.where(labels < 0, classes, labels)
-    last = jnp.full(classes, -1).at[place].max(order, mode="drop")
-    place = jnp.where(last[jnp.clip(labels, 0, classes - 1)] == order, place, classes)
+    place = last_of_equal(labels, classes)
     rows = arcface.normalize(lax.stop_gradient(features))
     return Memory(
         memory.features.at[place].set(rows, mode="drop"),

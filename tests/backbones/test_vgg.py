@@ -1,4 +1,4 @@
-"""VGG-16, 19 and M: published sizes, names of intermediates, response normalisation."""
+"""VGG-16, 19 and M: published sizes, names of intermediates."""
 
 import jax
 import jax.numpy as jnp
@@ -59,12 +59,3 @@ def test_outputs_and_gradients():
     half = vgg.VGG((1, 1), (4, 6), num_classes=3, hidden=5, dtype=jnp.bfloat16).apply(variables, images, train=False)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, found["logits"], atol=0.02 * float(jnp.abs(found["logits"]).max()) + 1e-4)
-
-
-def test_local_response_norm():
-    x = np.random.default_rng(0).normal(size=(2, 3, 7)).astype(np.float32)
-    expected = np.empty_like(x)
-    for c in range(7):
-        near = x[..., max(c - 2, 0) : c + 3]
-        expected[..., c] = x[..., c] / (2 + 0.1 * (near**2).sum(-1)) ** 0.75
-    np.testing.assert_allclose(vgg.local_response_norm(jnp.asarray(x), alpha=0.1), expected, rtol=1e-5)

@@ -1,8 +1,11 @@
+import pickle
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 
 from experiments import gcn as experiment
 from facejax.data.readers.planetoid import read_planetoid
@@ -185,3 +188,21 @@ def test_wrong_graphs_and_files_are_said(tmp_path):
         segment.make_graph(np.array([0, 1]), np.array([0]), 3)
     with pytest.raises(ValueError, match=r"ind\.cora\.y: not a Planetoid file"):
         read_planetoid(tmp_path, "cora")
+
+
+def test_features_that_are_no_numbers_are_said(tmp_path):
+    rows = csr_matrix(np.float32([[1, 0], [0, np.nan]]))
+    one_hot = np.eye(2)
+    parts = {
+        "y": one_hot[:1],
+        "tx": rows[:1],
+        "ty": one_hot[:1],
+        "allx": rows,
+        "ally": one_hot,
+        "graph": {0: [1], 1: [2]},
+    }
+    for part, value in parts.items():
+        (tmp_path / f"ind.small.{part}").write_bytes(pickle.dumps(value))
+    (tmp_path / "ind.small.test.index").write_text("2")
+    with pytest.raises(ValueError, match="features of node 1 are not finite"):
+        read_planetoid(tmp_path, "small")

@@ -9,6 +9,7 @@ from experiments import bilinear_cnn as experiment
 from facejax.backbones import vgg
 from facejax.foundations import bilinear_cnn
 from facejax.interop.names import Rule, laid_out
+from facejax.nn.norm import local_response_norm
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 pytestmark = pytest.mark.parity
@@ -70,7 +71,7 @@ def test_local_response_norm():
     x = np.random.default_rng(1).normal(size=(2, 3, 3, 9)).astype(np.float32) * 10
     theirs = nn.functional.local_response_norm(torch.tensor(x.transpose(0, 3, 1, 2)), 5, 5e-4, 0.75, 2.0)
     np.testing.assert_allclose(
-        vgg.local_response_norm(jnp.asarray(x)), theirs.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
+        local_response_norm(jnp.asarray(x)), theirs.numpy().transpose(0, 2, 3, 1), rtol=1e-5, atol=1e-6
     )
 
 

@@ -74,6 +74,9 @@ def read_planetoid(folder: str | pathlib.Path, name: str) -> Citations:
     features, targets = np.zeros((count, allx.shape[1]), np.float32), np.zeros((count, ally.shape[1]))
     features[: len(ally)], targets[: len(ally)] = allx.toarray(), ally
     features[test], targets[test] = tx.toarray(), ty  # rows lie in the order of test.index; gaps stay zero
+    if not np.isfinite(features).all():
+        row = int(np.argmin(np.isfinite(features).all(1)))
+        raise ValueError(f"{folder}/ind.{name}: features of node {row} are not finite: expected numbers")
     pairs = np.array([(a, b) for a, others in edges.items() for b in others]).reshape(-1, 2)
     if pairs.size and not 0 <= pairs.min() <= pairs.max() < count:
         raise ValueError(f"{folder}/ind.{name}.graph: edges name nodes outside 0 to {count - 1}")

@@ -1,0 +1,17 @@
+"""Writing rows into a table."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def last_of_equal(indices: jax.Array, size: int) -> jax.Array:
+    """Indices [N] of rows to write, with `size` in place of all but the last of equal ones and of those outside.
+
+    A write with mode="drop" leaves `size` alone; XLA leaves open which of several writes to one row remains.
+    """
+    inside = jnp.where(indices < 0, size, indices)
+    order = jnp.arange(len(indices))
+    last = jnp.full(size, -1).at[inside].max(order, mode="drop")
+    return jnp.where(last.at[inside].get(mode="fill", fill_value=-1) == order, inside, size)
