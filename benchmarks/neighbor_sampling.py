@@ -5,7 +5,8 @@
 
 Every contender draws both hops of `--batches` minibatches, uniformly and without replacement. "numpy, node by node"
 calls Generator.choice for every node; "numpy, whole hops" draws for all nodes of a hop at once by the algorithm that
-ours uses (Floyd's). Ours runs in one scan, as training does.
+ours uses (Floyd's). Ours runs in one scan, as training does. torch_geometric's NeighborLoader is run where torch-sparse
+is installed; it also numbers the nodes that it found anew.
 """
 
 import argparse
@@ -17,6 +18,14 @@ import numpy as np
 from benchmarks.compare import compare
 from facejax.graph import graphsage
 from facejax.ops import segment
+
+try:
+    import torch
+    import torch_sparse  # noqa: F401
+    from torch_geometric.data import Data
+    from torch_geometric.loader import NeighborLoader
+except ImportError:
+    NeighborLoader = None
 
 
 def one_by_one(rng: np.random.Generator, source: np.ndarray, starts: np.ndarray, nodes: np.ndarray, count: int):
@@ -74,11 +83,22 @@ def main() -> None:
 
         return jax.lax.scan(step, key, batches)[1]
 
+    def loader():
+        loader = NeighborLoader(
+            Data(edge_index=torch.tensor(np.stack([source, graph.destination]), dtype=torch.long), num_nodes=args.nodes),
+            [10, 25],
+            torch.tensor(seeds.ravel(), dtype=torch.long),
+            batch_size=args.batch,
+        )
+        return lambda: sum(1 for _ in loader)
+
     contenders = {
         "numpy, node by node": plain(one_by_one),
         "numpy, whole hops": plain(at_once),
         "facejax": lambda: scanned(jax.random.key(0), graph, starts, jnp.asarray(seeds)),
     }
+    if NeighborLoader:
+        contenders["NeighborLoader"] = loader()
     compare(contenders, repeats=args.repeats, unit="batches", amount=args.batches)
 
 
