@@ -54,28 +54,30 @@ def vertex_normals(vertices: jax.Array, triangles: jax.Array, incident: Incidenc
     a, b, c = (vertices[triangles[:, i]] for i in range(3))
     faces = jnp.concatenate([jnp.cross(b - a, c - a), jnp.zeros((1, 3), vertices.dtype)])
     total = sum(faces[column] for column in incident.around.T)
-    return unit(total.at[incident.crowded].add(faces[incident.others].sum(1)))
+    return unit(total.at[incident.crowded].add(faces[incident.others].sum(1)).T).T
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-    """Vectors [..., 3] of length 1; zero stays zero and has a finite gradient."""
-    return vectors * jax.lax.rsqrt(jnp.maximum(jnp.sum(vectors * vectors, -1, keepdims=True), 1e-20))
+    """Vectors [3, ...] of length 1; zero stays zero and has a finite gradient."""
+    x, y, z = vectors
+    return vectors * jax.lax.rsqrt(jnp.maximum(x * x + y * y + z * z, 1e-20))
 
 
 def spherical_harmonics(normals: jax.Array) -> jax.Array:
-    """The nine real, orthonormal spherical harmonics up to order 2 at unit vectors [..., 3]: [..., 9].
+    """The nine real, orthonormal spherical harmonics up to order 2 at unit vectors [3, ...]: [9, ...].
 
     Order: Y00, Y1-1 (y), Y10 (z), Y11 (x), Y2-2 (xy), Y2-1 (yz), Y20 (3z^2 - 1), Y21 (xz), Y22 (x^2 - y^2).
     """
-    x, y, z = normals[..., 0], normals[..., 1], normals[..., 2]
+    x, y, z = normals
     constants = np.sqrt(np.array([1 / 4, 3 / 4, 3 / 4, 3 / 4, 15 / 4, 15 / 4, 5 / 16, 15 / 4, 15 / 16]) / np.pi)
     terms = [jnp.ones_like(x), y, z, x, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y]
-    return jnp.stack(terms, -1) * constants.astype(np.float32)
+    return jnp.stack([t * c for t, c in zip(terms, constants.astype(np.float32), strict=True)])
 
 
 def shade(normals: jax.Array, light: jax.Array) -> jax.Array:
-    """Irradiance / pi at unit normals [..., 3] under light [9, 3], never negative: multiply it by the albedo."""
-    return jnp.maximum(spherical_harmonics(normals) @ light, 0.0)
+    """Irradiance / pi [3, ...] at unit normals [3, ...] under light [9, 3], never negative; to multiply by albedo."""
+    weights = light.reshape(9, 3, *(1,) * (normals.ndim - 1))
+    return jnp.maximum(sum(w * h for w, h in zip(weights, spherical_harmonics(normals), strict=True)), 0.0)
 
 
 def directional_light(direction: jax.Array, colour: jax.Array, ambient: jax.Array) -> jax.Array:

@@ -3,8 +3,8 @@
 The pixels of every front-facing triangle's bounding box, clipped to the picture, are laid end to end in one work list
 of fixed capacity; each entry tests one pixel against one triangle. The nearest triangle of a pixel is found by two
 scatters (greatest depth, then lowest triangle among those that have it), which is exact for any mesh size: no bits are
-shared between depth and triangle number. Barycentric coordinates are computed again from the winner, a gather, so
-interpolated attributes are differentiable in the attributes and in the vertices.
+shared between depth and triangle number. Barycentric coordinates are gathered from the winning entry, so interpolated
+attributes are differentiable in the attributes and in the vertices.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Point = tuple[jax.Array, ...]
+EDGE = 1e-6  # a weight this far below zero is rounding
 
 
 class Fragments(NamedTuple):
@@ -24,7 +24,7 @@ class Fragments(NamedTuple):
 
     Attributes:
       triangle: [H, W] int32, or -1 where there is none.
-      barycentric: [H, W, 3] weights of the triangle's vertices, zero where there is none.
+      barycentric: [3, H, W] weights of the triangle's vertices, zero where there is none.
       depth: [H, W] interpolated depth, larger is nearer; minus infinity where there is none.
       overflow: [] bool: the work list was too short and triangles are missing (see `check`).
     """
@@ -69,36 +69,33 @@ def rasterize(
     first = jnp.where(pixels > 0, end - pixels, capacity)
     owner = jnp.zeros(capacity, jnp.int32).at[first].max(numbers, mode="drop")
     owner = lax.associative_scan(jnp.maximum, owner)
-    corners = jnp.stack([x[0], y[0], z[0], x[1], y[1], z[1], x[2], y[2], z[2]], -1)
-    setup = jnp.concatenate([corners, jnp.stack([left, top, right - left], -1)], -1)
-    setup = lax.optimization_barrier(setup[owner])  # else XLA gathers again for every use
-    place = entry - first[owner]
-    columns = jnp.maximum(setup[:, 11].astype(jnp.int32), 1)
-    row = place // columns
-    centre = setup[:, 9] + (place - row * columns) + 0.5, setup[:, 10] + row + 0.5
-    a, b, c = (tuple(setup[:, 3 * i + k] for k in range(3)) for i in range(3))
-    weights = _barycentric(a, b, c, centre)
-    depth = weights[0] * a[2] + weights[1] * b[2] + weights[2] * c[2]
-    inside = (jnp.minimum(jnp.minimum(*weights[:2]), weights[2]) >= 0) & (entry < end[-1])
-    pixel = jnp.where(inside, centre[1].astype(jnp.int32) * width + centre[0].astype(jnp.int32), height * width)
+    setup = [left, top, jnp.maximum(right - left, 1), z[2], z[0] - z[2], z[1] - z[2]]
+    inverse = jnp.where(area != 0, 1 / jnp.where(area != 0, area, 1.0), 0.0)
+    for p, q in ((1, 2), (2, 0)):  # the first two corners' weights: at the box's first pixel, and their slopes
+        along_x, along_y = (y[p] - y[q]) * inverse, (x[q] - x[p]) * inverse
+        setup += [(left + 0.5 - x[p]) * along_x + (top + 0.5 - y[p]) * along_y, along_x, along_y]
+    setup = lax.optimization_barrier(jnp.stack(setup, -1)[owner])  # else XLA gathers again for every use
+    left, top, columns, z, dz0, dz1, *lines = setup.T
+    place = (entry - first[owner]).astype(jnp.float32)
+    row = jnp.floor((place + 0.5) / columns)
+    column = place - row * columns
+    w0, w1 = (start + column * along_x + row * along_y for start, along_x, along_y in (lines[:3], lines[3:]))
+    depth = z + w0 * dz0 + w1 * dz1
+    inside = jnp.minimum(jnp.minimum(w0, w1), 1 - w0 - w1) >= -EDGE
+    pixel = ((top + row) * width + left + column).astype(jnp.int32)
+    pixel = jnp.where(inside & (entry < end[-1]), pixel, height * width)
     depth, pixel = lax.optimization_barrier((depth, pixel))
 
     nearest = jnp.full(height * width + 1, -jnp.inf).at[pixel].max(depth)
     wins = (pixel < height * width) & (depth == nearest[pixel])
-    none = jnp.iinfo(jnp.int32).max
-    winner = jnp.full(height * width + 1, none).at[jnp.where(wins, pixel, height * width)].min(owner)[:-1]
-    hit = winner != none
+    winner = jnp.full(height * width + 1, capacity).at[jnp.where(wins, pixel, height * width)].min(entry)[:-1]
+    hit = winner < capacity
     winner = jnp.where(hit, winner, 0)
-
-    ys, xs = jnp.meshgrid(jnp.arange(height) + 0.5, jnp.arange(width) + 0.5, indexing="ij")
-    seen = lax.optimization_barrier(corners[winner])
-    a, b, c = (tuple(seen[:, 3 * i + k] for k in range(3)) for i in range(3))
-    weights = jnp.where(hit[:, None], jnp.stack(_barycentric(a, b, c, (xs.ravel(), ys.ravel())), -1), 0.0)
-    depth = jnp.where(hit, weights[:, 0] * a[2] + weights[:, 1] * b[2] + weights[:, 2] * c[2], -jnp.inf)
+    weights = jnp.stack([w0[winner], w1[winner], 1 - w0[winner] - w1[winner]])
     return Fragments(
-        jnp.where(hit, winner, -1).reshape(height, width),
-        weights.reshape(height, width, 3),
-        depth.reshape(height, width),
+        jnp.where(hit, owner[winner], -1).reshape(height, width),
+        jnp.where(hit, weights, 0.0).reshape(3, height, width),
+        nearest[:-1].reshape(height, width),
         end[-1] > capacity,
     )
 
@@ -113,9 +110,12 @@ def rasterize_batch(vertices: jax.Array, triangles: jax.Array, height: int, widt
 
 
 def interpolate(fragments: Fragments, triangles: jax.Array, attributes: jax.Array) -> jax.Array:
-    """Per-vertex attributes [V, C] at every pixel: [H, W, C], zero where nothing is seen. Affine in the picture."""
-    corners = attributes[jnp.asarray(triangles)[jnp.maximum(fragments.triangle, 0)]]
-    return jnp.einsum("hwk,hwkc->hwc", fragments.barycentric, corners)
+    """Per-vertex attributes [V, C] at every pixel: [C, H, W], zero where nothing is seen. Affine in the picture."""
+    corners = jnp.asarray(triangles).T[:, jnp.maximum(fragments.triangle, 0)]
+    planes = [
+        sum(w * column[c] for w, c in zip(fragments.barycentric, corners, strict=True)) for column in attributes.T
+    ]
+    return jnp.stack(planes)
 
 
 def check(fragments: Fragments) -> None:
@@ -129,14 +129,3 @@ def _pixels(corners: list[jax.Array], limit: int) -> tuple[jax.Array, jax.Array]
     low, high = reduce(jnp.minimum, corners), reduce(jnp.maximum, corners)
     low = jnp.clip(jnp.ceil(low - 0.5), 0, limit)
     return low, jnp.maximum(jnp.clip(jnp.floor(high + 0.5), 0, limit), low)
-
-
-def _barycentric(a: Point, b: Point, c: Point, point: Point) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Weights of a triangle's corners at a point, all given as (x, y, ...) arrays; zero for one without area."""
-
-    def side(p: Point, q: Point, r: Point) -> jax.Array:
-        return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
-
-    area = side(a, b, c)
-    inverse = jnp.where(area != 0, 1 / jnp.where(area != 0, area, 1.0), 0.0)
-    return side(b, c, point) * inverse, side(c, a, point) * inverse, side(a, b, point) * inverse

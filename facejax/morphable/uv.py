@@ -17,7 +17,7 @@ def uv_fragments(uv: jax.Array, triangles: jax.Array, size: int) -> Fragments:
 
 def uv_position_map(fragments: Fragments, triangles: jax.Array, vertices: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Positions [size, size, 3] of vertices [V, 3], and the mask [size, size] of texels that belong to the mesh."""
-    return interpolate(fragments, triangles, vertices), fragments.triangle >= 0
+    return jnp.moveaxis(interpolate(fragments, triangles, vertices), 0, -1), fragments.triangle >= 0
 
 
 def read_points(position_map: jax.Array, uv: jax.Array) -> jax.Array:

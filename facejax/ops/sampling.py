@@ -17,15 +17,16 @@ def bilinear_sample(image: jax.Array, points: jax.Array) -> jax.Array:
     Returns:
       [..., C].
     """
-    height, width, _ = image.shape
+    height, width, channels = image.shape
     x = jnp.clip(points[..., 0] - 0.5, 0, width - 1)
     y = jnp.clip(points[..., 1] - 0.5, 0, height - 1)
     column = jnp.minimum(x.astype(jnp.int32), max(width - 2, 0))
     row = jnp.minimum(y.astype(jnp.int32), max(height - 2, 0))
     fx, fy = (x - column)[..., None], (y - row)[..., None]
     right, below = jnp.minimum(column + 1, width - 1), jnp.minimum(row + 1, height - 1)
-    top = image[row, column] * (1 - fx) + image[row, right] * fx
-    bottom = image[below, column] * (1 - fx) + image[below, right] * fx
+    flat = image.reshape(-1, channels)  # one number is a cheaper index than two
+    top = flat[row * width + column] * (1 - fx) + flat[row * width + right] * fx
+    bottom = flat[below * width + column] * (1 - fx) + flat[below * width + right] * fx
     return top * (1 - fy) + bottom * fy
 
 

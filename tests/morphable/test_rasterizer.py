@@ -79,7 +79,7 @@ def test_interpolation_gives_positions_back_and_gradients_flow():
 
     def picture(attributes, vertices):
         fragments = rasterize(vertices, triangles, 16, 16)
-        return interpolate(fragments, triangles, attributes), fragments
+        return jnp.moveaxis(interpolate(fragments, triangles, attributes), 0, -1), fragments
 
     drawn, fragments = jax.jit(picture)(vertices, vertices)
     ys, xs = np.mgrid[:16, :16] + 0.5

@@ -75,4 +75,4 @@ def background(factors: Factors, size: int) -> np.ndarray:
     first, second = factors["background"].astype(np.float32)
     colour = np.clip(first + (second - first) * pattern[..., None], 0, 1)
     grey = colour.mean(-1, keepdims=True)
-    return (0.45 * colour + 0.55 * grey) ** 2.2
+    return cv2.pow(0.45 * colour + 0.55 * grey, 2.2)

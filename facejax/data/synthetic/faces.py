@@ -25,7 +25,7 @@ from facejax.data.synthetic.factors import Factors, Ranges
 from facejax.data.synthetic.render import Renderer
 from facejax.morphable.procedural import procedural
 
-VERSION = "1.2.0"
+VERSION = "1.3.0"
 BATCH = 16
 SCALARS = ("age", "hair", "glasses", "tint", "occluder", "motion", "defocus", "resolution", "noise", "jpeg")
 
@@ -345,7 +345,7 @@ def _scene(
         truth["pose"][count], truth["person"][count] = stacked["pose"][row], key[0] if row == rows[0] else -1
         placed.append(box)
     image = degrade.degrade(
-        np.clip(canvas, 0, 1) ** (1 / 2.2), {**first, "motion": np.array(0.0), "occluder": np.array(0.0)}
+        cv2.pow(np.clip(canvas, 0, 1), 1 / 2.2), {**first, "motion": np.array(0.0), "occluder": np.array(0.0)}
     )
     return {
         "image": png(image),

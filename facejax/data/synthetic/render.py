@@ -1,4 +1,4 @@
-"""From factors to pictures and their truth: the morphable model dressed, posed, lit and rasterized, in one jit.
+"""From factors to pictures and their truth: the morphable model dressed, posed, rasterized and lit, in one jit.
 
 Hair is the scalp's own surface raised along its normals and coloured in strands; glasses are two rims, a bridge and
 temples placed on the person's own eyes, with lenses blended over what lies behind them.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,7 @@ from facejax.ops import rotation, sampling
 RIM_STEPS, RIM_SIDES = 24, 5
 ROOM = (2.75, 6.0)  # entries of the rasterizer's work list for each pixel; the second where the first is too short
 GAMMA = 2.2
+TOGETHER = 2  # faces painted at once on a CPU, where placing goes face by face
 
 # Where the five points of a face lie in a unit square: InsightFace's template of 112 pixels.
 TEMPLATE = (
@@ -49,11 +51,21 @@ class Renderer:
         tables = _Tables(face)
 
         def batch(factors: dict[str, jax.Array], room: float) -> dict[str, jax.Array]:
-            draw = functools.partial(_draw, face, tables, size, supersample, aligned, dense, room)
+            place = functools.partial(_place, face, tables, size, supersample, aligned, dense, room)
+            paint = functools.partial(_paint, size, supersample)
             expression = factors["expression_strength"] @ tables.expressions
             shapes = model.shape(face, factors["identity"], expression)  # one matrix product for the whole batch
             factors = {**factors, "shape": shapes, "texture": model.albedo(face, factors["albedo"])}
-            return lax.platform_dependent(factors, cpu=lambda f: lax.map(draw, f), default=jax.vmap(draw))
+            factors["hair_colour"] = jnp.clip(factors["hair_colour"], 0.01, 1) ** GAMMA
+
+            def few(f: dict[str, jax.Array]) -> dict[str, jax.Array]:  # XLA vectorizes colours but not their gathers
+                return paint(jax.custom_batching.sequential_vmap(place)(f))
+
+            return lax.platform_dependent(
+                factors,
+                cpu=lambda f: lax.map(few, f, batch_size=TOGETHER),
+                default=jax.vmap(lambda f: paint(place(f))),
+            )
 
         self._draw = jax.jit(batch, static_argnums=1)
 
@@ -81,7 +93,7 @@ class Renderer:
         one = {k: v[index] for k, v in factors.items()}
         behind = degrade.background(one, self.size)
         linear = found["face"][index] + (1 - found["alpha"][index][..., None]) * behind
-        return degrade.degrade(np.clip(linear, 0, 1) ** (1 / GAMMA), one)
+        return degrade.degrade(cv2.pow(np.clip(linear, 0, 1), 1 / GAMMA), one)
 
 
 RENDERED = {
@@ -89,6 +101,10 @@ RENDERED = {
     "hair_part", "hair_phase", "pose", "expression_strength", "light_direction", "light_colour", "ambient", "jitter",
     "distance", "glasses", "frame_size", "frame_shape", "frame_colour", "tint",
 }  # fmt: skip
+PAINTED = (
+    "age", "hair", "hair_colour", "hair_line", "hair_side", "hair_length", "hair_part", "hair_phase", "pose",
+    "light_direction", "light_colour", "ambient", "frame_colour", "tint",
+)  # fmt: skip
 
 
 class _Tables:
@@ -125,9 +141,9 @@ def _strands(rng: np.random.Generator, size: int) -> np.ndarray:
     return (waves / 3).astype(np.float32)
 
 
-def _hair(p: dict[str, jax.Array], labels: jax.Array) -> jax.Array:
-    """How much hair grows at places of the mean head [..., 3]: 0..1 [...]."""
-    x, y, z = labels[..., 0], labels[..., 1], labels[..., 2]
+def _hair(p: dict[str, jax.Array], places: jax.Array) -> jax.Array:
+    """How much hair grows at places of the mean head [3, ...]: 0..1 [...]."""
+    x, y, z = places
     a = jnp.abs(x)
     wave = 0.018 * jnp.sin(13 * x + p["hair_phase"]) + 0.010 * jnp.sin(31 * x + 2 * p["hair_phase"])
     side = jnp.clip((a - 0.36) / 0.34, 0, 1)
@@ -142,17 +158,23 @@ def _dress(
     p: dict[str, jax.Array], face: MorphableModel, tables: _Tables, vertices: jax.Array, normals: jax.Array
 ) -> jax.Array:
     """Vertices with the hair's thickness added."""
-    grown = _hair(p, face.mean_shape) * tables.skin
+    grown = _hair(p, face.mean_shape.T) * tables.skin
     lift = p["hair_volume"] * (0.35 + 0.65 * _smooth(face.mean_shape[:, 1], 0.2, 0.9)) + 0.012
     return vertices + (grown * lift)[:, None] * normals
 
 
-def _dye(p: dict[str, jax.Array], skin: jax.Array, places: jax.Array, strands: jax.Array) -> jax.Array:
-    """Colours [..., 3] with wrinkles and hair added, at places of the mean head [..., 3]."""
-    x, y = places[..., 0], places[..., 1]
+def _dye(p: dict[str, jax.Array], places: jax.Array, strands: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Wrinkles and hair: what part of the skin's colour is left, and how much of the hair's is added; [H, W] each.
+
+    Args:
+      p: the face's factors.
+      places: [3, H, W] on the mean head.
+      strands: [H, W] the hair's texture.
+    """
+    x, y, z = places
     a = jnp.abs(x)
     old = jnp.clip((p["age"] - 28) / 45, 0, 1)
-    front = _smooth(places[..., 2], 0.1, 0.4)
+    front = _smooth(z, 0.1, 0.4)
     lines = sum(_bump(y - h - 0.02 * jnp.cos(7 * x), 0.009) for h in (0.42, 0.49, 0.56)) * _bump(a, 0.28)
     feet = sum(_bump(y - 0.13 - s * (a - 0.40), 0.007) for s in (-0.45, 0.0, 0.45))
     feet = feet * _smooth(a, 0.42, 0.45) * _smooth(-a, -0.56, -0.50)
@@ -163,10 +185,8 @@ def _dye(p: dict[str, jax.Array], skin: jax.Array, places: jax.Array, strands: j
     )
     bags = _bump(y - 0.055 + 1.4 * (a - 0.285) ** 2, 0.010) * _bump(a - 0.285, 0.09)
     wrinkles = jnp.clip(front * (0.75 * lines + feet + folds + 0.8 * bags), 0, 1)
-    skin = skin * (1 - old * 0.55 * wrinkles)[..., None]
-    grown = _hair(p, places)[..., None]
-    colour = jnp.clip(p["hair_colour"], 0.01, 1) ** GAMMA
-    return skin * (1 - grown) + colour * jnp.clip(1 + 0.45 * strands, 0.3, 1.9) * grown
+    grown = _hair(p, places)
+    return (1 - old * 0.55 * wrinkles) * (1 - grown), jnp.clip(1 + 0.45 * strands, 0.3, 1.9) * grown
 
 
 def _glasses_layout() -> tuple[np.ndarray, np.ndarray]:
@@ -262,7 +282,7 @@ def _frame(
     return turn, shift, jnp.stack([scale, jnp.arctan2(turn[1, 0], turn[0, 0]), *shift])
 
 
-def _draw(
+def _place(
     face: MorphableModel,
     tables: _Tables,
     size: int,
@@ -271,8 +291,8 @@ def _draw(
     dense: bool,
     room: float,
     p: dict[str, jax.Array],
-) -> dict[str, jax.Array]:
-    """One face: everything that `Renderer` returns."""
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]:
+    """One face's factors, what `_paint` needs at every pixel, and all that `Renderer` returns but the picture."""
     full = size * supersample
     bare = p["shape"]
     normals = lighting.vertex_normals(bare, face.triangles, tables.incident)
@@ -289,52 +309,41 @@ def _draw(
 
     capacity = int(room * full * full)
     fragments = rasterizer.rasterize(drawn * supersample, tables.triangles, full, full, capacity=capacity)
-    dressed = lighting.vertex_normals(vertices, face.triangles, tables.incident) @ turn.T
-    rim_normals = lighting.unit(frame - frame.mean(0)) @ turn.T
-    rim = jnp.concatenate([jnp.zeros(vertices.shape[0]), jnp.ones(frame.shape[0])])
+    dressed = lighting.vertex_normals(vertices, face.triangles, tables.incident)
+    rim_normals = lighting.unit((frame - frame.mean(0)).T).T
+    surface = jnp.concatenate([face.uv, face.mean_shape, tables.skin[:, None]], 1)
     attributes = jnp.concatenate(
-        [
-            jnp.concatenate([dressed, rim_normals]),
-            jnp.pad(
-                jnp.concatenate([face.uv, face.mean_shape, tables.skin[:, None]], 1), ((0, frame.shape[0]), (0, 0))
-            ),
-            rim[:, None],
-        ],
-        1,
+        [jnp.concatenate([dressed, rim_normals]), jnp.pad(surface, ((0, frame.shape[0]), (0, 0)))], 1
     )
     pixel = rasterizer.interpolate(fragments, tables.triangles, attributes)
-    normal, is_rim = lighting.unit(pixel[..., :3]), pixel[..., 9:] > 0.5
-    at = pixel[..., 3:5] * p["texture"].shape[0]
-    skin, strands = sampling.bilinear_sample(p["texture"], at), sampling.bilinear_sample(tables.strands, at)
-    colour = jnp.where(pixel[..., 8:9] > 0.5, _dye(p, skin, pixel[..., 5:8], strands), skin)
-    colour = jnp.where(is_rim, p["frame_colour"], colour)
-    light = lighting.directional_light(p["light_direction"], p["light_colour"], p["ambient"])
-    half = lighting.unit(lighting.unit(p["light_direction"]) + jnp.array([0.0, 0.0, 1.0]))
-    gloss = jnp.where(is_rim[..., 0], 0.25, 0.06) * jnp.clip(normal @ half, 0, 1) ** 20
-    picture = colour * lighting.shade(normal, light) + gloss[..., None] * p["light_colour"]
-    covered = fragments.triangle >= 0
+    at = jnp.stack([pixel[3], pixel[4]], -1) * p["texture"].shape[0]
 
-    glass = rasterizer.rasterize(
-        placed[counts[3] :] * supersample, tables.lens_triangles, full, full, capacity=full * full // 2, cull=False
-    )
-    through = (glass.triangle >= 0) & (glass.depth > fragments.depth)
-    picture = jnp.where(through[..., None], picture * (1 - p["tint"]) + 0.025 * p["light_colour"], picture)
-    covered = covered | through
+    def lenses_in_front() -> tuple[jax.Array, jax.Array]:
+        glass = rasterizer.rasterize(
+            placed[counts[3] :] * supersample, tables.lens_triangles, full, full, capacity=full * full // 2, cull=False
+        )
+        return (glass.triangle >= 0) & (glass.depth > fragments.depth), glass.overflow
 
-    def shrink(x: jax.Array) -> jax.Array:
-        return x.reshape(size, supersample, size, supersample, -1).mean((1, 3))
+    def no_lenses() -> tuple[jax.Array, jax.Array]:
+        return jnp.zeros((full, full), bool), jnp.zeros((), bool)
 
-    alpha = shrink(covered[..., None].astype(jnp.float32))[..., 0]
+    lens, too_near = lax.cond(p["glasses"] > 0.5, lenses_in_front, no_lenses)
+    pixels = {
+        "surface": pixel,
+        "skin": sampling.bilinear_sample(p["texture"], at),
+        "strands": sampling.bilinear_sample(tables.strands, at)[..., 0],
+        "covered": fragments.triangle >= 0,
+        "rim": fragments.triangle >= len(face.triangles),
+        "lens": lens,
+    }
     found = {
-        "face": shrink(jnp.where(covered[..., None], picture, 0.0)),
-        "alpha": alpha,
         "landmarks68": marks68[:, :2],
         "landmarks98": marks98[:, :2],
         "visible68": _visible(marks68, fragments, supersample, framing[0]),
         "visible98": _visible(marks98, fragments, supersample, framing[0]),
         "box": _box(placed[: vertices.shape[0]], face),
         "camera": framing,
-        "overflow": fragments.overflow | glass.overflow,
+        "overflow": fragments.overflow | too_near,
     }
     if dense:
         depth = jnp.where(fragments.triangle >= 0, fragments.depth / supersample, 0.0)[::supersample, ::supersample]
@@ -343,7 +352,38 @@ def _draw(
         )
         found["depth"] = depth
         found["position_map"] = uv.uv_position_map(tables.position_fragments, face.triangles, head)[0]
-    return found
+    return {k: p[k] for k in PAINTED}, pixels, found
+
+
+def _paint(
+    size: int, supersample: int, drawn: tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]
+) -> dict[str, jax.Array]:
+    """Everything that `Renderer` returns, from what `_place` does."""
+    p, pixels, found = drawn
+    surface, rim, lens = pixels["surface"], pixels["rim"], pixels["lens"]
+    kept, hair = _dye(p, surface[5:8], pixels["strands"])
+    bare = (surface[8] < 0.5) | rim
+    kept, hair = jnp.where(bare, 1.0, kept), jnp.where(bare, 0.0, hair)
+    turn = rotation.from_euler(p["pose"])  # the light is turned back instead of every normal
+    towards = lighting.unit(p["light_direction"])
+    half = lighting.unit(towards + jnp.array([0.0, 0.0, 1.0])) @ turn
+    light = lighting.directional_light(towards @ turn, p["light_colour"], p["ambient"])
+    normal = lighting.unit(surface[:3])
+    shine = jnp.clip(sum(n * h for n, h in zip(normal, half, strict=True)), 0, 1) ** 20
+    shine, bright = jnp.where(rim, 0.25, 0.06) * shine, lighting.shade(normal, light)
+    covered = pixels["covered"] | lens
+
+    hair_colour, frame_colour, glow = (p[k][:, None, None] for k in ("hair_colour", "frame_colour", "light_colour"))
+    skin = jnp.moveaxis(pixels["skin"], -1, 0)
+    colour = jnp.where(rim, frame_colour, skin * kept + hair_colour * hair)
+    picture = colour * bright + shine * glow
+    picture = jnp.where(lens, picture * (1 - p["tint"]) + 0.025 * glow, picture)
+
+    def shrink(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, size, supersample, size, supersample).mean((2, 4))
+
+    face = jnp.moveaxis(shrink(jnp.where(covered, picture, 0.0)), 0, -1)
+    return {**found, "face": face, "alpha": shrink(covered.astype(jnp.float32))[0]}
 
 
 def _visible(marks: jax.Array, fragments: rasterizer.Fragments, supersample: int, scale: jax.Array) -> jax.Array:

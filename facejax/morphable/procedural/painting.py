@@ -111,7 +111,7 @@ def canvas(size: int) -> Canvas:
     @jax.jit
     def draw(uv: jax.Array, triangles: jax.Array, attributes: jax.Array) -> tuple[jax.Array, jax.Array]:
         fragments = uv_fragments(uv, triangles, size)
-        return interpolate(fragments, triangles, attributes), fragments.triangle >= 0
+        return jnp.moveaxis(interpolate(fragments, triangles, attributes), 0, -1), fragments.triangle >= 0
 
     flat, hit = map(np.asarray, draw(uv, jnp.asarray(m.triangles), attributes))
     rows, columns = np.nonzero(hit)
