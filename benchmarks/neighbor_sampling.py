@@ -85,7 +85,9 @@ def main() -> None:
 
     def loader():
         loader = NeighborLoader(
-            Data(edge_index=torch.tensor(np.stack([source, graph.destination]), dtype=torch.long), num_nodes=args.nodes),
+            Data(
+                edge_index=torch.tensor(np.stack([source, graph.destination]), dtype=torch.long), num_nodes=args.nodes
+            ),
             [10, 25],
             torch.tensor(seeds.ravel(), dtype=torch.long),
             batch_size=args.batch,
