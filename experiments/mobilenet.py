@@ -81,8 +81,8 @@ def slim_v2(width: float) -> dict[str, Any]:
 
 
 PRESETS = {
-    "synthetic": {},
-    "full_convolution": {"model.separable": False, "model.width": 0.083},  # as many multiply-adds
+    "synthetic": {"model.width": 0.252},  # as many multiply-adds as
+    "full_convolution": {"model.separable": False, "model.width": 0.083},
     "v2": {"model.name": "v2"},
     "v2_relu": {"model.name": "v2", "model.linear": False},
     "imagenet_v1": slim_v1(1.0),
