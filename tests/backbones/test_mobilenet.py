@@ -96,6 +96,10 @@ def test_named_features(size):
     last = (sides[32], sides[32], 1280)
     assert features(MobileNetV2(5), size) == {**expected, "last": last, "pooled": (1280,), "logits": (5,)}
     assert features(MobileNetV2(0, padding=1), size)["pooled"] == (1280,)
+    for net in (MobileNetV1, MobileNetV2):
+        half = {name: shape for name, shape in features(net(5), 2 * size).items() if name.startswith("stride")}
+        whole = features(net(5, stem_stride=1), size)
+        assert {name: whole[f"stride{int(name[6:]) // 2}"] for name in half} == half
 
 
 BLOCK = partial(ConvNorm, padding=1, activation=nn.relu6)

@@ -238,6 +238,9 @@ def test_smoke_on_glasses(monkeypatch):
     state, report = app.run(smoke(), experiment.build, quiet=True)
     assert next(iter(report.metrics)) == "hits"
     assert report.metrics["hits"] == report.metrics["occlusion_hits"]
+    by_chance = app.run(smoke(**{"eval.map": "chance"}), experiment.build, quiet=True)[1].metrics
+    assert by_chance["hits"] == by_chance["chance_hits"] == pytest.approx(report.metrics["chance_hits"], abs=0.25)
+    assert 0 < by_chance["hits"] < 1
     assert all(np.isfinite(value) for value in report.metrics.values())
     rows = report.tables["Correspondence: how differently a layer changes when a part is covered"]
     assert [row["part"] for row in rows] == [*experiment.PARTS, "random"]
@@ -281,6 +284,26 @@ def test_ten_crops_are_the_corners_the_centre_and_their_mirrors():
     np.testing.assert_allclose(found[0, 0], np.mean(corners) / 255, rtol=1e-5)
     one = experiment.ten_crops(Corner(), {}, images, 4)  # nothing to crop
     np.testing.assert_allclose(one[0, 0], 10 / 255, rtol=1e-5)
+
+
+def test_every_other_picture_is_covered_by_a_grey_square_inside():
+    image, rng = np.zeros((9, 12, 3), np.uint8), np.random.default_rng(0)
+    grey, places = experiment.MEAN.astype(np.uint8), set()
+    for _ in range(1500):
+        covered = experiment.cover_by_chance(image, 4, rng)
+        rows, columns, _ = np.nonzero(covered)
+        if len(rows):
+            top, left = rows.min(), columns.min()
+            places.add((int(top), int(left)))
+            np.testing.assert_array_equal(covered[top : top + 4, left : left + 4], np.tile(grey, (4, 4, 1)))
+            assert len(rows) == 4 * 4 * 3
+        else:
+            places.add(None)
+    assert not image.any()
+    assert places == {None, *((top, left) for top in range(6) for left in range(9))}
+    shares = [experiment.cover_by_chance(image, 4, rng).any() for _ in range(400)]
+    assert 0.4 < np.mean(shares) < 0.6
+    assert experiment.cover_by_chance(image, 0, rng) is image
 
 
 def test_peaks_are_counted_where_the_eyes_are():
