@@ -13,6 +13,7 @@ ms1mv2_r100 96.37, glint360k_r100 97.55; paper, LFW: casia_r50 99.53.
 from __future__ import annotations
 
 import pathlib
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from facejax.recognition import arcface
 from facejax.train import (
     Experiment,
     Mean,
+    Options,
     Report,
     TrainState,
     app,
@@ -75,18 +77,7 @@ BASE = {
         "clip_only": "backbone",
         "schedule": {"kind": "cosine", "peak": 0.1, "warmup": 0, "boundaries": (), "power": 1.0},
     },
-    "train": {
-        "batch_size": 64,
-        "steps": 300,
-        "log_every": 50,
-        "eval_every": 0,
-        "save_every": 50,
-        "save_seconds": 60.0,
-        "keep": 2,
-        "microbatches": 1,
-        "parallel": "shard_map",
-        "devices": 0,
-    },
+    "train": asdict(Options(batch_size=64, steps=300)),
     "eval": {"batch_size": 128, "packs": "", "weights": ""},  # packs: .bin files, with commas between
 }
 

@@ -12,6 +12,7 @@ aircraft / cars: mm 78.1 / 77.9 / 86.5, dm 84.1 / 83.9 / 91.3, dd 84.0 / 84.1 / 
 from __future__ import annotations
 
 import pathlib
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from facejax.metrics.classification import top_k_correct
 from facejax.train import (
     Experiment,
     Mean,
+    Options,
     Report,
     TrainState,
     app,
@@ -71,18 +73,7 @@ BASE = {
             "schedule": {"kind": "cosine", "peak": 2e-3, "boundaries": ()},
         },
     },
-    "train": {
-        "batch_size": 64,
-        "steps": 500,
-        "log_every": 50,
-        "eval_every": 0,
-        "save_every": 50,
-        "save_seconds": 60.0,
-        "keep": 2,
-        "microbatches": 1,
-        "parallel": "shard_map",
-        "devices": 0,
-    },
+    "train": asdict(Options(batch_size=64, steps=500)),
     "eval": {"batch_size": 128, "svm": False},
 }  # fmt: skip
 

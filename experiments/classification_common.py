@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from facejax.metrics.classification import top_k_correct
 from facejax.train import (
     Experiment,
     Mean,
+    Options,
     Report,
     TrainState,
     image_grid,
@@ -49,18 +51,7 @@ BASE: dict[str, Any] = {
         "ema": 0.0,  # decay of an average of the weights, which is then what is tested; 0 keeps none
         "schedule": {"kind": "cosine", "peak": 0.1, "warmup": 0, "every": 0, "factor": 1.0},
     },
-    "train": {
-        "batch_size": 64,
-        "steps": 300,
-        "log_every": 50,
-        "eval_every": 0,
-        "save_every": 50,
-        "save_seconds": 60.0,
-        "keep": 2,
-        "microbatches": 1,
-        "parallel": "shard_map",
-        "devices": 0,
-    },
+    "train": asdict(Options(batch_size=64, steps=300)),
     "eval": {"batch_size": 120},
 }
 IMAGENET = {"path": "imagenet", "image_size": 224, "classes": 1000, "crops": True, "centre": 0.875}

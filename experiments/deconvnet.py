@@ -11,6 +11,7 @@ error are those of one network on the validation set (Table 2). It lowered the r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,7 @@ from facejax.ops.pooling import avg_pool
 from facejax.train import (
     Experiment,
     Mean,
+    Options,
     Report,
     TrainState,
     app,
@@ -63,18 +65,7 @@ BASE = {
         "weight_decay": 0.0,
         "schedule": {"kind": "cosine", "peak": 1e-3, "boundaries": ()},
     },
-    "train": {
-        "batch_size": 64,
-        "steps": 600,
-        "log_every": 50,
-        "eval_every": 0,
-        "save_every": 100,
-        "save_seconds": 60.0,
-        "keep": 2,
-        "microbatches": 1,
-        "parallel": "shard_map",
-        "devices": 0,
-    },
+    "train": asdict(Options(batch_size=64, steps=600, save_every=100)),
     "eval": {
         "batch_size": 128,
         "map": "occlusion",  # or "gradient", "deconvnet", "no_switches", "chance": whose peaks the headline counts

@@ -29,7 +29,18 @@ from facejax.data import pipeline, transforms
 from facejax.data.synthetic import faces
 from facejax.foundations.deformable import DeformableConv, scale_offset_updates
 from facejax.nn.conv import Conv
-from facejax.train import Experiment, Mean, Report, TrainState, app, map_batches, new_figure, optim, supervised_step
+from facejax.train import (
+    Experiment,
+    Mean,
+    Options,
+    Report,
+    TrainState,
+    app,
+    map_batches,
+    new_figure,
+    optim,
+    supervised_step,
+)
 from facejax.train.claims import Claim
 
 POINTS = 68
@@ -61,18 +72,7 @@ BASE = {
         "offset_rate": 0.1,  # of the offset layers, times the learning rate
         "schedule": {"kind": "cosine", "peak": 0.003, "warmup": 20, "boundaries": (), "power": 1.0},
     },
-    "train": {
-        "batch_size": 32,
-        "steps": 400,
-        "log_every": 50,
-        "eval_every": 0,
-        "save_every": 50,
-        "save_seconds": 60.0,
-        "keep": 2,
-        "microbatches": 1,
-        "parallel": "shard_map",
-        "devices": 0,
-    },
+    "train": dataclasses.asdict(Options(batch_size=32, steps=400)),
     "eval": {"batch_size": 100},
 }
 

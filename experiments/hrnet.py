@@ -22,6 +22,7 @@ from __future__ import annotations
 import pathlib
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import flax.linen as nn
@@ -37,7 +38,18 @@ from facejax.data.readers.people import CocoPeople, PeopleSource, read_mpii, rea
 from facejax.data.synthetic import faces
 from facejax.metrics import keypoints, landmarks
 from facejax.ops import heatmaps
-from facejax.train import Experiment, Mean, Report, TrainState, app, map_batches, new_figure, optim, supervised_step
+from facejax.train import (
+    Experiment,
+    Mean,
+    Options,
+    Report,
+    TrainState,
+    app,
+    map_batches,
+    new_figure,
+    optim,
+    supervised_step,
+)
 from facejax.train.claims import Claim
 
 MEAN, DEVIATION = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])  # of ImageNet
@@ -69,18 +81,7 @@ BASE = {
         "name": "adam",
         "schedule": {"kind": "cosine", "peak": 4e-3, "warmup": 20, "boundaries": (), "power": 1.0},
     },
-    "train": {
-        "batch_size": 32,
-        "steps": 200,
-        "log_every": 50,
-        "eval_every": 0,
-        "save_every": 50,
-        "save_seconds": 60.0,
-        "keep": 2,
-        "microbatches": 1,
-        "parallel": "shard_map",
-        "devices": 0,
-    },
+    "train": asdict(Options(batch_size=32, steps=200)),
     "eval": {
         "batch_size": 100,
         "decode": "shift",  # a quarter of a pixel; or "peak", "taylor"

@@ -29,6 +29,7 @@ from facejax.quality import factors
 from facejax.train import (
     Experiment,
     Mean,
+    Options,
     Report,
     TrainState,
     app,
@@ -58,18 +59,7 @@ RECOGNISER = {
     "steps": 300,
     "weights": "",  # a PyTorch state dict of arcface_torch, instead of training one
 }
-TRAIN = {
-    "batch_size": 64,
-    "steps": 300,
-    "log_every": 50,
-    "eval_every": 0,
-    "save_every": 50,
-    "save_seconds": 60.0,
-    "keep": 2,
-    "microbatches": 1,
-    "parallel": "shard_map",
-    "devices": 0,
-}
+TRAIN = dataclasses.asdict(Options(batch_size=64, steps=300))
 PUBLISHED = {"name": "iresnet50", "embedding_size": 512, "dropout": 0.0}
 EVAL = {"batch_size": 128, "fmr": 1e-2, "start": 0.05, "limit": 0.3, "pairs": 5_000_000}
 """`pairs`: at most as many impostor pairs, where all pairs are more; then they are drawn at random."""

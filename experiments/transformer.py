@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import gzip
 import pathlib
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -29,7 +30,18 @@ from facejax.data import text
 from facejax.data.synthetic import language
 from facejax.foundations import transformer
 from facejax.metrics import translation
-from facejax.train import Experiment, Mean, Report, TrainState, app, map_batches, new_figure, optim, supervised_step
+from facejax.train import (
+    Experiment,
+    Mean,
+    Options,
+    Report,
+    TrainState,
+    app,
+    map_batches,
+    new_figure,
+    optim,
+    supervised_step,
+)
 from facejax.train.claims import Claim
 
 BASE = {
@@ -52,11 +64,8 @@ BASE = {
     },
     "loss": {"smoothing": 0.1},
     "optim": {"warmup": 150, "factor": 1.0, "b2": 0.98, "ema": 0.99},
-    "train": {
-        "batch_size": 1024,  # tokens a side, padding included
-        "steps": 800, "log_every": 100, "eval_every": 0, "save_every": 200, "save_seconds": 60.0, "keep": 2,
-        "microbatches": 1, "parallel": "shard_map", "devices": 1,
-    },
+    # batch_size: tokens a side, padding included
+    "train": asdict(Options(batch_size=1024, steps=800, log_every=100, save_every=200, devices=1)),
     "eval": {"batch_size": 100, "beam": 4, "alpha": 0.6, "extra": 3},  # tokens beyond the source's
 }  # fmt: skip
 

@@ -17,6 +17,7 @@ batches; numbers are means over the repeats, with the averaged weights and `eval
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from facejax.foundations import vib
 from facejax.train import (
     Experiment,
     Mean,
+    Options,
     Report,
     TrainState,
     app,
@@ -60,18 +62,7 @@ BASE = {
     },
     "loss": {"betas": (1e-2,), "label_smoothing": 0.0, "confidence_penalty": 0.0},
     "optim": {"learning_rate": 1e-3, "factor": 0.97, "every": 15, "b1": 0.5, "ema": 0.99},
-    "train": {
-        "batch_size": 100,
-        "steps": 1000,
-        "log_every": 100,
-        "eval_every": 0,
-        "save_every": 500,
-        "save_seconds": 60.0,
-        "keep": 2,
-        "microbatches": 1,
-        "parallel": "shard_map",
-        "devices": 1,
-    },
+    "train": asdict(Options(batch_size=100, steps=1000, log_every=100, save_every=500, devices=1)),
     "eval": {"batch_size": 500, "samples": 12, "attacks": (0.1, 0.2, 0.4)},  # sizes of steps in pixels of -1..1
 }
 
