@@ -32,8 +32,8 @@ from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": {**embeddings.SETTINGS, "labelled": 1500, "people": 200, "width": 32, "noise": 0.7, "drift": 1.5},
-    "graph": {"k": 20, "method": "exact", "chunk": 0},
+    "data": {**embeddings.SETTINGS, "labelled": 800, "people": 200, "width": 32, "noise": 0.7, "drift": 0.5},
+    "graph": {"k": 6, "method": "exact", "chunk": 0},
     "rank": 5,  # the threshold is a quantile of the cosines with neighbours of this rank
     "method": "chains",  # or "local": the graph convolution alone; or "none": the embeddings as they are
     "model": {"hidden": 128, "features": 64, "length": 8},

@@ -1,4 +1,7 @@
-"""Eight simulated devices, quick compilation and a shared compilation cache for every test and its subprocesses."""
+"""Eight simulated devices, quick compilation and a shared compilation cache for every test and its subprocesses.
+
+Of several workers (`pytest -n 2`) one gets all tests of a file, so that a module's fixtures are made once.
+"""
 
 import os
 import pathlib
@@ -14,6 +17,13 @@ import pytest
 from absl import flags
 
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
