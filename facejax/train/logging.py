@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 import time
@@ -25,6 +26,7 @@ class MetricsFile:
     def __init__(self, path: pathlib.Path, length: int):
         self._file = path.open("ab")
         self._file.truncate(length)
+        self._file.seek(0, os.SEEK_END)  # truncating leaves the position, and so `length`, where the file ended before
 
     @property
     def length(self) -> int:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from facejax.train import Options, RunError, train
+from facejax.train.logging import MetricsFile
 
 PROGRAM = str(pathlib.Path(__file__).with_name("toy.py"))
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -92,6 +93,17 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path, uninterrupted):
     assert kills >= 8
     assert fingerprint(tmp_path) == uninterrupted[0]
     assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
+
+
+def test_a_log_cut_back_says_its_new_length(tmp_path):
+    """A checkpoint made before the next line must not keep the length that a killed run had come to."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    log = MetricsFile(path, 12)
+    assert log.length == 12
+    log.write(2, {"loss": 1.0})
+    log.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2, "loss": 1.0}\n'
 
 
 def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
