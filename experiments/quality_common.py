@@ -137,8 +137,10 @@ def _people(name: str, source: str, path: str, data_dir: str, size: int, learn: 
         count, most = (learn, task.train) if split == "train" else (judged, task.test)
         if not 0 < count <= most:
             raise ValueError(f"data.people or data.judged is {count}: expected 1 to {most}, the face world's {split}")
-        examples = pipeline.fetch(faces.load(task, split, data_dir or None), range(count * task.per_person))
-        return _face_world(examples, size)
+        opened = faces.load(task, split, data_dir or None)
+        examples = pipeline.fetch(opened, range(len(opened)))
+        first = min(e["person"] for e in examples)
+        return _face_world([e for e in examples if e["person"] < first + count], size)
     from facejax.data import readers  # only one's own pictures need it
 
     opened = readers.read(path)

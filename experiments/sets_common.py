@@ -37,17 +37,12 @@ class Sets(NamedTuple):
 
 
 def sets(config: ConfigDict, split: str) -> Sets:
-    """A person's pictures, `config.sets.size` after one another; what is left over stays out."""
+    """Every person's pictures in sets of `config.sets.size`; what is left over stays out."""
     known, size = common.people(config.data, split, "sets"), config.sets.size
-    starts = [
-        start
-        for person in np.unique(known.people)
-        for rows in [np.flatnonzero(known.people == person)]
-        for start in rows[: len(rows) // size * size : size]
-    ]
-    if not starts:
+    own = (np.flatnonzero(known.people == person) for person in np.unique(known.people))
+    rows = np.concatenate([mine[: len(mine) // size * size].reshape(-1, size) for mine in own])
+    if not len(rows):
         raise ValueError(f"nobody has sets.size {size} pictures: expected a smaller number")
-    rows = np.array(starts)[:, None] + np.arange(size)
     return Sets(common.take(known.images, rows), known.people[rows[:, 0]], known.fault[rows])
 
 

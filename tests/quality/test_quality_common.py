@@ -37,6 +37,8 @@ def test_faces_carry_their_faults(configured):
     assert ((known.kind == -1) == (known.fault == 0)).all()
     sets = sets_common.sets(configured("qan:synthetic")[1], "test")
     assert sets.images.shape == (12, 8, 48, 48, 3) and (np.bincount(sets.people) == 2).all()
+    config.data.people = 3  # whole people, wherever their pictures lie in the file
+    assert (np.bincount(common.people(config.data, "train").people) == 12).all()
     config.data.people = 7
     with pytest.raises(ValueError, match=r"data\.people or data\.judged is 7: expected 1 to 6"):
         common.people(config.data, "train")
@@ -110,6 +112,15 @@ def test_scores_of_faces_without_known_faults_or_errors(configured):
     features = np.eye(2)[people] + 0.01 * np.random.default_rng(0).normal(size=(20, 2))
     compared = common.compare(features, people, *common.chosen_pairs(people, 1000))
     assert common.measures(config, np.arange(20.0), test, compared).keys() == {"edc_area"}
+
+
+def test_sets_longer_than_an_example(configured):
+    _, config = configured("qan:synthetic", **{"sets.size": 12})
+    known, sets = common.people(config.data, "test", "sets"), sets_common.sets(config, "test")
+    assert sets.images.shape[:2] == (6, 12)
+    for images, person in zip(sets.images, sets.people, strict=True):
+        mine = known.images[known.people == person]
+        assert all((image == mine).all((1, 2, 3)).any() for image in images)
 
 
 def test_sets_of_one_picture(configured):
