@@ -45,13 +45,16 @@ class System:
         return []
 
     def state(self) -> str:
-        """State in words: "planned", "built", or what its claim's last measurement said."""
+        """State in words: "planned", "built", or what the last measurements of its claims said."""
         package = self.module.with_suffix("") / "__init__.py"
         if not self.program.exists() or not (self.module.exists() or package.exists()):
             return "planned"
-        verdicts = {row["experiment"]: row for row in claims()}
-        row = verdicts.get(self.experiment) or verdicts.get(self.experiment.split(":")[0])
-        return f"claim {row['verdict']}" if row else "built"
+        words = {node.value for node in ast.walk(ast.parse(self.program.read_text())) if isinstance(node, ast.Constant)}
+        rows = (row for row in claims() if row["experiment"] == self.experiment and row["claim"] in words)
+        verdicts = list({row["claim"]: row["verdict"] for row in rows}.values())
+        if len(set(verdicts)) > 1:
+            return f"{verdicts.count('shows')} of {len(verdicts)} claims show"
+        return f"claim {verdicts[0]}" if verdicts else "built"
 
 
 def claims() -> list[dict[str, object]]:

@@ -110,6 +110,7 @@ CLAIM = Claim(
     better="lower",
     method="synthetic",
     baseline=("plain",),
+    seeds=6,
 )
 
 BACKBONES = {

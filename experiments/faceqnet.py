@@ -1,7 +1,8 @@
 """FaceQnet v0 and v1: a recognition trunk and two new layers tell the similarity to the person's best picture.
 
     python -m experiments.faceqnet                                           # v1: three recognisers' labels
-    python -m experiments.faceqnet --config=v0                               # one recogniser's
+    python -m experiments.faceqnet --config=one                              # one recogniser's
+    python -m experiments.faceqnet --config=v0                               # one recogniser's, and no dropout
     python -m experiments.faceqnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth \
         --config.model.weights=rcmalli_vggface_tf_notop_resnet50.h5          # the trunk, and another labeller
 
@@ -32,7 +33,7 @@ BASE = {
     "data": common.DATA,
     "recogniser": common.RECOGNISER,
     "label": "gallery",  # or "sharpness"
-    "recognisers": 3,  # whose labels are fused
+    "recognisers": 3,  # whose labels are fused; none of them is the trunk
     "model": {"trunk": "recogniser", "weights": "", "hidden": 32, "dropout": 0.2},  # weights: of the trunk "resnet50"
     "optim": {
         "name": "adam",
@@ -44,6 +45,7 @@ BASE = {
 }
 PRESETS = {
     "synthetic": {},
+    "one": {"recognisers": 1},
     "v0": {"recognisers": 1, "model.dropout": 0.0},
     "perceptual": {"label": "sharpness", "recognisers": 1, "model.dropout": 0.0},
     "vggface2": {
@@ -64,16 +66,33 @@ CLAIM = (
         system="faceqnet:v0",
     ),
     Claim(
-        "labels of three recognisers order faces better than those of one",
+        "labels of three recognisers and dropout order faces better than labels of one without",
         metric="aoc",
         better="higher",
         method="synthetic",
         baseline=("v0",),
         system="faceqnet:v1",
     ),
+    Claim(
+        "labels of three recognisers order faces better than those of one, the network being the same",
+        metric="aoc",
+        better="higher",
+        method="synthetic",
+        baseline=("one",),
+        system="faceqnet:v1",
+    ),
 )
-OTHERS = ({"loss__angle": 0.0, "loss__cosine": 0.2}, {"loss__kind": "softmax"})
-"""How the second and third recogniser differ from the first: CosFace's margin, and none."""
+
+
+class LastMap(nn.Module):
+    """An IResNet's last map, flattened as its own dense layer takes it: [N, H, W, 3] in -1..1 -> [N, F]."""
+
+    recogniser: nn.Module
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        maps = self.recogniser(images, train=train, features=True)
+        return maps[f"stage{len(self.recogniser.depths)}"].reshape(len(images), -1)
 
 
 class Pooled(nn.Module):
@@ -93,25 +112,30 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run: only the two new layers learn."""
-    if not 1 <= config.recognisers <= 1 + len(OTHERS):
-        raise ValueError(f"recognisers is {config.recognisers}: expected 1 to {1 + len(OTHERS)}")
+    if config.recognisers < 1:
+        raise ValueError(f"recognisers is {config.recognisers}: expected 1 or more")
     own = config.model.trunk == "recogniser"
     if not own and config.model.trunk != "resnet50":
         raise ValueError(f"model.trunk is {config.model.trunk!r}: expected 'recogniser' or 'resnet50'")
-    trunk = arcface.make_backbone(config.recogniser) if own else Pooled()
+    backbone = arcface.make_backbone(config.recogniser)
+    if own and not hasattr(backbone, "depths"):
+        raise ValueError(f"recogniser.name is {config.recogniser.name!r}: expected an IResNet, whose last map is read")
+    trunk = LastMap(backbone) if own else Pooled()
     net = faceqnet.FaceQnet(trunk, config.model.hidden, config.model.dropout)
 
     def source() -> Any:
         if not own and not config.model.weights:
             raise ValueError("model.weights is empty: expected a Keras file of VGGFace2's ResNet-50, the frozen trunk")
         known = common.people(config.data, "train")
-        labels = label(config, known, common.recogniser(config, config.seed))
-        return common.Rows({"image": known.images, "label": labels})
+        if own:
+            common.recogniser(config, config.seed)  # which `start` reads
+        return common.Rows({"image": known.images, "label": label(config, known)})
 
     def start(variables: Any) -> Any:
         trunk = {part: tree["trunk"] for part, tree in variables.items()}
         if own:
-            trunk = common.starting_weights(config, trunk)
+            inner = {part: tree["recogniser"] for part, tree in trunk.items()}
+            trunk = {part: {"recogniser": x} for part, x in common.starting_weights(config, inner).items()}
         elif config.model.weights:
             trunk = common.read_later(lambda: read_trunk(config.model.weights, trunk), trunk)
         return {part: {**tree, "trunk": trunk[part]} for part, tree in variables.items()}
@@ -140,7 +164,7 @@ def read_trunk(path: str, trunk: Any) -> Any:
     return {part: {"resnet": tree} for part, tree in found.items()}
 
 
-def label(config: ConfigDict, known: common.Faces, first: common.Recogniser) -> np.ndarray:
+def label(config: ConfigDict, known: common.Faces) -> np.ndarray:
     """What the network is told [N]; the gallery's picture is the least faulty, most frontal and sharpest one."""
     sharp = common.measured(factors.sharpness, known.images)
     sharp = (sharp - sharp.min()) / np.ptp(sharp)
@@ -149,8 +173,8 @@ def label(config: ConfigDict, known: common.Faces, first: common.Recogniser) -> 
     if config.label != "gallery":
         raise ValueError(f"label is {config.label!r}: expected 'gallery' or 'sharpness'")
     compliance = sharp - 10 * np.nan_to_num(known.fault) - np.abs(np.nan_to_num(known.yaw))
-    others = [common.recogniser(config, config.seed, **changes) for changes in OTHERS[: config.recognisers - 1]]
-    labels = [faceqnet.gallery_labels(net(known.images), known.people, compliance) for net in (first, *others)]
+    nets = (common.recogniser(config, config.seed + 1 + i) for i in range(config.recognisers))
+    labels = [faceqnet.gallery_labels(net(known.images), known.people, compliance) for net in nets]
     return faceqnet.fused_labels(np.stack(labels))
 
 

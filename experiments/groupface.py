@@ -4,7 +4,7 @@
     python -m experiments.groupface --config=hard                              # the most probable group's branch alone
     python -m experiments.groupface --config=argmax                            # groups' labels that are not evened out
     python -m experiments.groupface --config=ms1m_r100_k32 --config.data.path=DIR \
-        --config.model.weights=r100.pth                                        # the paper's run, 8 GPUs
+        --config.recogniser.weights=r100.pth                                   # the paper's run, 8 GPUs
     python -m experiments.groupface --config=ms1m_r100_k32 --eval_only --config.eval.packs=lfw.bin,cfp_fp.bin
 
 Published numbers of the soft model with 32 groups, as later papers quote them: LFW 99.85, CPLFW 93.17, CFP-FP 98.63,
@@ -14,6 +14,7 @@ AgeDB-30 98.28 (accuracy); MegaFace refined: identification 98.74, verification 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,7 @@ from ml_collections import ConfigDict
 from scipy.spatial.distance import cdist
 
 from experiments import arcface as common
+from experiments import quality_common as judged
 from facejax.data import pipeline
 from facejax.data.readers.verification import read_pack
 from facejax.metrics import verification
@@ -50,15 +52,15 @@ from facejax.train.claims import Claim
 BASE = {
     **common.BASE,
     "data": {**common.BASE["data"], "image_size": 32},
-    "train": {**common.BASE["train"], "steps": 200},
+    "train": {**common.BASE["train"], "steps": 120},
     "model": {
         **common.BASE["model"],
         "shared": 256,  # width of the feature that all branches begin with
-        "groups": 4,  # 0: ArcFace, the backbone's own embedding of `embedding_size`
+        "groups": 16,  # 0: ArcFace, the backbone's own embedding of `embedding_size`
         "hidden": (32, 32),
         "ensemble": "soft",  # or "hard"
-        "weights": "",  # to start the trunk from: a PyTorch state dict of arcface_torch
     },
+    "recogniser": {**judged.RECOGNISER, "dropout": 0.0, "steps": 150},  # whose trunk is begun from; 0 steps: of none
     "groups": {
         "weight": 0.1,
         "labels": "self_distributed",  # or "argmax": the most probable group as it is
@@ -81,6 +83,7 @@ PRESETS = {
             "groups": 32,
             "hidden": (256, 256),
         },
+        "recogniser": {"name": "iresnet100", "embedding_size": 512, "dtype": "bfloat16", "steps": 0},
         "loss": {"scale": 64.0, "sharded": True},
         "optim": {
             "clip": 0.0,
@@ -119,8 +122,14 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 def build(config: ConfigDict) -> Experiment:
     """Wires the run: ArcFace's data, a network with groups, two losses, and a window of the groups' probabilities."""
     plain = common.build(config)
+
+    def train_data() -> Any:
+        if config.recogniser.steps:
+            judged.recogniser(config, config.seed)
+        return plain.train_data()
+
     if config.model.groups == 0:
-        return plain
+        return dataclasses.replace(plain, init=functools.partial(arcface_begun, config, plain), train_data=train_data)
     if config.groups.labels not in LABELS:
         raise ValueError(f"groups.labels is {config.groups.labels!r}: expected one of {', '.join(LABELS)}")
     size, classes, groups = config.data.image_size, config.data.classes, config.model.groups
@@ -129,8 +138,8 @@ def build(config: ConfigDict) -> Experiment:
 
     def init(rng: jax.Array) -> TrainState:
         variables = net.init(rng, jnp.zeros((2, size, size, 3)), train=False)
-        if config.model.weights:
-            variables = pretrained(config, variables)
+        trunk = begun(config, {kind: part["backbone"] for kind, part in variables.items()})
+        variables = {kind: {**part, "backbone": trunk[kind]} for kind, part in variables.items()}
         centres = 0.01 * jax.random.normal(jax.random.fold_in(rng, 1), head.shape)
         held = {"batch_stats": variables["batch_stats"], "window": jnp.zeros((config.groups.window, groups))}
         return TrainState.create(rng, {"backbone": variables["params"], "head": centres}, tx, model_state=held)
@@ -182,7 +191,7 @@ def build(config: ConfigDict) -> Experiment:
         return judge_groups(config, report, seen)
 
     step = supervised_step(loss_fn, tx, sharded=plain.sharded, microbatches=config.train.microbatches)
-    return dataclasses.replace(plain, init=init, train_step=step, evaluate=evaluate)
+    return dataclasses.replace(plain, init=init, train_step=step, train_data=train_data, evaluate=evaluate)
 
 
 def make_net(model: ConfigDict) -> groupface.GroupFace:
@@ -191,24 +200,26 @@ def make_net(model: ConfigDict) -> groupface.GroupFace:
     return groupface.GroupFace(trunk, model.groups, model.embedding_size, tuple(model.hidden), model.ensemble)
 
 
-def pretrained(config: ConfigDict, variables: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The variables with published weights in the trunk's convolutions; the shared feature's own layer stays random.
-
-    For use while a state is made, which JAX traces: the file is read when the state is computed, not by a `--dry_run`.
-    """
-    trunk = {kind: dict(variables[kind]["backbone"]) for kind in ("params", "batch_stats")}
-    for kind, width in (("params", "fc"), ("params", "features"), ("batch_stats", "features")):
-        trunk[kind].pop(width)
-    settings = config.copy_and_resolve_references()
-    settings.eval.weights = config.model.weights
+def begun(config: ConfigDict, trunk: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The variables of a trunk with a recogniser's in place of all but the last layers', which stay random."""
+    if not (config.recogniser.steps or config.recogniser.weights):
+        return trunk
+    shapes = {kind: {k: v for k, v in part.items() if k not in ("fc", "features")} for kind, part in trunk.items()}
 
     def read() -> Any:
-        found = common.read_weights(settings, common.make_backbone(config.model))
-        return {kind: {name: found[kind][name] for name in part} for kind, part in trunk.items()}
+        found = judged.recogniser(config, config.seed).variables
+        return {kind: {name: found[kind][name] for name in part} for kind, part in shapes.items()}
 
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), trunk)
-    found = jax.pure_callback(read, shapes)
-    return {kind: {**variables[kind], "backbone": {**variables[kind]["backbone"], **found[kind]}} for kind in variables}
+    found = judged.read_later(read, shapes)
+    return {kind: {**trunk[kind], **found[kind]} for kind in trunk}
+
+
+def arcface_begun(config: ConfigDict, plain: Experiment, rng: jax.Array) -> TrainState:
+    """ArcFace's first state, its trunk the same recogniser's."""
+    state = plain.init(rng)
+    trunk = begun(config, {"params": state.params["backbone"], "batch_stats": state.model_state})
+    params = {**state.params, "backbone": trunk["params"]}
+    return state.replace(params=params, model_state=trunk["batch_stats"])
 
 
 def judge_groups(config: ConfigDict, report: Report, seen: Any) -> Report:

@@ -187,9 +187,10 @@ def judge_people(config: ConfigDict, features: np.ndarray, test: judged.Faces) -
 
     "fault_correlation", "yaw_correlation", "aoc" and "edc_area" are of `quality_common.measures`, with the embeddings'
     own errors; of photographs, which may be few and without an error to begin with, "edc_area" only.
-    "edc_area_random" is what chance gets. "template_" is the TAR of templates, each the mean of a few
-    pictures: of embeddings made unit length ("plain") and of raw ones, which weighs by magnitude ("weighted").
-    "accuracy" is of the reference's own 1:1 evaluation.
+    "edc_area_random" is what chance gets. "recognisable", of rendered ones, is the rank correlation of lengths with the
+    mean cosine to the person's other pictures. "template_" is the TAR of templates, each the mean of a few pictures:
+    of embeddings made unit length ("plain") and of raw ones, which weighs by magnitude ("weighted"). "accuracy" is of
+    the reference's own 1:1 evaluation.
     """
     lengths = np.linalg.norm(features.astype(np.float64), axis=1)
     if not np.isfinite(lengths).all() or not lengths.all():
@@ -210,6 +211,7 @@ def judge_people(config: ConfigDict, features: np.ndarray, test: judged.Faces) -
     metrics |= {"length_mean": float(lengths.mean()), "length_std": float(lengths.std())}
     figures = {}
     if rendered:
+        metrics["recognisable"] = quality.spearman(lengths, own_cosine(compared, len(lengths)))
         figures["Lengths by fault"] = lengths_figure(lengths, test)
         figures["Length over strength of the fault"] = judged.fault_figure(lengths, test)
     figures["Error over discarded"] = judged.edc_figure(config, curves)
@@ -219,6 +221,13 @@ def judge_people(config: ConfigDict, features: np.ndarray, test: judged.Faces) -
         images={"From the shortest to the longest": judged.ranked(lengths, test.images)},
         arrays={"embeddings": features, "labels": test.people},
     )
+
+
+def own_cosine(compared: judged.Pairs, count: int) -> np.ndarray:
+    """Mean cosine [N] of each of `count` pictures with the others of its person."""
+    ends = np.concatenate([compared.first[compared.same], compared.second[compared.same]])
+    cosine = np.tile(np.cos(np.pi * compared.distance[compared.same]), 2)
+    return np.bincount(ends, cosine, count) / np.bincount(ends, minlength=count)
 
 
 def template_rates(features: np.ndarray, people: np.ndarray, pictures: int, seed: int, far: float = 1e-3) -> dict:

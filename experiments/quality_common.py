@@ -480,7 +480,8 @@ def edc_figure(config: ConfigDict, curves: Mapping[str, quality.DiscardCurve]) -
     figure, axis = new_figure(7, 3.6)
     plain = {"random": "0.7", "sharpness": "0.5", "true fault": "black"}
     own = [name for name in curves if name not in plain]
-    colours = dict(zip(own, colormaps["tab10" if len(own) <= 10 else "tab20"].colors, strict=False))
+    palette = [c for c in colormaps["tab10" if len(own) < 10 else "tab20"].colors if np.ptp(c) > 0.1]  # no greys
+    colours = dict(zip(own, palette, strict=False))
     for name, curve in curves.items():
         style = {"color": plain[name], "ls": "--", "lw": 1.2} if name in plain else {"color": colours[name], "lw": 1.6}
         axis.step(curve.discarded, curve.errors, where="post", label=name, **style)
@@ -498,6 +499,8 @@ def fault_figure(scores: np.ndarray, test: Faces, kinds: tuple[str, ...] = FAULT
             axis.plot(test.fault[rows], scores[rows], ".", ms=3, color=colour)
         axis.set_xlabel(kinds[kind])
         axis.tick_params(labelleft=kind == 0)
+        if kind:
+            axis.sharey(axes[0])
     axes[0].set_ylabel("score")
     return figure
 

@@ -19,8 +19,6 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 
 from experiments import arcface, ser_fiq
 from experiments import quality_common as common
@@ -102,19 +100,6 @@ def embed(weights: str, images: np.ndarray, masks: int, dropout: float = 0.4) ->
     return map_batches(one, arcface_torch.load(weights, template), images, 64)
 
 
-def confidences(features: np.ndarray, people: np.ndarray, steps: int = 500) -> np.ndarray:
-    """PCNet's signal: the confidences [N] of the least loss, each picture's its own, without a network."""
-    start = jnp.full(len(people), 0.5)
-    tx = optax.adam(0.02)
-    slope = jax.grad(lambda q: len(people) * pcnet.pair_confidence_loss(q, jnp.asarray(features), jnp.asarray(people)))
-
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        updates, state = tx.update(slope(carry[0]), carry[1])
-        return (optax.apply_updates(carry[0], updates), state), None
-
-    return np.asarray(jax.jit(lambda q: lax.scan(step, (q, tx.init(q)), None, steps)[0][0])(start))
-
-
 def board(photographs: str, weights: str, *, seed: int = 0, people: int = 0, masks: int = 100) -> Report:
     """Verification of the photographs, and a row for every score and label.
 
@@ -141,7 +126,8 @@ def board(photographs: str, weights: str, *, seed: int = 0, people: int = 0, mas
         "ser_fiq on top": ser_fiq.on_top(config, found["embedding"][~judged], known.people[~judged], features),
         "norm": np.linalg.norm(features, axis=1),
         "sdd_fiqa label": sdd_fiqa.pseudo_labels(jax.random.key(seed), features, test.people),
-        "pcnet label": confidences(features, test.people),
+        "pcnet label": pcnet.free_confidences(features, test.people),
+        "pcnet label, mean of both": pcnet.free_confidences(features, test.people, worse_only=False),
         "tinyfqnet label": tinyfqnet.centre_cosine(features, test.people),
         "faceqnet label": faceqnet.gallery_labels(features, test.people, -test.fault),
         **common.floors(test, seed),

@@ -11,16 +11,19 @@ Published (AOC, mean over three FMRs; matcher ResNet-50): LFW 0.8149, Adience 0.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from experiments import quality_common as common
+from facejax.metrics import quality
 from facejax.quality import sdd_fiqa, tinyfqnet
-from facejax.train import Experiment, app
+from facejax.train import Experiment, Report, TrainState, app
 from facejax.train.claims import Claim
 
 BASE = {
@@ -36,9 +39,11 @@ BASE = {
         "weight_decay": 5e-4,
         "schedule": {"kind": "step", "peak": 1e-2, "boundaries": (0.5, 0.8)},
     },
-    "train": common.TRAIN,
+    "train": {**common.TRAIN, "steps": 600},  # a third of them to reach the labels' mean, 60 of 100
     "eval": common.EVAL,
 }
+FMRS = (1e-2, 1e-3, 1e-4)
+"""Of the paper's AOC, a mean over three."""
 IMAGES = 3_800_000
 """Of MS1M as the authors refined it (5000 in a batch, 20 epochs)."""
 TRAINING = {
@@ -63,7 +68,7 @@ PRESETS = {
 }
 CLAIM = Claim(
     "labels from the similarities to the own person and to strangers order faces better than from the first alone",
-    metric="aoc",
+    metric="aoc_mean",
     better="higher",
     method="synthetic",
     baseline=("mated",),
@@ -98,7 +103,7 @@ def build(config: ConfigDict) -> Experiment:
         trunk = common.read_later(lambda: read_trunk(config.model.weights, trunk), trunk)
         return {part: {**tree, "trunk": trunk[part]} for part, tree in variables.items()}
 
-    return common.regression(
+    trained = common.regression(
         config,
         NETS[config.model.name](),
         lambda scores, batch: optax.huber_loss(scores, batch["label"]),
@@ -106,6 +111,22 @@ def build(config: ConfigDict) -> Experiment:
         {"label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.float32)},
         start=start if config.model.weights else None,
     )
+
+    def evaluate(state: TrainState) -> Report:
+        report = trained.evaluate(state)
+        if "aoc" in report.metrics:  # else nothing is wrong to begin with
+            report.metrics["aoc_mean"] = mean_area(config, report.arrays["scores"])
+        return report
+
+    return dataclasses.replace(trained, evaluate=evaluate)
+
+
+def mean_area(config: ConfigDict, scores: np.ndarray) -> float:
+    """AOC of a score [N] of the pictures to be judged, the mean over `FMRS`."""
+    compared = common.pairs(config, common.people(config.data, "test"))
+    low = quality.pair_quality(scores[compared.first], scores[compared.second])
+    curves = [quality.fnmr_discard_curve(compared.distance, compared.same, low, fmr) for fmr in FMRS]
+    return float(np.mean([quality.area_over_curve(curve) for curve in curves]))
 
 
 def read_trunk(path: str, trunk: Any) -> Any:

@@ -10,8 +10,14 @@ of the people and used on the other half.
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
 
 
 def pair_confidence_loss(
@@ -34,3 +40,23 @@ def pair_confidence_loss(
     joint = jnp.minimum(first, second) if worse_only else (first + second) / 2
     pair = (people[:, None] == people) & ~jnp.eye(len(people), dtype=bool)
     return jnp.sum((target - joint) ** 2, where=pair) / jnp.maximum(pair.sum(), 1)
+
+
+def free_confidences(
+    embeddings: np.ndarray, people: np.ndarray, *, worse_only: bool = True, steps: int = 500
+) -> np.ndarray:
+    """What a network is to learn: confidences [N] of the least loss, every picture's its own, by Adam from 0.5."""
+    return np.asarray(_fitted(jnp.asarray(embeddings), jnp.asarray(people), worse_only, steps))
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _fitted(embeddings: jax.Array, people: jax.Array, worse_only: bool, steps: int) -> jax.Array:
+    tx, start = optax.adam(0.02), jnp.full(len(people), 0.5)
+    loss = partial(pair_confidence_loss, embeddings=embeddings, people=people, worse_only=worse_only)
+    slope = jax.grad(lambda confidence: len(people) * loss(confidence))
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        updates, state = tx.update(slope(carry[0]), carry[1])
+        return (optax.apply_updates(carry[0], updates), state), None
+
+    return lax.scan(step, (start, tx.init(start)), None, steps)[0][0]

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from facejax.backbones.mobilefacenet import MobileFaceNet
 from facejax.nn.conv import Conv
@@ -67,7 +68,7 @@ def pseudo_labels(
       people: [N] int.
       samples: m.
       rounds: K.
-      block: pictures at a time; memory is block * samples * D.
+      block: pictures at a time; eight of them gather samples * D numbers each.
       mated_only: leaves strangers out: the mean similarity to the own person instead of the distance.
 
     Returns:
@@ -90,11 +91,14 @@ def pseudo_labels(
     unit = jnp.asarray((features / np.where(length > 0, length, 1))[order])
     block, total = min(block, len(unit)), np.zeros(len(features))
     for key in jax.random.split(rng, rounds):
-        found = np.zeros(len(features))
+        parts = {}  # all are asked for before the first is read, so that blocks are computed side by side
         for first in range(0, len(unit), block):
             first = min(first, len(unit) - block)  # the last block overlaps the one before
             draw = jax.random.fold_in(key, first)
-            found[first : first + block] = _distances(draw, unit, start, size, first, samples, block, mated_only)
+            parts[first] = _distances(draw, unit, start, size, first, samples, block, mated_only)
+        found = np.zeros(len(features))
+        for first, part in parts.items():
+            found[first : first + block] = part
         if np.ptp(found) == 0:
             raise ValueError(
                 f"pseudo_labels: all {len(found)} pictures are equally far from strangers: no order in them"
@@ -123,13 +127,22 @@ def _distances(
     place, mask = without_replacement(near, size - 1, samples)
     place = start[:, None] + jnp.where(mask, place, 0)
     place = place + (place >= rows[:, None])  # not the picture itself
-    positive = jnp.einsum("nd,nkd->nk", mine, unit[jnp.minimum(place, len(unit) - 1)])
+    positive = _cosines(unit, mine, jnp.minimum(place, len(unit) - 1))
     if mated:
         return jnp.mean(positive, 1, where=mask)
     place, other = without_replacement(far, len(unit) - size, samples)
     place = place + jnp.where(place >= start[:, None], size[:, None], 0)
-    negative = jnp.einsum("nd,nkd->nk", mine, unit[jnp.clip(place, 0, len(unit) - 1)])
+    negative = _cosines(unit, mine, jnp.minimum(place, len(unit) - 1))
     return wasserstein(positive, negative, mask, other)
+
+
+def _cosines(unit: jax.Array, mine: jax.Array, places: jax.Array) -> jax.Array:
+    """Of rows [B, D] with those of `unit` at `places` [B, K]; what a few rows gather stays in the cache."""
+
+    def one(pair: Any) -> jax.Array:
+        return unit.at[pair[1]].get(mode="promise_in_bounds") @ pair[0]
+
+    return lax.map(one, (mine, places), batch_size=8)
 
 
 def quality_head(maps: jax.Array, dropout: float, *, train: bool) -> jax.Array:

@@ -41,7 +41,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 h1 { font-size: 1.6rem; margin-bottom: 0.2rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 table { border-collapse: collapse; margin: 0.6rem 0; } th, td { padding: 0.25rem 0.8rem; text-align: right; }
 th:first-child, td:first-child { text-align: left; } tr { border-bottom: 1px solid #d8dee6; }
-img { max-width: 100%; height: auto; } pre { background: #f4f6f9; padding: 0.8rem; overflow-x: auto; font-size: 13px; }
+img { max-width: 100%; height: auto; } img.pixels { min-width: 50%; image-rendering: pixelated; }
+pre { background: #f4f6f9; padding: 0.8rem; overflow-x: auto; font-size: 13px; }
 """
 
 
@@ -67,8 +68,10 @@ def write_html(
     if history:
         pictures["Training"] = _figure_png(curves(history))
     for name, png in pictures.items():
-        data = base64.b64encode(png).decode()
-        parts.append(f'<h2>{escape(name)}</h2><img alt="{escape(name)}" src="data:image/png;base64,{data}">')
+        data, kind = base64.b64encode(png).decode(), "pixels" if name in report.images else "figure"
+        parts.append(
+            f'<h2>{escape(name)}</h2><img class="{kind}" alt="{escape(name)}" src="data:image/png;base64,{data}">'
+        )
     parts.append(f"<h2>Configuration</h2><pre>{escape(config)}</pre>")
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     temporary = path.with_suffix(".tmp")
@@ -77,12 +80,13 @@ def write_html(
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """One panel per logged name, over steps."""
+    """One panel per name that was logged more than once, over steps; of every name where none was."""
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for point in history:
         for name, value in point.items():
             if name != "step":
                 series[name].append((point["step"], value))
+    series = {name: points for name, points in series.items() if len(points) > 1} or series
     columns = min(3, len(series))
     rows = -(-len(series) // columns)
     figure, axes = new_figure(4.2 * columns, 2.8 * rows, rows, columns)

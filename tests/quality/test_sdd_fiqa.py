@@ -65,6 +65,21 @@ def test_pseudo_labels_order_pictures(unit_rows):
     assert stats.spearmanr(mated, -spread).statistic > 0.8
 
 
+@pytest.mark.parametrize("mated", [False, True])
+def test_pseudo_labels_equal_the_plain_form(mated):
+    """With as many samples as there are pictures everyone meets all: no chance is left. Blocks overlap at the end."""
+    rng = np.random.default_rng(0)
+    people = rng.permutation(np.repeat([4, 9, 2], (2, 4, 7)))
+    features = rng.normal(size=(13, 5))
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    plain = np.empty(13)
+    for i, cosine in enumerate(unit @ unit.T):
+        own = (people == people[i]) & (np.arange(13) != i)
+        plain[i] = cosine[own].mean() if mated else stats.wasserstein_distance(cosine[own], cosine[people != people[i]])
+    found = sdd_fiqa.pseudo_labels(KEY, features, people, samples=13, rounds=2, block=8, mated_only=mated)
+    np.testing.assert_allclose(found, 100 * (plain - plain.min()) / np.ptp(plain), rtol=1e-4, atol=1e-3)
+
+
 def test_pseudo_labels_meet_whom_they_should():
     """Two people, whose pictures agree within and oppose between; one is zero, like nobody: it has the lowest label."""
     features = np.repeat(np.eye(2), 4, 0) * [[1.0], [1], [1], [1], [1], [1], [1], [0.0]]

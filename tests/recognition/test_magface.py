@@ -218,6 +218,7 @@ def test_lengths_that_follow_the_fault_are_found_and_weighted_templates_gain():
     np.testing.assert_allclose(wrong["fault_correlation"], -1, atol=1e-9)
     assert right["edc_area"] < wrong["edc_area"]
     assert right["aoc"] > wrong["aoc"]
+    assert right["recognisable"] > 0.5 > -0.5 > wrong["recognisable"]
     assert right["template_weighted"] > right["template_plain"] == wrong["template_plain"] > wrong["template_weighted"]
     assert right["tar_at_far_1e-2"] == wrong["tar_at_far_1e-2"]  # single pictures have directions only
     assert 0.5 < right["accuracy"] <= 1
@@ -229,6 +230,14 @@ def test_embeddings_of_zeros_are_said():
         features[3:5] = bad
         with pytest.raises(ValueError, match=f"{count} of 64 embeddings are zero or not finite, expected none"):
             experiment.judge_people(experiment.get_config(), features, faces())
+
+
+def test_mean_cosine_with_the_persons_other_pictures():
+    people, features = np.arange(12) % 3, np.random.default_rng(0).normal(size=(12, 5))
+    found = experiment.own_cosine(judged.compare(features, people, *np.triu_indices(12, 1)), 12)
+    cosine = verification.unit(features) @ verification.unit(features).T
+    others = (people[:, None] == people) & ~np.eye(12, dtype=bool)
+    np.testing.assert_allclose(found, [row[mask].mean() for row, mask in zip(cosine, others, strict=True)], atol=1e-9)
 
 
 def test_templates_are_of_one_person_each():

@@ -224,15 +224,13 @@ def test_every_stage_moves_its_own_parts(stages):
     assert {f"train/{name}" for name in names} <= set(lines[0])
 
 
-@pytest.mark.parametrize("preset", ["virclass", "synthetic"])
-def test_one_device_equals_eight(folders, stages, preset, monkeypatch):
+def test_one_device_equals_eight(folders, stages, monkeypatch):
     """Virtual classes are those of all devices. Chance, which differs by device, is switched off."""
-    start = stages["pretrain" if preset == "virclass" else "generator"][0]
     monkeypatch.setattr(jax.random, "normal", lambda key, shape=(), *_, **__: jnp.zeros(shape))
     states = []
     for devices in (1, 8):
-        changes = {"start.workdir": str(start), "loss.dropout": 0.0, "train.devices": devices}
-        config = smoke(folders, preset, **changes)
+        changes = {"start.workdir": str(stages["generator"][0]), "loss.dropout": 0.0, "train.devices": devices}
+        config = smoke(folders, "synthetic", **changes)
 
         def unjudged(config):
             return dataclasses.replace(experiment.build(config), evaluate=lambda state: Report({}))
@@ -251,6 +249,18 @@ def test_a_batch_never_holds_a_person_twice(folders):
     for image in drawn:
         assert any(np.array_equal(image[0], view) for x in pictures for view in (x, x[:, ::-1]))
     assert not all(np.array_equal(drawn[0], x) for x in drawn)
+
+
+def test_labelled_people_keep_their_own_names(monkeypatch):
+    """The face world is stored in random order."""
+    stored = [{"image": i, "person": person} for i, person in enumerate([2, 0, 1, 79, 0, 2])]
+    monkeypatch.setattr(experiment.faces, "load", lambda *_: stored)
+    config = experiment.get_config("pretrain")
+    config.data.classes = 2
+    people = experiment.labelled_people(config)
+    assert [people[i] for i in range(len(people))] == [
+        {"image": 1, "label": 0}, {"image": 2, "label": 1}, {"image": 4, "label": 0}
+    ]  # fmt: skip
 
 
 def test_the_position_of_both_streams_is_kept(folders, stages):

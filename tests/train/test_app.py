@@ -166,7 +166,7 @@ def test_report_is_one_self_contained_page(tmp_path):
     report = Report(
         {"a<b": 0.5}, {"T": [{"x": 1, "y": "z"}], "none": []}, {"F": figure}, {"I": np.zeros((4, 4, 3), np.uint8)}
     )
-    history = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}]
+    history = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}, {"step": 2, "eval/once": 1.0}]
     write_html(tmp_path / "r.html", "title", report, history, "config", "about")
     page = (tmp_path / "r.html").read_text()
     assert page.count("data:image/png;base64") == 3
