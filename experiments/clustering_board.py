@@ -20,6 +20,7 @@ import multiprocessing
 import pathlib
 import resource
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
@@ -133,6 +134,12 @@ def embed_faces(folder: pathlib.Path, nets: int, overrides: dict[str, Any]) -> d
     }  # fmt: skip
 
 
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns in a process of its own, whose peak memory begins at this one's."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
 def figure(rows: list[dict[str, Any]]) -> Any:
     """Bars of both F, the best method on top."""
     drawing, axis = new_figure(6.5, 0.3 * len(rows) + 1)
@@ -168,12 +175,11 @@ def main() -> None:
     if unknown := [name for name in names if name not in EVERY]:
         parser.error(f"no method {unknown[0]!r}: expected some of {', '.join(EVERY)}")
     if data["source"] == "arcface":
-        data |= embed_faces(pathlib.Path(arguments["workdir"]) / "embeddings", data["views"], {})
+        data |= apart(embed_faces, pathlib.Path(arguments["workdir"]) / "embeddings", data["views"], {})
     rows = []
     print(f"{'method':18}" + "".join(f"{c:>12}" for c in COLUMNS))
     for name in names:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            rows.append(process.submit(run, name, data, arguments["seed"]).result())
+        rows.append(apart(run, name, data, arguments["seed"]))
         print(f"{name:18}" + "".join(f"{rows[-1][c]:>12}" for c in COLUMNS), flush=True)
     rows.sort(key=lambda row: -row["pairwise_f"])
     page = pathlib.Path(arguments["workdir"]) / "report.html"
