@@ -54,6 +54,7 @@ CLAIM = Claim(
     better="higher",
     method="synthetic",
     baseline=("mean",),
+    seeds=6,
 )
 
 

@@ -62,6 +62,7 @@ PARAMETERS = {
     "big_wmt14": 214_171_648,
     "small_multi30k": 2_605_056,  # 10,000 x 128 and 4 x (132,480 + 198,784), with the attention's biases
     "small_multi30k_cpu": 2_605_056,
+    "small_multi30k_minutes": 2_605_056,
 }
 
 
