@@ -353,7 +353,8 @@ def regression(
         return step(state, {**batch, "step": jnp.full(len(batch["image"]), state.step)}, rng)
 
     def evaluate(state: TrainState) -> Report:
-        return assess(config, score(config, net, {"params": state.params, **state.model_state}))
+        variables = {"params": state.params, **state.model_state}
+        return assess(config, score(config, net, variables, people(config.data, "test").images))
 
     return Experiment(
         evaluate=evaluate,
@@ -364,13 +365,13 @@ def regression(
     )
 
 
-def score(config: ConfigDict, net: Any, variables: Any) -> np.ndarray:
-    """Scores [N] of the pictures to be judged."""
+def score(config: ConfigDict, net: Any, variables: Any, images: np.ndarray | Pictures) -> np.ndarray:
+    """Scores [N] of pictures [N, S, S, 3] uint8."""
 
     def one(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
         return {"score": net.apply(variables, arcface.preprocess(images), train=False)}
 
-    return map_batches(one, variables, people(config.data, "test").images, config.eval.batch_size)["score"]
+    return map_batches(one, variables, images, config.eval.batch_size)["score"]
 
 
 def floors(test: Faces, seed: int = 0) -> dict[str, np.ndarray]:

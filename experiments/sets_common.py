@@ -147,6 +147,19 @@ def pool(seen: Seen, size: int, weighting: Weighting) -> jax.Array:
     return set_pool(features, seen.weights.reshape(-1, size), weighting=weighting)
 
 
+def fused(config: ConfigDict, weigh: Callable[[Any], np.ndarray]) -> Report:
+    """Verification of sets whose pictures `config.recogniser` embeds, their directions weighed by a score of each.
+
+    Args:
+      config: of the experiment.
+      weigh: pictures [N, S, S, 3] uint8 -> weights [N].
+    """
+    images = sets(config, "test").images
+    images = images.reshape(-1, *images.shape[2:])
+    features = verification.unit(common.recogniser(config, config.seed)(images, config.eval.batch_size))
+    return assess(config, features, weigh(images), "l1")
+
+
 def assess(config: ConfigDict, features: np.ndarray, weights: np.ndarray, weighting: Weighting) -> Report:
     """Verification of all pairs of the sets to be judged, pooled by these weights and by the plain mean.
 

@@ -61,7 +61,10 @@ def count(tree: Any) -> int:
 
 
 def flops(jaxpr: Any) -> int:
-    """Operations in the convolutions and matrix products of a jaxpr, loops multiplied out."""
+    """Operations in the convolutions and matrix products of a jaxpr, loops multiplied out.
+
+    Of a choice by platform (`jax.lax.platform_dependent`) the default's are counted, not a CPU's roundabout forms.
+    """
     total = 0
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
@@ -72,7 +75,8 @@ def flops(jaxpr: Any) -> int:
             numbers = eqn.params["dimension_numbers"]
             kernel = eqn.invars[1].aval.shape
             per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-            total += 2 * math.prod(eqn.outvars[0].aval.shape) * per_output // eqn.params["batch_group_count"]
+            stuffing = math.prod(eqn.params["lhs_dilation"])  # of so many inputs one is not a stuffed zero
+            total += 2 * math.prod(eqn.outvars[0].aval.shape) * per_output // stuffing
         else:
             inner = [flops(sub) for sub in _subjaxprs(eqn)]
             branches = eqn.primitive.name == "cond"
@@ -101,7 +105,9 @@ def peak_bytes(jaxpr: Any) -> int:
 
 
 def _subjaxprs(eqn: Any) -> list[Any]:
-    """The jaxprs that an equation calls; a custom derivative's rules are not among them."""
+    """The jaxprs that an equation calls: of a choice by platform the default's, of a custom derivative no rules."""
+    if platforms := eqn.params.get("branches_platforms"):
+        return [eqn.params["branches"][platforms.index(None)].jaxpr]
     if eqn.primitive.name.startswith("custom_"):
         called = eqn.params.get("call_jaxpr") or eqn.params.get("fun_jaxpr")
         return [getattr(called, "jaxpr", called)]

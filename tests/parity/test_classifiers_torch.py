@@ -94,15 +94,26 @@ class Basic(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
+class Biased(nn.Module):
+    """Convolution with a bias, ReLU; called as `Basic` is."""
+
+    def __init__(self, a, b, kernel, stride=1):
+        super().__init__()
+        self.conv = nn.Conv2d(a, b, kernel, stride, kernel // 2)
+
+    def forward(self, x):
+        return F.relu(self.conv(x))
+
+
 class V1Module(nn.Module):
     """Fig. 2b of GoogLeNet."""
 
-    def __init__(self, a, ones, reduce3, threes, reduce5, fives, pool, kernel):
+    def __init__(self, block, a, ones, reduce3, threes, reduce5, fives, pool, kernel):
         super().__init__()
-        self.branch1 = Basic(a, ones, 1)
-        self.branch2 = nn.Sequential(Basic(a, reduce3, 1), Basic(reduce3, threes, 3))
-        self.branch3 = nn.Sequential(Basic(a, reduce5, 1), Basic(reduce5, fives, kernel))
-        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), Basic(a, pool, 1))
+        self.branch1 = block(a, ones, 1)
+        self.branch2 = nn.Sequential(block(a, reduce3, 1), block(reduce3, threes, 3))
+        self.branch3 = nn.Sequential(block(a, reduce5, 1), block(reduce5, fives, kernel))
+        self.branch4 = nn.Sequential(nn.MaxPool2d(3, 1, 1), block(a, pool, 1))
 
     def forward(self, x):
         return torch.cat([self.branch1(x), self.branch2(x), self.branch3(x), self.branch4(x)], 1)
@@ -116,38 +127,124 @@ V1_ROWS = {
 
 
 class Side(nn.Module):
-    def __init__(self, a, classes):
+    def __init__(self, block, a, classes):
         super().__init__()
-        self.conv, self.fc1, self.fc2 = Basic(a, 32, 1), nn.Linear(32 * 16, 256), nn.Linear(256, classes)
+        self.conv, self.fc1, self.fc2 = block(a, 32, 1), nn.Linear(32 * 16, 256), nn.Linear(256, classes)
 
     def forward(self, x):
         return self.fc2(F.relu(self.fc1(self.conv(F.avg_pool2d(x, 5, 3)).flatten(1))))
 
 
 class GoogLeNet(nn.Module):
-    """Table 1 of GoogLeNet with batch norm, as in torchvision, at a quarter of its width, without dropout."""
+    """Table 1 of GoogLeNet at a quarter of its width, no dropout: the paper's, or torchvision's with batch norm."""
 
-    def __init__(self, classes):
+    def __init__(self, classes, paper):
         super().__init__()
-        self.conv1, self.conv2, self.conv3 = Basic(3, 16, 7, 2), Basic(16, 16, 1), Basic(16, 48, 3)
+        block, kernel, self.window = (Biased, 5, 3) if paper else (Basic, 3, 2)
+        self.normalise = nn.LocalResponseNorm(5, 1e-4) if paper else nn.Identity()
+        self.conv1, self.conv2, self.conv3 = block(3, 16, 7, 2), block(16, 16, 1), block(16, 48, 3)
         a = 48
         for name, row in V1_ROWS.items():
             row = [c // 4 for c in row]
-            setattr(self, f"inception{name}", V1Module(a, *row, 3))
+            setattr(self, f"inception{name}", V1Module(block, a, *row, kernel))
             a = row[0] + row[2] + row[4] + row[5]
-        self.aux1, self.aux2, self.fc = Side(128, classes), Side(132, classes), nn.Linear(256, classes)
+        self.aux1, self.aux2 = Side(block, 128, classes), Side(block, 132, classes)
+        self.fc = nn.Linear(256, classes)
 
     def forward(self, x):
-        x = F.max_pool2d(self.conv1(x), 3, 2, ceil_mode=True)
-        x = F.max_pool2d(self.conv3(self.conv2(x)), 3, 2, ceil_mode=True)
+        x = self.normalise(F.max_pool2d(self.conv1(x), 3, 2, ceil_mode=True))
+        x = F.max_pool2d(self.normalise(self.conv3(self.conv2(x))), 3, 2, ceil_mode=True)
         sides = []
         for name in V1_ROWS:
             if name in ("4a", "5a"):
-                x = F.max_pool2d(x, 3 if name == "4a" else 2, 2, ceil_mode=True)
+                x = F.max_pool2d(x, 3 if name == "4a" else self.window, 2, ceil_mode=True)
             x = getattr(self, f"inception{name}")(x)
             if name in ("4a", "4d"):
                 sides.append(getattr(self, "aux1" if name == "4a" else "aux2")(x))
         return [self.fc(x.mean((2, 3))), *sides]
+
+
+def googlenet_paper_rules():
+    """torchvision's names, with a convolution's bias in place of batch norm."""
+    kernels = torchvision.googlenet_rules(32)
+    biases = [
+        Rule(rule.source.replace(r"\.conv\.weight", r"\.conv\.bias"), rule.target.replace("conv/kernel", "conv/bias"))
+        for rule in kernels
+        if rule.source.endswith(r"\.conv\.weight")
+    ]
+    return [*kernels, *biases]
+
+
+class BNModule(nn.Module):
+    """A row of the BN paper's Fig. 5; without 1x1 convolutions it has stride 2, padded as "SAME" pads even maps."""
+
+    def __init__(self, a, ones, reduce3, threes, reduce33, pairs, kind, pool):
+        super().__init__()
+        self.kind, self.halves = kind, not ones
+
+        def last(b, c):
+            return Basic(b, c, 3) if ones else nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), Basic(b, c, 3, 2, False))
+
+        branches = [[Basic(a, ones, 1)]] if ones else []
+        branches += [[Basic(a, reduce3, 1), last(reduce3, threes)]]
+        branches += [[Basic(a, reduce33, 1), Basic(reduce33, pairs, 3), last(pairs, pairs)]]
+        self.branches = nn.ModuleList(nn.Sequential(*branch) for branch in branches)
+        if pool:
+            self.pool = Basic(a, pool, 1)
+
+    def forward(self, x):
+        parts = [branch(x) for branch in self.branches]
+        if self.halves:
+            return torch.cat([*parts, F.max_pool2d(x, 3, 2, ceil_mode=True)], 1)
+        average = self.kind == "avg"
+        pooled = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) if average else F.max_pool2d(x, 3, 1, 1)
+        return torch.cat([*parts, self.pool(pooled)], 1)
+
+
+BN_ROWS = {
+    "3a": (64, 64, 64, 64, 96, "avg", 32), "3b": (64, 64, 96, 64, 96, "avg", 64), "3c": (0, 128, 160, 64, 96, "max", 0),
+    "4a": (224, 64, 96, 96, 128, "avg", 128), "4b": (192, 96, 128, 96, 128, "avg", 128),
+    "4c": (160, 128, 160, 128, 160, "avg", 96), "4d": (96, 128, 192, 160, 192, "avg", 96),
+    "4e": (0, 128, 192, 192, 256, "max", 0), "5a": (352, 192, 320, 160, 224, "avg", 128),
+    "5b": (352, 192, 320, 192, 224, "max", 128),
+}  # fmt: skip
+
+
+class BNInception(nn.Module):
+    """Fig. 5 of the BN paper, its first layer separable, at a quarter of its width, without dropout."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.colours = nn.Conv2d(3, 15, 7, 2, groups=3, bias=False)
+        self.conv1, self.conv2, self.conv3 = Basic(15, 16, 1), Basic(16, 16, 1), Basic(16, 48, 3)
+        a = 48
+        for name, row in BN_ROWS.items():
+            row = [c if isinstance(c, str) else c // 4 for c in row]
+            setattr(self, f"inception{name}", BNModule(a, *row))
+            ones, _, threes, _, pairs, _, pool = row
+            a = ones + threes + pairs + (pool or a)
+        self.fc = nn.Linear(256, classes)
+
+    def forward(self, x):
+        x = self.conv1(self.colours(F.pad(x, (2, 3, 2, 3))))
+        x = self.conv3(self.conv2(F.max_pool2d(x, 3, 2, ceil_mode=True)))
+        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        for name in BN_ROWS:
+            x = getattr(self, f"inception{name}")(x)
+        return self.fc(x.mean((2, 3)))
+
+
+def bn_inception_rules():
+    places = {
+        "conv1": "conv1", "conv2": "conv2_reduce", "conv3": "conv2", r"inception(\w+)\.pool": r"mixed\1/pool",
+        r"inception(\w+)\.branches\.(\d)\.(\d)(?:\.1)?": r"mixed\1/branch\2_\3",
+    }  # fmt: skip
+    rules = [Rule(r"colours\.weight", "params/conv1_depthwise/kernel", "conv")]
+    rules += [Rule(r"fc\.weight", "params/fc/kernel", "linear"), Rule(r"fc\.bias", "params/fc/bias")]
+    for source, target in places.items():
+        rules.append(Rule(rf"{source}\.conv\.weight", f"params/{target}/conv/kernel", "conv"))
+        rules.extend(batch_norm(rf"{source}\.bn", f"{target}/bn"))
+    return rules
 
 
 class V3Module(nn.Module):
@@ -252,7 +349,14 @@ def paired(name):
         ),
         "googlenet": lambda: (
             inception.googlenet_torchvision(5, 0.25, dropout=0.0, auxiliary_dropout=0.0),
-            GoogLeNet(5), torchvision.googlenet_rules(32), 224,
+            GoogLeNet(5, paper=False), torchvision.googlenet_rules(32), 224,
+        ),
+        "googlenet_paper": lambda: (
+            inception.googlenet(5, 0.25, dropout=0.0, auxiliary_dropout=0.0),
+            GoogLeNet(5, paper=True), googlenet_paper_rules(), 224,
+        ),
+        "bn_inception": lambda: (
+            inception.bn_inception(5, 0.25, dropout=0.0), BNInception(5), bn_inception_rules(), 96
         ),
         "inception_v3": lambda: (
             inception.inception_v3_torchvision(5, 0.125, dropout=0.0),
@@ -285,7 +389,10 @@ def assert_near(ours, theirs, tolerance):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v1", "mobilenet_v2", "googlenet", "inception_v3"])
+NETWORKS = ["mobilenet_v1", "mobilenet_v2", "googlenet", "googlenet_paper", "bn_inception", "inception_v3"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_classifier(name):
     """Tested: scores with running statistics. Trained: scores, side classifiers', and all gradients.
 
@@ -294,7 +401,8 @@ def test_classifier(name):
     with jax.enable_x64(True):
         ours, theirs, rules, size = paired(name)
         ours, theirs = ours.clone(dtype=jnp.float64), theirs.double()
-        images = np.random.default_rng(0).uniform(-1, 1, (4, size, size, 3))
+        loudness = 100 if name == "googlenet_paper" else 1  # response normalisation is made for 0..255 less the mean
+        images = loudness * np.random.default_rng(0).uniform(-1, 1, (4, size, size, 3))
         template = jax.eval_shape(lambda key: ours.init(key, images, train=False), jax.random.key(0))
 
         def converted(values):

@@ -6,7 +6,10 @@ import pytest
 from scipy import stats
 
 from experiments import pcnet as experiment
+from experiments import sets_common
+from facejax.metrics import verification
 from facejax.quality import pcnet
+from facejax.train import app
 
 
 def test_parameter_count(count):
@@ -77,12 +80,27 @@ def test_smoke(preset, smoke):
     assert scores.shape == (72,) and (preset == "free" or (scores.min() >= 0 and scores.max() <= 1))
 
 
+def test_fusion_weighs_directions_by_the_confidences(configured):
+    """The network's own weights for a set's pictures; even ones give the mean."""
+    module, config = configured("pcnet:synthetic", **{"loss.pictures": 2})
+    _, report = app.run(config, module.build, quiet=True)
+    weights, features = report.arrays["weights"], report.arrays["features"]
+    chex.assert_trees_all_close(np.linalg.norm(features, axis=1), np.ones(len(features)), atol=1e-5)
+    pooled = np.einsum("mt,mtd->md", weights.reshape(-1, 8), features.reshape(-1, 8, features.shape[1]))
+    test = sets_common.sets(config, "test")
+    tar = verification.all_pairs_tar(pooled, test.people, (1e-1,))[0]
+    assert report.metrics["set_tar_at_far_1e-1"] == pytest.approx(tar)
+    _, config = configured("pcnet:mean")
+    _, even = app.run(config, module.build, quiet=True)
+    assert even.metrics["set_tar_at_far_1e-1"] == pytest.approx(report.metrics["mean_tar_at_far_1e-1"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"loss.pictures": 1}, "loss.pictures is 1: expected 2 or more, dividing"),
         ({"loss.pictures": 16, "train.batch_size": 16}, "nobody has loss.pictures 16 pictures"),
-        ({"model.name": "vgg"}, "expected one of tiny, resnet18, free"),
+        ({"model.name": "vgg"}, "expected one of tiny, resnet18, free, mean"),
     ],
 )
 def test_bad_input(changes, message, refuses):

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from facejax.ops.conv import conv, conv_transpose
 from facejax.train import Options, Report, app, optim
 from facejax.train.claims import Claim, gains, measure, verdict
 from facejax.train.dry_run import dry_run, flops, peak_bytes
@@ -128,6 +129,28 @@ def test_flops_are_counted_through_loops_and_calls():
 
     jaxpr = jax.make_jaxpr(step)(jnp.ones((16, 8)), jnp.ones((8, 8))).jaxpr
     assert flops(jaxpr) == 5 * 2 * 16 * 8 * 8 + 2 * 6 * 6 * 4 * 9 * 2
+
+
+@pytest.mark.parametrize("groups", [1, 4, 16])
+def test_flops_of_a_convolution_and_its_gradients(groups):
+    """Strided and in groups: the gradients with respect to images and kernel cost as much as the convolution, each."""
+    images, kernel = jnp.zeros((2, 8, 8, 16)), jnp.zeros((2, 2, 16 // groups, 16))
+
+    def forward(images, kernel):
+        return conv(images, kernel, stride=(2, 2), groups=groups)
+
+    def backward(images, kernel):
+        return jax.vjp(forward, images, kernel)[1](jnp.ones((2, 4, 4, 16)))
+
+    once = 2 * (2 * 4 * 4 * 16) * (2 * 2 * 16 // groups)
+    assert flops(jax.make_jaxpr(forward)(images, kernel).jaxpr) == once
+    assert flops(jax.make_jaxpr(lambda x, k: (forward(x, k), backward(x, k)))(images, kernel).jaxpr) == 4 * once
+
+
+def test_flops_of_a_transposed_convolution():
+    images, kernel = jnp.zeros((1, 4, 4, 8)), jnp.zeros((2, 2, 8, 4))
+    jaxpr = jax.make_jaxpr(lambda x, k: conv_transpose(x, k, (2, 2), ((0, 0), (0, 0))))(images, kernel).jaxpr
+    assert flops(jaxpr) == 2 * (4 * 4 * 8) * (2 * 2 * 4)
 
 
 def test_peak_is_the_largest_sum_alive():
