@@ -6,6 +6,7 @@
     python -m experiments.faceqnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth \
         --config.model.weights=rcmalli_vggface_tf_notop_resnet50.h5          # the trunk, and another labeller
 
+The first run on rendered faces trains five recognisers, in about five minutes on two cores, which are kept.
 Published AOC (as the authors of SDD-FIQA ran them; LFW, Adience, IJB-C): v0 0.4963, 0.4837, 0.6175; v1 0.5352, 0.4257,
 0.6409.
 """
@@ -34,13 +35,13 @@ BASE = {
     "recogniser": common.RECOGNISER,
     "label": "gallery",  # or "sharpness"
     "recognisers": 3,  # whose labels are fused; none of them is the trunk
-    "model": {"trunk": "recogniser", "weights": "", "hidden": 32, "dropout": 0.2},  # weights: of the trunk "resnet50"
+    "model": {"trunk": "recogniser", "weights": "", "hidden": 32, "dropout": 0.5},  # weights: of the trunk "resnet50"
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
         "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
     },
-    "train": common.TRAIN,
+    "train": {**common.TRAIN, "steps": 600},
     "eval": common.EVAL,
 }
 PRESETS = {
@@ -52,7 +53,7 @@ PRESETS = {
         "data": {"source": "path", "image_size": 224, "people": 300, "judged": 500},
         "recogniser": {**common.PUBLISHED, "image_size": 112},
         "recognisers": 1,
-        "model": {"trunk": "resnet50", "dropout": 0.5},
+        "model": {"trunk": "resnet50"},
         "train": {"batch_size": 64, "steps": 20_000, "devices": 1},
     },
 }
@@ -71,6 +72,7 @@ CLAIM = (
         better="higher",
         method="synthetic",
         baseline=("v0",),
+        seeds=6,
         system="faceqnet:v1",
     ),
     Claim(
@@ -79,6 +81,7 @@ CLAIM = (
         better="higher",
         method="synthetic",
         baseline=("one",),
+        seeds=6,
         system="faceqnet:v1",
     ),
 )

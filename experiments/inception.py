@@ -33,6 +33,7 @@ BASE = {
         "auxiliary": True,
         "plain": False,  # V1 with a 3x3 convolution of as many outputs in place of every module
         "dropout": 0.4,
+        "auxiliary_dropout": 0.0,  # of V1's side classifiers, which narrow as they are here have no units to spare
         "momentum": 0.9,
         "epsilon": 1e-3,
         "dtype": "float32",
@@ -47,7 +48,7 @@ BASE = {
 
 CAFFE = {
     "data": common.IMAGENET,
-    "model": {"width": 1.0, "dtype": "bfloat16"},
+    "model": {"width": 1.0, "auxiliary_dropout": 0.7, "dtype": "bfloat16"},
     "optim": {
         "name": "sgd",
         "weight_decay": 2e-4,
@@ -138,7 +139,8 @@ def make_net(config: ConfigDict) -> Any:
     }
     if model.name == "v1":
         modules = plain_modules() if model.plain else inception.v1_modules()
-        return inception.GoogLeNet(auxiliary=model.auxiliary, modules=modules, **options)
+        side = {"auxiliary": model.auxiliary, "auxiliary_dropout": model.auxiliary_dropout}
+        return inception.GoogLeNet(modules=modules, **side, **options)
     if model.name == "bn":
         return inception.BNInception(**options)
     if model.name == "v3":

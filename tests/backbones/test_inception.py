@@ -265,5 +265,10 @@ def test_full_scale_presets_dry_run(preset):
     assert costs["batch per device"] == 32
 
 
+@pytest.mark.parametrize(("preset", "dropout"), [("synthetic", 0.0), ("imagenet_v1", 0.7)])
+def test_dropout_of_side_classifiers(preset, dropout):
+    assert experiment.make_net(experiment.get_config(preset)).auxiliary_dropout == dropout
+
+
 def test_every_published_preset_is_counted():
     assert {p for p in experiment.PRESETS if p.startswith("imagenet")} == set(PARAMETERS)
