@@ -14,8 +14,10 @@ from types import ModuleType
 from typing import Any
 
 from absl import logging
+from ml_collections import ConfigDict
 
 from facejax.train import app
+from facejax.train.report import Report
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,34 +64,51 @@ def verdict(claim: Claim, values: dict[str, list[float]]) -> str:
     return "shows" if shows else "does not show here"
 
 
-def measure(
-    name: str,
-    module: ModuleType,
-    claim: Claim,
-    overrides: dict[str, Any] | None = None,
-    done: dict[tuple[str, int], Any] | None = None,
-) -> dict[str, Any]:
-    """Runs every side of a claim and returns its line for claims.jsonl.
+class Runs:
+    """Runs of an experiment's presets, each made once; presets that differ only in how they are judged share training.
+
+    Attributes:
+      name: the experiment's.
 
     Args:
-      name: the experiment's name.
+      name: see above.
       module: with get_config and build.
-      claim: what to measure.
       overrides: dotted fields put into every configuration (tests shorten runs with it).
-      done: metrics by preset and seed; what an earlier claim of the experiment put here is not run again.
     """
-    start, values, done = time.monotonic(), {}, {} if done is None else done
+
+    def __init__(self, name: str, module: ModuleType, overrides: dict[str, Any] | None = None):
+        self.name, self._module, self._overrides = name, module, overrides or {}
+        self._metrics: dict[tuple[str, int], dict[str, float]] = {}
+        self._states: dict[str, Any] = {}
+
+    def metrics(self, preset: str, seed: int) -> dict[str, float]:
+        """The final numbers of a preset run with a seed."""
+        if (preset, seed) not in self._metrics:
+            config = self._module.get_config(preset)
+            config.update_from_flattened_dict({"seed": seed, **self._overrides})
+            self._metrics[preset, seed] = self._run(config, f"{self.name}:{preset}").metrics
+        return self._metrics[preset, seed]
+
+    def _run(self, config: ConfigDict, heading: str) -> Report:
+        training = json.dumps({k: v for k, v in config.to_dict().items() if k != "eval"}, sort_keys=True)
+        if training in self._states:
+            return self._module.build(config).evaluate(self._states[training])
+        state, report = app.run(config, self._module.build, name=heading, quiet=True)
+        if state is not None:
+            self._states[training] = state
+        return report
+
+
+def measure(runs: Runs, claim: Claim) -> dict[str, Any]:
+    """Runs every side of a claim and returns its line for claims.jsonl."""
+    start, values = time.monotonic(), {}
     for preset in (*claim.baseline, claim.method):
         values[preset] = []
         for seed in range(claim.seeds):
-            if (preset, seed) not in done:
-                config = module.get_config(preset)
-                config.update_from_flattened_dict({"seed": seed, **(overrides or {})})
-                done[preset, seed] = app.run(config, module.build, name=f"{name}:{preset}", quiet=True)[1].metrics
-            values[preset].append(float(done[preset, seed][claim.metric]))
+            values[preset].append(float(runs.metrics(preset, seed)[claim.metric]))
             print(f"{preset:20} seed {seed}  {claim.metric} {values[preset][-1]:.4f}", flush=True)
     return {
-        "experiment": claim.system or name,
+        "experiment": claim.system or runs.name,
         "claim": claim.text,
         "seeds": claim.seeds,
         "metric": claim.metric,
@@ -125,10 +144,10 @@ def main() -> None:
     logging.set_verbosity(logging.ERROR)
     module = importlib.import_module(f"experiments.{arguments.name}")
     claims = module.CLAIM if isinstance(module.CLAIM, tuple) else (module.CLAIM,)
-    done: dict[tuple[str, int], Any] = {}
+    runs = Runs(arguments.name, module)
     for claim in claims:
         claim = dataclasses.replace(claim, seeds=arguments.seeds or claim.seeds)
-        row = measure(arguments.name, module, claim, done=done)
+        row = measure(runs, claim)
         print(table(claim, row))
         if not arguments.no_record:
             record = pathlib.Path(module.__file__).with_name("claims.jsonl")

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import flax.linen as nn
 import jax
@@ -14,8 +15,8 @@ import optax
 import pytest
 
 from facejax.ops.conv import conv, conv_transpose
-from facejax.train import Options, Report, app, optim
-from facejax.train.claims import Claim, gains, measure, verdict
+from facejax.train import Experiment, Options, Report, app, optim
+from facejax.train.claims import Claim, Runs, gains, measure, verdict
 from facejax.train.dry_run import dry_run, flops, peak_bytes
 from facejax.train.report import curves, image_grid, new_figure, write_html
 
@@ -177,10 +178,27 @@ def test_a_claim_is_judged_by_its_numbers():
 
 def test_a_claim_runs_both_sides_over_seeds(toy, capsys):
     claim = Claim("dropout helps", "accuracy", "higher", "dropout", ("synthetic",), seeds=2)
-    row = measure("toy", toy, claim, {"train.steps": 1, "train.log_every": 1})
+    row = measure(Runs("toy", toy, {"train.steps": 1, "train.log_every": 1}), claim)
     assert {k: len(v) for k, v in row["values"].items()} == {"synthetic": 2, "dropout": 2}
     assert row["verdict"] in ("shows", "does not show here")
     json.dumps(row)
+
+
+def test_presets_that_are_only_judged_differently_are_trained_once(monkeypatch):
+    trained = []
+    monkeypatch.setattr(app, "run", lambda config, *_, **__: (trained.append(config) or "state", Report({"x": 1.0})))
+    module = types.SimpleNamespace(
+        get_config=lambda preset: app.preset(
+            {"seed": 0, "model": {"width": 1}, "eval": {"by": ""}},
+            {"a": {}, "b": {"eval.by": "b"}, "c": {"model.width": 2}},
+            preset,
+        ),
+        build=lambda config: Experiment(lambda state: Report({"x": 2.0 + (state == "state")})),
+    )
+    runs = Runs("toy", module)
+    assert [runs.metrics(preset, 0)["x"] for preset in ("a", "a", "b", "c")] == [1.0, 1.0, 3.0, 1.0]
+    assert [config.model.width for config in trained] == [1, 2]
+    assert runs.metrics("b", 1)["x"] == 1.0  # another seed is another training
 
 
 def test_report_is_one_self_contained_page(tmp_path):
