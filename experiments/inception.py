@@ -92,6 +92,13 @@ PRESETS = {
 
 CLAIM = (
     Claim(
+        "filters of several sizes side by side classify better than filters of one size at equal multiply-adds",
+        metric="accuracy",
+        better="higher",
+        method="synthetic",
+        baseline=("plain",),
+    ),
+    Claim(
         "batch norm classifies better after as many steps",
         metric="accuracy",
         better="higher",

@@ -72,6 +72,7 @@ CLAIM = Claim(
     better="higher",
     method="synthetic",
     baseline=("mated",),
+    seeds=8,
 )
 NETS = {
     "tiny": tinyfqnet.TinyFQNet,
