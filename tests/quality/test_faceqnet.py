@@ -90,7 +90,8 @@ def test_presets_trace(presets_trace):
 
 
 def test_smoke_and_the_trunk_stays(smoke, configured):
-    state, _ = smoke("faceqnet:synthetic", recognisers=2)
+    """Though everything that the optimizer holds decays."""
+    state, _ = smoke("faceqnet:synthetic", recognisers=2, **{"optim.weight_decay": 0.1})
     _, config = configured("faceqnet:synthetic")
     trained = common.recogniser(config, config.seed).variables
     kept = {part: tree["trunk"]["recogniser"] for part, tree in
