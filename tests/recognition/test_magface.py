@@ -247,6 +247,23 @@ def test_templates_are_of_one_person_each():
         assert experiment.template_rates(directions, people, 2, seed) == {"template_plain": 1, "template_weighted": 1}
 
 
+def test_it_learns_from_more_people_than_the_scores_do_and_is_judged_on_the_same(monkeypatch):
+    asked = []
+    monkeypatch.setattr(judged, "people", lambda data, *which: asked.append(which) or faces())
+    monkeypatch.setattr(judged, "batches", lambda config, source: source)
+    config = experiment.get_config()
+    experiment.build(config).train_data()
+    experiment.unseen(config)
+    assert asked == [("train", "magnitude"), ("test",)]
+
+
+@pytest.mark.parametrize("preset", ["synthetic", "cosface", "ms1mv2_r100", "ms1mv2_r100_cosface"])
+def test_the_pull_is_above_its_bound(preset):
+    loss = experiment.get_config(preset).loss
+    magnitudes = Magnitudes(loss.lower, loss.upper, loss.least, loss.most, loss.pull)
+    assert loss.pull > magface.least_pull(magnitudes, loss.scale)
+
+
 def test_bgr_between_zero_and_one():
     pixels = np.array([[[[0, 102, 255]]]], np.uint8)
     np.testing.assert_allclose(experiment.preprocess(pixels)[0, 0, 0], [1.0, 0.4, 0.0], rtol=1e-6)
