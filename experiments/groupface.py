@@ -70,9 +70,6 @@ BASE = {
     },
     "eval": {**common.BASE["eval"], "beta": 0.1, "gamma": 1 / 3},
 }
-faces.register(
-    dataclasses.replace(faces.TASKS["recognition"], name="groups", train=400, test=80, per_person=12, seed=5)
-)
 PRESETS = {
     "synthetic": {},
     "hard": {"model.ensemble": "hard"},

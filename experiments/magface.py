@@ -11,7 +11,6 @@ IJB-C TAR at FAR 1e-4: 95.81, and 95.97 with templates weighted by magnitude.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from typing import Any
 
@@ -23,7 +22,6 @@ from ml_collections import ConfigDict
 from experiments import arcface as common
 from experiments import quality_common as judged
 from facejax.data.readers.verification import read_pack
-from facejax.data.synthetic import faces
 from facejax.metrics import quality, template, verification
 from facejax.recognition import magface
 from facejax.train import Experiment, Mean, Report, TrainState, app, map_batches, new_figure, optim, supervised_step
@@ -73,7 +71,6 @@ def published(model: str, **changes: Any) -> dict[str, Any]:
     }
 
 
-faces.register(dataclasses.replace(faces.TASKS["quality"], name="magnitude", train=200, test=1, per_person=8, seed=4))
 PRESETS = {
     "synthetic": {},
     "arcface": {"loss": {"least": 0.5, "most": 0.5, "pull": 0.0}},
