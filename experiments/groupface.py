@@ -309,18 +309,20 @@ def judge_packs(config: ConfigDict, seen: Any) -> Report:
 def groups_figure(group: np.ndarray, known: Mapping[str, np.ndarray], groups: int) -> Any:
     """Sizes of the groups, and for each attribute of few classes how a group's pictures are made up."""
     few = {name: truth for name, truth in known.items() if name != "person"}
-    figure, axes = new_figure(2.4 * (1 + len(few)), 2.6, 1, 1 + len(few))
+    figure, axes = new_figure(2.4 * (1 + len(few)), 3.4, 1, 1 + len(few))
     first, *others = np.ravel(axes)
     places, sizes = np.arange(groups), np.bincount(group, minlength=groups)
     first.bar(places, sizes)
     first.set(title="pictures", xlabel="group")
     for axis, (name, truth) in zip(others, few.items(), strict=True):
         below = np.zeros(groups)
+        names = ("without", "with") if name == "glasses" else ("lowest third", "middle third", "highest third")
         for value in np.unique(truth):
             share = np.bincount(group[truth == value], minlength=groups) / np.maximum(sizes, 1)
-            axis.bar(places, share, bottom=below, label=str(value))
+            axis.bar(places, share, bottom=below, label=names[value])
             below += share
         axis.set(title=name, xlabel="group", ylim=(0, 1))
+        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure
 
 
