@@ -82,11 +82,28 @@ PRESETS = {
 
 CLAIM = (
     Claim(
+        "the length of MagFace's embeddings follows the quality of pictures better than that of ArcFace's",
+        metric="fault_correlation",
+        better="higher",
+        method="synthetic",
+        baseline=("arcface",),
+        seeds=6,
+    ),
+    Claim(
         "discarding pictures by the length of MagFace's embeddings takes more errors away than by ArcFace's",
         metric="aoc",
         better="higher",
         method="synthetic",
         baseline=("arcface",),
+        seeds=6,
+    ),
+    Claim(
+        "MagFace's embeddings tell unseen people apart better than ArcFace's",
+        metric="tar_at_far_1e-2",
+        better="higher",
+        method="synthetic",
+        baseline=("arcface",),
+        seeds=6,
     ),
     Claim(
         "templates weighted by length tell unseen people apart better with MagFace's embeddings than with ArcFace's",

@@ -65,6 +65,13 @@ CLAIM = (
         baseline=("mean",),
     ),
     Claim(
+        "a confidence whose smaller one tells the similarity orders faces better than one that shares the blame",
+        metric="aoc",
+        better="higher",
+        method="synthetic",
+        baseline=("both",),
+    ),
+    Claim(
         "confidences whose smaller one tells the similarity of two pictures order faces better than where their mean "
         "does",
         metric="aoc",
