@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from experiments import pcnet as experiment
-from experiments import sets_common
+from experiments import quality_common, sets_common
 from facejax.metrics import verification
 from facejax.quality import pcnet
 from facejax.train import app
@@ -83,15 +83,20 @@ def test_smoke(preset, smoke):
 def test_fusion_weighs_directions_by_the_confidences(configured):
     """The network's own weights for a set's pictures; even ones give the mean."""
     module, config = configured("pcnet:synthetic", **{"loss.pictures": 2})
-    _, report = app.run(config, module.build, quiet=True)
+    state, report = app.run(config, module.build, quiet=True)
     weights, features = report.arrays["weights"], report.arrays["features"]
     chex.assert_trees_all_close(np.linalg.norm(features, axis=1), np.ones(len(features)), atol=1e-5)
-    pooled = np.einsum("mt,mtd->md", weights.reshape(-1, 8), features.reshape(-1, 8, features.shape[1]))
     test = sets_common.sets(config, "test")
+    net, variables = module.Confidence(module.NETS["tiny"]()), {"params": state.params, **state.model_state}
+    own = quality_common.score(config, net, variables, test.images.reshape(-1, *test.images.shape[2:]))
+    chex.assert_trees_all_close(weights, own, atol=1e-6)
+    assert np.ptp(weights) > 0
+    pooled = np.einsum("mt,mtd->md", weights.reshape(-1, 8), features.reshape(-1, 8, features.shape[1]))
     tar = verification.all_pairs_tar(pooled, test.people, (1e-1,))[0]
     assert report.metrics["set_tar_at_far_1e-1"] == pytest.approx(tar)
     _, config = configured("pcnet:mean")
     _, even = app.run(config, module.build, quiet=True)
+    assert not np.ptp(even.arrays["weights"])
     assert even.metrics["set_tar_at_far_1e-1"] == pytest.approx(report.metrics["mean_tar_at_far_1e-1"])
 
 
