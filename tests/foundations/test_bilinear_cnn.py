@@ -229,12 +229,17 @@ PARAMETERS = {
 }
 
 
+# multiply-adds of the convolutions for an image of 448 x 448: VGG-16's and VGG-M's, layer by layer
+MACS = {"d": 4 * 15_346_630_656, "m": 221**2 * 7**2 * 3 * 96 + 54**2 * 5**2 * 96 * 256 + 27**2 * 3**2 * 512 * 1280}
+
+
 @pytest.mark.parametrize("preset", PARAMETERS)
 def test_full_scale_presets_dry_run(preset):
     config = experiment.get_config(preset)
     costs = dry_run(experiment.build(config), Options(**config.train))
     assert costs["parameters"] == PARAMETERS[preset]
-    assert costs["step flops per device"] > (4e11 if preset == "cub_mm" else 2.9e12)
+    trunks = sum(MACS[trunk] for trunk in set(preset.split("_")[1]))
+    assert costs["step flops per device"] == pytest.approx(8 * 3 * 2 * trunks, rel=0.05)
 
 
 def test_every_published_preset_is_counted():
