@@ -69,6 +69,7 @@ class Runs:
 
     Attributes:
       name: the experiment's.
+      commit: of the code that runs.
 
     Args:
       name: see above.
@@ -78,6 +79,7 @@ class Runs:
 
     def __init__(self, name: str, module: ModuleType, overrides: dict[str, Any] | None = None):
         self.name, self._module, self._overrides = name, module, overrides or {}
+        self.commit = _commit()  # before a line that is appended to claims.jsonl makes it dirty
         self._metrics: dict[tuple[str, int], dict[str, float]] = {}
         self._states: dict[str, Any] = {}
 
@@ -118,7 +120,7 @@ def measure(runs: Runs, claim: Claim) -> dict[str, Any]:
         "values": {preset: [round(v, 6) for v in runs] for preset, runs in values.items()},
         "verdict": verdict(claim, values),
         "seconds": round(time.monotonic() - start),
-        "commit": _commit(),
+        "commit": runs.commit,
     }
 
 
