@@ -6,8 +6,6 @@
     python -m experiments.faceqnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth \
         --config.model.weights=rcmalli_vggface_tf_notop_resnet50.h5          # the trunk, and another labeller
 
-The first run on rendered faces trains five recognisers, in about five minutes on two cores, which are kept.
-
 Published AOC (as the authors of SDD-FIQA ran them; LFW, Adience, IJB-C): v0 0.4963, 0.4837, 0.6175; v1 0.5352, 0.4257,
 0.6409.
 """

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -64,6 +65,16 @@ PUBLISHED = {"name": "iresnet50", "embedding_size": 512, "dropout": 0.0}
 EVAL = {"batch_size": 128, "fmr": 1e-2, "start": 0.05, "limit": 0.3, "pairs": 5_000_000}
 """`pairs`: at most as many impostor pairs, where all pairs are more; then they are drawn at random."""
 FAULTS = ("motion", "defocus", "resolution", "noise", "occluder")
+JUDGE = {
+    "seed": 100,
+    "task": "recognition_other",
+    "model__dropout": 0.0,
+    "loss__angle": 0.0,
+    "loss__cosine": 0.2,
+}
+BUNDLE = ({"seed": 0}, {"seed": 1}, {"seed": 2}, {"seed": 3}, JUDGE)
+BUNDLED = pathlib.Path(__file__).with_name("recognisers.msgpack")
+"""Recognisers of the default settings, in half precision; `python -m experiments.quality_common` trains them again."""
 
 
 class Pictures:
@@ -207,7 +218,9 @@ class Recogniser(NamedTuple):
 
 
 def recogniser(config: ConfigDict, seed: int, task: str = "recognition", **changes: Any) -> Recogniser:
-    """An ArcFace network as `config.recogniser` says, trained on none of `people`'s people; kept on disk.
+    """An ArcFace network as `config.recogniser` says, trained on none of `people`'s people.
+
+    `BUNDLE` comes with the code; another one is trained when it is asked for first, and kept on disk.
 
     Args:
       config: of a quality experiment.
@@ -215,30 +228,52 @@ def recogniser(config: ConfigDict, seed: int, task: str = "recognition", **chang
       task: of the face world, whose people it learns.
       **changes: of `arcface.get_config`'s fields, with "__" for dots.
     """
-    ours = config.recogniser
-    settings = arcface.get_config("synthetic")
-    settings.seed, settings.data.task, settings.data.data_dir = seed, task, config.data.data_dir
+    settings = _settings(config, seed, task, **changes)
+    net, size = arcface.make_backbone(settings.model), settings.data.image_size
+    if settings.eval.weights:
+        nobody = np.zeros((0, settings.model.embedding_size))
+        return Recogniser(net, arcface.read_weights(settings, net), nobody, size)
+    kept = _bundled().get(_key(settings)) or _trained(settings, config.data.data_dir)
+    return Recogniser(net, {k: kept[k] for k in ("params", "batch_stats")}, kept["centres"], size)
+
+
+def _settings(config: ConfigDict, seed: int, task: str = "recognition", **changes: Any) -> ConfigDict:
+    """ArcFace's configuration for a recogniser."""
+    ours, settings = config.recogniser, arcface.get_config("synthetic")
+    settings.seed, settings.data.task = seed, task
     settings.data.image_size, settings.train.steps = ours.image_size or config.data.image_size, ours.steps
     for field in ("name", "embedding_size", "dropout", "dtype"):
         settings.model[field] = ours[field]
     settings.eval.weights = ours.weights
     settings.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    net = arcface.make_backbone(settings.model)
-    if ours.weights:
-        nobody = np.zeros((0, ours.embedding_size))
-        return Recogniser(net, arcface.read_weights(settings, net), nobody, settings.data.image_size)
-    name = hashlib.sha256(settings.to_json(sort_keys=True).encode()).hexdigest()[:16]
-    file = store.data_dir(config.data.data_dir or None) / "recognisers" / f"{name}.msgpack"
+    return settings
+
+
+def _key(settings: ConfigDict) -> str:
+    """A name for what these settings train on the pictures as they are drawn now."""
+    pictures = faces.TASKS[settings.data.task].key
+    return hashlib.sha256((settings.to_json(sort_keys=True) + pictures).encode()).hexdigest()[:16]
+
+
+def _trained(settings: ConfigDict, data_dir: str) -> dict[str, Any]:
+    """Parameters, statistics and class centres, from disk where they were trained before."""
+    file = store.data_dir(data_dir or None) / "recognisers" / f"{_key(settings)}.msgpack"
     if not file.exists():
+        settings.data.data_dir = data_dir
         state, _ = app.run(settings, _without_evaluation, quiet=True)
         kept = {"params": state.params["backbone"], "batch_stats": state.model_state, "centres": state.params["head"]}
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_bytes(flax.serialization.msgpack_serialize(jax.tree.map(np.asarray, kept)))
         temporary.replace(file)
-    kept = flax.serialization.msgpack_restore(file.read_bytes())
-    variables = {k: kept[k] for k in ("params", "batch_stats")}
-    return Recogniser(net, variables, kept["centres"], settings.data.image_size)
+    return flax.serialization.msgpack_restore(file.read_bytes())
+
+
+@functools.cache
+def _bundled() -> dict[str, Any]:
+    """The recognisers that come with the code, by `_key`."""
+    halves = flax.serialization.msgpack_restore(BUNDLED.read_bytes())
+    return jax.tree.map(lambda x: x.astype(np.float32), halves)
 
 
 def starting_weights(config: ConfigDict, variables: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -264,9 +299,7 @@ def _without_evaluation(settings: ConfigDict) -> Any:
 
 def judge(config: ConfigDict) -> Recogniser:
     """The recogniser whose errors scores are judged by: other people, CosFace's margin, no dropout, always one seed."""
-    if config.recogniser.weights:
-        return recogniser(config, 0)
-    return recogniser(config, 100, "recognition_other", model__dropout=0.0, loss__angle=0.0, loss__cosine=0.2)
+    return recogniser(config, 0) if config.recogniser.weights else recogniser(config, **JUDGE)
 
 
 class Rows:
@@ -511,3 +544,18 @@ def ranked(scores: np.ndarray, images: np.ndarray, rows: int = 5, columns: int =
     count = min(rows * columns, len(scores))
     places = np.linspace(0, len(scores) - 1, count).astype(int)
     return image_grid(images[np.argsort(scores, kind="stable")[places]], columns)
+
+
+def main() -> None:
+    """Trains the recognisers of the default settings, those not on disk, and writes them for everybody."""
+    config, kept = ConfigDict({"data": DATA, "recogniser": RECOGNISER}), {}
+    for arguments in BUNDLE:
+        settings = _settings(config, **arguments)
+        key = _key(settings)
+        kept[key] = jax.tree.map(np.float16, _trained(settings, config.data.data_dir))
+        print(f"{key}  seed {settings.seed}, {settings.data.task}", flush=True)
+    BUNDLED.write_bytes(flax.serialization.msgpack_serialize(kept))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,3 +1,4 @@
+import chex
 import flax.linen as nn
 import numpy as np
 import pytest
@@ -27,6 +28,25 @@ def test_recognisers_are_kept_and_told_apart(configured, small_world):
     np.testing.assert_array_equal(first.centres, again.centres)
     assert set((small_world / "recognisers").iterdir()) == files
     assert not np.array_equal(first.centres, common.recogniser(config, 1).centres)
+
+
+def test_recognisers_are_written_for_everybody(configured, small_world, monkeypatch, tmp_path, capsys):
+    _, config = configured("ser_fiq:synthetic")
+    own = common.recogniser(config, 0)
+    monkeypatch.setattr(common, "DATA", {**common.DATA, "data_dir": str(small_world)})
+    monkeypatch.setattr(common, "RECOGNISER", {**common.RECOGNISER, "steps": config.recogniser.steps})
+    monkeypatch.setattr(common, "BUNDLE", ({"seed": 0},))
+    monkeypatch.setattr(common, "BUNDLED", tmp_path / "recognisers.msgpack")
+    common.main()
+    assert capsys.readouterr().out.endswith("seed 0, recognition\n")
+    common._bundled.cache_clear()
+    monkeypatch.setattr(common, "_trained", None)
+    config.data.data_dir = "elsewhere"
+    given = common.recogniser(config, 0)
+    common._bundled.cache_clear()
+    chex.assert_trees_all_equal_shapes_and_dtypes(given.variables, own.variables)
+    chex.assert_trees_all_close(given.variables, own.variables, rtol=1e-3, atol=1e-6)
+    assert np.abs(given.centres - own.centres).max() > 0  # halves
 
 
 def test_faces_carry_their_faults(configured):

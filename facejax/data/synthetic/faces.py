@@ -23,7 +23,7 @@ from facejax.data.synthetic import degrade
 from facejax.data.synthetic import factors as factor
 from facejax.data.synthetic.factors import Factors, Ranges
 from facejax.data.synthetic.render import Renderer
-from facejax.morphable.procedural import procedural
+from facejax.morphable.procedural import ALBEDO, EXPRESSIONS, IDENTITY, procedural
 
 VERSION = "1.3.0"
 BATCH = 16
@@ -202,7 +202,6 @@ def load(task: str | Task, split: str, data_dir: str | os.PathLike[str] | None =
 
 def face_features(task: Task) -> dict[str, Any]:
     """Features of an example with one face a picture; several views add a leading axis to all but the person's own."""
-    model = procedural()
     size, views = task.image_size, task.views
     lead = (views,) if views > 1 else ()
 
@@ -213,9 +212,9 @@ def face_features(task: Task) -> dict[str, Any]:
     features = {
         "image": tfds.features.Sequence(image, length=views) if views > 1 else image,
         "person": np.int32,
-        "identity": tfds.features.Tensor(shape=model.identity_std.shape, dtype=np.float32),
-        "albedo": tfds.features.Tensor(shape=model.albedo_std.shape, dtype=np.float32),
-        "expression": tensor(len(model.expressions)),
+        "identity": tfds.features.Tensor(shape=(IDENTITY,), dtype=np.float32),
+        "albedo": tfds.features.Tensor(shape=(ALBEDO,), dtype=np.float32),
+        "expression": tensor(len(EXPRESSIONS)),
         "pose": tensor(3),
         "camera": tensor(4),
         "light": tensor(9),

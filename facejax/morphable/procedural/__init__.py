@@ -35,12 +35,17 @@ from facejax.morphable.procedural.layout import (
 from facejax.morphable.procedural.painting import paint, random_paint
 from facejax.morphable.procedural.sculpting import EXPRESSIONS, SHAPE_CONTROLS, sculpt
 
+IDENTITY, ALBEDO = 48, 40
 PAINTINGS = 80
 
 
 @functools.cache
 def procedural(
-    seed: int = 0, identity: int = 48, expression: int = len(EXPRESSIONS) - 1, albedo: int = 40, texture_size: int = 256
+    seed: int = 0,
+    identity: int = IDENTITY,
+    expression: int = len(EXPRESSIONS) - 1,
+    albedo: int = ALBEDO,
+    texture_size: int = 256,
 ) -> MorphableModel:
     """A morphable head made from nothing; the same arguments give the same arrays.
 
