@@ -2,7 +2,8 @@
 
     python -m experiments.arcface                                  # rendered faces, unseen people, two cores
     python -m experiments.arcface --config=att_faces --config.data.path=DIR --seeds=4  # photographs, 4 folds of people
-    python -m experiments.arcface --config=ms1mv3_r100 --config.data.path=DIR # the published run, 8 GPUs
+    python -m experiments.arcface --config=ms1mv3_r100 --config.data.path=DIR \
+        --config.eval.packs=DIR/lfw.bin,DIR/cfp_fp.bin,DIR/agedb_30.bin      # the published run, 8 GPUs
     python -m experiments.arcface --config=ms1mv3_r100 --eval_only --config.eval.packs=lfw.bin,agedb_30.bin
     python -m experiments.arcface --config=ms1mv3_r50 --eval_only --workdir= --config.eval.weights=r50.pth ...
 
@@ -273,6 +274,8 @@ def people(config: ConfigDict) -> tuple[Any, Any]:
     data = config.data
     if data.source == "face_world":
         return tuple(faces.load(data.task, split, data.data_dir or None) for split in ("train", "test"))
+    if not (data.held_out or config.eval.packs):
+        raise ValueError("nobody is held out for verification: set data.held_out, or eval.packs")
     source = readers.read(data.path)
     if not data.held_out:
         return source, None
@@ -298,7 +301,8 @@ def loader(data: ConfigDict) -> pipeline.Load:
     def load(examples: Any, rngs: Any) -> dict[str, np.ndarray]:
         labels = np.array([label(e) for e in examples], np.int32)
         if labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(f"a label is {labels.max()}, but data.classes is {classes}: expected labels below it")
+            wrong = labels.min() if labels.min() < 0 else labels.max()
+            raise ValueError(f"a label is {wrong}, but data.classes is {classes}: expected 0 to {classes - 1}")
         images = [change(picture(e, size), rng) for e, rng in zip(examples, rngs, strict=True)]
         return {"image": np.stack(images), "label": labels}
 

@@ -4,7 +4,8 @@
     python -m experiments.faceqnet --config=one                              # one recogniser's
     python -m experiments.faceqnet --config=v0                               # one recogniser's, and no dropout
     python -m experiments.faceqnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth \
-        --config.model.weights=rcmalli_vggface_tf_notop_resnet50.h5          # the trunk, and another labeller
+        --config.model.weights=rcmalli_vggface_tf_notop_resnet50.h5          # v0: the trunk, and another labeller
+    python -m experiments.faceqnet --config=vggface2_v1 ... --config.recogniser.weights=a.pth,b.pth,c.pth
 
 Published AOC (as the authors of SDD-FIQA ran them; LFW, Adience, IJB-C): v0 0.4963, 0.4837, 0.6175; v1 0.5352, 0.4257,
 0.6409.
@@ -43,18 +44,18 @@ BASE = {
     "train": {**common.TRAIN, "steps": 600},
     "eval": common.EVAL,
 }
+VGGFACE2 = {
+    "data": {"source": "path", "image_size": 224, "people": 300, "judged": 500},
+    "recogniser": {**common.PUBLISHED, "image_size": 112},
+    "train": {"batch_size": 64, "steps": 20_000, "devices": 1},
+}
 PRESETS = {
     "synthetic": {},
     "one": {"recognisers": 1},
     "v0": {"recognisers": 1, "model.dropout": 0.0},
     "perceptual": {"label": "sharpness", "recognisers": 1, "model.dropout": 0.0},
-    "vggface2": {
-        "data": {"source": "path", "image_size": 224, "people": 300, "judged": 500},
-        "recogniser": {**common.PUBLISHED, "image_size": 112},
-        "recognisers": 1,
-        "model": {"trunk": "resnet50"},
-        "train": {"batch_size": 64, "steps": 20_000, "devices": 1},
-    },
+    "vggface2": {**VGGFACE2, "recognisers": 1, "model": {"trunk": "resnet50", "dropout": 0.0}},
+    "vggface2_v1": {**VGGFACE2, "model": {"trunk": "resnet50"}},
 }
 CLAIM = (
     Claim(
@@ -116,6 +117,11 @@ def build(config: ConfigDict) -> Experiment:
     """Wires the run: only the two new layers learn."""
     if config.recognisers < 1:
         raise ValueError(f"recognisers is {config.recognisers}: expected 1 or more")
+    files = config.recogniser.weights.split(",")
+    if config.recogniser.weights and len(files) < config.recognisers:
+        raise ValueError(
+            f"recogniser.weights names {len(files)} files for {config.recognisers} recognisers: expected as many"
+        )
     own = config.model.trunk == "recogniser"
     if not own and config.model.trunk != "resnet50":
         raise ValueError(f"model.trunk is {config.model.trunk!r}: expected 'recogniser' or 'resnet50'")
@@ -168,8 +174,7 @@ def read_trunk(path: str, trunk: Any) -> Any:
 
 def label(config: ConfigDict, known: common.Faces) -> np.ndarray:
     """What the network is told [N]; the gallery's picture is the least faulty, most frontal and sharpest one."""
-    sharp = common.measured(factors.sharpness, known.images)
-    sharp = (sharp - sharp.min()) / np.ptp(sharp)
+    sharp = common.stretched(common.measured(factors.sharpness, known.images))
     if config.label == "sharpness":
         return np.sqrt(sharp, dtype=np.float32)
     if config.label != "gallery":

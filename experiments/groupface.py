@@ -4,7 +4,7 @@
     python -m experiments.groupface --config=hard                              # the most probable group's branch alone
     python -m experiments.groupface --config=argmax                            # groups' labels that are not evened out
     python -m experiments.groupface --config=ms1m_r100_k32 --config.data.path=DIR \
-        --config.recogniser.weights=r100.pth                                   # the paper's run, 8 GPUs
+        --config.recogniser.weights=r100.pth --config.eval.packs=DIR/lfw.bin   # the paper's run, 8 GPUs
     python -m experiments.groupface --config=ms1m_r100_k32 --eval_only --config.eval.packs=lfw.bin,cfp_fp.bin
 
 Published numbers of the soft model with 32 groups, as later papers quote them: LFW 99.85, CPLFW 93.17, CFP-FP 98.63,

@@ -2,8 +2,10 @@
 
     python -m experiments.human_quality                                      # rendered faces, simulated workers
     python -m experiments.human_quality --config=matcher                     # a matcher's scores are learnt instead
-    python -m experiments.human_quality --config=sharpness                   # or: exposure, contrast, light_symmetry
-    python -m experiments.human_quality --config=lfw --config.data.path=DIR --config.comparisons.path=answers.csv
+    python -m experiments.human_quality --config=sharpness                   # or: exposure, contrast, light_symmetry,
+                                                                             # frontality, eye_distance
+    python -m experiments.human_quality --config=lfw --config.data.path=DIR --config.recogniser.weights=r50.pth \
+        --config.comparisons.path=answers.csv        # worker,better,worse; the last two "person/file.jpg"
 
 Paper: dropping the worst faces lowers the FNMR of a commercial and a network matcher by 13 % or more at an FMR of 1 %.
 """
@@ -26,7 +28,7 @@ BASE = {
     "seed": 0,
     "data": common.DATA,
     "recogniser": common.RECOGNISER,
-    "score": "human",  # or "matcher", or a measure of `factors.IMAGE_MEASURES`
+    "score": "human",  # or "matcher", or one of `MEASURES`
     "comparisons": {"path": "", "workers": 30, "pairs": 300, "noise": 0.3, "taste": 0.3},
     "completion": {"rank": 2, "penalty": 1e-3, "steps": 500},
     "regression": {"c": 1.0, "epsilon": 0.05},
@@ -40,6 +42,8 @@ PRESETS = {
     "exposure": {"score": "exposure"},
     "contrast": {"score": "contrast"},
     "light_symmetry": {"score": "light_symmetry"},
+    "frontality": {"score": "frontality"},
+    "eye_distance": {"score": "eye_distance"},
     "lfw": {
         "data": {"source": "path", "image_size": 112, "people": 4000, "judged": 1749},
         "recogniser": common.PUBLISHED,
@@ -52,8 +56,11 @@ CLAIM = Claim(
     metric="aoc",
     better="higher",
     method="synthetic",
-    baseline=("sharpness", "exposure", "contrast", "light_symmetry"),
+    baseline=("sharpness", "exposure", "contrast", "light_symmetry", "frontality", "eye_distance"),
 )
+
+
+MEASURES = (*factors.IMAGE_MEASURES, *factors.LANDMARK_MEASURES)
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -63,15 +70,15 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run; nothing here needs a training loop."""
-    if config.score not in ("human", "matcher", *factors.IMAGE_MEASURES):
-        raise ValueError(
-            f"score is {config.score!r}: expected 'human', 'matcher' or one of {', '.join(factors.IMAGE_MEASURES)}"
-        )
+    if config.score not in ("human", "matcher", *MEASURES):
+        raise ValueError(f"score is {config.score!r}: expected 'human', 'matcher' or one of {', '.join(MEASURES)}")
 
     def evaluate(_: Any) -> Report:
         test = common.people(config.data, "test")
         if config.score in factors.IMAGE_MEASURES:
             return common.assess(config, common.measured(factors.IMAGE_MEASURES[config.score], test.images))
+        if config.score in factors.LANDMARK_MEASURES:
+            return common.assess(config, np.asarray(factors.LANDMARK_MEASURES[config.score](test.landmarks)))
         known = common.people(config.data, "train")
         recogniser = common.recogniser(config, config.seed)
         features, unseen = recogniser(known.images), recogniser(test.images)
@@ -86,16 +93,18 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def human(config: ConfigDict, known: common.Faces) -> np.ndarray:
-    """Human quality values [N] from answers read (which name a picture by its number), or from simulated workers.
+    """Human quality values [N] from answers read (pictures by `Pictures.names`), or from simulated workers.
 
     These see the fault and the turn of the head.
     """
     answers = config.comparisons
     if answers.path:
-        names = [str(i) for i in range(len(known.people))]
-        given = human_quality.read_comparisons(answers.path, names)
+        rendered = [str(i) for i in range(len(known.people))]
+        given = human_quality.read_comparisons(answers.path, getattr(known.images, "names", rendered))
     else:
         truth = -known.fault - 0.5 * np.abs(known.yaw)
+        if not truth.std() > 0:
+            raise ValueError("nobody knows which pictures are better: expected a CSV of answers in comparisons.path")
         given = human_quality.simulate(
             np.random.default_rng(config.seed),
             (truth - truth.mean()) / truth.std(),

@@ -2,7 +2,7 @@
 
     python -m experiments.magface                                              # rendered faces with faults, two cores
     python -m experiments.magface --config=arcface                             # the same network, ArcFace's margin
-    python -m experiments.magface --config=ms1mv2_r100 --config.data.path=DIR  # the published run, 8 GPUs
+    python -m experiments.magface --config=ms1mv2_r100 --config.data.path=DIR --config.eval.packs=DIR/lfw.bin  # 8 GPUs
     python -m experiments.magface --config=ms1mv2_r100 --eval_only --config.eval.packs=lfw.bin,agedb_30.bin
 
 Published numbers of MagFace R100 as later papers quote them: LFW 99.83, CFP-FP 98.46, AgeDB-30 98.17 (accuracy);
@@ -203,9 +203,8 @@ def unseen(config: ConfigDict) -> judged.Faces:
     if source is None:
         raise ValueError("nobody is held out for verification: set data.held_out, or eval.packs")
     rows = np.arange(len(source))
-    unknown, labels = np.full(len(rows), np.nan), np.array([common.label(source[i]) for i in rows])
-    pictures = judged.Pictures(source, rows, config.data.image_size)
-    return judged.Faces(pictures, labels, unknown, np.full(len(rows), -1), unknown)
+    labels = np.array([common.label(source[i]) for i in rows])
+    return judged.unmeasured(judged.Pictures(source, rows, config.data.image_size), labels)
 
 
 def judge_people(config: ConfigDict, features: np.ndarray, test: judged.Faces) -> Report:

@@ -39,7 +39,7 @@ BASE = {
         "weight_decay": 0.0,
         "schedule": {"kind": "step", "peak": 3e-3, "warmup": 0, "boundaries": (0.5, 0.75)},
     },
-    "train": {**common.TRAIN, "batch_size": 80, "steps": 600},
+    "train": {**common.TRAIN, "batch_size": 80, "steps": 600, "devices": 1},
     "eval": common.EVAL,
 }
 PRESETS = {
@@ -129,12 +129,17 @@ def build(config: ConfigDict) -> Experiment:
         ]
         return common.flipped_batch(drawn, [rng for rng in rngs for _ in range(each)])
 
+    def loss(confidence: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
+        if len(confidence) % each:
+            raise ValueError(f"{len(confidence)} pictures meet on a device: expected whole people of {each} pictures")
+        return pcnet.pair_confidence_loss(
+            confidence, batch["embedding"], batch["person"], worse_only=config.loss.worse_only
+        )
+
     trained = common.regression(
         config,
         net,
-        lambda confidence, batch: pcnet.pair_confidence_loss(
-            confidence, batch["embedding"], batch["person"], worse_only=config.loss.worse_only
-        ),
+        loss,
         source,
         {
             "embedding": jax.ShapeDtypeStruct((batch, size), jnp.float32),

@@ -2,7 +2,7 @@
 
     python -m experiments.qan                                                # rendered faces, two cores
     python -m experiments.qan --config=mean                                  # the same, every picture weighing one
-    python -m experiments.qan --config=faces --config.data.path=DIR          # as published
+    python -m experiments.qan --config=faces --config.data.path=DIR --config.recogniser.weights=r50.pth # as published
 
 Published: YouTube Faces 96.17 %; IJB-A TAR at FAR 1e-3 / 1e-2 / 1e-1: 89.31 / 94.20 / 98.02.
 """
@@ -36,7 +36,7 @@ BASE = {
         "weight_decay": 0.0,
         "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
     },
-    "train": {**common.TRAIN, "batch_size": 8, "steps": 200},
+    "train": {**common.TRAIN, "batch_size": 8, "steps": 200, "devices": 1},
     "eval": common.EVAL,
 }
 PRESETS = {

@@ -34,7 +34,7 @@ BASE = {
         "weight_decay": 0.0,
         "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
     },
-    "train": {**common.TRAIN, "batch_size": 8, "steps": 200},
+    "train": {**common.TRAIN, "batch_size": 8, "steps": 200, "devices": 1},
     "eval": common.EVAL,
 }
 PRESETS = {

@@ -63,7 +63,7 @@ def board(names: list[str], seed: int, changes: dict[str, Any]) -> Report:
     Args:
       names: of SCORES or FLOORS.
       seed: of everything that learns.
-      changes: fields of every method's configuration, such as {"data.judged": 20}.
+      changes: fields that every method's configuration has, such as {"data.judged": 20}.
     """
     config = tinyfqnet.get_config()
     config.update_from_flattened_dict(changes)

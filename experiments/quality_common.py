@@ -58,7 +58,7 @@ RECOGNISER = {
     "dtype": "float32",
     "image_size": 0,  # of the pictures it embeds; 0 is data.image_size
     "steps": 300,
-    "weights": "",  # a PyTorch state dict of arcface_torch, instead of training one
+    "weights": "",  # PyTorch state dicts of arcface_torch, instead of training: several with commas, taken by seed
 }
 TRAIN = dataclasses.asdict(Options(batch_size=64, steps=300))
 PUBLISHED = {"name": "iresnet50", "embedding_size": 512, "dropout": 0.0}
@@ -100,6 +100,12 @@ class Pictures:
         found = [arcface.picture(e, self._size) for e in pipeline.fetch(self._source, np.ravel(rows))]
         return np.stack(found).reshape(*np.shape(rows), *self.shape[-3:])
 
+    @property
+    def names(self) -> list[str]:
+        """Of all pictures in order: "person/file.jpg" where the source is a folder, else the number in the source."""
+        rows, paths = self._rows.ravel(), getattr(self._source, "paths", None)
+        return [f"{paths[i].parent.name}/{paths[i].name}" if paths else str(i) for i in rows]
+
     def take(self, places: np.ndarray) -> Pictures:
         """Those at `places`, [...] int along the first axis, not decoded yet."""
         return Pictures(self._source, self._rows[places], self._size)
@@ -123,6 +129,7 @@ class Faces(NamedTuple):
       fault: [N] strength of what is wrong with the picture, 0 to 1; NaN where that is not known.
       kind: [N] int, place in `FAULTS`, -1 for none.
       yaw: [N] radians; NaN where that is not known.
+      landmarks: [N, 5, 2] pixels of `images`, eyes, nose tip and mouth corners; NaN where they are not known.
     """
 
     images: np.ndarray | Pictures
@@ -130,6 +137,7 @@ class Faces(NamedTuple):
     fault: np.ndarray
     kind: np.ndarray
     yaw: np.ndarray
+    landmarks: np.ndarray
 
 
 def people(data: ConfigDict, split: str, task: str = "quality") -> Faces:
@@ -162,10 +170,13 @@ def _people(name: str, source: str, path: str, data_dir: str, size: int, learn: 
         raise ValueError(f"{path} holds {len(names)} people: expected data.people + data.judged, {learn + judged}")
     chosen = names[:learn] if split == "train" else names[learn : learn + judged]
     rows = np.flatnonzero(np.isin(labels, chosen))
-    unknown = np.full(len(rows), np.nan)
-    return Faces(
-        Pictures(opened, rows, size), np.searchsorted(chosen, labels[rows]), unknown, np.full(len(rows), -1), unknown
-    )
+    return unmeasured(Pictures(opened, rows, size), np.searchsorted(chosen, labels[rows]))
+
+
+def unmeasured(images: np.ndarray | Pictures, people: np.ndarray) -> Faces:
+    """Pictures of which only the people [N] are known."""
+    unknown = np.full((len(people), 5, 2), np.nan)
+    return Faces(images, people, unknown[:, 0, 0], np.full(len(people), -1), unknown[:, 0, 0], unknown)
 
 
 def _face_world(examples: Any, size: int) -> Faces:
@@ -180,12 +191,16 @@ def _face_world(examples: Any, size: int) -> Faces:
     ).reshape(-1, len(FAULTS))
     numbers = np.array([e["person"] for e in examples])
     views = len(images) // len(examples)
+    scale = size / transforms.decode(examples[0]["image"][0]).shape[0]
+    marks = scale * np.concatenate([e["landmarks68"] for e in examples])
+    eyes = [marks[:, eye].mean(1) for eye in (slice(36, 42), slice(42, 48))]
     return Faces(
-        np.stack(images),
-        np.repeat(numbers - numbers.min(), views),
-        levels.max(1),
-        np.where(levels.max(1) > 0, levels.argmax(1), -1),
-        np.concatenate([e["pose"][:, 1] for e in examples]),
+        images=np.stack(images),
+        people=np.repeat(numbers - numbers.min(), views),
+        fault=levels.max(1),
+        kind=np.where(levels.max(1) > 0, levels.argmax(1), -1),
+        yaw=np.concatenate([e["pose"][:, 1] for e in examples]),
+        landmarks=np.stack([*eyes, marks[:, 30], marks[:, 48], marks[:, 54]], 1),
     )
 
 
@@ -228,6 +243,11 @@ def recogniser(config: ConfigDict, seed: int, task: str = "recognition", **chang
       task: of the face world, whose people it learns.
       **changes: of `arcface.get_config`'s fields, with "__" for dots.
     """
+    if config.data.source == "path" and not config.recogniser.weights and config.recogniser.name != "tiny":
+        raise ValueError(
+            f"recogniser.weights is empty: expected a state dict of arcface_torch's {config.recogniser.name}; "
+            "on rendered faces only 'tiny' is trained for one's own pictures"
+        )
     settings = _settings(config, seed, task, **changes)
     net, size = arcface.make_backbone(settings.model), settings.data.image_size
     if settings.eval.weights:
@@ -244,7 +264,8 @@ def _settings(config: ConfigDict, seed: int, task: str = "recognition", **change
     settings.data.image_size, settings.train.steps = ours.image_size or config.data.image_size, ours.steps
     for field in ("name", "embedding_size", "dropout", "dtype"):
         settings.model[field] = ours[field]
-    settings.eval.weights = ours.weights
+    files = ours.weights.split(",")
+    settings.eval.weights = files[seed % len(files)]
     settings.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
     return settings
 
@@ -298,7 +319,10 @@ def _without_evaluation(settings: ConfigDict) -> Any:
 
 
 def judge(config: ConfigDict) -> Recogniser:
-    """The recogniser whose errors scores are judged by: other people, CosFace's margin, no dropout, always one seed."""
+    """The recogniser whose errors scores are judged by: other people, CosFace's margin, no dropout, always one seed.
+
+    Where `recogniser.weights` are given it is they, and scores learnt from them are judged by what taught them.
+    """
     return recogniser(config, 0) if config.recogniser.weights else recogniser(config, **JUDGE)
 
 
@@ -413,6 +437,11 @@ def floors(test: Faces, seed: int = 0) -> dict[str, np.ndarray]:
         "random": np.random.default_rng(seed).random(len(test.people)),
         "sharpness": measured(factors.sharpness, test.images),
     }
+
+
+def stretched(values: np.ndarray) -> np.ndarray:
+    """[N] to 0..1, the lowest to 0 and the highest to 1; all 0 where they are equal."""
+    return (values - values.min()) / (np.ptp(values) or 1)
 
 
 def measured(measure: Callable[[jax.Array], jax.Array], images: np.ndarray | Pictures) -> np.ndarray:

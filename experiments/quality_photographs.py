@@ -64,8 +64,8 @@ def read(path: str, rng: np.random.Generator, limit: int = 0) -> common.Faces:
         strength = rng.random(len(clean))
         images += [worse(image, kind, level, rng) for image, level in zip(clean, strength, strict=True)]
         people, fault, kinds = [*people, labels], [*fault, strength], [*kinds, np.full(len(clean), number)]
-    unknown = np.full(len(images), np.nan)
-    return common.Faces(np.stack(images), np.concatenate(people), np.concatenate(fault), np.concatenate(kinds), unknown)
+    found = common.unmeasured(np.stack(images), np.concatenate(people))
+    return found._replace(fault=np.concatenate(fault), kind=np.concatenate(kinds))
 
 
 def embed(weights: str, images: np.ndarray, masks: int, dropout: float = 0.4) -> dict[str, np.ndarray]:

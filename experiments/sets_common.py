@@ -84,7 +84,9 @@ def training(
         return TrainState.create(rng, params, tx, model_state=model_state)
 
     def loss_fn(params: Any, model_state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
-        images = batch["image"]
+        images, meet = batch["image"], len(batch["person"])
+        if meet < 4 or meet % 2:
+            raise ValueError(f"{meet} sets meet on a device: expected 4 or more, two of every person")
         seen, model_state = look(params, model_state, images.reshape(-1, *images.shape[2:]), True, rng)
         pooled = pool(seen, size, weighting)
         triplet = set_triplet_loss(pooled, batch["person"], margin=config.sets.margin)
@@ -132,7 +134,7 @@ def training(
     return Experiment(
         evaluate=evaluate,
         init=start,
-        train_step=supervised_step(loss_fn, tx),
+        train_step=supervised_step(loss_fn, tx, microbatches=config.train.microbatches),
         train_data=train_data,
         batch={
             "image": jax.ShapeDtypeStruct((batch, size, pixels, pixels, 3), jnp.uint8),

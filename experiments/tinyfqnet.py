@@ -80,7 +80,7 @@ def label(config: ConfigDict, known: common.Faces) -> np.ndarray:
         return tinyfqnet.centre_cosine(features, known.people)
     if config.label == "sharpness":
         sharp = np.log(common.measured(factors.sharpness, known.images) + 1e-6)
-        return ((sharp - sharp.min()) / np.ptp(sharp)).astype(np.float32)
+        return common.stretched(sharp).astype(np.float32)
     raise ValueError(f"label is {config.label!r}: expected 'centre' or 'sharpness'")
 
 

@@ -16,7 +16,7 @@ labelled faces alone for as many steps as the others.
 The ms1m presets are the runs of the authors' code, on 4 GPUs, with the list of labelled people that comes with it
 (79,041 pictures of 4,287 people). Its list of unlabelled ones does not, so an epoch is one of the labelled list. Its
 settings are spread over defaults and remarks, which are taken at their word: a rate of 0.01 in the first stage and of
-0.1 later. No result on this list was published.
+0.1 later. No result on this list was published. Each asks for pairs to verify: --config.eval.packs=lfw.bin.
 """
 
 from __future__ import annotations

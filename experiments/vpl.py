@@ -2,8 +2,8 @@
 
     python -m experiments.vpl                                             # rendered faces, unseen people, two cores
     python -m experiments.vpl --config=arcface                            # the same without injection
-    python -m experiments.vpl --config=ms1mv3_r50 --config.data.path=DIR  # the authors' example, 8 GPUs
-    python -m experiments.vpl --config=ms1mv3_r50 --config.vpl.momentum=0.999 --config.data.path=DIR
+    python -m experiments.vpl --config=ms1mv3_r50 --config.data.path=DIR --config.eval.packs=DIR/lfw.bin  # 8 GPUs
+    python -m experiments.vpl --config=ms1mv3_r50 --config.vpl.momentum=0.999 ...
 
 Published numbers: authors' code, R50 on WebFace600K, all races of the MFR test: 90.942 against 90.591 without; of R100
 as another paper quotes it, MegaFace refined: identification 98.80, verification 98.97.

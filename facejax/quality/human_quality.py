@@ -58,7 +58,7 @@ def read_comparisons(path: str | os.PathLike[str], names: list[str]) -> Comparis
     """Comparisons from a CSV with the columns worker, better, worse; the last two hold names of pictures.
 
     Raises:
-      ValueError: a column is missing, a picture is unknown or compared with itself; names the line.
+      ValueError: a column is missing, no line is there, a picture is unknown or compared with itself; names the line.
     """
     place = {name: i for i, name in enumerate(names)}
     workers: dict[str, int] = {}
@@ -74,7 +74,9 @@ def read_comparisons(path: str | os.PathLike[str], names: list[str]) -> Comparis
                 )
             worker = workers.setdefault(row["worker"], len(workers))
             rows.append((worker, place[row["better"]], place[row["worse"]]))
-    worker, first, second = np.array(rows).reshape(-1, 3).T
+    if not rows:
+        raise ValueError(f"{path} holds no comparison: expected a line for each under the names of the columns")
+    worker, first, second = np.array(rows).T
     return Comparisons(worker, first, second, np.ones(len(rows), bool))
 
 

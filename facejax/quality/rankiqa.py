@@ -16,6 +16,8 @@ import jax.numpy as jnp
 def ranking_loss(scores: jax.Array, level: jax.Array, group: jax.Array, *, margin: float = 10.0) -> jax.Array:
     """Hinges over all pairs of a group whose levels differ: the less distorted shall lead by the margin (Eq. 5).
 
+    The sum is divided by all N scores, those whose group is theirs alone included.
+
     Args:
       scores: [N], higher for better pictures.
       level: [N] int strength of the distortion, 0 is the least.

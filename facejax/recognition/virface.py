@@ -7,7 +7,8 @@ draws further embeddings around it and classifies them, with a generator that ha
 embedding's centre lies.
 
 Differs from the paper: the instance loss is the mean over the draws, as the authors' code ("the reference" below) has
-it, not their sum. Differs from the reference: slopes are finite where cos is +-1.
+it, not their sum. Differs from the reference: slopes are finite where cos is +-1; pictures are taken as they are
+aligned, not cropped to 150 pixels first.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def test_a_pack_trains_and_labels_beyond_the_classes_are_said(photographs, tmp_p
     images = [((photographs / f"p{i % 8}" / "0.png").read_bytes(), i % 8) for i in range(16)]
     write_records(tmp_path, images, (24, 24))
     app.run(smoke(tmp_path, **{"data.classes": 6}), arcface.build, quiet=True)
-    with pytest.raises(ValueError, match=r"a label is 7, but data\.classes is 4: expected labels below it"):
+    with pytest.raises(ValueError, match=r"a label is 7, but data\.classes is 4: expected 0 to 3"):
         app.run(smoke(tmp_path, **{"data.classes": 4, "data.held_out": 0.0}), arcface.build, quiet=True)
 
 

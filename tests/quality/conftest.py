@@ -67,6 +67,18 @@ def smoke(configured):
 
 
 @pytest.fixture(scope="module")
+def cut(configured):
+    """That a step which parts what belongs together is refused with a sentence."""
+
+    def check(run, message, **changes):
+        module, config = configured(run, **changes)
+        with pytest.raises(ValueError, match=message):
+            dry_run(module.build(config), Options(**config.train))
+
+    return check
+
+
+@pytest.fixture(scope="module")
 def refuses(configured):
     """That an experiment ends with a sentence."""
 

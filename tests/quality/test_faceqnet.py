@@ -106,6 +106,7 @@ def test_smoke_and_the_trunk_stays(smoke, configured):
         ({"recogniser.name": "mobilefacenet"}, "recogniser.name is 'mobilefacenet': expected an IResNet"),
         ({"model.trunk": "vgg"}, "model.trunk is 'vgg': expected 'recogniser' or 'resnet50'"),
         ({"model.trunk": "resnet50"}, "model.weights is empty: expected a Keras file"),
+        ({"recogniser.weights": "a.pth,b.pth"}, "recogniser.weights names 2 files for 3 recognisers: expected as many"),
     ],
 )
 def test_bad_input(changes, message, refuses):

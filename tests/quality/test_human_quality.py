@@ -1,9 +1,13 @@
+import pathlib
+
 import chex
 import jax
 import numpy as np
 import pytest
 from scipy import stats
 
+from experiments import human_quality as experiment
+from experiments import quality_common as common
 from facejax.quality import factors, human_quality
 
 
@@ -32,6 +36,9 @@ def test_read_comparisons(tmp_path):
     file.write_text("worker,better,worse\nann,a,d\n")
     with pytest.raises(ValueError, match="line 2: 'a' and 'd'"):
         human_quality.read_comparisons(file, ["a", "b", "c"])
+    file.write_text("worker,better,worse\n")
+    with pytest.raises(ValueError, match="holds no comparison"):
+        human_quality.read_comparisons(file, ["a"])
     file.write_text("worker,best\n")
     with pytest.raises(ValueError, match="no column better, worse"):
         human_quality.read_comparisons(file, ["a"])
@@ -80,6 +87,29 @@ def test_presets_trace(presets_trace):
 def test_smoke(preset, smoke):
     _, report = smoke(f"human_quality:{preset}", **{"completion.steps": 20})
     assert report.arrays["targets"].shape == (72,)
+
+
+def test_answers_of_people_about_files(tmp_path):
+    rows = [f"w,p0/{i}.png,p1/{j}.png" for i in range(2) for j in range(2)]
+    (tmp_path / "answers.csv").write_text("\n".join(["worker,better,worse", *rows]))
+    config = experiment.get_config()
+    config.comparisons.path = str(tmp_path / "answers.csv")
+
+    class Folder:
+        paths = tuple(pathlib.Path(f"{tmp_path}/p{i // 2}/{i % 2}.png") for i in range(4))
+
+    known = common.unmeasured(common.Pictures(Folder, np.arange(4), 8), np.arange(4) // 2)
+    values = experiment.human(config, known)
+    assert values[:2].min() > values[2:].max()
+    config.comparisons.path = ""
+    with pytest.raises(ValueError, match="nobody knows which pictures are better: expected a CSV"):
+        experiment.human(config, known)
+
+
+@pytest.mark.parametrize("score", ["frontality", "eye_distance"])
+def test_measures_of_landmarks_see_the_turn(score, smoke):
+    _, report = smoke("human_quality:synthetic", score=score)
+    assert report.metrics["yaw_correlation"] > 0.3
 
 
 def test_bad_input(refuses):

@@ -110,3 +110,7 @@ def test_fusion_weighs_directions_by_the_confidences(configured):
 )
 def test_bad_input(changes, message, refuses):
     refuses("pcnet:synthetic", message, **changes)
+
+
+def test_people_are_not_cut(cut):
+    cut("pcnet:synthetic", "12 pictures meet on a device", **{"train.batch_size": 24, "train.devices": 2})

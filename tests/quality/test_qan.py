@@ -79,17 +79,21 @@ def test_set_triplet_loss():
     assert np.isfinite(jax.grad(qan.set_triplet_loss)(jnp.zeros((4, 3)), people[:4])).all()
 
 
-def test_quality_branch_is_linear_up_to_its_pooling():
-    branch = qan.QualityBranch(8, stem=True)
+def test_quality_branch_has_no_activation():
+    """On a map its logit is affine; the authors' branch on pictures has a maximum besides."""
     images = jax.random.normal(jax.random.key(0), (2, 48, 48, 3))
-    variables = branch.init(jax.random.key(0), images)
-    assert branch.apply(variables, images).shape == (2,)
-    middle = qan.QualityBranch(8)
-    assert middle.apply(middle.init(jax.random.key(0), images[:, :12, :12]), images[:, :12, :12]).shape == (2,)
-    flat = jnp.ones((1, 48, 48, 3))
-    logit = jax.scipy.special.logit
-    one, two, three = (logit(branch.apply(variables, s * flat)) for s in (1.0, 2.0, 3.0))
-    chex.assert_trees_all_close(two - one, three - two, atol=1e-4)
+    branch, middle = qan.QualityBranch(8, stem=True), qan.QualityBranch(8)
+    assert branch.apply(branch.init(jax.random.key(0), images), images).shape == (2,)
+    maps = images[:, :12, :12]
+    shapes = middle.init(jax.random.key(0), maps)
+    leaves, tree = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    drawn = [0.3 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+    low, middling, high = (
+        jax.scipy.special.logit(middle.apply(jax.tree.unflatten(tree, drawn), s * maps)) for s in (-1, 0, 1)
+    )
+    assert np.abs(high - low).min() > 0.05
+    chex.assert_trees_all_close(high + low, 2 * middling, atol=1e-4)
 
 
 def test_presets_trace(presets_trace):
@@ -113,3 +117,9 @@ def test_smoke(smoke):
 )
 def test_bad_input(changes, message, refuses):
     refuses("qan:synthetic", message, **changes)
+
+
+@pytest.mark.parametrize("change", ["train.devices", "train.microbatches"])
+@pytest.mark.parametrize("name", ["qan", "qan_pp"])
+def test_sets_meet_others(cut, name, change):
+    cut(f"{name}:synthetic", "2 sets meet on a device", **{change: 4})

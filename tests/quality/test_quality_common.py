@@ -49,6 +49,23 @@ def test_recognisers_are_written_for_everybody(configured, small_world, monkeypa
     assert np.abs(given.centres - own.centres).max() > 0  # halves
 
 
+def test_one_s_own_pictures_need_a_recogniser_s_weights(configured):
+    _, config = configured("ser_fiq:synthetic", **{"data.source": "path", "recogniser.name": "iresnet50"})
+    with pytest.raises(ValueError, match=r"recogniser\.weights is empty: expected a state dict .* iresnet50"):
+        common.recogniser(config, 0)
+
+
+def test_weights_are_taken_by_seed(configured, monkeypatch):
+    monkeypatch.setattr(common.arcface, "read_weights", lambda settings, net: settings.eval.weights)
+    _, config = configured("ser_fiq:synthetic", **{"recogniser.weights": "a,b,c"})
+    assert [common.recogniser(config, seed).variables for seed in range(4)] == ["a", "b", "c", "a"]
+
+
+def test_equal_values_are_stretched_to_nothing():
+    np.testing.assert_array_equal(common.stretched(np.array([2.0, 4, 3])), [0, 1, 0.5])
+    np.testing.assert_array_equal(common.stretched(np.full(3, 7.0)), np.zeros(3))
+
+
 def test_faces_carry_their_faults(configured):
     _, config = configured("tinyfqnet:synthetic")
     known = common.people(config.data, "train")
@@ -72,6 +89,7 @@ def test_pictures_of_a_path_are_decoded_when_asked_for(configured, photographs):
     np.testing.assert_array_equal(known.people, np.repeat([0, 1, 2], 4))
     np.testing.assert_array_equal(test.images[[1, 6]], images[[13, 18]])
     np.testing.assert_array_equal(known.images[3], images[3])
+    assert test.images.names[:5] == ["p3/0.png", "p3/1.png", "p3/2.png", "p3/3.png", "p4/0.png"]
     assert isinstance(test.images, common.Pictures) and np.isnan(test.fault).all()
     config.sets.size = 2
     sets = sets_common.sets(config, "test")
@@ -127,8 +145,8 @@ def test_scores_that_say_nothing(configured):
 def test_scores_of_faces_without_known_faults_or_errors(configured):
     """What is unknown is left out, and so is an area over a curve that begins without an error."""
     _, config = configured("tinyfqnet:synthetic")
-    people, unknown = np.tile([0, 1], 10), np.full(20, np.nan)
-    test = common.Faces(np.zeros((20, 4, 4, 3), np.uint8), people, unknown, np.full(20, -1), unknown)
+    people = np.tile([0, 1], 10)
+    test = common.unmeasured(np.zeros((20, 4, 4, 3), np.uint8), people)
     features = np.eye(2)[people] + 0.01 * np.random.default_rng(0).normal(size=(20, 2))
     compared = common.compare(features, people, *common.chosen_pairs(people, 1000))
     assert common.measures(config, np.arange(20.0), test, compared).keys() == {"edc_area"}

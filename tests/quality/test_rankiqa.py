@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from facejax.backbones import vgg
+from facejax.data.synthetic.faces import png
 from facejax.quality import rankiqa
 
 
@@ -52,6 +53,23 @@ def test_smoke(smoke):
     _, report = smoke("rankiqa:synthetic", **{"train.batch_size": 32})
     assert -1 <= report.metrics["srocc"] <= 1
     assert {"Score over level", "Error over discarded"} <= report.figures.keys()
+
+
+def test_pictures_of_people_seen_once(smoke, tmp_path):
+    """Nothing can be verified with them: levels are judged alone."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        (tmp_path / f"p{i}").mkdir()
+        (tmp_path / f"p{i}" / "0.png").write_bytes(png(rng.integers(0, 256, (48, 48, 3)).astype(np.uint8)))
+    _, report = smoke(
+        "rankiqa:synthetic", **{"train.batch_size": 32, "data.source": "path", "data.path": str(tmp_path)}
+    )
+    assert report.metrics.keys() == {"srocc", "neighbours_ranked"}
+
+
+def test_ladders_are_not_cut(cut):
+    cut("rankiqa:synthetic", "16 of 32 pictures meet on a device", **{"train.batch_size": 32, "train.devices": 2})
+    cut("rankiqa:synthetic", "16 of 32 pictures meet on a device", **{"train.batch_size": 32, "train.microbatches": 2})
 
 
 def test_bad_input(refuses):

@@ -183,7 +183,8 @@ def faces(count=64, people=8):
     fault = rng.random(count) * (np.arange(count) % 4 > 0)
     kind = np.where(fault > 0, rng.integers(0, len(judged.FAULTS), count), -1)
     images = rng.integers(0, 255, (count, 8, 8, 3)).astype(np.uint8)
-    return judged.Faces(images, np.arange(count) % people, fault, kind, rng.normal(size=count))
+    found = judged.unmeasured(images, np.arange(count) % people)
+    return found._replace(fault=fault, kind=kind, yaw=rng.normal(size=count))
 
 
 def embeddings_of(test, by_fault):
