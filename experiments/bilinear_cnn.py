@@ -268,6 +268,12 @@ def read_weights(config: ConfigDict, params: Any) -> Any:
         if path:
             tensors = {k: v for k, v in read_state_dict(path).items() if k.startswith("features.")}
             places = sorted({int(name.split(".")[1]) for name in tensors})
+            if part not in params:
+                raise ValueError(f"model.other_weights is {path!r}, but model.other names no second trunk")
+            if len(places) != len(params[part]):
+                raise ValueError(
+                    f"{path} holds {len(places)} layers under 'features': expected {len(params[part])} convolutions"
+                )
             rules = []
             for place, name in zip(places, sorted(params[part]), strict=True):
                 rules += [

@@ -132,6 +132,10 @@ def _ceil_padding(shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
 
 def _finish(net: VGG | VGGM, x: jax.Array, found: dict[str, jax.Array], train: bool, features: bool) -> Any:
     """The head, where there is one, and what the caller asked for."""
+    if 0 in x.shape[1:3]:
+        raise ValueError(
+            f"{type(net).__name__}: a last map of {x.shape[1]} x {x.shape[2]} pixels: expected larger images"
+        )
     if net.num_classes is not None:
         head = Classifier(net.num_classes, net.hidden, net.dropout, net.dtype, name="classifier")
         found |= head(x, train=train)

@@ -114,6 +114,8 @@ class Buckets:
     """
 
     def __init__(self, source: Sequence[Any], target: Sequence[Any], lengths: Sequence[int], tokens: int, seed: int):
+        if list(lengths) != sorted(set(lengths)):
+            raise ValueError(f"text: bucket lengths {tuple(lengths)} must increase")
         if any(tokens % length for length in lengths):
             raise ValueError(f"text: bucket lengths {tuple(lengths)} must each divide the batch's {tokens} tokens")
         self._source, self._target = pad(source, max(lengths)), pad(target, max(lengths))

@@ -209,7 +209,9 @@ class Transformer(nn.Module):
         return self.drop(x, deterministic=not train)
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        return self.embedding.attend(self.final[1](x) if self.pre_norm else x).astype(jnp.float32)
+        x = self.final[1](x) if self.pre_norm else x
+        shared = self.embedding.embedding.astype(self.dtype)
+        return jnp.einsum("...d,vd->...v", x, shared, preferred_element_type=jnp.float32)
 
     def _check(self, length: int) -> None:
         if not 0 < length <= self.max_length:

@@ -35,7 +35,10 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Over all axes but the last; in training the batch's own statistics are used and averaged."""
+        """Over all axes but the last; in training the batch's own statistics are used and averaged.
+
+        One value a channel, as of one picture's one pixel, has no deviation and gives the bias; PyTorch refuses it.
+        """
         return nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,

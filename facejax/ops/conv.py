@@ -1,7 +1,7 @@
 """Convolutions that XLA does slowly on a CPU, in forms of equal value; GPUs and TPUs take the native one.
 
 All take images [N, H, W, C] and kernels [kh, kw, C / groups, features], with explicit padding. Measured on two cores
-at 28x28x128: depthwise 3x3 forward 30 and gradient 5 times faster than the native form (BUILD_NOTES.md).
+at 28x28x128: depthwise 3x3 forward 30 and gradient 5 times faster than the native form.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ NO_PADDING = ((0, 0), (0, 0))
 def max_pool(x: jax.Array, window: Pair, stride: Pair, padding: Padding = NO_PADDING) -> jax.Array:
     """Maximum over windows, padded with minus infinity.
 
-    Equal maxima share the gradient, where PyTorch gives it to the first.
+    Equal maxima share the gradient, not evenly where they are more than two; PyTorch gives it to the first.
     """
     lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     return reduce(jnp.maximum, windows(x, window, stride, padding, (1, 1), lowest))

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app as absl_app
 from absl import flags, logging
@@ -84,6 +85,9 @@ def main(get_config: GetConfig, build: Build) -> None:
     )
     dry = flags.DEFINE_bool("dry_run", False, "Print the preset's parameters, memory and operations, and stop.")
     eval_only = flags.DEFINE_bool("eval_only", False, "Evaluate the newest checkpoint of --workdir, and stop.")
+    average = flags.DEFINE_integer(
+        "average", 1, "With --eval_only: the mean of so many newest checkpoints' parameters."
+    )
     seeds = flags.DEFINE_integer("seeds", 0, "Run this many seeds, each in a folder of its own, and print the spread.")
     arrays = flags.DEFINE_string("save_arrays", None, "Write the evaluation's arrays (embeddings, ...) here as .npy.")
     debug = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
@@ -104,6 +108,7 @@ def main(get_config: GetConfig, build: Build) -> None:
                 "name": f"{name}:{chosen}",
                 "workdir": workdir.value or None,
                 "eval_only": eval_only.value,
+                "average": average.value,
                 "save_arrays": arrays.value,
                 "about": (module.__doc__ or "").partition("\n")[0],
             }
@@ -127,6 +132,7 @@ def run(
     name: str = "experiment",
     workdir: str | os.PathLike[str] | None = None,
     eval_only: bool = False,
+    average: int = 1,
     save_arrays: str | os.PathLike[str] | None = None,
     about: str = "",
     quiet: bool = False,
@@ -139,6 +145,7 @@ def run(
       name: heading of the report, and what a workdir is checked to belong to.
       workdir: where checkpoints, logs and the report go; a run found there goes on if its configuration agrees.
       eval_only: evaluates the newest checkpoint in `workdir` (or whatever weights the experiment itself loads).
+      average: with `eval_only`, how many newest checkpoints' parameters are averaged (`train.keep` of them are kept).
       save_arrays: folder for the evaluation's arrays.
       quiet: prints nothing.
 
@@ -150,7 +157,7 @@ def run(
     if experiment.train_step is None:
         state, report = None, experiment.evaluate(None)
     elif eval_only:
-        state = _newest_state(experiment, config, folder)
+        state = _newest_state(experiment, config, folder, average)
         report = experiment.evaluate(state)
     else:
         state, report = train(experiment, Options(**config.train), seed=config.seed, workdir=folder, quiet=quiet)
@@ -220,8 +227,11 @@ def _finish(
             print(f"report: {page}")
 
 
-def _newest_state(experiment: Experiment, config: ConfigDict, folder: pathlib.Path | None) -> Any:
-    """The newest checkpoint of `folder`; without one a fresh state, for experiments that load weights themselves."""
+def _newest_state(experiment: Experiment, config: ConfigDict, folder: pathlib.Path | None, average: int) -> Any:
+    """The newest checkpoint of `folder`; without one a fresh state, for experiments that load weights themselves.
+
+    With `average` above 1 its parameters, and their moving average where one is kept, are the mean of so many newest.
+    """
     executor = parallel.make_executor(experiment, "shard_map", config.train.devices)
     if folder is None:
         return executor.local(executor.init(config.seed))
@@ -231,8 +241,19 @@ def _newest_state(experiment: Experiment, config: ConfigDict, folder: pathlib.Pa
     try:
         if checkpointer.latest is None:
             raise ValueError(f"--eval_only: {folder} holds no checkpoint")
+        steps = checkpointer.steps[-average:]
+        if not 0 < average <= len(steps):
+            raise ValueError(f"--average={average}: {folder} holds {len(steps)} checkpoints (train.keep keeps more)")
         abstract = executor.abstract(jax.eval_shape(experiment.init, jax.random.key(0)))
-        return executor.local(checkpointer.restore(abstract)[0])
+        states = (checkpointer.restore(abstract, step=step)[0] for step in steps)
+        state = next(states)
+        total = state.params
+        for state in states:
+            total = jax.tree.map(jnp.add, total, state.params)
+        if average > 1:
+            mean = jax.tree.map(lambda x: x / average, total)
+            state = state.replace(params=mean, ema=None if state.ema is None else mean)
+        return executor.local(state)
     finally:
         checkpointer.close()
 

@@ -88,6 +88,11 @@ class Checkpointer:
         return self._manager.latest_step()
 
     @property
+    def steps(self) -> list[int]:
+        """Steps of all complete checkpoints, the newest last."""
+        return sorted(self._manager.all_steps())
+
+    @property
     def newest(self) -> str:
         """The newest complete checkpoint in words; waits for one that is being written."""
         with contextlib.suppress(RunError):
@@ -109,10 +114,10 @@ class Checkpointer:
             self._manager.save(progress.step, args=items, force=True)
         self.latest_started, self._saved_at = progress.step, time.monotonic()
 
-    def restore(self, abstract: Any, iterator: Any = None) -> tuple[Any, Progress]:
-        """The newest state and how far the run had come; `iterator` is moved to where it stood."""
+    def restore(self, abstract: Any, iterator: Any = None, step: int | None = None) -> tuple[Any, Progress]:
+        """The state of `step`, or the newest, and how far the run had come; `iterator` is moved to where it stood."""
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), loop=JsonRestore())
-        restored = self._manager.restore(self.latest, args=items)
+        restored = self._manager.restore(self.latest if step is None else step, args=items)
         loop = dict(restored.loop)
         position = loop.pop("data")
         if position is not None and hasattr(iterator, "set_state"):

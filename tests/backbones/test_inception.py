@@ -176,12 +176,12 @@ def test_side_classifiers_act_in_training_and_feed_the_stem(small):
     """They lie nearer to the stem, and its gradient grows; the last layer's is as it was."""
     net, variables, images = small
     assert jax.eval_shape(lambda: net.apply(variables, images, train=False)).shape == (1, 3)
+    still = net.clone(dropout=0.0, auxiliary_dropout=0.0)
 
     @jax.jit
     def gradients(params):
         def loss(params, weight):
-            rngs = {"dropout": jax.random.key(2)}
-            main, *sides = net.apply({"params": params}, images, train=True, rngs=rngs)
+            main, *sides = still.apply({"params": params}, images, train=True)
             assert len(sides) == 2
             return sum(w * jax.nn.logsumexp(o) - w * o[0, 0] for w, o in zip((1, weight, weight), (main, *sides)))
 
@@ -189,7 +189,7 @@ def test_side_classifiers_act_in_training_and_feed_the_stem(small):
 
     alone, helped = gradients(variables["params"])
     stem = [float(jnp.linalg.norm(g["conv1"]["conv"]["kernel"])) for g in (alone, helped)]
-    assert stem[1] > 1.2 * stem[0] > 0
+    assert stem[1] > 1.1 * stem[0] > 0
     assert not np.any(alone["auxiliary4a"]["fc2"]["kernel"])
     assert np.any(helped["auxiliary4a"]["fc2"]["kernel"])
     np.testing.assert_allclose(helped["fc"]["kernel"], alone["fc"]["kernel"], atol=1e-5)

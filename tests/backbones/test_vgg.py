@@ -40,6 +40,12 @@ def test_named_intermediates():
     assert shapes(vgg.vgg19, 224)[1]["relu5_4"] == (14, 14, 512)
 
 
+@pytest.mark.parametrize(("net", "size"), [(vgg.vgg16, 16), (vgg.vgg_m, 40)])
+def test_images_that_shrink_to_nothing_are_refused(net, size):
+    with pytest.raises(ValueError, match="a last map of 0 x 0 pixels: expected larger images"):
+        shapes(net, size)
+
+
 def test_vgg_m_has_caffe_sizes():
     _, found = shapes(vgg.vgg_m, 224)
     assert [found[n][0] for n in ("relu1", "pool1", "relu2", "pool2", "relu5", "pool5")] == [109, 54, 26, 13, 13, 6]

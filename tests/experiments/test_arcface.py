@@ -76,7 +76,14 @@ def test_a_pack_trains_and_labels_beyond_the_classes_are_said(photographs, tmp_p
     write_records(tmp_path, images, (24, 24))
     app.run(smoke(tmp_path, **{"data.classes": 6}), arcface.build, quiet=True)
     with pytest.raises(ValueError, match=r"a label is 7, but data\.classes is 4: expected 0 to 3"):
-        app.run(smoke(tmp_path, **{"data.classes": 4, "data.held_out": 0.0}), arcface.build, quiet=True)
+        everybody = {"data.classes": 4, "data.held_out": 0.0, "eval.packs": "mine.bin"}
+        app.run(smoke(tmp_path, **everybody), arcface.build, quiet=True)
+
+
+def test_a_run_without_anybody_to_verify_does_not_begin(photographs):
+    experiment = arcface.build(smoke(photographs, **{"data.held_out": 0.0}))
+    with pytest.raises(ValueError, match=r"nobody is held out for verification: set data\.held_out, or eval\.packs"):
+        experiment.train_data()
 
 
 def test_bad_words_are_said(photographs):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -6,8 +8,9 @@ import optax
 import pytest
 
 from experiments import deconvnet as experiment
-from facejax.backbones import vgg
+from facejax.backbones import iresnet, mobilenet, resnet, vgg
 from facejax.backbones.zfnet import ZFNet
+from facejax.data import transforms
 from facejax.data.synthetic import faces
 from facejax.foundations import deconvnet
 from facejax.nn.conv import Conv
@@ -120,6 +123,9 @@ NETS = {
     "zfnet": (ZFNet(3, (4, 5, 6, 6, 5), hidden=7), 53, ("conv1", "conv3", "conv5", "classifier/fc6", "")),
     "vgg": (vgg.VGG((1, 1), (4, 6), num_classes=3, hidden=5), 16, ("conv2_1", "classifier/fc7")),
     "vgg_m": (vgg.VGGM((4, 5, 6, 6, 5)), 64, ("conv2", "conv5")),
+    "resnet": (resnet.ResNet((1, 1), False, num_classes=3, widths=(4, 8)), 32, ("",)),
+    "mobilenet": (mobilenet.MobileNetV2(3, 0.1), 32, ("",)),
+    "iresnet": (iresnet.IResNet((1, 1), (4, 8), 6), 16, ("",)),
 }
 
 
@@ -150,6 +156,24 @@ def test_any_layer_of_the_librarys_networks(name):
         np.testing.assert_allclose(same, gradient, atol=1e-5 * float(jnp.abs(gradient).max()))
         assert np.isfinite(projected).all()
         assert np.abs(projected).max() > 0
+
+
+def test_maps_of_a_score_read_at_the_glasses_peak_on_the_eyes():
+    task = dataclasses.replace(faces.TASKS["attributes"], per_person=1)
+    examples = [example for _, example in faces.generate(task, range(8))]
+    boxes = experiment.eye_boxes(np.stack([e["landmarks68"] for e in examples]))
+    rows, columns = np.mgrid[:64, :64] + 0.5
+    seen = experiment.inside(np.stack([rows, columns], -1), boxes[:, None, None])[..., None]
+    images = np.stack([transforms.decode(e["image"]) for e in examples])
+    x = experiment.preprocess(jnp.asarray(images))
+
+    def score(x):
+        return jnp.sum(jnp.abs(x) * seen, (1, 2, 3))
+
+    covered, *centres = deconvnet.occlusion(score, x, size=12, stride=4)
+    fall = np.asarray(score(x))[:, None, None] - np.asarray(covered)
+    assert experiment.hit_rate(fall, centres, boxes) == 1
+    assert experiment.hit_rate(fall[:, ::-1], centres, boxes) < 0.5
 
 
 def test_strongest():

@@ -57,7 +57,28 @@ def test_the_future_and_padding_are_not_seen(small):
     np.testing.assert_allclose(net.apply(variables, wider, target, train=False), whole, atol=1e-5)
 
 
-def test_beam_of_one_is_greedy_and_four_is_no_worse(small):
+def test_dropout_acts_on_scaled_embeddings_with_positions():
+    net = transformer.Transformer(40, 16, 4, 24, 0, dropout=0.25)  # no layers: memory and logits are of the embeddings
+    source, target = np.random.default_rng(0).integers(3, 40, (2, 4, 9))
+    variables = net.init(jax.random.key(0), source, target, train=False)
+    table = np.asarray(variables["params"]["embedding"]["embedding"])
+
+    def run(train):
+        logits, state = net.apply(
+            variables, source, target, train=train, rngs={"dropout": jax.random.key(1)},
+            capture_intermediates=lambda _, name: name == "encode", mutable="intermediates",
+        )  # fmt: skip
+        return state["intermediates"]["encode"][0], logits @ np.linalg.pinv(table.T)
+
+    for tokens, plain, dropped in zip((source, target), run(False), run(True), strict=True):
+        expected = 4 * table[tokens] + transformer.sinusoids(9, 16)
+        np.testing.assert_allclose(plain, expected, atol=1e-4)
+        kept = np.abs(dropped) > 1e-3
+        assert 0.65 < kept.mean() < 0.85
+        np.testing.assert_allclose(dropped, np.where(kept, expected / 0.75, 0), atol=2e-3)
+
+
+def test_a_beam_of_one_is_greedy(small):
     net, variables, source, _ = small
     variables = jax.tree.map(lambda x: 1.5 * x, variables)
     limits = jnp.array([LENGTH, 6, LENGTH])
@@ -66,6 +87,24 @@ def test_beam_of_one_is_greedy_and_four_is_no_worse(small):
     np.testing.assert_array_equal(greedy, one)
     assert (greedy[1, 6:] == 0).all()
     assert np.isfinite(score).all()
+
+
+def test_a_beam_s_score_is_that_of_its_tokens(small):
+    net, variables, _, _ = small
+    variables = jax.tree.map(lambda x: 1.5 * x, variables)
+    source = np.random.default_rng(0).integers(3, 13, (16, 5))
+    source[1::2, 3:] = 0
+    limits = np.where(np.arange(16) % 3, LENGTH, 6)
+    search = jax.jit(lambda *a: transformer.beam_search(net, *a, length=LENGTH, beam=4, alpha=0.6))
+    tokens, score = map(np.asarray, search(variables, source, limits))
+    ended = tokens == transformer.END
+    size = np.where(ended.any(1), ended.argmax(1) + 1, limits)
+    written = np.arange(LENGTH) < size[:, None]
+    np.testing.assert_array_equal(tokens != transformer.PAD, written)
+    before = np.pad(tokens, ((0, 0), (1, 0)), constant_values=transformer.BEGIN)[:, :-1]
+    log_p = jax.jit(lambda *a: jax.nn.log_softmax(net.apply(*a, train=False)))(variables, source, before)
+    total = (np.take_along_axis(np.asarray(log_p), tokens[..., None], -1)[..., 0] * written).sum(1)
+    np.testing.assert_allclose(score, total / ((5 + size) / 6) ** 0.6, atol=1e-4)
 
 
 class Table:

@@ -83,8 +83,10 @@ def test_max_pool_equals_native(window, stride, padding):
 
 
 def test_max_pool_shares_the_gradient_of_ties():
-    gradient = jax.grad(lambda x: pooling.max_pool(x, (2, 2), (2, 2)).sum())(jnp.ones((1, 2, 2, 1)))
-    np.testing.assert_allclose(gradient.sum(), 1.0)
+    x = jnp.array([1.0, 1, 0, 0]).reshape(1, 2, 2, 1)
+    gradient = jax.grad(lambda x: pooling.max_pool(x, (2, 2), (2, 2)).sum())
+    np.testing.assert_allclose(gradient(x).ravel(), [0.5, 0.5, 0, 0])
+    np.testing.assert_allclose(gradient(jnp.ones((1, 2, 2, 1))).sum(), 1.0)
 
 
 def test_avg_pool_at_the_edge():
@@ -110,7 +112,10 @@ def test_resize_bilinear_aligns_corners():
 
 
 def test_upsample_nearest():
-    np.testing.assert_array_equal(pooling.upsample_nearest(jnp.ones((1, 2, 3, 1)), 2).shape, (1, 4, 6, 1))
+    x = jax.random.normal(jax.random.key(0), (2, 2, 3, 4))
+    ours = value_and_gradients(lambda x: pooling.upsample_nearest(x, 2), x)
+    native = value_and_gradients(lambda x: jax.image.resize(x, (2, 4, 6, 4), "nearest"), x)
+    chex.assert_trees_all_close(ours, native, rtol=1e-6)
 
 
 def test_same_padding_is_tensorflows():

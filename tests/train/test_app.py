@@ -7,6 +7,7 @@ import subprocess
 import sys
 import types
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,22 @@ def test_a_finished_run_can_be_evaluated_again(tmp_path):
     assert "accuracy" in out
     assert (tmp_path / "metrics.jsonl").read_text() == before
     assert "data:image/png;base64" in (tmp_path / "report.html").read_text()
+
+
+def test_checkpoints_can_be_averaged(tmp_path, toy):
+    config = toy.get_config()
+    config.optim.schedule.kind = "constant"
+    states = []
+    for config.train.steps in (3, 4):
+        states.append(toy.app.run(config, toy.build, workdir=tmp_path, quiet=True)[0])
+    mean, _ = toy.app.run(config, toy.build, workdir=tmp_path, eval_only=True, average=2, quiet=True)
+    expected = jax.tree.map(lambda a, b: (a + b) / 2, *(state.params for state in states))
+    chex.assert_trees_all_close(mean.params, expected, rtol=1e-6)
+    chex.assert_trees_all_equal(mean.params, mean.ema)
+    newest, _ = toy.app.run(config, toy.build, workdir=tmp_path, eval_only=True, quiet=True)
+    chex.assert_trees_all_equal((newest.params, newest.ema), (states[1].params, states[1].ema))
+    with pytest.raises(ValueError, match=r"--average=3: .* holds 2 checkpoints"):
+        toy.app.run(config, toy.build, workdir=tmp_path, eval_only=True, average=3, quiet=True)
 
 
 def test_nothing_to_evaluate_is_said(tmp_path):

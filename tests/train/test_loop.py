@@ -49,7 +49,7 @@ def fingerprint(workdir):
     return step, hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest()
 
 
-FLAGS = ["--config=dropout", "--config.train.steps=40", "--config.test.step_seconds=0.02"]
+FLAGS = ["--config=dropout", "--config.train.steps=80", "--config.test.step_seconds=0.02"]
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +84,11 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path, uninterrupted):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        assert seen_writing or kills % 2 == 0 or process.returncode == 0
+        assert process.returncode == -signal.SIGKILL, "the run came to its end before it was killed ten times"
+        assert seen_writing or kills % 2 == 0
         kills += 1
-        if process.returncode == 0:
-            break
     code, _, err = finish(start(tmp_path, *FLAGS))
     assert code == 0, err
-    assert kills >= 8
     assert fingerprint(tmp_path) == uninterrupted[0]
     assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
 
@@ -116,7 +114,7 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
     code, _, err = finish(process)
     assert code == 0, err
     assert time.monotonic() - asked < 10
-    assert max(map(int, saved_steps(tmp_path))) < 40
+    assert max(map(int, saved_steps(tmp_path))) < 80
     code, _, err = finish(start(tmp_path, *FLAGS, "--config.train.save_every=1000"))
     assert code == 0, err
     assert fingerprint(tmp_path) == uninterrupted[0]
