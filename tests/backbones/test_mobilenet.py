@@ -222,31 +222,27 @@ def test_both_sides_of_the_claim_cost_the_same():
     assert costs[1] == pytest.approx(costs[0], rel=0.01)
 
 
-PARAMETERS = {
-    "imagenet_v1": V1_COUNTS[1.0],
-    "imagenet_v1_075": V1_COUNTS[0.75],
-    "imagenet_v1_050": V1_COUNTS[0.5],
-    "imagenet_v1_025": V1_COUNTS[0.25],
-    "imagenet_v1_160": V1_COUNTS[1.0],
-    "imagenet_v2": V2_COUNTS[1.0],
-    "imagenet_v2_140": V2_COUNTS[1.4],
+PUBLISHED = {
+    "imagenet_v1": (V1_COUNTS[1.0], 64, 569),
+    "imagenet_v1_075": (V1_COUNTS[0.75], 64, 325),
+    "imagenet_v1_050": (V1_COUNTS[0.5], 64, 149),
+    "imagenet_v1_025": (V1_COUNTS[0.25], 64, 41),
+    "imagenet_v1_160": (V1_COUNTS[1.0], 64, 290),
+    "imagenet_v2": (V2_COUNTS[1.0], 96, 301),
+    "imagenet_v2_140": (V2_COUNTS[1.4], 96, 582),
 }
+"""Parameters, batch a device, million multiply-adds."""
 
 
-@pytest.mark.parametrize("preset", PARAMETERS)
-def test_full_scale_presets_have_the_published_size(preset):
-    built = experiment.build(experiment.get_config(preset))
-    assert count(jax.eval_shape(built.init, jax.random.key(0)).params) == PARAMETERS[preset]
-
-
-@pytest.mark.parametrize(("preset", "batch", "million"), [("imagenet_v1", 64, 569), ("imagenet_v2", 96, 301)])
-def test_full_scale_presets_dry_run(preset, batch, million):
+@pytest.mark.parametrize("preset", PUBLISHED)
+def test_full_scale_presets_dry_run(preset):
     config = experiment.get_config(preset)
     costs = dry_run(experiment.build(config), Options(**config.train))
-    assert costs["parameters"] == PARAMETERS[preset]
+    parameters, batch, million = PUBLISHED[preset]
+    assert costs["parameters"] == parameters
     assert costs["batch per device"] == batch
-    assert 2.9 < costs["step flops per device"] / batch / 2e6 / million < 3.3  # forward once, backward twice
+    assert 2.7 < costs["step flops per device"] / batch / 2e6 / million < 3.3  # forward once, backward twice
 
 
 def test_every_published_preset_is_counted():
-    assert {p for p in experiment.PRESETS if p.startswith("imagenet")} == set(PARAMETERS)
+    assert {p for p in experiment.PRESETS if p.startswith("imagenet")} == set(PUBLISHED)
