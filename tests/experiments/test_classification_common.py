@@ -1,0 +1,80 @@
+"""What the classifiers' experiments share: smoothed labels, side losses, averaged parameters."""
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import classification_common as common
+from experiments import inception
+from facejax.train import Report, parallel
+
+
+class Colours(nn.Module):
+    """Scores of the mean colour, and beside them scores of their own layer in training."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = images.mean((1, 2))
+        main, side = nn.Dense(3, name="main")(x), nn.Dense(3, name="side")(x)
+        return [main, side] if train else main
+
+
+def experiment(auxiliary=0.0, **changes):
+    config = inception.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.image_size": 4,
+            "data.classes": 3,
+            "train.batch_size": 6,
+            "optim.ema": 0.0,
+            "optim.schedule.kind": "constant",
+            "optim.schedule.warmup": 0,
+            **changes,
+        }
+    )
+    return common.classifier(config, Colours(), auxiliary=auxiliary, preprocess=lambda x: x / 255.0)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
+    return {"image": images, "label": np.arange(6, dtype=np.int32) % 3}
+
+
+def stepped(built, batch):
+    executor = parallel.make_executor(built, "shard_map", 1)
+    start = jax.tree.map(np.asarray, built.init(jax.random.key(0)).params)
+    state, metrics = executor.step(executor.init(0), executor.put(batch))
+    return start, state, metrics
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_labels_are_smoothed(batch, smoothing):
+    start, _, metrics = stepped(experiment(**{"loss.label_smoothing": smoothing}), batch)
+    scores = (batch["image"] / 255.0).mean((1, 2)) @ start["main"]["kernel"] + start["main"]["bias"]
+    targets = (1 - smoothing) * np.eye(3)[batch["label"]] + smoothing / 3
+    expected = -(targets * np.asarray(jax.nn.log_softmax(jnp.float32(scores)))).sum(1).mean()
+    np.testing.assert_allclose(metrics["loss"].total / metrics["loss"].count, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("auxiliary", [0.0, 0.3])
+def test_side_classifiers_learn_by_their_weight(batch, auxiliary):
+    changes = {"optim.weight_decay": 0.0}
+    start, state, _ = stepped(experiment(auxiliary, **changes), batch)
+    moved = np.abs(np.asarray(state.params["side"]["bias"]) - start["side"]["bias"]).max()
+    assert (moved > 1e-6) == (auxiliary > 0)
+
+
+def test_averaged_parameters_are_judged(batch, monkeypatch):
+    monkeypatch.setattr(common.classification, "splits", lambda *a: (None, None))
+    monkeypatch.setattr(
+        common, "classification_report", lambda config, net, variables, *a: Report({}, arrays=variables["params"])
+    )
+    built = experiment(**{"optim.ema": 0.9})
+    _, state, _ = stepped(built, batch)
+    chex.assert_trees_all_equal(built.evaluate(state).arrays, state.ema)
+    assert np.abs(np.asarray(state.ema["main"]["kernel"] - state.params["main"]["kernel"])).max() > 1e-6
