@@ -1,4 +1,4 @@
-"""Every quality score on the same faces, and every pooling of sets, in two tables and one plot.
+"""Every quality score on the same faces, and every pooling of sets, in three tables and one plot.
 
     python -m experiments.quality_board                                      # rendered faces, some minutes
     python -m experiments.quality_board --only sdd_fiqa,ser_fiq,sharpness
@@ -42,6 +42,7 @@ SCORES = {
 }
 FLOORS = ("sharpness", "random")
 COLUMNS = ("aoc", "edc_area", "fault_correlation", "yaw_correlation")
+FACTORS = (*common.FAULTS, "pose", "light")
 POOLED = ("set_tar_at_far_1e-1", "set_tar_at_far_1e-2", "set_tar_at_far_1e-3")
 
 
@@ -57,6 +58,17 @@ def scored(name: str, seed: int, changes: dict[str, Any]) -> tuple[np.ndarray, d
     return np.linalg.norm(report.arrays["embeddings"], axis=1), report.metrics  # MagFace's
 
 
+def by_factor(scores: np.ndarray, test: common.Faces) -> dict[str, float]:
+    """Rank correlation of scores [N] with the absence of each of `FACTORS`; of a fault, among pictures that have it."""
+    found = {}
+    for kind, name in enumerate(common.FAULTS):
+        rows = test.kind == kind
+        found[name] = quality.spearman(scores[rows], -test.fault[rows])
+    clean = test.kind == -1
+    truth = {"pose": np.abs(test.yaw), "light": test.light}
+    return found | {name: quality.spearman(scores[clean], -values[clean]) for name, values in truth.items()}
+
+
 def board(names: list[str], seed: int, changes: dict[str, Any]) -> Report:
     """Trains and judges the methods; one row each.
 
@@ -69,13 +81,14 @@ def board(names: list[str], seed: int, changes: dict[str, Any]) -> Report:
     config.update_from_flattened_dict(changes)
     test = common.people(config.data, "test")
     compared = common.pairs(config, test)
-    rows, sets, curves = [], [], {}
+    rows, factors, sets, curves = [], [], [], {}
     for name in names:
         start = time.monotonic()
         values, own = (common.floors(test)[name], {}) if name in FLOORS else scored(name, seed, changes)
         found = common.measures(config, values, test, compared)
         rows.append({"score": name, **{key: found[key] for key in COLUMNS}, "seconds": time.monotonic() - start})
         print(f"{name:16}" + "".join(f"{found[key]:>20.4f}" for key in COLUMNS), flush=True)
+        factors.append({"score": name, **by_factor(values, test)})
         curves[name] = common.discard_curve(config, values, compared)
         if POOLED[0] in own:
             sets.append({"pooling": name, **{key: own[key] for key in POOLED}})
@@ -84,7 +97,11 @@ def board(names: list[str], seed: int, changes: dict[str, Any]) -> Report:
     ordered = sorted(curves, key=lambda name: quality.partial_area(curves[name], 0.8))
     return Report(
         {},
-        tables={"Scores of faces": rows, "Verification of sets": sets + plain_poolings(seed, changes)},
+        tables={
+            "Scores of faces": rows,
+            "Correlation with each factor": factors,
+            "Verification of sets": sets + plain_poolings(seed, changes),
+        },
         figures={"Error over discarded": common.edc_figure(config, {name: curves[name] for name in ordered})},
     )
 
@@ -115,6 +132,9 @@ def main() -> None:
         parser.error(f"no score {unknown[0]!r}: expected some of {', '.join((*SCORES, *FLOORS))}")
     print(f"{'score':16}" + "".join(f"{column:>20}" for column in COLUMNS))
     report = board(names, arguments.seed, {})
+    print(f"{'score':16}" + "".join(f"{factor:>12}" for factor in FACTORS))
+    for row in report.tables["Correlation with each factor"]:
+        print(f"{row['score']:16}" + "".join(f"{row[factor]:>12.3f}" for factor in FACTORS))
     for row in report.tables["Verification of sets"]:
         print(f"{row['pooling']:20}" + "".join(f"{key} {row[key]:.4f}  " for key in POOLED))
     page = pathlib.Path(arguments.workdir) / "report.html"

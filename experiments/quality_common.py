@@ -129,6 +129,7 @@ class Faces(NamedTuple):
       fault: [N] strength of what is wrong with the picture, 0 to 1; NaN where that is not known.
       kind: [N] int, place in `FAULTS`, -1 for none.
       yaw: [N] radians; NaN where that is not known.
+      light: [N] radians between the light and the camera, seen from the head; NaN where that is not known.
       landmarks: [N, 5, 2] pixels of `images`, eyes, nose tip and mouth corners; NaN where they are not known.
     """
 
@@ -137,6 +138,7 @@ class Faces(NamedTuple):
     fault: np.ndarray
     kind: np.ndarray
     yaw: np.ndarray
+    light: np.ndarray
     landmarks: np.ndarray
 
 
@@ -176,7 +178,8 @@ def _people(name: str, source: str, path: str, data_dir: str, size: int, learn: 
 def unmeasured(images: np.ndarray | Pictures, people: np.ndarray) -> Faces:
     """Pictures of which only the people [N] are known."""
     unknown = np.full((len(people), 5, 2), np.nan)
-    return Faces(images, people, unknown[:, 0, 0], np.full(len(people), -1), unknown[:, 0, 0], unknown)
+    nothing = unknown[:, 0, 0]
+    return Faces(images, people, nothing, np.full(len(people), -1), nothing, nothing, unknown)
 
 
 def _face_world(examples: Any, size: int) -> Faces:
@@ -193,6 +196,7 @@ def _face_world(examples: Any, size: int) -> Faces:
     views = len(images) // len(examples)
     scale = size / transforms.decode(examples[0]["image"][0]).shape[0]
     marks = scale * np.concatenate([e["landmarks68"] for e in examples])
+    towards = np.concatenate([e["light"][:, :3] for e in examples])
     eyes = [marks[:, eye].mean(1) for eye in (slice(36, 42), slice(42, 48))]
     return Faces(
         images=np.stack(images),
@@ -200,6 +204,7 @@ def _face_world(examples: Any, size: int) -> Faces:
         fault=levels.max(1),
         kind=np.where(levels.max(1) > 0, levels.argmax(1), -1),
         yaw=np.concatenate([e["pose"][:, 1] for e in examples]),
+        light=np.arccos(towards[:, 2] / np.linalg.norm(towards, axis=1)),
         landmarks=np.stack([*eyes, marks[:, 30], marks[:, 48], marks[:, 54]], 1),
     )
 
