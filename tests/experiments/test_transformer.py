@@ -13,6 +13,11 @@ SMALL = {
 }  # fmt: skip
 
 
+def test_files_without_a_folder_are_said():
+    with pytest.raises(ValueError, match=r"data\.path is empty: expected a folder with train and test files"):
+        experiment.corpus(experiment.get_config("small_multi30k"))
+
+
 @pytest.mark.parametrize("preset", ["synthetic", "recurrent"])
 def test_smoke(preset, tmp_path):
     config = experiment.get_config(preset)

@@ -8,6 +8,7 @@ from experiments import bilinear_cnn as experiment
 from facejax.backbones import vgg
 from facejax.data.synthetic.faces import png
 from facejax.foundations import bilinear_cnn
+from facejax.interop import pytorch
 from facejax.train import Options, app
 from facejax.train.dry_run import dry_run
 
@@ -154,6 +155,16 @@ def test_network(fields, size):
 def test_two_streams_of_different_resolution_meet():
     a, b = bilinear_cnn.same_size(jnp.ones((1, 28, 28, 2)), jnp.ones((1, 27, 27, 3)))
     assert (a.shape, b.shape) == ((1, 27, 27, 2), (1, 27, 27, 3))
+
+
+def test_weights_of_another_network_are_said(monkeypatch):
+    monkeypatch.setattr(pytorch, "read_state_dict", lambda path: {"features.0.weight": np.zeros((8, 3, 3, 3))})
+    config = smoke("", **{"model.weights": "vgg.pth"})
+    with pytest.raises(ValueError, match=r"vgg\.pth holds 1 layers under 'features': expected 2 convolutions"):
+        experiment.read_weights(config, {"trunk": {"conv1_1": {}, "conv2_1": {}}})
+    config = smoke("", **{"model.other_weights": "vgg.pth"})
+    with pytest.raises(ValueError, match=r"model\.other_weights is 'vgg\.pth', but model\.other names no second trunk"):
+        experiment.read_weights(config, {"trunk": {}})
 
 
 def test_bad_input_is_said(streams):

@@ -211,3 +211,9 @@ def test_bleu_and_exact_match():
     assert translation.exact_match(["a", "b"], ["a", "c"]) == 50
     with pytest.raises(ValueError, match="1 hypotheses for 2 references"):
         translation.exact_match(["a"], ["a", "b"])
+
+
+@pytest.mark.parametrize("lengths", [(8, 4), (4, 4)])
+def test_buckets_increase(lengths):
+    with pytest.raises(ValueError, match="must increase"):
+        text.Buckets([[3, 2]], [[4, 2]], lengths, 16, seed=0)
