@@ -28,6 +28,7 @@ from facejax.data import pipeline, readers, transforms
 from facejax.data.readers.verification import read_pack
 from facejax.data.synthetic import faces
 from facejax.metrics import verification
+from facejax.quality import qan_pp
 from facejax.recognition import arcface
 from facejax.train import (
     Experiment,
@@ -60,7 +61,7 @@ BASE = {
     },
     "model": {"name": "tiny", "embedding_size": 64, "dropout": 0.0, "dtype": "float32"},
     "loss": {
-        "kind": "margin",  # or "softmax": inner products without normalisation or margin
+        "kind": "margin",  # "arcnegface"; or "softmax": inner products without normalisation or margin
         "scale": 16.0,
         "multiply": 1.0,
         "angle": 0.5,
@@ -101,6 +102,7 @@ PRESETS = {
     "synthetic": {},
     "softmax": {"loss.kind": "softmax"},
     "cosface": {"loss.angle": 0.0, "loss.cosine": 0.2},
+    "arcnegface": {"loss.kind": "arcnegface"},
     "att_faces": {
         "data": {"source": "path", "path": "att_faces", "image_size": 56, "held_out": 0.25, "classes": 30},
         "train": {"batch_size": 60, "steps": 250},
@@ -235,6 +237,12 @@ def head_loss(
     """Losses [N] of embeddings against class centres, in the form that the configuration asks for."""
     if loss.kind == "softmax":
         return optax.softmax_cross_entropy_with_integer_labels(features @ centres.T, labels)
+    if loss.kind == "arcnegface":
+        if loss.sharded or loss.chunk:
+            raise ValueError("loss.kind 'arcnegface' needs the dense head: set loss.sharded to False, loss.chunk to 0")
+        return qan_pp.arcnegface_loss(features, centres, labels, scale=loss.scale, angle=loss.angle)
+    if loss.kind != "margin":
+        raise ValueError(f"loss.kind is {loss.kind!r}: expected 'margin', 'arcnegface' or 'softmax'")
     margins = arcface.Margins(loss.multiply, loss.angle, loss.cosine)
     options = {"scale": loss.scale, "margins": margins, "grad_mode": loss.grad_mode}
     if loss.sharded:

@@ -3,6 +3,7 @@
     python -m experiments.qan_pp                                             # rendered faces, two cores
     python -m experiments.qan_pp --config=mean                               # every frame weighs one
     python -m experiments.qan_pp --config=l1                                 # scores through a sigmoid, not stretched
+    python -m experiments.qan_pp --config=arcnegface                         # a recogniser trained with ArcNegFace
     python -m experiments.qan_pp --config=video --config.data.path=DIR --config.recogniser.weights=r100.pth
 
 Published with a recogniser of 24 GFLOPs: iQIYI video, TPR 72.98 % at FPR 1e-4.
@@ -41,6 +42,7 @@ PRESETS = {
     "synthetic": {},
     "mean": {"weighting": "mean", "train.steps": 1},  # nothing learns
     "l1": {"weighting": "l1"},
+    "arcnegface": {"recogniser.loss": "arcnegface"},
     "video": {
         "data": {"source": "path", "image_size": 112, "people": 8000, "judged": 2000},
         "recogniser": {**common.PUBLISHED, "name": "iresnet100"},

@@ -41,17 +41,18 @@ SCORES = {
     "qan_pp": ("qan_pp", "synthetic"),
 }
 FLOORS = ("sharpness", "random")
-COLUMNS = ("aoc", "edc_area", "fault_correlation", "yaw_correlation")
+COLUMNS = ("aoc", "partial_auc", "edc_area", "fault_correlation", "yaw_correlation")
 FACTORS = (*common.FAULTS, "pose", "light")
 POOLED = ("set_tar_at_far_1e-1", "set_tar_at_far_1e-2", "set_tar_at_far_1e-3")
 
 
 def scored(name: str, seed: int, changes: dict[str, Any]) -> tuple[np.ndarray, dict[str, float]]:
-    """Scores [N] of the faces to be judged by a method of `SCORES`, and its own metrics."""
+    """Scores [N] of the faces to be judged by a method of `SCORES`, and its own metrics; `changes` see `board`."""
     module, preset = SCORES[name]
     module = importlib.import_module(f"experiments.{module}")
     config = module.get_config(preset)
-    config.update_from_flattened_dict({"seed": seed, **changes})
+    config.seed = seed
+    config.update_from_flattened_dict({k: v for k, v in changes.items() if k.partition(".")[0] in config})
     report = app.run(config, module.build, quiet=True)[1]
     if "scores" in report.arrays:
         return report.arrays["scores"], report.metrics
@@ -75,7 +76,7 @@ def board(names: list[str], seed: int, changes: dict[str, Any]) -> Report:
     Args:
       names: of SCORES or FLOORS.
       seed: of everything that learns.
-      changes: fields that every method's configuration has, such as {"data.judged": 20}.
+      changes: fields to set, such as {"data.judged": 20}; a method without their section keeps its own.
     """
     config = tinyfqnet.get_config()
     config.update_from_flattened_dict(changes)

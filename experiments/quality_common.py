@@ -56,6 +56,7 @@ RECOGNISER = {
     "embedding_size": 64,
     "dropout": 0.4,
     "dtype": "float32",
+    "loss": "margin",  # that it is trained by: a `kind` of ArcFace's
     "image_size": 0,  # of the pictures it embeds; 0 is data.image_size
     "steps": 300,
     "weights": "",  # PyTorch state dicts of arcface_torch, instead of training: several with commas, taken by seed
@@ -267,6 +268,7 @@ def _settings(config: ConfigDict, seed: int, task: str = "recognition", **change
     ours, settings = config.recogniser, arcface.get_config("synthetic")
     settings.seed, settings.data.task = seed, task
     settings.data.image_size, settings.train.steps = ours.image_size or config.data.image_size, ours.steps
+    settings.loss.kind = ours.loss
     for field in ("name", "embedding_size", "dropout", "dtype"):
         settings.model[field] = ours[field]
     files = ours.weights.split(",")
@@ -491,14 +493,18 @@ def chosen_pairs(people: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]
 def measures(config: ConfigDict, scores: np.ndarray, test: Faces, compared: Pairs) -> dict[str, float]:
     """What a score [N] is worth.
 
-    "aoc" (curve B at eval.fmr, higher is better; none where nothing is wrong to begin with), "edc_area" (curve A
-    beginning at eval.start, up to eval.limit, above the theoretical best: lower is better) and, where faults are known,
-    rank correlations with being faultless and with being turned to the camera.
+    "aoc" (curve B at eval.fmr, higher is better) and "partial_auc" (the same curve's mean error up to eval.limit, in
+    parts of the first: lower is better; neither where nothing is wrong to begin with), "edc_area" (curve A beginning at
+    eval.start, up to eval.limit, above the theoretical best: lower is better) and, where faults are known, rank
+    correlations with being faultless and with being turned to the camera.
     """
     low = quality.pair_quality(scores[compared.first], scores[compared.second])
     curve = quality.fnmr_discard_curve(compared.distance, compared.same, low, config.eval.fmr)
     fixed = discard_curve(config, scores, compared)
-    found = {"aoc": quality.area_over_curve(curve)} if curve.errors[0] > 0 else {}
+    found = {}
+    if curve.errors[0] > 0:
+        found["aoc"] = quality.area_over_curve(curve)
+        found["partial_auc"] = quality.relative_partial_area(curve, config.eval.limit)
     found["edc_area"] = quality.excess_area(fixed, config.eval.limit)
     if np.isfinite(test.fault).all():
         found["fault_correlation"] = quality.spearman(scores, -test.fault)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from facejax.nn.conv import Conv
 from facejax.nn.norm import BatchNorm
@@ -89,3 +90,19 @@ def arcnegface_logits(
     weight = jax.lax.stop_gradient(alpha * jnp.exp(-((cosine - target[:, None]) ** 2) / sigma))
     hit = labels[:, None] == jnp.arange(cosine.shape[1])
     return scale * jnp.where(hit, target[:, None], weight * cosine + weight - 1)
+
+
+def arcnegface_loss(features: jax.Array, centres: jax.Array, labels: jax.Array, **options: float) -> jax.Array:
+    """Cross-entropy of `arcnegface_logits`.
+
+    Args:
+      features: [N, D], of any length.
+      centres: [C, D] of the classes, likewise.
+      labels: [N] int, 0..C-1.
+      **options: scale, angle, alpha, sigma.
+
+    Returns:
+      [N] losses.
+    """
+    cosine = arcface.normalize(features) @ arcface.normalize(centres).T
+    return optax.softmax_cross_entropy_with_integer_labels(arcnegface_logits(cosine, labels, **options), labels)

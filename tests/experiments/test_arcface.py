@@ -50,6 +50,7 @@ def smoke(path, **changes):
         {"loss.sharded": True, "loss.sample_rate": 0.5},
         {"loss.chunk": 4},
         {"loss.kind": "softmax", "data.augment": "dali"},
+        {"loss.kind": "arcnegface"},
     ],
 )
 def test_smoke(photographs, changes, tmp_path):
@@ -89,6 +90,10 @@ def test_a_run_without_anybody_to_verify_does_not_begin(photographs):
 def test_bad_words_are_said(photographs):
     with pytest.raises(ValueError, match=r"model\.name is 'resnet51': expected one of tiny, iresnet18"):
         arcface.build(smoke(photographs, **{"model.name": "resnet51"}))
+    with pytest.raises(ValueError, match=r"loss\.kind is 'sphere': expected 'margin', 'arcnegface' or 'softmax'"):
+        app.run(smoke(photographs, **{"loss.kind": "sphere"}), arcface.build, quiet=True)
+    with pytest.raises(ValueError, match="'arcnegface' needs the dense head: set"):
+        app.run(smoke(photographs, **{"loss.kind": "arcnegface", "loss.chunk": 4}), arcface.build, quiet=True)
     with pytest.raises(ValueError, match=r"data\.augment is 'more': expected one of flip, dali"):
         arcface.build(smoke(photographs, **{"data.augment": "more"})).train_data()
     with pytest.raises(ValueError, match="nobody is held out for verification"):

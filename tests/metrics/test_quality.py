@@ -134,7 +134,11 @@ def test_area_over_curve():
     flat = q.DiscardCurve(q.DISCARD_RATIOS, np.full(20, 0.2))
     assert q.area(flat) == pytest.approx(0.19)
     assert q.area_over_curve(flat) == pytest.approx(0.05)
+    assert q.area(flat, 0.32) == pytest.approx(0.32 * 0.2)
+    assert q.relative_partial_area(flat, 0.3) == pytest.approx(1)
     falling = q.DiscardCurve(q.DISCARD_RATIOS, 0.2 * (1 - q.DISCARD_RATIOS))
+    assert q.relative_partial_area(falling, 0.3) == pytest.approx(0.85)
+    assert q.relative_partial_area(falling, 0.33) == pytest.approx(1 - 0.33 / 2)
     assert q.area_over_curve(falling) == pytest.approx(1 - 0.95 + 0.95**2 / 2)
 
 
@@ -176,6 +180,10 @@ def test_pair_quality():
         (lambda: q.fnmr_discard_curve([0.1, 0.2], [0, 1], [1, 2], 1e-3, "edc"), "expected 'crfiqa' or 'magface'"),
         (lambda: q.partial_area(q.DiscardCurve(np.zeros(1), np.zeros(1)), 1.5), r"in 0\.\.1"),
         (lambda: q.area_over_curve(q.DiscardCurve(q.DISCARD_RATIOS, np.zeros(20))), "expected FNMR.0. > 0"),
+        (
+            lambda: q.relative_partial_area(q.DiscardCurve(q.DISCARD_RATIOS, np.ones(20)), 0.96),
+            "up to the curve's last",
+        ),
         (lambda: q.spearman([1, 1], [1, 2]), "expected values that can be ranked"),
     ],
 )

@@ -17,6 +17,7 @@ WORLD = {
     "recognition_other": {"train": 8, "test": 2, "per_person": 8},
     "quality": {"train": 6, "test": 6, "per_person": 2},
     "sets": {"train": 6, "test": 6, "per_person": 2},
+    "magnitude": {"train": 6, "per_person": 2},
 }
 SMALL = {
     "data.people": 6,

@@ -1,7 +1,9 @@
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import quality_common as common
 from facejax.quality import qan_pp
 from facejax.quality.pooling import set_pool
 from facejax.recognition import arcface
@@ -40,6 +42,29 @@ def test_arcnegface():
         arcface.margin_logits(cosine, label, easy=True),
         rtol=1e-4, atol=1e-3,
     )  # fmt: skip
+
+
+def test_arcnegface_loss():
+    """Cross-entropy of cosines; the weights of negatives have no slope."""
+    rng = np.random.default_rng(1)
+    features, centres, labels = rng.normal(size=(5, 8)), rng.normal(size=(4, 8)), np.array([0, 3, 1, 1, 2])
+    cosine = features @ centres.T / np.linalg.norm(features, axis=1)[:, None] / np.linalg.norm(centres, axis=1)
+    logits = np.asarray(qan_pp.arcnegface_logits(jnp.asarray(cosine), labels, scale=16.0), np.float64)
+    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(5), labels]
+    loss = qan_pp.arcnegface_loss(jnp.asarray(features), 3 * jnp.asarray(centres), labels, scale=16.0)
+    chex.assert_trees_all_close(loss, expected, rtol=1e-4)
+    slope = jax.grad(lambda c: qan_pp.arcnegface_logits(c, labels).sum())(jnp.asarray(cosine))
+    target = qan_pp.arcnegface_logits(jnp.asarray(cosine), labels)[np.arange(5), labels] / 64
+    weight = 1.2 * np.exp(-((cosine - target[:, None]) ** 2) / 2)
+    others = labels[:, None] != np.arange(4)
+    chex.assert_trees_all_close(slope[others], 64 * weight[others], rtol=1e-4)
+
+
+def test_a_recogniser_is_trained_with_arcnegface(configured):
+    _, config = configured("qan_pp:arcnegface")
+    _, plain = configured("qan_pp:synthetic")
+    ours, other = (common.recogniser(c, 0).centres for c in (config, plain))
+    assert ours.shape == other.shape and np.abs(ours - other).max() > 1e-4
 
 
 def test_presets_trace(presets_trace):

@@ -6,9 +6,11 @@ from experiments import quality_common as common
 
 def test_board(small_world):
     changes = {"data.data_dir": str(small_world), "data.people": 6, "data.judged": 6, "recogniser.steps": 2}
-    report = quality_board.board(["norm", "sharpness", "random"], 0, changes)
-    assert {row["score"] for row in report.tables["Scores of faces"]} == {"norm", "sharpness", "random"}
-    assert all(np.isfinite(row["aoc"]) for row in report.tables["Scores of faces"])
+    changes |= {"train.steps": 1, "train.batch_size": 8}
+    report = quality_board.board(["norm", "magface", "sharpness", "random"], 0, changes)
+    assert {row["score"] for row in report.tables["Scores of faces"]} == {"norm", "magface", "sharpness", "random"}
+    for row in report.tables["Scores of faces"]:
+        assert all(np.isfinite(row[column]) for column in quality_board.COLUMNS)
     assert len(report.tables["Verification of sets"]) == 2
     factors = {row["score"]: row for row in report.tables["Correlation with each factor"]}
     assert set(factors["norm"]) == {"score", *quality_board.FACTORS}
