@@ -4,7 +4,13 @@
     python -m experiments.pcnet --config=mean                                # sets fused evenly
     python -m experiments.pcnet --config=both                                # the mean of the confidences instead
     python -m experiments.pcnet --config=free                                # no network: each picture's own confidence
-    python -m experiments.pcnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth
+    python -m experiments.pcnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=a.pth,b.pth
+
+The people to learn from are two halves; a recogniser is trained on each and tells how alike pictures of the other are.
+At full size both are state dicts of arcface_torch. Train it on two folders or packs made from DIR: a.pth with the first
+data.people // 2 people, in the order of their labels, b.pth with the rest of the first data.people; the data.judged
+people after them belong in neither. (`experiments.arcface` keeps its weights in another form, which is not read here.)
+A recogniser of wholly other people may be named twice.
 
 Published (AOC, mean over three FMRs, as the authors of SDD-FIQA ran it): LFW 0.7149, Adience 0.5359, IJB-C 0.7157.
 """
@@ -23,13 +29,14 @@ from ml_collections import ConfigDict
 from experiments import quality_common as common
 from experiments import sets_common
 from facejax.backbones import resnet
+from facejax.data.synthetic import faces
 from facejax.quality import pcnet, tinyfqnet
 from facejax.train import Experiment, Report, TrainState, app
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": common.DATA,
+    "data": {**common.DATA, "people": 160},  # in two halves
     "recogniser": common.RECOGNISER,
     "sets": sets_common.SETS,
     "model": {"name": "tiny"},  # "free": what a network is to learn, of the people to be judged; "mean": no confidence
@@ -111,17 +118,27 @@ def build(config: ConfigDict) -> Experiment:
         return Experiment(lambda _: sets_common.fused(config, lambda images: np.ones(len(images))))
     if config.model.name not in NETS:
         raise ValueError(f"model.name is {config.model.name!r}: expected one of {', '.join((*NETS, 'free', 'mean'))}")
+    count, most = config.data.people, 2 * faces.TASKS["quality"].train
+    if count < 2 or (config.data.source == "face_world" and count > most):
+        raise ValueError(f"data.people is {count}: expected 2 or more, two halves; of the face world at most {most}")
+    weights = config.recogniser.weights
+    if weights and len(weights.split(",")) != 2:
+        raise ValueError(
+            f"recogniser.weights is {weights!r}: expected 2 files with a comma between, of a recogniser trained on the "
+            "first half of the people and of one trained on the second"
+        )
     net = Confidence(NETS[config.model.name]())
 
     def source() -> Any:
-        known = common.people(config.data, "train")
-        features = common.recogniser(config, config.seed)(known.images)
-        whole = common.Rows({"image": known.images, "embedding": features, "person": known.people.astype(np.int32)})
-        places = [np.flatnonzero(known.people == p) for p in np.unique(known.people)]
-        places = [rows for rows in places if len(rows) >= each]
-        if not places:
+        groups = []
+        for half, (known, features) in enumerate(labelled(config)):
+            people = (2 * known.people + half).astype(np.int32)  # a number is of one half only
+            whole = common.Rows({"image": known.images, "embedding": features, "person": people})
+            groups += [[whole, np.flatnonzero(people == person)] for person in np.unique(people)]
+        groups = [group for group in groups if len(group[1]) >= each]
+        if not groups:
             raise ValueError(f"nobody has loss.pictures {each} pictures: expected a smaller number")
-        return [[whole, rows] for rows in places]
+        return groups
 
     def load(examples: Any, rngs: Any) -> dict[str, np.ndarray]:
         drawn = [
@@ -155,6 +172,27 @@ def build(config: ConfigDict) -> Experiment:
         return common.together(trained.evaluate(state), pooled)
 
     return dataclasses.replace(trained, evaluate=evaluate)
+
+
+def labelled(config: ConfigDict) -> list[tuple[common.Faces, np.ndarray]]:
+    """Both halves of the people to learn from, with embeddings [N, D] by the recogniser that has not seen them."""
+    if config.recogniser.weights:
+        first, second = (common.recogniser(config, number) for number in range(2))
+    else:
+        first, second = (common.recogniser(config, config.seed, task) for task in ("recognition", "quality_clean"))
+    strangers = (second, first)
+    return [(known, stranger(known.images)) for known, stranger in zip(halves(config.data), strangers, strict=True)]
+
+
+def halves(data: ConfigDict) -> list[common.Faces]:
+    """People to learn from: the first `people // 2`, in the face world those of "recognition", and the rest."""
+    count = data.people // 2
+    if data.source == "face_world":
+        sizes = {"recognition_faulty": count, "quality": data.people - count}
+        return [common.people(ConfigDict({**data, "people": n}), "train", task) for task, n in sizes.items()]
+    known = common.people(data, "train")
+    first = known.people < count
+    return [common.Faces(*(common.take(x, np.flatnonzero(rows)) for x in known)) for rows in (first, ~first)]
 
 
 def free(config: ConfigDict) -> np.ndarray:

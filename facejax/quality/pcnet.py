@@ -1,11 +1,9 @@
 """PCNet: a confidence such that the worse one of two pictures of a person tells how alike they will be found.
 
 Xie, Byrne, Zisserman. "Inducing predictive uncertainty estimation for face recognition". BMVC 2020. arXiv:2009.00603.
-The similarity of two pictures of one person is limited by the worse; so the smaller confidence is regressed to it, with
-a recogniser that was not trained on these people.
-
-Differs from the paper: similarities come from a recogniser of wholly other people, not from two, each trained on half
-of the people and used on the other half.
+The similarity of two pictures of one person is limited by the worse; so the smaller confidence is regressed to it. The
+recogniser must not have been trained on these people, whose pictures it would find too alike: the people are split in
+two, a recogniser is trained on each half and used on the other (`experiments.pcnet`).
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ from facejax.train.dry_run import dry_run
 WORLD = {
     "recognition": {"train": 8, "test": 2, "per_person": 8},
     "recognition_other": {"train": 8, "test": 2, "per_person": 8},
+    "recognition_faulty": {"train": 6, "per_person": 2},
+    "quality_clean": {"train": 8, "per_person": 8},
     "quality": {"train": 6, "test": 6, "per_person": 2},
     "sets": {"train": 6, "test": 6, "per_person": 2},
     "magnitude": {"train": 6, "per_person": 2},

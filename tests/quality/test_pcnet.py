@@ -7,6 +7,7 @@ from scipy import stats
 
 from experiments import pcnet as experiment
 from experiments import quality_common, sets_common
+from facejax.data.synthetic import faces, factors
 from facejax.metrics import verification
 from facejax.quality import pcnet
 from facejax.train import app
@@ -80,6 +81,52 @@ def test_smoke(preset, smoke):
     assert scores.shape == (72,) and (preset == "free" or (scores.min() >= 0 and scores.max() <= 1))
 
 
+def test_each_half_is_labelled_by_the_recogniser_that_has_not_seen_it(configured):
+    _, config = configured("pcnet:synthetic")
+    trained = {task: quality_common.recogniser(config, config.seed, task) for task in ("recognition", "quality_clean")}
+    found = experiment.labelled(config)
+    for (known, features), shown, stranger in zip(
+        found, ("recognition_faulty", "quality"), ("quality_clean", "recognition"), strict=True
+    ):
+        everybody = quality_common.people(config.data, "train", shown)
+        np.testing.assert_array_equal(known.images, everybody.images[everybody.people < 3])
+        np.testing.assert_array_equal(features, trained[stranger](known.images))
+    assert not np.array_equal(trained["recognition"](known.images), trained["quality_clean"](known.images))
+
+
+def test_the_halves_are_the_people_whom_their_recognisers_know():
+    tasks = [faces.TASKS[name] for name in ("recognition", "recognition_faulty", "quality_clean", "quality")]
+    drawn = [factors.person(task.seed, 3, (4, 4), task.ranges) for task in tasks]
+    chex.assert_trees_all_equal(*drawn[:2])
+    chex.assert_trees_all_equal(*drawn[2:])
+    assert not np.array_equal(drawn[0]["identity"], drawn[2]["identity"])
+
+
+def test_a_batch_mixes_the_halves_but_no_two_people(configured):
+    module, config = configured("pcnet:synthetic", **{"loss.pictures": 2, "train.batch_size": 12})
+    batch = next(module.build(config).train_data())
+    assert set(batch["person"]) == {0, 1, 2, 3, 4, 5} and (np.bincount(batch["person"]) == 2).all()
+
+
+def test_people_of_a_path_are_halved_by_their_labels(configured, tmp_path, monkeypatch):
+    """The first file is of a recogniser trained on the first half, and labels the second."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (7, 2, 8, 8, 3)).astype(np.uint8)
+    for person, picture in np.ndindex(7, 2):
+        (tmp_path / f"p{person}").mkdir(exist_ok=True)
+        (tmp_path / f"p{person}" / f"{picture}.png").write_bytes(faces.png(images[person, picture]))
+    monkeypatch.setattr(quality_common.arcface, "read_weights", lambda settings, net: settings.eval.weights)
+    monkeypatch.setattr(quality_common.Recogniser, "__call__", lambda self, images: [self.variables] * len(images))
+    changes = {"data.source": "path", "data.path": str(tmp_path), "data.image_size": 8, "data.judged": 2}
+    _, config = configured("pcnet:synthetic", **changes, **{"data.people": 5, "recogniser.weights": "a.pth,b.pth"})
+    (first, by_second), (second, by_first) = experiment.labelled(config)
+    np.testing.assert_array_equal(first.people, [0, 0, 1, 1])
+    np.testing.assert_array_equal(second.people, [2, 2, 3, 3, 4, 4])
+    np.testing.assert_array_equal(first.images[:], images[:2].reshape(4, 8, 8, 3))
+    np.testing.assert_array_equal(second.images[:], images[2:5].reshape(6, 8, 8, 3))
+    assert by_second == ["b.pth"] * 4 and by_first == ["a.pth"] * 6
+
+
 def test_fusion_weighs_directions_by_the_confidences(configured):
     """The network's own weights for a set's pictures; even ones give the mean."""
     module, config = configured("pcnet:synthetic", **{"loss.pictures": 2})
@@ -105,6 +152,10 @@ def test_fusion_weighs_directions_by_the_confidences(configured):
     [
         ({"loss.pictures": 1}, "loss.pictures is 1: expected 2 or more, dividing"),
         ({"loss.pictures": 16, "train.batch_size": 16}, "nobody has loss.pictures 16 pictures"),
+        ({"data.people": 1}, "data.people is 1: expected 2 or more, two halves"),
+        ({"data.people": 13}, "data.people is 13: expected .* of the face world at most 12"),
+        ({"recogniser.weights": "a.pth"}, "recogniser.weights is 'a.pth': expected 2 files with a comma between"),
+        ({"recogniser.weights": "a.pth,b.pth,c.pth"}, "expected 2 files with a comma between"),
         ({"model.name": "vgg"}, "expected one of tiny, resnet18, free, mean"),
     ],
 )

@@ -43,6 +43,9 @@ def test_recognisers_are_written_for_everybody(configured, small_world, monkeypa
     monkeypatch.setattr(common, "_trained", None)
     config.data.data_dir = "elsewhere"
     given = common.recogniser(config, 0)
+    written = common.BUNDLED.read_bytes()
+    common.main()  # what is there already stays, bit by bit
+    assert common.BUNDLED.read_bytes() == written
     common._bundled.cache_clear()
     chex.assert_trees_all_equal_shapes_and_dtypes(given.variables, own.variables)
     chex.assert_trees_all_close(given.variables, own.variables, rtol=1e-3, atol=1e-6)

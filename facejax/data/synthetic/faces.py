@@ -46,7 +46,7 @@ class Task:
       dense: carries position and depth maps.
       faces: 0 for one face a picture; above, the most faces of a scene of `canvas` pixels.
       canvas: size of a scene.
-      seed: of everything.
+      seed: of everything. Tasks of one seed show the same people, where their ranges of age and hair agree.
     """
 
     name: str
@@ -138,6 +138,8 @@ register(Task("attributes", 64, 400, 100, 6, dataclasses.replace(Ranges(), glass
 register(Task("reconstruction", 64, 300, 60, 6, dataclasses.replace(_WILD, occluder=0.0), dense=True))
 register(Task("recognition_other", 48, aligned=True, seed=2))
 register(Task("groups", 48, 400, 80, 12, aligned=True, seed=5))
+register(Task("recognition_faulty", 48, 80, 1, 4, _CLEAN, aligned=True, views=6, vary=worse))
+register(Task("quality_clean", 48, 80, 1, aligned=True, seed=1))
 register(Task("quality", 48, 80, 60, 4, _CLEAN, aligned=True, views=6, vary=worse, seed=1))
 register(Task("magnitude", 48, 200, 1, 8, _CLEAN, aligned=True, views=6, vary=worse, seed=4))
 register(Task("sets", 48, 80, 60, 4, _CLEAN, aligned=True, views=8, vary=worse, seed=1))
