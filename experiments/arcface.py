@@ -287,7 +287,7 @@ def people(config: ConfigDict) -> tuple[Any, Any]:
     source = readers.read(data.path)
     if not data.held_out:
         return source, None
-    labels = np.array([source[i]["label"] for i in range(len(source))])
+    labels = all_labels(source)
     names = np.unique(labels)
     fold = np.arange(len(names)) % round(1 / data.held_out) == config.seed % round(1 / data.held_out)
     unseen = np.isin(labels, names[fold])
@@ -325,6 +325,12 @@ def picture(example: dict[str, Any], size: int) -> np.ndarray:
 def label(example: dict[str, Any]) -> int:
     """An example's class."""
     return int(example["person"] if "person" in example else example["label"])
+
+
+def all_labels(source: Any) -> np.ndarray:
+    """Classes [N] of a source's examples; only where it does not know them are the examples read."""
+    known = getattr(source, "labels", None)
+    return np.array(known if known is not None else [label(source[i]) for i in range(len(source))])
 
 
 def verify_unseen(config: ConfigDict, embeddings: Any) -> Report:

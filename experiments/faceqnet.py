@@ -5,7 +5,12 @@
     python -m experiments.faceqnet --config=v0                               # one recogniser's, and no dropout
     python -m experiments.faceqnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth \
         --config.model.weights=rcmalli_vggface_tf_notop_resnet50.h5          # v0: the trunk, and another labeller
+    python -m experiments.faceqnet --config=vggface2 ... --config.compliance=scores.csv   # name,compliance
     python -m experiments.faceqnet --config=vggface2_v1 ... --config.recogniser.weights=a.pth,b.pth,c.pth
+
+A person's gallery picture is the one of the highest compliance: of a CSV, whose names are "person/file.jpg", from
+BioLab-ICAO or whatever checks a passport's rules; without one, the sharpest of those whose faults are not known, and
+in the face world the least faulty, most frontal and sharpest.
 
 Published AOC (as the authors of SDD-FIQA ran them; LFW, Adience, IJB-C): v0 0.4963, 0.4837, 0.6175; v1 0.5352, 0.4257,
 0.6409.
@@ -25,6 +30,7 @@ from ml_collections import ConfigDict
 from experiments import arcface
 from experiments import quality_common as common
 from facejax.backbones import resnet
+from facejax.data.readers import tables
 from facejax.quality import faceqnet, factors
 from facejax.train import Experiment, app, optim
 from facejax.train.claims import Claim
@@ -34,6 +40,7 @@ BASE = {
     "data": common.DATA,
     "recogniser": common.RECOGNISER,
     "label": "gallery",  # or "sharpness"
+    "compliance": "",  # a CSV with the columns name and compliance; empty takes what is known of the pictures
     "recognisers": 3,  # whose labels are fused; none of them is the trunk
     "model": {"trunk": "recogniser", "weights": "", "hidden": 32, "dropout": 0.5},  # weights: of the trunk "resnet50"
     "optim": {
@@ -117,6 +124,8 @@ def build(config: ConfigDict) -> Experiment:
     """Wires the run: only the two new layers learn."""
     if config.recognisers < 1:
         raise ValueError(f"recognisers is {config.recognisers}: expected 1 or more")
+    if config.compliance and config.label != "gallery":
+        raise ValueError(f"compliance is given, but label is {config.label!r}: expected 'gallery'")
     files = config.recogniser.weights.split(",")
     if config.recogniser.weights and len(files) < config.recognisers:
         raise ValueError(
@@ -173,16 +182,28 @@ def read_trunk(path: str, trunk: Any) -> Any:
 
 
 def label(config: ConfigDict, known: common.Faces) -> np.ndarray:
-    """What the network is told [N]; the gallery's picture is the least faulty, most frontal and sharpest one."""
-    sharp = common.stretched(common.measured(factors.sharpness, known.images))
+    """What the network is told [N]: the similarity to the person's most compliant picture, or sharpness."""
     if config.label == "sharpness":
-        return np.sqrt(sharp, dtype=np.float32)
+        return np.sqrt(sharpness(known), dtype=np.float32)
     if config.label != "gallery":
         raise ValueError(f"label is {config.label!r}: expected 'gallery' or 'sharpness'")
-    compliance = sharp - 10 * np.nan_to_num(known.fault) - np.abs(np.nan_to_num(known.yaw))
+    fit = compliance(config, known)
     nets = (common.recogniser(config, config.seed + 1 + i) for i in range(config.recognisers))
-    labels = [faceqnet.gallery_labels(net(known.images), known.people, compliance) for net in nets]
+    labels = [faceqnet.gallery_labels(net(known.images), known.people, fit) for net in nets]
     return faceqnet.fused_labels(np.stack(labels))
+
+
+def compliance(config: ConfigDict, known: common.Faces) -> np.ndarray:
+    """Compliance [N] with the rules for passports: read, or the least faulty, most frontal and sharpest leads."""
+    if config.compliance:
+        everybody = getattr(known.images, "source_names", ())
+        return tables.numbers(config.compliance, "compliance", common.names(known.images), everybody)
+    return sharpness(known) - 10 * np.nan_to_num(known.fault) - np.abs(np.nan_to_num(known.yaw))
+
+
+def sharpness(known: common.Faces) -> np.ndarray:
+    """Sharpness [N], stretched to 0..1."""
+    return common.stretched(common.measured(factors.sharpness, known.images))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import quality_common as common
+from facejax.data.readers import tables
 from facejax.metrics import quality
 from facejax.quality import factors, human_quality
 from facejax.train import Experiment, Report, app
@@ -93,14 +94,14 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def human(config: ConfigDict, known: common.Faces) -> np.ndarray:
-    """Human quality values [N] from answers read (pictures by `Pictures.names`), or from simulated workers.
+    """Human quality values [N] from answers read (pictures by `common.names`), or from simulated workers.
 
     These see the fault and the turn of the head.
     """
     answers = config.comparisons
     if answers.path:
-        rendered = [str(i) for i in range(len(known.people))]
-        given = human_quality.read_comparisons(answers.path, getattr(known.images, "names", rendered))
+        rows = tables.read(answers.path, ("worker", "better", "worse"))
+        given = human_quality.comparisons(rows, common.names(known.images))
     else:
         truth = -known.fault - 0.5 * np.abs(known.yaw)
         if not truth.std() > 0:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -104,8 +104,13 @@ class Pictures:
     @property
     def names(self) -> list[str]:
         """Of all pictures in order: "person/file.jpg" where the source is a folder, else the number in the source."""
-        rows, paths = self._rows.ravel(), getattr(self._source, "paths", None)
-        return [f"{paths[i].parent.name}/{paths[i].name}" if paths else str(i) for i in rows]
+        names = self.source_names
+        return [names[i] for i in self._rows.ravel()]
+
+    @property
+    def source_names(self) -> Sequence[str]:
+        """Names of all pictures of the source, those of other people included."""
+        return getattr(self._source, "names", None) or [str(i) for i in range(len(self._source))]
 
     def take(self, places: np.ndarray) -> Pictures:
         """Those at `places`, [...] int along the first axis, not decoded yet."""
@@ -114,6 +119,11 @@ class Pictures:
     def reshape(self, *shape: int) -> Pictures:
         """In another order of axes but the last three."""
         return Pictures(self._source, self._rows.reshape(shape[:-3]), self._size)
+
+
+def names(images: np.ndarray | Pictures) -> list[str]:
+    """What a file of one's own calls pictures [N, S, S, 3]: `Pictures.names`, or their numbers where rendered."""
+    return getattr(images, "names", None) or [str(i) for i in range(len(images))]
 
 
 def take(images: np.ndarray | Pictures, places: np.ndarray) -> np.ndarray | Pictures:
@@ -166,12 +176,11 @@ def _people(name: str, source: str, path: str, data_dir: str, size: int, learn: 
     from facejax.data import readers  # only one's own pictures need it
 
     opened = readers.read(path)
-    known = getattr(opened, "labels", None)
-    labels = np.array(known if known is not None else [arcface.label(opened[i]) for i in range(len(opened))])
-    names = np.unique(labels)
-    if len(names) < learn + judged:
-        raise ValueError(f"{path} holds {len(names)} people: expected data.people + data.judged, {learn + judged}")
-    chosen = names[:learn] if split == "train" else names[learn : learn + judged]
+    labels = arcface.all_labels(opened)
+    persons = np.unique(labels)
+    if len(persons) < learn + judged:
+        raise ValueError(f"{path} holds {len(persons)} people: expected data.people + data.judged, {learn + judged}")
+    chosen = persons[:learn] if split == "train" else persons[learn : learn + judged]
     rows = np.flatnonzero(np.isin(labels, chosen))
     return unmeasured(Pictures(opened, rows, size), np.searchsorted(chosen, labels[rows]))
 

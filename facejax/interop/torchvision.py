@@ -1,6 +1,6 @@
-"""torchvision's published weights onto our backbones: MobileNet V2, GoogLeNet and Inception V3.
+"""torchvision's published weights onto our backbones: VGG-16, MobileNet V2, GoogLeNet and Inception V3.
 
-Ours must be in torchvision's layout: `mobilenet_v2(padding=1, epsilon=1e-5)`, `googlenet_torchvision()`,
+Ours must be in torchvision's layout: `vgg16`, `mobilenet_v2(padding=1, epsilon=1e-5)`, `googlenet_torchvision()`,
 `inception_v3_torchvision()`. The last two expect images in -1..1, which torchvision's `transform_input` makes of its
 own normalisation.
 """
@@ -19,14 +19,32 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
 
     Args:
       path: a state dict, or a checkpoint that holds one.
-      template: shapes of the model's variables. Side classifiers that it lacks are left out.
+      template: shapes of the model's variables. Side classifiers that it lacks are left out, and VGG's last layer.
     """
     tensors = read_state_dict(path)
+    if "features.28.weight" in tensors:
+        last = [] if "fc8" in template["params"]["classifier"] else [Rule(r"classifier\.6\..*", "")]
+        return convert(tensors, [*last, *vgg16_rules()], template)
     if "features.0.0.weight" in tensors:
         return convert(tensors, mobilenet_v2_rules(), template)
     parts = [] if any("auxiliary" in name for name in template["params"]) else [Rule(r"(aux|Aux).*", "")]
     rules = inception_v3_rules() if "Mixed_5b.branch1x1.conv.weight" in tensors else googlenet_rules()
     return convert(tensors, [*parts, *rules], template)
+
+
+def vgg16_rules() -> list[Rule]:
+    """models/vgg.py: convolutions under features, a ReLU behind each and a pool after every stage; classifier."""
+    rules, place = [], 0
+    for stage, depth in enumerate((2, 2, 3, 3, 3), 1):
+        for layer in range(1, depth + 1):
+            target = f"params/conv{stage}_{layer}"
+            rules.append(Rule(rf"features\.{place}\.weight", f"{target}/kernel", "conv"))
+            rules.append(Rule(rf"features\.{place}\.bias", f"{target}/bias"))
+            place += 2
+        place += 1
+    rules.append(Rule(r"classifier\.0\.weight", "params/classifier/fc6/kernel", "flatten", 512))
+    rules.append(Rule(r"classifier\.0\.bias", "params/classifier/fc6/bias"))
+    return [*rules, *_dense(r"classifier\.3", "classifier/fc7"), *_dense(r"classifier\.6", "classifier/fc8")]
 
 
 def mobilenet_v2_rules() -> list[Rule]:

@@ -9,8 +9,7 @@ Differs from the paper: the completion is a logistic model (Bradley-Terry with a
 
 from __future__ import annotations
 
-import csv
-import os
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -54,30 +53,26 @@ def simulate(
     return Comparisons(worker, first, second, lead + noise * rng.logistic(size=len(worker)) > 0)
 
 
-def read_comparisons(path: str | os.PathLike[str], names: list[str]) -> Comparisons:
-    """Comparisons from a CSV with the columns worker, better, worse; the last two hold names of pictures.
+def comparisons(rows: Sequence[tuple[str, Mapping[str, str]]], names: Sequence[str]) -> Comparisons:
+    """Comparisons from lines of a table.
+
+    Args:
+      rows: where each line stands, and its fields "worker", "better" and "worse"; the last two are names of pictures.
+      names: [N] of all pictures.
 
     Raises:
-      ValueError: a column is missing, no line is there, a picture is unknown or compared with itself; names the line.
+      ValueError: a picture is unknown or compared with itself; names the line.
     """
     place = {name: i for i, name in enumerate(names)}
     workers: dict[str, int] = {}
-    rows = []
-    with open(path, newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := {"worker", "better", "worse"} - set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: no column {', '.join(sorted(missing))}: expected worker, better, worse")
-        for line, row in enumerate(reader, 2):
-            if row["better"] not in place or row["worse"] not in place or row["better"] == row["worse"]:
-                raise ValueError(
-                    f"{path}, line {line}: {row['better']!r} and {row['worse']!r}: expected two known pictures"
-                )
-            worker = workers.setdefault(row["worker"], len(workers))
-            rows.append((worker, place[row["better"]], place[row["worse"]]))
-    if not rows:
-        raise ValueError(f"{path} holds no comparison: expected a line for each under the names of the columns")
-    worker, first, second = np.array(rows).T
-    return Comparisons(worker, first, second, np.ones(len(rows), bool))
+    found = []
+    for where, row in rows:
+        if row["better"] not in place or row["worse"] not in place or row["better"] == row["worse"]:
+            raise ValueError(f"{where}: {row['better']!r} and {row['worse']!r}: expected two known pictures")
+        worker = workers.setdefault(row["worker"], len(workers))
+        found.append((worker, place[row["better"]], place[row["worse"]]))
+    worker, first, second = np.array(found).T
+    return Comparisons(worker, first, second, np.ones(len(found), bool))
 
 
 def complete_ratings(

@@ -5,6 +5,7 @@ import scipy.io
 from facejax.data import readers, transforms
 from facejax.data.builders import images, store
 from facejax.data.readers.matlab import MatlabFaces
+from facejax.data.readers.prepared import PreparedImages
 from facejax.data.synthetic.faces import png
 
 
@@ -54,6 +55,37 @@ def test_what_is_wrong_is_named_and_nothing_is_left(tmp_path, bad, message):
     assert len(images.prepare(Listed(GOOD), "bad", tmp_path)) == 5
     with pytest.raises(ValueError, match="the name 'No Good' must be"):
         images.prepare(Listed(GOOD), "No Good", tmp_path)
+
+
+def test_a_prepared_set_is_opened_by_its_path(tmp_path, capsys):
+    for i in range(5):
+        (tmp_path / "people" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "people" / "ab"[i % 2] / f"{i}.png").write_bytes(GOOD[i]["image"])
+    wanted = ["--source", str(tmp_path / "people"), "--name", "ab", "--data_dir", str(tmp_path / "data")]
+    images.main(wanted)
+    folder = tmp_path / "data" / "facejax_images" / "ab" / "1.0.0"
+    assert f"5 images of 2 people: --config.data.path={folder}\n" in capsys.readouterr().out
+    plain, found = readers.read(tmp_path / "people"), readers.read(folder)
+    assert isinstance(found, PreparedImages) and found.num_classes == 2 and len(found) == 5
+    assert found.names == plain.names == ["a/0.png", "a/2.png", "a/4.png", "b/1.png", "b/3.png"]
+    assert found.labels.tolist() == plain.labels == [0, 0, 0, 1, 1]
+    examples = [found[3], *found.__getitems__([0, 4])]
+    assert [e["image"] for e in examples] == [plain[i]["image"] for i in (3, 0, 4)]
+    for change in (["--source", str(tmp_path / "none")], ["--name", "A"]):
+        with pytest.raises(SystemExit, match=r"data\.builders\.images: .*(none: expected a folder|name 'A' must be)"):
+            images.main([*wanted, *change])
+
+
+def test_a_prepared_set_that_cannot_be_opened_is_said(tmp_path):
+    found = images.prepare(Listed(GOOD), "mine", tmp_path)
+    assert found.names is None
+    told = found.folder / "metadata.json"
+    told.write_text(told.read_text().replace('"labels": [0, ', '"labels": ['))
+    with pytest.raises(ValueError, match="holds 5 images: expected 4, as it tells"):
+        readers.read(found.folder)
+    told.write_text('{"num_classes": 2}')
+    with pytest.raises(ValueError, match=r"holds facejax_images/mine/1\.0\.0 without labels: expected what"):
+        readers.read(found.folder)
 
 
 def test_matlab_columns_become_upright_pictures(tmp_path):

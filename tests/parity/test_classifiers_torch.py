@@ -1,4 +1,4 @@
-"""MobileNet and Inception against PyTorch modules written from the papers' tables, with the same random weights.
+"""MobileNet, Inception and VGG-16 against PyTorch modules written from the papers' tables, with equal random weights.
 
 The modules have torchvision's names, so that the rules for its published weights are tested too.
 """
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facejax.backbones import inception, mobilenet
+from facejax.backbones import inception, mobilenet, vgg
 from facejax.interop import torchvision
 from facejax.interop.names import Rule, batch_norm, convert
 
@@ -336,6 +336,26 @@ class InceptionV3(nn.Module):
         return [self.fc(x.mean((2, 3))), side]
 
 
+class VGG16(nn.Module):
+    """Configuration D, narrow but in its last maps, which are 2 x 2."""
+
+    def __init__(self, classes):
+        super().__init__()
+        layers, a = [], 3
+        for depth, width in ((2, 4), (2, 4), (3, 8), (3, 8), (3, 512)):
+            for _ in range(depth):
+                layers += [nn.Conv2d(a, width, 3, padding=1), nn.ReLU()]
+                a = width
+            layers.append(nn.MaxPool2d(2))
+        self.features, head = nn.Sequential(*layers), []
+        for inputs in (2048, 6):
+            head += [nn.Linear(inputs, 6), nn.ReLU(), nn.Dropout(0.0)]
+        self.classifier = nn.Sequential(*head, nn.Linear(6, classes))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).flatten(1))
+
+
 def paired(name):
     """(ours, PyTorch's with random weights, rules from its names to ours, side of the images)."""
     torch.manual_seed(0)
@@ -361,6 +381,10 @@ def paired(name):
         "inception_v3": lambda: (
             inception.inception_v3_torchvision(5, 0.125, dropout=0.0),
             InceptionV3(5), torchvision.inception_v3_rules(), 75,
+        ),
+        "vgg16": lambda: (
+            vgg.VGG((2, 2, 3, 3, 3), (4, 4, 8, 8, 512), 5, hidden=6, dropout=0.0),
+            VGG16(5), torchvision.vgg16_rules(), 64,
         ),
     }[name]()  # fmt: skip
     with torch.no_grad():
@@ -389,7 +413,7 @@ def assert_near(ours, theirs, tolerance):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
 
 
-NETWORKS = ["mobilenet_v1", "mobilenet_v2", "googlenet", "googlenet_paper", "bn_inception", "inception_v3"]
+NETWORKS = ["mobilenet_v1", "mobilenet_v2", "googlenet", "googlenet_paper", "bn_inception", "inception_v3", "vgg16"]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -434,14 +458,14 @@ def test_classifier(name):
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * largest, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "googlenet", "inception_v3"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "googlenet", "inception_v3", "vgg16"])
 def test_weights_are_read_from_files(name, tmp_path):
     ours, theirs, _, size = paired(name)
-    ours = ours if name == "mobilenet_v2" else ours.clone(auxiliary=False)
+    ours = ours.clone(auxiliary=False) if "ception" in name or name == "googlenet" else ours
     torch.save(theirs.state_dict(), tmp_path / "w.pt")
     template = jax.eval_shape(lambda key: ours.init(key, jnp.zeros((1, size, size, 3)), train=False), jax.random.key(0))
     variables = torchvision.load(tmp_path / "w.pt", template)
-    np.testing.assert_array_equal(variables["params"]["fc"]["bias"], theirs.state_dict()[
-        "classifier.1.bias" if name == "mobilenet_v2" else "fc.bias"
-    ])  # fmt: skip
+    last = variables["params"]["classifier"]["fc8"] if name == "vgg16" else variables["params"]["fc"]
+    source = {"mobilenet_v2": "classifier.1.bias", "vgg16": "classifier.6.bias"}.get(name, "fc.bias")
+    np.testing.assert_array_equal(last["bias"], theirs.state_dict()[source])
     assert jax.tree.structure(variables) == jax.tree.structure(template)

@@ -7,7 +7,8 @@ import pytest
 
 from experiments import faceqnet as experiment
 from experiments import quality_common as common
-from facejax.quality import faceqnet
+from facejax.data.synthetic.faces import png
+from facejax.quality import faceqnet, factors
 
 
 def test_parameter_count(count):
@@ -99,9 +100,38 @@ def test_smoke_and_the_trunk_stays(smoke, configured):
     chex.assert_trees_all_equal(kept, trained)
 
 
+def test_compliance_from_a_file(tmp_path, configured):
+    """The person's gallery picture is the one that the file puts first; other people may be in it too."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        (tmp_path / f"p{i // 2}").mkdir(exist_ok=True)
+        picture = png(rng.integers(0, 256, (48, 48, 3)).astype(np.uint8))
+        (tmp_path / f"p{i // 2}" / f"{i % 2}.png").write_bytes(picture)
+    lines = [f"p{i // 2}/{i % 2}.png,{(0.2, 0.9, 0.7, 0.4)[i % 4]}" for i in range(6)]
+    (tmp_path / "scores.csv").write_text("\n".join(["name,compliance", *reversed(lines)]))
+    changes = {"data.source": "path", "data.path": str(tmp_path), "data.people": 2, "data.judged": 2, "recognisers": 1}
+    _, config = configured("faceqnet:synthetic", compliance=str(tmp_path / "scores.csv"), **changes)
+    known = common.people(config.data, "train")
+    np.testing.assert_array_equal(experiment.compliance(config, known), [0.2, 0.9, 0.7, 0.4])
+    labels = experiment.label(config, known)
+    assert labels[[1, 2]].min() > 0.999 > 0.9 > labels[[0, 3]].max()
+    config.compliance = ""
+    plain = experiment.compliance(config, known)
+    sharp = common.measured(factors.sharpness, known.images)
+    chex.assert_trees_all_close(plain, (sharp - sharp.min()) / np.ptp(sharp), rtol=1e-5)
+    (tmp_path / "scores.csv").write_text("name,compliance\np0/0.png,1\np9/0.png,1\n")
+    config.compliance = str(tmp_path / "scores.csv")
+    with pytest.raises(ValueError, match=r"scores\.csv, line 3: 'p9/0\.png': expected a known picture"):
+        experiment.label(config, known)
+    (tmp_path / "scores.csv").write_text("\n".join(["name,compliance", *lines[:3]]))
+    with pytest.raises(ValueError, match=r"scores\.csv: no line for 'p1/1\.png', one of 1: expected all 4 pictures"):
+        experiment.label(config, known)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"compliance": "a.csv", "label": "sharpness"}, "compliance is given, but label is 'sharpness'"),
         ({"recognisers": 0}, "recognisers is 0: expected 1 or more"),
         ({"recogniser.name": "mobilefacenet"}, "recogniser.name is 'mobilefacenet': expected an IResNet"),
         ({"model.trunk": "vgg"}, "model.trunk is 'vgg': expected 'recogniser' or 'resnet50'"),

@@ -1,5 +1,3 @@
-import pathlib
-
 import chex
 import jax
 import numpy as np
@@ -28,20 +26,15 @@ def test_human_quality_is_the_median_of_stretched_ratings():
         human_quality.human_quality(np.zeros((1, 4)))
 
 
-def test_read_comparisons(tmp_path):
-    file = tmp_path / "answers.csv"
-    file.write_text("worker,better,worse\nann,a,b\nbob,c,a\n")
-    read = human_quality.read_comparisons(file, ["a", "b", "c"])
-    chex.assert_trees_all_equal(np.stack(read[:3]), np.array([[0, 1], [0, 2], [1, 0]]))
-    file.write_text("worker,better,worse\nann,a,d\n")
-    with pytest.raises(ValueError, match="line 2: 'a' and 'd'"):
-        human_quality.read_comparisons(file, ["a", "b", "c"])
-    file.write_text("worker,better,worse\n")
-    with pytest.raises(ValueError, match="holds no comparison"):
-        human_quality.read_comparisons(file, ["a"])
-    file.write_text("worker,best\n")
-    with pytest.raises(ValueError, match="no column better, worse"):
-        human_quality.read_comparisons(file, ["a"])
+def test_comparisons():
+    rows = [
+        (f"line {i}", {"worker": worker, "better": better, "worse": worse})
+        for i, (worker, better, worse) in enumerate([("ann", "a", "b"), ("bob", "c", "a"), ("ann", "a", "d")], 2)
+    ]
+    found = human_quality.comparisons(rows[:2], ["a", "b", "c"])
+    chex.assert_trees_all_equal(np.stack(found[:3]), np.array([[0, 1], [0, 2], [1, 0]]))
+    with pytest.raises(ValueError, match="line 4: 'a' and 'd': expected two known pictures"):
+        human_quality.comparisons(rows, ["a", "b", "c"])
 
 
 def test_matcher_quality(unit_rows):
@@ -96,11 +89,14 @@ def test_answers_of_people_about_files(tmp_path):
     config.comparisons.path = str(tmp_path / "answers.csv")
 
     class Folder:
-        paths = tuple(pathlib.Path(f"{tmp_path}/p{i // 2}/{i % 2}.png") for i in range(4))
+        names = tuple(f"p{i // 2}/{i % 2}.png" for i in range(4))
 
     known = common.unmeasured(common.Pictures(Folder, np.arange(4), 8), np.arange(4) // 2)
     values = experiment.human(config, known)
     assert values[:2].min() > values[2:].max()
+    (tmp_path / "answers.csv").write_text("worker,best\nann,a\n")
+    with pytest.raises(ValueError, match=r"answers\.csv: no column better, worse: expected worker, better, worse"):
+        experiment.human(config, known)
     config.comparisons.path = ""
     with pytest.raises(ValueError, match="nobody knows which pictures are better: expected a CSV"):
         experiment.human(config, known)

@@ -93,6 +93,7 @@ def test_pictures_of_a_path_are_decoded_when_asked_for(configured, photographs):
     np.testing.assert_array_equal(test.images[[1, 6]], images[[13, 18]])
     np.testing.assert_array_equal(known.images[3], images[3])
     assert test.images.names[:5] == ["p3/0.png", "p3/1.png", "p3/2.png", "p3/3.png", "p4/0.png"]
+    assert len(test.images.source_names) == 20 and test.images.source_names[0] == "p0/0.png"
     assert isinstance(test.images, common.Pictures) and np.isnan(test.fault).all()
     config.sets.size = 2
     sets = sets_common.sets(config, "test")

@@ -1,11 +1,16 @@
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import rankiqa as experiment
 from facejax.backbones import vgg
+from facejax.data import transforms
+from facejax.data.distortions import DISTORTIONS
 from facejax.data.synthetic.faces import png
+from facejax.interop import torchvision
 from facejax.quality import rankiqa
 
 
@@ -65,6 +70,249 @@ def test_pictures_of_people_seen_once(smoke, tmp_path):
         "rankiqa:synthetic", **{"train.batch_size": 32, "data.source": "path", "data.path": str(tmp_path)}
     )
     assert report.metrics.keys() == {"srocc", "neighbours_ranked"}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """Changes for a run on opinions: ten pictures to make worse, twelve judged ones of three references."""
+    root, rng = tmp_path_factory.mktemp("judged"), np.random.default_rng(0)
+    (root / "pictures").mkdir()
+    for i in range(10):
+        image = np.clip(rng.normal(128, 40, (40, 44, 3)), 0, 255).astype(np.uint8)
+        (root / "pictures" / f"{i}.png").write_bytes(png(image))
+    lines = ["name,opinion,reference"]
+    for i in range(12):
+        (root / f"{i}.png").write_bytes(png(np.full((30 + i, 40, 3), 20 * i, np.uint8)))
+        lines.append(f"{i}.png,{0.5 * (i // 3)},{'abc'[i % 3]}")
+    (root / "judged.csv").write_text("\n".join(lines))
+    return {
+        "data.source": "path", "data.path": str(root), "data.image_size": 24,
+        "opinions.path": str(root / "judged.csv"), "opinions.batch": 5, "opinions.peak": 1e-3, "opinions.crops": 2,
+        "levels": {**experiment.NONE, "noise": (0.01, 0.1), "brighter": (10.0, 40.0), "darker": (-10.0, -40.0)},
+        "drawn": 2, "loss.ranking": 2, "train.batch_size": 12, "train.steps": 4,
+    }  # fmt: skip
+
+
+class Small(nn.Module):
+    """Score of the mean colours and their deviations."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(1)(jnp.concatenate([images.mean((1, 2)), images.std((1, 2))], -1))[:, 0]
+
+
+@pytest.fixture
+def small_net(monkeypatch):
+    monkeypatch.setitem(experiment.NETS, "tiny", Small)
+
+
+def with_changes(configured, changes, **more):
+    levels = changes["levels"]
+    _, config = configured("rankiqa:synthetic", **{k: v for k, v in {**changes, **more}.items() if k != "levels"})
+    with config.ignore_type():
+        config.levels.update(levels)
+    return config
+
+
+def test_batches_of_ladders_then_of_opinions(configured, judged):
+    config = with_changes(configured, judged)
+    wired = experiment.build(config)
+    stream = wired.train_data()
+    batches = [next(stream) for _ in range(4)]
+    assert all({k: (v.shape, v.dtype) for k, v in b.items()} == {k: (s.shape, s.dtype) for k, s in wired.batch.items()}
+               for b in batches)  # fmt: skip
+    numbers = [list(DISTORTIONS).index(kind) for kind in experiment.kinds(config)]
+    for batch in batches[:2]:  # two pictures, two of the three kinds each, three levels
+        assert batch["level"].tolist() == 4 * [0, 1, 2]
+        drawn = batch["kind"].reshape(2, 2, 3)
+        assert (drawn == drawn[..., :1]).all() and (drawn[:, 0, 0] != drawn[:, 1, 0]).all()
+        assert np.isin(drawn, numbers).all()
+    pairs = [experiment.distorted(config, batches[0]["image"][0], np.random.default_rng(i), 2) for i in range(8)]
+    assert {row["kind"] for pair in pairs for row in pair} == {*numbers}
+    for batch in batches[2:]:
+        assert batch["kind"].tolist() == 5 * [experiment.JUDGED] + 7 * [experiment.UNUSED]
+        colour = batch["image"][:5].mean((1, 2, 3))
+        chex.assert_trees_all_close(batch["opinion"][:5], (0.5 * (colour // 60)).astype(np.float32))
+    position = stream.get_state()
+    after = [next(stream) for _ in range(2)]
+    stream.close()
+    again = wired.train_data()
+    again.set_state(position)
+    for one, two in zip(after, [next(again) for _ in range(2)], strict=True):
+        chex.assert_trees_all_equal(one, two)
+    again.close()
+
+
+def test_references_are_split_by_the_seed(configured, judged):
+    config, seen = with_changes(configured, judged), set()
+    for config.seed in range(8):
+        parts = {split: experiment.opinions_of(config, split) for split in ("train", "test")}
+        names = {split: {int(path.stem) % 3 for path in paths} for split, (paths, _) in parts.items()}
+        assert names["train"] | names["test"] == {0, 1, 2} and not names["train"] & names["test"]
+        assert [len(parts[split][0]) for split in ("train", "test")] == [8, 4]
+        seen |= {*names["test"]}
+    assert seen == {0, 1, 2}
+
+
+def test_the_loss_ranks_ladders_and_then_learns_opinions(configured, judged, small_net):
+    """Neither what fills a batch up nor the other stage's pictures count."""
+    config = with_changes(configured, judged)
+    wired = experiment.build(config)
+    stream = wired.train_data()
+    batches = [next(stream) for _ in range(3)]
+    stream.close()
+    state = jax.jit(wired.init)(jax.random.key(0))
+
+    step = jax.jit(jax.vmap(wired.train_step, (None, 0, None), axis_name="data"))
+
+    def loss(batch, number):
+        now = state.replace(step=jnp.array(number, jnp.int32))
+        _, metrics = step(now, jax.tree.map(lambda x: x[None], batch), jax.random.key(1))
+        return float(metrics["loss"].total[0] / metrics["loss"].count[0])
+
+    def scores(batch):
+        images = experiment.arcface.preprocess(jnp.asarray(batch["image"]))
+        return Small().apply({"params": state.params}, images, train=True)
+
+    ranked = rankiqa.ranking_loss(scores(batches[0]), batches[0]["level"], batches[0]["kind"], margin=1.0)
+    assert loss(batches[0], 1) == pytest.approx(float(ranked), rel=1e-4)
+    error = 0.5 * np.mean((scores(batches[2])[:5] - batches[2]["opinion"][:5]) ** 2)
+    assert loss(batches[2], 2) == pytest.approx(float(error), rel=1e-4)
+
+
+def test_a_run_on_opinions(configured, judged, small_net):
+    config = with_changes(configured, judged)
+    _, report = experiment.app.run(config, experiment.build, quiet=True)
+    assert report.metrics.keys() == {"srocc", "neighbours_ranked", "lcc"}
+    assert report.metrics["srocc"] == pytest.approx(
+        experiment.quality.spearman(report.arrays["scores"], report.arrays["opinions"])
+    )
+    assert report.metrics["lcc"] == pytest.approx(np.corrcoef(report.arrays["scores"], report.arrays["opinions"])[0, 1])
+    assert {"Score over level", "Score over opinion"} <= report.figures.keys()
+
+
+def test_a_score_is_the_mean_over_random_squares(configured, judged):
+    """A network that returns the mean grey: of pictures of one grey it is that; squares of a ramp lie everywhere."""
+    config = with_changes(configured, judged, **{"opinions.crops": 30})
+
+    class Grey:
+        def apply(self, variables, images, train):
+            assert images.shape[1:] == (24, 24, 3)
+            return images.mean((1, 2, 3))
+
+    report = experiment.with_opinions(config, Grey(), {})
+    paths, told = experiment.opinions_of(config, "test")
+    expected = np.array([20 * int(path.stem) for path in paths]) / 127.5 - 1
+    np.testing.assert_allclose(report.arrays["scores"], expected, atol=1e-5)
+    assert [report.metrics[name] for name in ("srocc", "lcc")] == pytest.approx([1, 1]) and len(told) == 4
+    rng, ramp = np.random.default_rng(0), np.repeat(np.arange(30, dtype=np.uint8)[:, None], 40, 1)[..., None]
+    tops = [experiment.cropped(ramp, 24, rng, "")[0, 0, 0] for _ in range(100)]
+    lefts = [experiment.cropped(ramp.swapaxes(0, 1), 24, rng, "")[0, 0, 0] for _ in range(100)]
+    assert {*tops} == {*lefts} == {*range(7)}  # the last place is one of them
+
+
+def test_pictures_that_are_too_small_or_few(configured, judged, tmp_path):
+    def said(message, call, **changes):
+        with pytest.raises(ValueError, match=message):
+            call(with_changes(configured, judged, **changes))
+
+    def evaluate(config):
+        experiment.with_opinions(config, None, {})
+
+    said(r"\d+\.png has \d+ x 40 pixels: expected 41 x 41 or more", evaluate, **{"data.image_size": 41})
+    example = {"image": png(np.zeros((20, 30, 3), np.uint8))}
+    rngs = [np.random.default_rng(0)]
+    said("a picture of data.path has 20 x 30 pixels: expected 24 x 24",
+         lambda config: experiment.load_ladders(config, [example], rngs))  # fmt: skip
+    (tmp_path / "a.png").write_bytes(example["image"])
+    (tmp_path / "one.csv").write_text("name,opinion,reference\na.png,1,x\n")
+    said("one.csv holds pictures of 1 references: expected 3 or more", evaluate,
+         **{"opinions.path": str(tmp_path / "one.csv")})  # fmt: skip
+    said("data.path is empty: expected a folder", lambda config: experiment.to_distort(config, "train"),
+         **{"data.path": ""})  # fmt: skip
+    said(r"train\.batch_size is 13: expected ladders of 6", experiment.build, **{"train.batch_size": 13})
+    said(r"train\.batch_size is 12: expected ladders of 6, and opinions\.batch at", experiment.build,
+         **{"opinions.batch": 13})  # fmt: skip
+    said(r"opinions\.peak is 0\.0: expected a rate", experiment.build, **{"opinions.peak": 0.0})
+    said(r"drawn is 4: expected 0, or 1 to 3 where", experiment.build, drawn=4)
+    said(r"model\.weights is given, but model\.name is 'tiny'", experiment.build, **{"model.weights": "a.pth"})
+
+
+def test_pictures_to_make_worse_are_parted(configured, judged):
+    config = with_changes(configured, judged)
+    known, unseen = (experiment.to_distort(config, split) for split in ("train", "test"))
+    assert (len(known), len(unseen)) == (8, 2)
+    images = [part[i]["image"] for part in (known, unseen) for i in range(len(part))]
+    assert len({*images}) == 10
+    assert transforms.decode(known[0]["image"]).shape == (40, 44, 3)
+
+
+def test_the_authors_levels():
+    """Of LIVE as their supplement rounds them; of TID2013 nine of eighteen lists a step."""
+    live, tid = (experiment.get_config(name) for name in ("live", "tid2013"))
+    np.testing.assert_allclose(np.array(live.levels.kernel_blur) / 6, [1.2, 2.5, 6.5, 15.2, 33.2], atol=0.05)
+    np.testing.assert_allclose(live.levels.noise, [0.001, 0.006, 0.022, 0.088, 1], atol=5e-4)
+    np.testing.assert_allclose(live.levels.jpeg2000, [52, 150, 343, 600, 1200], atol=0.4)
+    assert experiment.kinds(live) == ["noise", "jpeg", "jpeg2000", "kernel_blur"]
+    assert len(experiment.kinds(tid)) == 18 and experiment.ladder_size(tid) == 45 == tid.train.batch_size
+    assert 2 * experiment.ladder_size(live) == 48 == live.train.batch_size
+    for config in (live, tid):
+        for kind in experiment.kinds(config):
+            levels = np.abs(np.array(config.levels[kind]) - (kind.endswith("contrast") or kind == "saturation"))
+            assert (np.diff(levels) * (-1 if kind in ("jpeg", "colour_quantisation") else 1) > 0).all()
+
+
+def test_rates_of_the_authors(configured, judged):
+    """Ranking, then fine-tuning: biases twice, fc8 ten times, fc6 and fc7 ten times while fine-tuning; momentum off."""
+    config = experiment.get_config("live")
+    config.optim.unlock()
+    config.optim.momentum = 0.0
+    config.optim.schedule.boundaries, config.opinions.boundaries, config.train.steps = (1,), (1,), 4
+    params = {"conv1_1": {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)}, "classifier": {
+        name: {"kernel": jnp.ones((1, 1)), "bias": jnp.ones(1)} for name in ("fc6", "fc7", "fc8")}}  # fmt: skip
+    tx = experiment.optimizer(config, 2)
+    state, grads = tx.init(params), jax.tree.map(lambda x: 3 * x, params)
+    for rate, middle in ((1e-5, 1), (1e-6, 1), (1e-6, 10), (5e-7, 10)):
+        updates, state = tx.update(grads, state, params)
+        times = {"conv1_1": 1, "fc6": middle, "fc7": middle, "fc8": 10}
+        for name, multiple in times.items():
+            found = updates.get(name) or updates["classifier"][name]
+            np.testing.assert_allclose(found["kernel"], -rate * multiple * (3 + 5e-4), rtol=1e-5)
+            np.testing.assert_allclose(found["bias"], -rate * multiple * 2 * 3, rtol=1e-5)
+
+
+def test_weights_of_torchvision_for_raw_pictures(monkeypatch):
+    """A narrow VGG-16: the first map of BGR of 0..255 is that of the normalised picture, but at the border."""
+    net, rng = vgg.VGG((2, 2, 3, 3, 3), (2, 2, 2, 2, 512), 1, hidden=3), np.random.default_rng(0)
+    raw = experiment.Raw(net)
+    images = rng.integers(0, 256, (2, 64, 64, 3)).astype(np.uint8)
+    shapes = jax.eval_shape(lambda: raw.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
+    trunk = shapes["params"]["trunk"]
+    places = [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]
+    tensors = {"classifier.6.weight": np.zeros((1000, 3)), "classifier.6.bias": np.zeros(1000)}
+    for place, name in zip(places, sorted(k for k in trunk if k.startswith("conv")), strict=True):
+        tensors[f"features.{place}.weight"] = rng.normal(size=trunk[name]["kernel"].shape).transpose(3, 2, 0, 1)
+        tensors[f"features.{place}.bias"] = rng.normal(size=trunk[name]["bias"].shape)
+    for place, name in ((0, "fc6"), (3, "fc7")):
+        tensors[f"classifier.{place}.weight"] = rng.normal(size=trunk["classifier"][name]["kernel"].shape).T
+        tensors[f"classifier.{place}.bias"] = rng.normal(size=3)
+    monkeypatch.setattr(torchvision, "read_state_dict", lambda path: tensors)
+    template = {**trunk, "classifier": {k: v for k, v in trunk["classifier"].items() if k != "fc8"}}
+    found = experiment.read_weights("vgg16.pth", template)
+    assert jax.tree.structure(found) == jax.tree.structure(template)
+    whole = {**found, "classifier": {**found["classifier"], "fc8": {"kernel": np.ones((3, 1)), "bias": np.ones(1)}}}
+    kernel, bias = tensors["features.0.weight"].transpose(2, 3, 1, 0), tensors["features.0.bias"]
+    plain = {**whole, "conv1_1": {"kernel": kernel, "bias": bias}}
+    normal = (images / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    named = jax.jit(lambda params, images: net.apply({"params": params}, images, train=False, features=True))
+    expected = named(plain, normal.astype(np.float32))["relu1_1"]
+    maps = named(whole, images[..., ::-1].astype(np.float32))
+    inside = slice(1, -1)
+    chex.assert_trees_all_close(maps["relu1_1"][:, inside, inside], expected[:, inside, inside], rtol=1e-4, atol=1e-4)
+    scores = jax.jit(lambda x: raw.apply({"params": {"trunk": whole}}, experiment.arcface.preprocess(x), train=False))(
+        images
+    )
+    chex.assert_trees_all_close(scores, maps["logits"][:, 0], rtol=1e-3)
 
 
 def test_ladders_are_not_cut(cut):

@@ -1,17 +1,30 @@
-"""`facejax_images`: any source of labelled, encoded images as ArrayRecord, written once and read fast from then on."""
+"""`facejax_images`: any source of labelled, encoded images as ArrayRecord, written once and read fast from then on.
+
+    python -m facejax.data.builders.images --source people --name people
+    python -m experiments.arcface --config=folder --config.data.path=FOLDER ...      # which the first line prints
+
+`--source` is a folder person/picture.jpg, an InsightFace pack or a .mat file. A few large files in place of millions
+of small ones go over a network at full speed and count as a few in a quota; labels and the names of a folder's
+pictures lie apart, so that a run opens the set without reading it; and every image has been decoded once. A pack on a
+local disk gains the last two only.
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
+import pathlib
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from facejax.data import transforms
+from facejax.data import readers, transforms
 from facejax.data.builders import store
+from facejax.data.readers.prepared import PreparedImages
 
 
 class FacejaxImages(tfds.core.GeneratorBasedBuilder):
@@ -40,6 +53,7 @@ class FacejaxImages(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        labels = []
         for index in range(len(self._source)):
             example = self._source[index]
             if not 0 <= example["label"] < self._source.num_classes:
@@ -50,11 +64,13 @@ class FacejaxImages(tfds.core.GeneratorBasedBuilder):
                 transforms.decode(example["image"])
             except ValueError as error:
                 raise ValueError(f"image {index}: {error}") from error
+            labels.append(int(example["label"]))
             yield index, {"image": example["image"], "label": example["label"]}
+        self.info.metadata.update(labels=labels, names=list(getattr(self._source, "names", None) or []))
 
 
-def prepare(source: Any, name: str, data_dir: str | os.PathLike[str] | None = None) -> Any:
-    """The source's images from ArrayRecord, written first where they are not there yet: a random-access source.
+def prepare(source: Any, name: str, data_dir: str | os.PathLike[str] | None = None) -> PreparedImages:
+    """The source's images from ArrayRecord, written first where they are not there yet.
 
     Every image is decoded once on the way, so that a broken one is named now and not in the middle of a run.
 
@@ -64,7 +80,27 @@ def prepare(source: Any, name: str, data_dir: str | os.PathLike[str] | None = No
       data_dir: see `store.data_dir`.
     """
     builder = FacejaxImages(source=source, name=name, data_dir=data_dir)
-    prepared = store.prepared(builder, "train", {"image": tfds.decode.SkipDecoding()})
-    if len(prepared) != len(source):
-        raise ValueError(f"facejax_images: {builder.data_dir} holds {len(prepared)} images, the source {len(source)}")
-    return prepared
+    store.prepared(builder, "train", {"image": tfds.decode.SkipDecoding()})
+    found = PreparedImages(pathlib.Path(builder.data_dir))
+    if len(found) != len(source):
+        raise ValueError(f"facejax_images: {builder.data_dir} holds {len(found)} images, the source {len(source)}")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Prepares a source and says where it lies."""
+    parser = argparse.ArgumentParser(prog="python -m facejax.data.builders.images", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--source", required=True, help="what facejax.data.readers.read opens")
+    parser.add_argument("--name", required=True, help="of the prepared set: lower-case letters, digits, underscores")
+    parser.add_argument("--data_dir", help="where it goes; $FACEJAX_DATA_DIR or ~/.cache/facejax where not given")
+    given = parser.parse_args(arguments)
+    try:
+        found = prepare(readers.read(given.source), given.name, given.data_dir)
+    except (ValueError, OSError) as error:
+        sys.exit(f"facejax.data.builders.images: {error}")
+    print(f"{len(found)} images of {found.num_classes} people: --config.data.path={found.folder}")
+
+
+if __name__ == "__main__":
+    main()

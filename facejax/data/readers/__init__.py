@@ -22,14 +22,23 @@ class ImageSource(Protocol):
 
 
 def read(path: str | pathlib.Path) -> ImageSource:
-    """The source that a path holds: a folder with train.rec (InsightFace), a folder identity/image.jpg, or a .mat."""
+    """The source that a path holds.
+
+    A folder with train.rec in it (InsightFace), a set that `facejax.data.builders.images` prepared, a folder
+    identity/image.jpg, or a .mat file of faces. A source that knows them has `labels` and `names` of all images.
+    """
     path = pathlib.Path(path).expanduser()
     if (path / "train.rec").is_file():
         return RecordFile(path / "train.rec")
+    if (path / "dataset_info.json").is_file():
+        from facejax.data.readers.prepared import PreparedImages  # tfds takes a while to import
+
+        return PreparedImages(path)
     if path.is_dir():
         return ImageFolder(path)
     if path.suffix == ".mat" and path.is_file():
         return MatlabFaces(path)
     raise ValueError(
-        f"{path}: expected a folder with train.rec in it or with one folder for each person, or a .mat file"
+        f"{path}: expected a folder with train.rec in it, a prepared one or one with a folder for each person, "
+        "or a .mat file"
     )

@@ -20,6 +20,7 @@ class ImageFolder:
       num_classes: how many.
       labels: of all images, in order.
       paths: of all images, in order.
+      names: of all images, in order: "identity/image.jpg".
     """
 
     def __init__(self, root: str | pathlib.Path):
@@ -33,6 +34,10 @@ class ImageFolder:
         self.num_classes = len(found)
         self.paths = [file for files, _ in found for file in files]
         self.labels = [label for label, (files, _) in enumerate(found) for _ in files]
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{path.parent.name}/{path.name}" for path in self.paths]
 
     def __len__(self) -> int:
         return len(self.paths)
