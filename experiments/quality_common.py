@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -38,8 +39,10 @@ from facejax.train import (
     map_batches,
     new_figure,
     optim,
+    parallel,
     supervised_step,
 )
+from facejax.train.checkpoint import Checkpointer
 
 DATA = {
     "source": "face_world",  # or "path": whatever facejax.data.readers.read opens
@@ -297,7 +300,7 @@ def _trained(settings: ConfigDict, data_dir: str) -> dict[str, Any]:
     file = store.data_dir(data_dir or None) / "recognisers" / f"{_key(settings)}.msgpack"
     if not file.exists():
         settings.data.data_dir = data_dir
-        state, _ = app.run(settings, _without_evaluation, quiet=True)
+        state, _ = app.run(settings, _unjudged(arcface.build), quiet=True)
         kept = {"params": state.params["backbone"], "batch_stats": state.model_state, "centres": state.params["head"]}
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}.tmp")
@@ -330,8 +333,62 @@ def read_later(read: Callable[[], Any], variables: Mapping[str, Any]) -> Mapping
     return jax.pure_callback(read, shapes)
 
 
-def _without_evaluation(settings: ConfigDict) -> Any:
-    return dataclasses.replace(arcface.build(settings), evaluate=lambda state: Report({}))
+def stage_before(
+    config: ConfigDict, settings: ConfigDict, build: Callable[[ConfigDict], Experiment], same: tuple[str, ...]
+) -> tuple[Any, Any]:
+    """Parameters and model_state that the stage before left: read from its workdir, or trained now and kept in memory.
+
+    Args:
+      config: of the stage that begins; `start.workdir` is where the one before worked, empty to train it.
+      settings: of the stage before, which `stage` names; they are trained by where there is no workdir.
+      build: of the experiment.
+      same: fields that both stages must have alike.
+    """
+    workdir = config.start.workdir
+    if not workdir:
+        if config.data.source == "path":
+            raise ValueError(f"start.workdir is empty: expected the folder of a finished {settings.stage} run")
+        return _trained_before(settings.to_json_best_effort(sort_keys=True), build)
+    theirs, *found = _left_behind(workdir, settings.stage, build)
+    for section, name in (field.split(".") for field in same):
+        has, wanted = theirs[section][name], config[section][name]
+        if has != wanted:
+            raise ValueError(f"start.workdir {workdir} has {section}.{name} {has!r}: expected {wanted!r}")
+    return tuple(found)
+
+
+@functools.lru_cache(maxsize=8)
+def _trained_before(settings: str, build: Callable[[ConfigDict], Experiment]) -> tuple[Any, Any]:
+    state, _ = app.run(ConfigDict(json.loads(settings)), _unjudged(build), quiet=True)
+    return jax.tree.map(np.asarray, (state.params, state.model_state))
+
+
+@functools.lru_cache(maxsize=1)
+def _left_behind(workdir: str, stage: str, build: Callable[[ConfigDict], Experiment]) -> tuple[ConfigDict, Any, Any]:
+    """Configuration, parameters and model_state of a finished run."""
+    folder = pathlib.Path(workdir)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"start.workdir {folder} holds no config.json: expected a finished run of {stage}")
+    settings = ConfigDict(json.loads((folder / "config.json").read_text())["config"])
+    if settings.get("stage") != stage:
+        raise ValueError(f"start.workdir {folder} is a run of stage {settings.get('stage')!r}: expected {stage!r}")
+    experiment = build(settings)
+    executor = parallel.make_executor(experiment, "shard_map", 0)
+    checkpointer = Checkpointer(folder / "checkpoints")
+    try:
+        if checkpointer.latest != settings.train.steps:
+            raise ValueError(
+                f"start.workdir {folder} has come to step {checkpointer.latest}: expected the last, "
+                f"{settings.train.steps}"
+            )
+        state, _ = checkpointer.restore(executor.abstract(jax.eval_shape(experiment.init, jax.random.key(0))))
+    finally:
+        checkpointer.close()
+    return settings, *jax.tree.map(np.asarray, (state.params, state.model_state))
+
+
+def _unjudged(build: Callable[[ConfigDict], Experiment]) -> Callable[[ConfigDict], Experiment]:
+    return lambda config: dataclasses.replace(build(config), evaluate=lambda state: Report({}))
 
 
 def judge(config: ConfigDict) -> Recogniser:

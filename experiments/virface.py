@@ -21,10 +21,7 @@ settings are spread over defaults and remarks, which are taken at their word: a 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import json
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,8 +39,7 @@ from facejax.data import pipeline, readers, transforms
 from facejax.data.synthetic import faces
 from facejax.metrics import verification
 from facejax.recognition import arcface, virface
-from facejax.train import AXIS, Experiment, Mean, Report, TrainState, app, map_batches, optim, parallel, supervised_step
-from facejax.train.checkpoint import Checkpointer
+from facejax.train import AXIS, Experiment, Mean, Report, TrainState, app, map_batches, optim, supervised_step
 from facejax.train.claims import Claim
 
 BASE = {
@@ -296,47 +292,12 @@ def make_backbone(model: ConfigDict) -> virface.FaceResNet:
 
 def beginning(config: ConfigDict) -> tuple[Any, Any]:
     """Parameters and batch statistics that the stage before left: read from its workdir, or trained now and kept."""
-    if config.start.workdir:
-        return _left_behind(config.start.workdir, STAGES[config.stage])
-    if config.data.source == "path":
-        raise ValueError(f"start.workdir is empty: expected the folder of a finished {STAGES[config.stage]} run")
     settings = get_config(STAGES[config.stage])
     for part in ("seed", "start", "data", "model", "loss"):
         settings[part] = config[part]
     settings.train.steps = config.start.steps or settings.train.steps
-    return _trained(settings.to_json_best_effort(sort_keys=True))
-
-
-@functools.lru_cache(maxsize=8)
-def _trained(settings: str) -> tuple[Any, Any]:
-    def unjudged(config: ConfigDict) -> Experiment:
-        return dataclasses.replace(build(config), evaluate=lambda state: Report({}))
-
-    state, _ = app.run(ConfigDict(json.loads(settings)), unjudged, quiet=True)
-    return jax.tree.map(np.asarray, (state.params, state.model_state))
-
-
-@functools.lru_cache(maxsize=1)
-def _left_behind(workdir: str, stage: str) -> tuple[Any, Any]:
-    folder = pathlib.Path(workdir)
-    if not (folder / "config.json").exists():
-        raise ValueError(f"start.workdir {folder} holds no config.json: expected a finished run of {stage}")
-    settings = ConfigDict(json.loads((folder / "config.json").read_text())["config"])
-    if settings.get("stage") != stage:
-        raise ValueError(f"start.workdir {folder} is a run of stage {settings.get('stage')!r}: expected {stage!r}")
-    experiment = build(settings)
-    executor = parallel.make_executor(experiment, "shard_map", 0)
-    checkpointer = Checkpointer(folder / "checkpoints")
-    try:
-        if checkpointer.latest != settings.train.steps:
-            raise ValueError(
-                f"start.workdir {folder} has come to step {checkpointer.latest}: expected the last, "
-                f"{settings.train.steps}"
-            )
-        state, _ = checkpointer.restore(executor.abstract(jax.eval_shape(experiment.init, jax.random.key(0))))
-    finally:
-        checkpointer.close()
-    return jax.tree.map(np.asarray, (state.params, state.model_state))
+    same = ("data.image_size", "data.classes", "model.name", "model.embedding_size", "model.hidden", "model.latent")
+    return quality_common.stage_before(config, settings, build, same)
 
 
 def labelled_people(config: ConfigDict) -> Any:

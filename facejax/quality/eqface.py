@@ -3,7 +3,7 @@
 Liu & Tan. "EQFace: a simple explicit quality network for face recognition". CVPR Workshops 2021. arXiv:2105.00634.
 The confidence scales a picture's logits: a picture that is hard to name loses less with a flat softmax, an easy one
 gains from a sharp one. First the recogniser is trained without it, then the head and the class centres on the frozen
-trunk, then, which is not built here, a new recogniser with the confidences.
+trunk, then a new recogniser with the confidences of both.
 
 Differs from the paper's text, as the authors' code does: the confidence is clipped and stretched (`stretched`) and the
 loss is focal; `gamma` 0 and an identity `transform` are the text's.

@@ -18,8 +18,8 @@ WORLD = {
     "recognition_faulty": {"train": 6, "per_person": 2},
     "quality_clean": {"train": 8, "per_person": 8},
     "quality": {"train": 6, "test": 6, "per_person": 2},
+    "magnitude": {"train": 6, "test": 1, "per_person": 2},
     "sets": {"train": 6, "test": 6, "per_person": 2},
-    "magnitude": {"train": 6, "per_person": 2},
 }
 SMALL = {
     "data.people": 6,
