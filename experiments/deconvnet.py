@@ -29,7 +29,6 @@ from facejax.data import classification, pipeline, transforms
 from facejax.data.synthetic import faces
 from facejax.foundations import deconvnet
 from facejax.metrics.classification import top_k_correct
-from facejax.ops.pooling import avg_pool
 from facejax.train import (
     Experiment,
     Mean,
@@ -370,9 +369,9 @@ def importance(
         "centres": centres,
     }
     for name in RULES:
-        energy = jnp.sum(sent_back(net, variables, x, truth, "", name) ** 2, -1)
-        maps[f"{name}_pixels"] = np.asarray(energy)
-        maps[name] = np.asarray(avg_pool(energy[..., None], (square,) * 2, (stride,) * 2))[..., 0]
+        energy = np.asarray(jnp.sum(sent_back(net, variables, x, truth, "", name) ** 2, -1))
+        squares = np.lib.stride_tricks.sliding_window_view(energy, (square, square), (1, 2))
+        maps |= {f"{name}_pixels": energy, name: squares[:, ::stride, ::stride].mean((3, 4))}
     return maps
 
 

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from experiments import arcface as common
 from experiments import quality_common as judged
 from facejax.data.readers.verification import read_pack
+from facejax.data.synthetic import faces
 from facejax.metrics import quality, template, verification
 from facejax.recognition import magface
 from facejax.train import Experiment, Mean, Report, TrainState, app, map_batches, new_figure, optim, supervised_step
@@ -31,7 +32,7 @@ BASE = {
     "seed": 0,
     "data": {
         **judged.DATA,
-        "task": "magnitude",  # of the face world, to learn from
+        "task": "magnitude",  # of the face world, to learn from; a task of single pictures is judged on its own people
         "image_size": 32,
         "people": 200,
         "classes": 200,
@@ -159,7 +160,7 @@ def build(config: ConfigDict) -> Experiment:
         return losses.mean(), (updated["batch_stats"], metrics)
 
     def train_data() -> Any:
-        if config.data.source == "path":
+        if not of_known_faults(config.data):
             return judged.batches(config, common.people(config)[0], common.loader(config.data))
         seen = judged.people(config.data, "train", config.data.task)
         return judged.batches(config, judged.Rows({"image": seen.images, "label": seen.people.astype(np.int32)}))
@@ -195,9 +196,14 @@ def preprocess(images: jax.Array) -> jax.Array:
     return images[..., ::-1].astype(jnp.float32) / 255
 
 
+def of_known_faults(data: ConfigDict) -> bool:
+    """Whether pictures are the face world's with known faults, several to an example; else they are single ones."""
+    return data.source != "path" and faces.TASKS[data.task].views > 1
+
+
 def unseen(config: ConfigDict) -> judged.Faces:
-    """Pictures of people whom training never saw; faults are unknown (NaN) where they are not rendered."""
-    if config.data.source != "path":
+    """Pictures of people whom training never saw; faults are unknown (NaN) where they are not made on purpose."""
+    if of_known_faults(config.data):
         return judged.people(config.data, "test")
     _, source = common.people(config)
     if source is None:

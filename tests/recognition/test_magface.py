@@ -212,6 +212,16 @@ def test_smoke_and_packs(photographs, tmp_path):
     assert report.arrays["mine_embeddings"].shape == (40, 8)
 
 
+def test_single_pictures_of_the_face_world_are_learnt_from_and_judged_on(photographs, monkeypatch):
+    sources = dict(zip(("train", "test"), experiment.common.people(smoke(photographs)), strict=True))
+    monkeypatch.setattr(experiment.faces, "load", lambda task, split, data_dir: sources[split])
+    config = smoke(photographs, **{"data.source": "face_world", "data.task": "recognition", "train.steps": 1})
+    _, report = app.run(config, experiment.build, quiet=True)
+    assert report.arrays["embeddings"].shape == (8, 8)
+    assert report.arrays["labels"].tolist() == [example["label"] for example in sources["test"]]
+    assert "fault_correlation" not in report.metrics
+
+
 def test_lengths_that_follow_the_fault_are_found_and_weighted_templates_gain():
     config, test = experiment.get_config(), faces()
     right, wrong = (experiment.judge_people(config, embeddings_of(test, s), test).metrics for s in (9.0, -9.0))
