@@ -9,7 +9,7 @@ import argparse
 import numpy as np
 
 from benchmarks.compare import compare
-from facejax.ops import knn
+from facejax.ops import knn, vectors
 
 
 def main() -> None:
@@ -22,7 +22,8 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(args.rows // 20 + 1, args.width))
-    features = knn.unit(centres[rng.integers(0, len(centres), args.rows)] + rng.normal(size=(args.rows, args.width)))
+    features = centres[rng.integers(0, len(centres), args.rows)] + rng.normal(size=(args.rows, args.width))
+    features = vectors.unit_rows(features, np.float32)
     found = {}
 
     def run(method: str) -> None:

@@ -27,8 +27,8 @@ from experiments import arcface, sets_common
 from experiments import quality_common as common
 from facejax.backbones.iresnet import EmbeddingHead
 from facejax.metrics import verification
+from facejax.ops import vectors
 from facejax.quality import eqface
-from facejax.recognition.arcface import normalize
 from facejax.train import Experiment, Mean, Report, TrainState, app, map_batches, optim, supervised_step
 from facejax.train.claims import Claim
 
@@ -159,7 +159,7 @@ def build(config: ConfigDict) -> Experiment:
 
     def loss_fn(params: Any, state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
         confidence, features, updated = seen(params, state, batch["image"], True, rng)
-        cosine = normalize(features) @ normalize(params["centres"]).T
+        cosine = vectors.unit(features) @ vectors.unit(params["centres"]).T
         used = jnp.where(batch["step"] < sure, 1.0, confidence)
         losses = eqface.confident_loss(cosine, batch["label"], used, **config.loss)
         return losses.mean(), ({**state, **updated}, {"loss": Mean.of(losses), "confidence": Mean.of(confidence)})

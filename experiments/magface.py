@@ -24,6 +24,7 @@ from experiments import quality_common as judged
 from facejax.data.readers.verification import read_pack
 from facejax.data.synthetic import faces
 from facejax.metrics import quality, template, verification
+from facejax.ops import vectors
 from facejax.recognition import magface
 from facejax.train import Experiment, Mean, Report, TrainState, app, map_batches, new_figure, optim, supervised_step
 from facejax.train.claims import Claim
@@ -132,8 +133,7 @@ def build(config: ConfigDict) -> Experiment:
     def init(rng: jax.Array) -> TrainState:
         variables = net.init(rng, jnp.zeros((2, size, size, 3)), train=False)
         shape = (config.data.classes, config.model.embedding_size)
-        centres = jax.random.uniform(jax.random.fold_in(rng, 1), shape, minval=-1.0)
-        centres /= jnp.linalg.norm(centres, axis=1, keepdims=True)
+        centres = vectors.unit(jax.random.uniform(jax.random.fold_in(rng, 1), shape, minval=-1.0))
         params = {"backbone": variables["params"], "head": centres}
         return TrainState.create(rng, params, tx, model_state=variables["batch_stats"])
 

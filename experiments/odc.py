@@ -30,6 +30,7 @@ from facejax.clustering import odc
 from facejax.data import classification, pipeline, transforms
 from facejax.data.synthetic import faces
 from facejax.metrics import clustering, verification
+from facejax.ops import vectors
 from facejax.train import (
     AXIS,
     Experiment,
@@ -384,7 +385,7 @@ def report(config: ConfigDict, memory: odc.Memory, pooled: Any) -> Report:
     metrics |= {f"probe_accuracy_{shots}": probe(train, test, shots) for shots in config.eval.shots}
     if config.data.source == "face_world":
         both = {k: np.concatenate([train[k], test[k]]) for k in train}
-        features = verification.unit(both["features"])
+        features = vectors.unit_rows(both["features"])
         metrics["rank1"] = float(verification.leave_one_out_rank1(features, both["label"]))
         metrics["tar_at_far_1e-1"] = float(verification.all_pairs_tar(features, both["label"], (1e-1,))[0])
     found = clustering.report(truth[seen], memory.labels[seen])

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from facejax.clustering import ogmc
 from facejax.data.readers import learn_to_cluster
 from facejax.metrics import clustering
-from facejax.ops.knn import unit
+from facejax.ops.vectors import unit_rows
 from facejax.train import Experiment, Report, app, new_figure
 from facejax.train.claims import Claim
 
@@ -123,7 +123,7 @@ def load(data: ConfigDict, seed: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"data.source is {data.source!r}: expected modes or files")
     folder = pathlib.Path(data.path)
     features = learn_to_cluster.read_features(folder / "features" / f"{data.name}.bin", data.width)
-    return unit(features), learn_to_cluster.read_labels(folder / "labels" / f"{data.name}.meta", len(features))
+    return unit_rows(features), learn_to_cluster.read_labels(folder / "labels" / f"{data.name}.meta", len(features))
 
 
 def modes(people: int, angle: float, noise: float, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -137,13 +137,14 @@ def modes(people: int, angle: float, noise: float, width: int, seed: int) -> tup
       seed: of everything.
     """
     rng = np.random.default_rng(seed)
-    first = unit(rng.normal(size=(people, width)))
+    first = unit_rows(rng.normal(size=(people, width)), np.float32)
     across = rng.normal(size=(people, width))
-    across = unit(across - np.sum(across * first, 1, keepdims=True) * first)
+    across = unit_rows(across - np.sum(across * first, 1, keepdims=True) * first, np.float32)
     second = np.cos(np.radians(angle)) * first + np.sin(np.radians(angle)) * across
     centres = np.stack([first, second], 1).reshape(-1, width)
     mode = np.repeat(np.arange(2 * people), rng.integers(8, 21, 2 * people))
-    return unit(centres[mode] + noise * rng.normal(size=(len(mode), width)) / np.sqrt(width)), mode // 2
+    features = centres[mode] + noise * rng.normal(size=(len(mode), width)) / np.sqrt(width)
+    return unit_rows(features, np.float32), mode // 2
 
 
 def history(config: ConfigDict, features: np.ndarray, people: np.ndarray) -> Any:

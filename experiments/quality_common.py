@@ -26,7 +26,8 @@ from experiments import arcface
 from facejax.data import pipeline, transforms
 from facejax.data.builders import store
 from facejax.data.synthetic import faces
-from facejax.metrics import quality, verification
+from facejax.metrics import quality
+from facejax.ops import vectors
 from facejax.quality import factors
 from facejax.train import (
     Experiment,
@@ -539,7 +540,7 @@ def pairs(config: ConfigDict, test: Faces) -> Pairs:
 
 def compare(features: np.ndarray, people: np.ndarray, first: np.ndarray, second: np.ndarray) -> Pairs:
     """The pictures at `first` with those at `second`, [P] each, by embeddings [N, D] of any length."""
-    unit, block = verification.unit(features), 1 << 17
+    unit, block = vectors.unit_rows(features), 1 << 17
     parts = [(first[i : i + block], second[i : i + block]) for i in range(0, len(first), block)]
     cosine = np.concatenate([np.einsum("pd,pd->p", unit[a], unit[b]) for a, b in parts])
     return Pairs(first, second, np.arccos(np.clip(cosine, -1, 1)) / np.pi, people[first] == people[second])

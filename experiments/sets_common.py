@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 from experiments import quality_common as common
 from facejax.data import transforms
 from facejax.metrics import verification
+from facejax.ops import vectors
 from facejax.quality.pooling import Weighting, set_pool
 from facejax.quality.qan import set_triplet_loss
 from facejax.train import Experiment, Mean, Report, TrainState, image_grid, map_batches, new_figure, supervised_step
@@ -158,7 +159,7 @@ def fused(config: ConfigDict, weigh: Callable[[Any], np.ndarray]) -> Report:
     """
     images = sets(config, "test").images
     images = images.reshape(-1, *images.shape[2:])
-    features = verification.unit(common.recogniser(config, config.seed)(images, config.eval.batch_size))
+    features = vectors.unit_rows(common.recogniser(config, config.seed)(images, config.eval.batch_size))
     return assess(config, features, weigh(images), "l1")
 
 

@@ -24,7 +24,7 @@ from facejax.data import pipeline
 from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
 from facejax.metrics import clustering
-from facejax.ops import knn
+from facejax.ops import knn, vectors
 from facejax.ops.segment import Graph
 from facejax.train import Experiment, Mean, Report, TrainState, app, optim, parallel, supervised_step
 from facejax.train.claims import Claim
@@ -142,7 +142,7 @@ def people(config: ConfigDict) -> tuple[Embeddings, Embeddings, Embeddings]:
 def sampler(config: ConfigDict, learnt: Embeddings, arcs: int) -> pipeline.Load:
     """Makes a sub-graph of static size: sampled people, some of their faces, neighbours among these, some edges."""
     names, labels = np.unique(learnt.labels, return_inverse=True)
-    centres = knn.unit(np.stack([learnt.features[labels == c].mean(0) for c in range(len(names))]))
+    centres = vectors.unit_rows(np.stack([learnt.features[labels == c].mean(0) for c in range(len(names))]))
     sizes = config.sample
     if len(labels) < sizes.nodes:
         raise ValueError(f"sample.nodes is {sizes.nodes}: expected at most {len(labels)}, the labelled faces")

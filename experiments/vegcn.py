@@ -24,7 +24,7 @@ from facejax.clustering import vegcn
 from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
 from facejax.metrics import clustering
-from facejax.ops import knn
+from facejax.ops import knn, vectors
 from facejax.train import Experiment, Report, app, new_figure
 from facejax.train.claims import Claim
 
@@ -125,7 +125,7 @@ def vertices(config: ConfigDict, nets: Nets, here: Scene) -> tuple[jax.Array, ja
     net = vegcn.GCNV(config.gcn_v.hidden)
     features = jnp.asarray(here.people.features)
     confidence, hidden = net.apply(nets.vertex, features, here.graph, chunk=config.graph.chunk)
-    return confidence, jnp.asarray(knn.unit(np.asarray(hidden))) if config.space == "hidden" else features
+    return confidence, jnp.asarray(vectors.unit_rows(np.asarray(hidden))) if config.space == "hidden" else features
 
 
 def clusterer(config: ConfigDict, nets: Nets, here: Scene) -> Any:

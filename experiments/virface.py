@@ -37,7 +37,7 @@ from experiments import arcface as common
 from experiments import quality_common
 from facejax.data import pipeline, readers, transforms
 from facejax.data.synthetic import faces
-from facejax.metrics import verification
+from facejax.ops import vectors
 from facejax.recognition import arcface, virface
 from facejax.train import AXIS, Experiment, Mean, Report, TrainState, app, map_batches, optim, supervised_step
 from facejax.train.claims import Claim
@@ -226,7 +226,7 @@ def build(config: ConfigDict) -> Experiment:
         total = losses.mean()
         if config.stage == "virface":
             fit, found = fitting(params, labelled, labels, fitted)
-            unit = arcface.normalize(lax.stop_gradient(mine))
+            unit = vectors.unit(lax.stop_gradient(mine))
             samples = generator.apply({"params": params["generator"]}, unit, drawn, draws=loss.draws).samples
             places = lax.axis_index(AXIS) * len(mine) + jnp.arange(len(mine))
             losses = virface.virinstance_loss(samples, centres, places, others, keep=keep, **options)
@@ -236,11 +236,11 @@ def build(config: ConfigDict) -> Experiment:
 
     def fitting(params: Any, features: jax.Array, labels: jax.Array, rng: jax.Array) -> tuple[jax.Array, Any]:
         """Losses [N] of the generator on labelled embeddings, and whether it hits their own centres."""
-        unit = arcface.normalize(lax.stop_gradient(features))
+        unit = vectors.unit(lax.stop_gradient(features))
         made = generator.apply({"params": params["generator"]}, unit, rng)
         error = virface.fit_error(made.samples[0], params["head"][labels])
         code = virface.divergence(made.mean, made.log_variance)
-        nearest = jnp.argmax(arcface.normalize(made.samples[0]) @ arcface.normalize(params["head"]).T, 1)
+        nearest = jnp.argmax(vectors.unit(made.samples[0]) @ vectors.unit(params["head"]).T, 1)
         found = {"fit_error": Mean.of(error), "divergence": Mean.of(code), "own_centre": Mean.of(nearest == labels)}
         return loss.fit * error + loss.prior * code, found
 
@@ -264,7 +264,7 @@ def build(config: ConfigDict) -> Experiment:
         variables = {"params": state.params["backbone"], "batch_stats": state.model_state}
 
         def embeddings(images: np.ndarray) -> np.ndarray:  # of the picture alone, as in the reference
-            return verification.unit(map_batches(embed, variables, images, config.eval.batch_size)["features"])
+            return vectors.unit_rows(map_batches(embed, variables, images, config.eval.batch_size)["features"])
 
         return (common.verify_packs if config.eval.packs else common.verify_unseen)(config, embeddings)
 

@@ -21,8 +21,8 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from experiments import arcface as common
+from facejax.ops import vectors
 from facejax.recognition import vpl
-from facejax.recognition.arcface import normalize
 from facejax.train import AXIS, Experiment, Mean, Report, TrainState, app, ema_update, optim, reduce_gradients
 from facejax.train.claims import Claim
 
@@ -133,7 +133,7 @@ def build(config: ConfigDict) -> Experiment:
         metrics = {
             "loss": Mean.of(losses),
             "injected": Mean.of(rates > 0),
-            "memory_cosine": Mean.of(jnp.sum(normalize(gathered) * memory.features[held], -1), compared),
+            "memory_cosine": Mean.of(jnp.sum(vectors.unit(gathered) * memory.features[held], -1), compared),
         }
         state = state.replace(
             step=number,

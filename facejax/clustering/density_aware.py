@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.nn.graph import GraphConv
+from facejax.ops import vectors
 from facejax.ops.knn import Neighbours
 
 
@@ -90,11 +91,10 @@ class DANet(nn.Module):
             up, down = (nn.RNN(nn.OptimizedLSTMCell(self.hidden), name=name) for name in ("up", "down"))
             ends, _ = nn.Bidirectional(up, down, return_carry=True)(local, seq_lengths=lengths)
             total += nn.Dense(self.features, name="far")(jnp.concatenate([hidden for _, hidden in ends], 1))
-        return total * jax.lax.rsqrt(jnp.maximum(jnp.sum(total**2, 1, keepdims=True), 1e-12))
+        return vectors.unit(total)
 
 
 def identity_loss(embeddings: jax.Array, centres: jax.Array, labels: jax.Array, scale: float = 30.0) -> jax.Array:
     """Cross-entropy [B] of scaled cosines between embeddings [B, D'] of length 1 and people's centres [C, D']."""
-    centres = centres * jax.lax.rsqrt(jnp.maximum(jnp.sum(centres**2, 1, keepdims=True), 1e-12))
-    log_p = nn.log_softmax(scale * embeddings @ centres.T)
+    log_p = nn.log_softmax(scale * embeddings @ vectors.unit(centres).T)
     return -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]

@@ -21,11 +21,10 @@ from flax import struct
 from jax import lax
 
 from facejax.nn.norm import BatchNorm
+from facejax.ops import vectors
 from facejax.ops.scatter import last_of_equal
 
 Dtype = Any
-
-EPS = 1e-12
 
 
 @struct.dataclass
@@ -53,12 +52,6 @@ class Memory:
         return cls(jnp.zeros((pictures, width)), jnp.full(pictures, -1, jnp.int32), jnp.zeros((clusters, width)))
 
 
-def unit(features: jax.Array) -> jax.Array:
-    """Rows of length 1, float32; a row of zeros stays. [N, D] -> [N, D]."""
-    features = features.astype(jnp.float32)
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), EPS)
-
-
 def cluster_sizes(memory: Memory) -> jax.Array:
     """[K] int32; pictures that were never seen count nowhere."""
     clusters = memory.centroids.shape[0]
@@ -76,7 +69,7 @@ def remember(memory: Memory, indices: jax.Array, features: jax.Array, momentum: 
       momentum: m; a picture that was never seen takes its whole feature whatever m is.
     """
     _check(memory, indices, features)
-    rows = unit((1 - momentum) * memory.features[indices] + momentum * unit(features))
+    rows = vectors.unit((1 - momentum) * memory.features[indices] + momentum * vectors.unit(features))
     place = last_of_equal(indices, len(memory.labels))
     return memory.replace(features=memory.features.at[place].set(rows, mode="drop"))
 

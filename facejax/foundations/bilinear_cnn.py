@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from facejax.ops import vectors
 from facejax.ops.pooling import resize_bilinear
 
 Pooling = Literal["bilinear", "compact", "average"]
@@ -86,8 +87,7 @@ def _signed_sqrt_jvp(primals, tangents):
 
 def normalize(x: jax.Array) -> jax.Array:
     """Signed square roots, then unit length: [..., D] -> [..., D]. A row of zeros stays zero."""
-    roots = signed_sqrt(x)
-    return roots * jax.lax.rsqrt(jnp.sum(roots * roots, -1, keepdims=True) + 1e-10)
+    return vectors.unit(signed_sqrt(x), 1e-5)
 
 
 class BilinearCNN(nn.Module):

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from facejax.ops import segment
+from facejax.ops import segment, vectors
 from facejax.ops.segment import Graph
 
 POOL_HIDDEN, LSTM_HIDDEN = 512, 128
@@ -206,11 +206,6 @@ AGGREGATORS = {
 }
 
 
-def unit(values: jax.Array) -> jax.Array:
-    """Rows of length 1; a row of zeros stays zero, with a finite gradient."""
-    return values * lax.rsqrt(jnp.maximum(jnp.sum(values**2, -1, keepdims=True), 1e-12))
-
-
 class GraphSAGE(nn.Module):
     """Aggregators with ReLU between them, unit embeddings, and a linear layer to the classes.
 
@@ -236,7 +231,7 @@ class GraphSAGE(nn.Module):
         for i, block in enumerate(blocks):
             layer = AGGREGATORS[self.aggregator](self.width, self.hidden, self.dtype, name=f"layer{i + 1}")
             rows = layer(nn.relu(rows) if i else rows, block)
-        rows = unit(rows.astype(jnp.float32))
+        rows = vectors.unit(rows, 1e-6)
         return rows if self.num_classes is None else _dense(self.num_classes, self.dtype, "classes", bias=True)(rows)
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from facejax.metrics.verification import BLOCK_ELEMENTS, FalseAccepts, count_at_least, unit
+from facejax.metrics.verification import BLOCK_ELEMENTS, FalseAccepts, count_at_least
+from facejax.ops.vectors import unit_rows
 
 NOISY_DISTRACTOR = 100.0
 PROBE_JITTER = 1e-3
@@ -101,7 +102,7 @@ def refine_probes(features: ArrayLike, identities: ArrayLike, noisy: ArrayLike, 
     np.add.at(centers, index[~noisy], features[~noisy])
     jitter = rng.uniform(-PROBE_JITTER, PROBE_JITTER, (int(noisy.sum()), features.shape[1]))
     refined = features.copy()
-    refined[noisy] = unit(centers[index[noisy]] + jitter)
+    refined[noisy] = unit_rows(centers[index[noisy]] + jitter)
     return np.pad(refined, ((0, 0), (0, 1)))
 
 
@@ -133,7 +134,7 @@ def cmc(
     Returns:
       [K] share of probes of rank 1, 1..2, ..., 1..K.
     """
-    probes, gallery = unit(probes), unit(gallery)
+    probes, gallery = unit_rows(probes), unit_rows(gallery)
     probe_labels, gallery_labels = np.asarray(probe_labels), np.asarray(gallery_labels)
     if probe_labels.shape != probes.shape[:1] or gallery_labels.shape != gallery.shape[:1]:
         raise ValueError(

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from facejax.metrics.verification import BLOCK_ELEMENTS, angular_distances, check_fars, unit
+from facejax.metrics.verification import BLOCK_ELEMENTS, angular_distances, check_fars
+from facejax.ops.vectors import unit_rows
 
 Pooling = Literal["arcface", "magface", "magface+"]
 
@@ -60,7 +61,7 @@ def image_features(
     if flipped is not None:
         features = features + _matching("flipped", flipped, features.shape)
     if not keep_norm:
-        features = unit(features)
+        features = unit_rows(features)
     if detector_scores is not None:
         features = features * _matching("detector_scores", detector_scores, features.shape[:1])[:, None]
     return features
@@ -93,9 +94,9 @@ def template_features(
     pooled = _segment_mean(features, starts)
     firsts = np.flatnonzero(new_template[starts])
     if pooling == "arcface":
-        pooled = unit(np.add.reduceat(pooled, firsts))
+        pooled = unit_rows(np.add.reduceat(pooled, firsts))
     elif pooling in ("magface", "magface+"):
-        pooled = _segment_mean(unit(pooled) if pooling == "magface" else pooled, firsts)
+        pooled = _segment_mean(unit_rows(pooled) if pooling == "magface" else pooled, firsts)
     else:
         raise ValueError(f"pooling {pooling!r}; expected 'arcface', 'magface' or 'magface+'")
     return pooled, templates[new_template]

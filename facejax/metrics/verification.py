@@ -17,6 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 
+from facejax.ops.vectors import unit_rows
+
 ACCURACY_THRESHOLDS = np.arange(0, 4, 0.01)
 TAR_THRESHOLDS = np.arange(0, 4, 0.001)
 BLOCK_ELEMENTS = 2**24
@@ -110,18 +112,6 @@ def check_fars(fars: ArrayLike) -> np.ndarray:
     return fars
 
 
-def unit(vectors: ArrayLike) -> np.ndarray:
-    """Rows of unit length, in float32 or float64; a row of zeros stays zero. [N, D] -> [N, D]."""
-    vectors = np.asarray(vectors)
-    vectors = vectors.astype(np.result_type(vectors, np.float32), copy=False)
-    if vectors.ndim != 2 or not np.isfinite(vectors).all():
-        raise ValueError(
-            f"embeddings: shape {vectors.shape}, finite: {np.isfinite(vectors).all()}; expected finite [N, D]"
-        )
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(norms > 0, norms, 1)
-
-
 def flip_embedding(features: ArrayLike, flipped: ArrayLike) -> np.ndarray:
     """Embedding of an image from it and its mirror image: the sum of the two raw features, then unit length.
 
@@ -133,7 +123,7 @@ def flip_embedding(features: ArrayLike, flipped: ArrayLike) -> np.ndarray:
     Returns:
       [N, D].
     """
-    return unit(sum(_same_shape(features, flipped)))
+    return unit_rows(sum(_same_shape(features, flipped)))
 
 
 def xnorm(features: ArrayLike, flipped: ArrayLike) -> float:
@@ -149,7 +139,7 @@ def squared_distances(first: ArrayLike, second: ArrayLike) -> np.ndarray:
 
 def angular_distances(first: ArrayLike, second: ArrayLike) -> np.ndarray:
     """Angle between each row and its partner over pi, in 0..1; 0.5 for a row of zeros. [N, D], [N, D] -> [N]."""
-    first, second = (unit(x.astype(np.float64)) for x in _same_shape(first, second))
+    first, second = (unit_rows(x, np.float64) for x in _same_shape(first, second))
     return np.arccos(np.clip(np.sum(first * second, axis=1), -1, 1)) / np.pi
 
 
@@ -397,7 +387,7 @@ def _blocks(rows: int, columns: int) -> Iterator[slice]:
 
 
 def _labelled(embeddings: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    embeddings, labels = unit(embeddings), np.asarray(labels)
+    embeddings, labels = unit_rows(embeddings), np.asarray(labels)
     if labels.shape != embeddings.shape[:1]:
         raise ValueError(f"labels: shape {labels.shape}; expected {embeddings.shape[:1]}, one per embedding")
     return embeddings, labels

@@ -58,7 +58,7 @@ def vertex_normals(vertices: jax.Array, triangles: jax.Array, incident: Incidenc
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-    """Vectors [3, ...] of length 1; zero stays zero and has a finite gradient."""
+    """Vectors [3, ...] of length 1, a plane for each component, as in rendering; zero has a finite gradient."""
     x, y, z = vectors
     return vectors * jax.lax.rsqrt(jnp.maximum(x * x + y * y + z * z, 1e-20))
 

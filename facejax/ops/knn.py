@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse
 from jax import lax
 
-from facejax.ops import segment
+from facejax.ops import segment, vectors
 
 
 class Neighbours(NamedTuple):
@@ -28,21 +28,6 @@ class Neighbours(NamedTuple):
     similarity: np.ndarray
 
 
-def unit(features: np.ndarray) -> np.ndarray:
-    """Rows of length 1, [N, D] float32; a row of zeros stays.
-
-    Raises:
-      ValueError: not two-dimensional, no rows, or values that are not finite.
-    """
-    features = np.asarray(features, np.float32)
-    if features.ndim != 2 or not features.size:
-        raise ValueError(f"features are {features.shape}: expected [N, D] with at least one row")
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    if not np.isfinite(length).all():
-        raise ValueError(f"features: row {int(np.argmin(np.isfinite(length)))} is not finite")
-    return features / np.where(length > 0, length, 1)
-
-
 def knn(features: np.ndarray, k: int, *, method: str = "exact", block: int = 8192) -> Neighbours:
     """The k nearest rows of every row by cosine.
 
@@ -55,9 +40,11 @@ def knn(features: np.ndarray, k: int, *, method: str = "exact", block: int = 819
     "exact" multiplies on the device, or on a CPU by NumPy's BLAS, there every pair of blocks once for both.
 
     Raises:
-      ValueError: k beyond the rows, features that are not finite, a method that does not exist.
+      ValueError: k beyond the rows, no rows, features that are not finite, a method that does not exist.
     """
-    features = unit(features)
+    features = vectors.unit_rows(features, np.float32)
+    if not features.size:
+        raise ValueError(f"features are {features.shape}: expected [N, D] with at least one row")
     count = len(features)
     if not 1 <= k <= count:
         raise ValueError(f"k is {k}: expected 1 to {count}, the number of rows")

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from facejax.ops import vectors
+
 
 class FaceQnet(nn.Module):
     """Trunk, dropout, two dense layers.
@@ -49,7 +51,7 @@ def gallery_labels(features: np.ndarray, people: np.ndarray, compliance: np.ndar
     Raises:
       ValueError: all cosines are equal, as where every person has one picture.
     """
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    unit = vectors.unit_rows(features)
     _, person = np.unique(people, return_inverse=True)
     order = np.lexsort((np.arange(len(people)), -np.asarray(compliance), person))
     first = order[np.r_[True, np.diff(person[order]) > 0]]

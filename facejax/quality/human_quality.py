@@ -18,6 +18,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from facejax.ops import vectors
+
 
 class Comparisons(NamedTuple):
     """Answers of workers.
@@ -143,7 +145,7 @@ def matcher_quality(features: np.ndarray, people: np.ndarray, gallery: np.ndarra
       z = (s - mean) / deviation, mean and deviation of the face's cosines to all pictures of others; NaN for the
       gallery pictures themselves and where the impostors' cosines do not vary.
     """
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    unit = vectors.unit_rows(features)
     mean, deviation = np.empty(len(unit)), np.empty(len(unit))
     for first in range(0, len(unit), 1024):
         rows = slice(first, first + 1024)

@@ -17,6 +17,8 @@ import numpy as np
 import optax
 from jax import lax
 
+from facejax.ops import vectors
+
 
 def pair_confidence_loss(
     confidence: jax.Array, embeddings: jax.Array, people: jax.Array, *, worse_only: bool = True
@@ -32,7 +34,7 @@ def pair_confidence_loss(
     Returns:
       [] loss; 0 where no two pictures are of one person.
     """
-    unit = embeddings / jnp.maximum(jnp.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    unit = vectors.unit(embeddings)
     target = jax.lax.stop_gradient(unit @ unit.T)
     first, second = confidence[:, None], confidence[None]
     joint = jnp.minimum(first, second) if worse_only else (first + second) / 2

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from facejax.nn.conv import Conv
+from facejax.ops import vectors
 from facejax.ops.pooling import avg_pool, max_pool
 
 
@@ -54,7 +55,7 @@ def set_triplet_loss(sets: jax.Array, people: jax.Array, *, margin: float = 1.2)
     Returns:
       [] the mean over the triplets that are there; 0 where there is none.
     """
-    unit = sets / jnp.sqrt(jnp.maximum(jnp.sum(sets * sets, 1, keepdims=True), 1e-24))
+    unit = vectors.unit(sets)
     distance = 2 - 2 * unit @ unit.T
     same = people[:, None] == people
     positive, negative = same & ~jnp.eye(len(people), dtype=bool), ~same

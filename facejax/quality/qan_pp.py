@@ -16,6 +16,7 @@ import optax
 
 from facejax.nn.conv import Conv
 from facejax.nn.norm import BatchNorm
+from facejax.ops import vectors
 from facejax.recognition import arcface
 
 WIDTHS = (8, 16, 32, 48)
@@ -104,5 +105,5 @@ def arcnegface_loss(features: jax.Array, centres: jax.Array, labels: jax.Array, 
     Returns:
       [N] losses.
     """
-    cosine = arcface.normalize(features) @ arcface.normalize(centres).T
+    cosine = vectors.unit(features) @ vectors.unit(centres).T
     return optax.softmax_cross_entropy_with_integer_labels(arcnegface_logits(cosine, labels, **options), labels)

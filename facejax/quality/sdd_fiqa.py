@@ -21,6 +21,7 @@ from jax import lax
 from facejax.backbones.mobilefacenet import MobileFaceNet
 from facejax.nn.conv import Conv
 from facejax.nn.norm import BatchNorm, PReLU
+from facejax.ops import vectors
 from facejax.ops.sampling import without_replacement
 
 
@@ -87,8 +88,7 @@ def pseudo_labels(
         )
     group = np.repeat(np.arange(len(counts)), counts)
     start, size = (jnp.asarray(x[group], jnp.int32) for x in (starts, counts))
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = jnp.asarray((features / np.where(length > 0, length, 1))[order])
+    unit = jnp.asarray(vectors.unit_rows(features)[order])
     block, total = min(block, len(unit)), np.zeros(len(features))
     for key in jax.random.split(rng, rounds):
         parts = {}  # all are asked for before the first is read, so that blocks are computed side by side

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from facejax.ops import vectors
+
 
 def robustness(embeddings: jax.Array, *, as_printed: bool = False) -> jax.Array:
     """Quality from stochastic embeddings.
@@ -30,12 +32,11 @@ def robustness(embeddings: jax.Array, *, as_printed: bool = False) -> jax.Array:
     count = embeddings.shape[0]
     if embeddings.ndim != 3 or count < 2:
         raise ValueError(f"robustness: embeddings of shape {embeddings.shape}, expected [T, N, D] with T of 2 or more")
-    length = jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
-    unit = jnp.swapaxes(embeddings / jnp.maximum(length, 1e-12), 0, 1)
+    unit = jnp.swapaxes(vectors.unit(embeddings), 0, 1)
     near = unit - unit[:, :1]  # small differences keep their digits
     square = jnp.sum(near * near, -1)
     square = square[:, :, None] + square[:, None] - 2 * jnp.einsum("nid,njd->nij", near, near)
-    none = jnp.swapaxes(length[..., 0] == 0, 0, 1)
+    none = ~jnp.any(unit, -1)
     square = jnp.where(none[:, :, None] | none[:, None], 2.0, jnp.maximum(square, 0.0))
     distance = jnp.where(jnp.eye(count, dtype=bool), 0.0, jnp.sqrt(square))
     pairs = count * count if as_printed else count * (count - 1)

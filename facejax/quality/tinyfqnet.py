@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.nn.blocks import ConvNorm
+from facejax.ops import vectors
 
 BLOCKS = ((32, 2), (32, 1), (32, 1), (64, 2), (64, 1), (64, 2), (64, 1))
 """(channels, stride) of the separable blocks."""
@@ -57,18 +58,14 @@ def centre_cosine(features: np.ndarray, people: np.ndarray, *, leave_one_out: bo
     Raises:
       ValueError: a person with one picture, where it is left out.
     """
-
-    def unit(x: np.ndarray) -> np.ndarray:
-        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-    rows = unit(features.astype(np.float64))
+    rows = vectors.unit_rows(features, np.float64)
     _, place, counts = np.unique(people, return_inverse=True, return_counts=True)
     if leave_one_out and counts.min() < 2:
         raise ValueError(f"{np.sum(counts < 2)} people have one picture: expected two or more of each")
     sums = np.zeros((len(counts), rows.shape[1]))
     np.add.at(sums, place, rows)
     centre = sums[place] - rows if leave_one_out else sums[place]
-    return np.sum(rows * unit(centre), 1).astype(np.float32)
+    return np.sum(rows * vectors.unit_rows(centre), 1).astype(np.float32)
 
 
 def balanced_draws(rng: np.random.Generator, labels: np.ndarray, bins: int = 10) -> np.ndarray:

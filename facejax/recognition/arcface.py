@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from facejax.ops import vectors
+
 EPS = 1e-12
 
 GradMode = Literal["exact", "straight_through"]
@@ -41,13 +43,6 @@ SPHEREFACE = Margins(multiply=1.35)
 ARCFACE = Margins(angle=0.5)
 COSFACE = Margins(cosine=0.35)
 COMBINED = Margins(angle=0.3, cosine=0.2)
-
-
-def normalize(x: jax.Array) -> jax.Array:
-    """Rows of unit length, at least float32; a row shorter than 1e-12 is divided by 1e-12. [..., D] -> [..., D]."""
-    x = _at_least_float32(x)
-    squared = jnp.sum(x * x, -1, keepdims=True)
-    return x * lax.rsqrt(jnp.maximum(squared, EPS**2))
 
 
 def target_cosine(
@@ -133,7 +128,7 @@ def margin_softmax_loss(features: jax.Array, centres: jax.Array, labels: jax.Arr
       [N] losses.
     """
     _check(features, centres, labels)
-    logits = margin_logits(normalize(features) @ normalize(centres).T, labels, **options)
+    logits = margin_logits(vectors.unit(features) @ vectors.unit(centres).T, labels, **options)
     return jax.nn.logsumexp(logits, 1) - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
 
 
@@ -175,8 +170,8 @@ def _chunked(features, centres, labels, chunk, scale, target):
 
 
 def _chunked_forward(features, centres, labels, chunk, scale, target):
-    unit = normalize(features)
-    true = scale * target(jnp.sum(unit * normalize(centres[labels]), -1))
+    unit = vectors.unit(features)
+    true = scale * target(jnp.sum(unit * vectors.unit(centres[labels]), -1))
 
     def body(i, carry):
         largest, total = carry
@@ -192,7 +187,7 @@ def _chunked_forward(features, centres, labels, chunk, scale, target):
 
 def _chunked_backward(chunk, scale, target, residuals, gradient):
     features, centres, labels, true, log_total = residuals
-    unit, unit_vjp = jax.vjp(normalize, features)
+    unit, unit_vjp = jax.vjp(vectors.unit, features)
 
     def body(i, carry):
         d_unit, d_centres = carry
@@ -208,7 +203,7 @@ def _chunked_backward(chunk, scale, target, residuals, gradient):
 
     zeros = jnp.zeros_like(features), jnp.zeros_like(centres)
     d_unit, d_centres = lax.fori_loop(0, -(-centres.shape[0] // chunk), body, zeros)
-    _, true_vjp = jax.vjp(lambda u, w: scale * target(jnp.sum(u * normalize(w), -1)), unit, centres[labels])
+    _, true_vjp = jax.vjp(lambda u, w: scale * target(jnp.sum(u * vectors.unit(w), -1)), unit, centres[labels])
     d_true_unit, d_true_centres = true_vjp((jnp.exp(true - log_total) - 1.0) * gradient)
     return unit_vjp(d_unit + d_true_unit)[0], d_centres.at[labels].add(d_true_centres), None
 
@@ -313,7 +308,7 @@ def sharded_margin_softmax_loss(
         inside = (local_labels >= 0) & (local_labels < num_local)
         local_labels = jnp.where(inside, place[jnp.clip(local_labels, 0, num_local - 1)], -1)
         local_centres = local_centres[classes]
-    logits = margin_logits(normalize(features) @ normalize(local_centres).T, local_labels, **options)
+    logits = margin_logits(vectors.unit(features) @ vectors.unit(local_centres).T, local_labels, **options)
     logits = jnp.where(first + classes < num_classes, logits, -jnp.inf)
     largest = lax.pmax(lax.stop_gradient(logits.max(1)), axis_name)
     total = lax.psum(jnp.exp(logits - largest[:, None]).sum(1), axis_name)
@@ -335,7 +330,7 @@ def sphereface_logits(
     """
     _check(features, centres, labels)
     features = _at_least_float32(features)
-    cosine = normalize(features) @ normalize(centres).T
+    cosine = vectors.unit(features) @ vectors.unit(centres).T
     true = jnp.take_along_axis(cosine, labels[:, None], 1)
     theta = jnp.arccos(jnp.clip(true, -1.0 + 1e-7, 1.0 - 1e-7))
     k = lax.stop_gradient(jnp.clip(jnp.floor(theta * multiply / jnp.pi), 0, multiply - 1))

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from facejax.ops import vectors
 from facejax.recognition import arcface
 
 Kind = Literal["arcface", "cosface"]
@@ -114,7 +115,7 @@ def magface_loss(
             "expected [N, D], [C, D] and [N]"
         )
     length = magnitude(features)
-    cosine = arcface.normalize(features) @ arcface.normalize(centres).T
+    cosine = vectors.unit(features) @ vectors.unit(centres).T
     true = jnp.take_along_axis(cosine, labels[:, None], 1)[:, 0]
     wanted = margin(length, magnitudes)
     wanted = jnp.where(true > 0, wanted, 0.0) if easy else wanted

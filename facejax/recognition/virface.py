@@ -25,7 +25,8 @@ from facejax.backbones.resnet import ResidualBlock
 from facejax.nn.conv import Conv
 from facejax.nn.init import kaiming_normal_fan_out, torch_default
 from facejax.nn.norm import BatchNorm
-from facejax.recognition.arcface import ARCFACE, Margins, margin_logits, normalize
+from facejax.ops import vectors
+from facejax.recognition.arcface import ARCFACE, Margins, margin_logits
 
 Dtype = Any
 
@@ -116,7 +117,7 @@ class Generator(nn.Module):
 
 def fit_error(samples: jax.Array, targets: jax.Array) -> jax.Array:
     """Mean squared difference of rows [..., D] made unit length, over their D numbers. -> [...]."""
-    return jnp.mean((normalize(samples) - normalize(targets)) ** 2, -1)
+    return jnp.mean((vectors.unit(samples) - vectors.unit(targets)) ** 2, -1)
 
 
 def divergence(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
@@ -129,7 +130,7 @@ def unclaimed(unlabelled: jax.Array, centres: jax.Array, *, scale: float = 32.0,
 
     Keeps labelled people who are among the unlabelled from being made classes. Off in the reference's own runs.
     """
-    logits = scale * normalize(lax.stop_gradient(unlabelled)) @ normalize(lax.stop_gradient(centres)).T
+    logits = scale * vectors.unit(lax.stop_gradient(unlabelled)) @ vectors.unit(lax.stop_gradient(centres)).T
     return jax.nn.softmax(logits).max(1) < limit
 
 
@@ -194,8 +195,8 @@ def virinstance_loss(
 
 def _cross_entropy(features, centres, unlabelled, labels, keep, scale, margins):
     """[N] losses of classes 0..C+U-1; virtual classes that do not count are nobody's rivals."""
-    classes = jnp.concatenate([normalize(centres), normalize(unlabelled)])
-    logits = margin_logits(normalize(features) @ classes.T, labels, scale=scale, margins=margins, easy=True)
+    classes = jnp.concatenate([vectors.unit(centres), vectors.unit(unlabelled)])
+    logits = margin_logits(vectors.unit(features) @ classes.T, labels, scale=scale, margins=margins, easy=True)
     if keep is not None:
         rivals = jnp.concatenate([jnp.ones(len(centres), bool), keep])
         logits = jnp.where(rivals | (labels[:, None] == jnp.arange(len(classes))), logits, -jnp.inf)

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from facejax.ops import vectors
 from facejax.ops.scatter import last_of_equal
-from facejax.recognition import arcface
 
 
 @struct.dataclass
@@ -36,7 +36,7 @@ class Memory:
     @classmethod
     def create(cls, rng: jax.Array, classes: int, width: int) -> Memory:
         """Nothing seen yet."""
-        return cls(arcface.normalize(jax.random.normal(rng, (classes, width))), jnp.zeros(classes, jnp.int32))
+        return cls(vectors.unit(jax.random.normal(rng, (classes, width))), jnp.zeros(classes, jnp.int32))
 
 
 def injection_rates(
@@ -80,7 +80,7 @@ def inject(centres: jax.Array, memory: Memory, rates: jax.Array) -> jax.Array:
             "expected [C, D], [C, D] and [C]"
         )
     rates = rates[:, None]
-    return arcface.normalize((1 - rates) * arcface.normalize(centres) + rates * lax.stop_gradient(memory.features))
+    return vectors.unit((1 - rates) * vectors.unit(centres) + rates * lax.stop_gradient(memory.features))
 
 
 def remember(memory: Memory, labels: jax.Array, features: jax.Array, step: jax.Array | int) -> Memory:
@@ -99,7 +99,7 @@ def remember(memory: Memory, labels: jax.Array, features: jax.Array, step: jax.A
             f"remember: labels {labels.shape} and features {features.shape}, expected [N] and [N, {width}]"
         )
     place = last_of_equal(labels, classes)
-    rows = arcface.normalize(lax.stop_gradient(features))
+    rows = vectors.unit(lax.stop_gradient(features))
     return Memory(
         memory.features.at[place].set(rows, mode="drop"),
         memory.written.at[place].set(jnp.asarray(step, jnp.int32), mode="drop"),

@@ -6,7 +6,7 @@ import pytest
 from experiments import ogmc as experiment
 from facejax.clustering import ogmc
 from facejax.metrics import clustering
-from facejax.ops.knn import unit
+from facejax.ops.vectors import unit_rows
 from facejax.train import app
 
 START = ogmc.Rules(fuse=0.7, strong=0.99, weak=1.12, robust=2)
@@ -151,9 +151,10 @@ def test_a_cluster_lists_its_nearest_connections():
 @pytest.fixture(scope="module")
 def stream():
     rng = np.random.default_rng(0)
-    centres = unit(rng.normal(size=(14, 6)))
+    centres = unit_rows(rng.normal(size=(14, 6)), np.float32)
     labels = rng.integers(14, size=220)
-    return labels, unit(centres[labels] + 0.3 * rng.normal(size=(220, 6)) / np.sqrt(6) * rng.uniform(0.5, 3, (220, 1)))
+    noise = 0.3 * rng.normal(size=(220, 6)) / np.sqrt(6) * rng.uniform(0.5, 3, (220, 1))
+    return labels, unit_rows(centres[labels] + noise, np.float32)
 
 
 @pytest.mark.parametrize("connections", [0, 1, 2, 5])
@@ -184,7 +185,7 @@ def test_limits_of_the_rules(stream):
 def test_order_does_not_matter_where_people_are_far_apart():
     rng = np.random.default_rng(3)
     labels = rng.permutation(np.repeat(np.arange(6), 8))
-    x = unit(np.eye(6, dtype=np.float32)[labels] + 0.05 * rng.normal(size=(48, 6)).astype(np.float32))
+    x = unit_rows(np.eye(6, dtype=np.float32)[labels] + 0.05 * rng.normal(size=(48, 6)).astype(np.float32))
     for order in (np.arange(48), rng.permutation(48), np.argsort(labels)):
         found = ogmc.labels(run(jnp.asarray(x[order])))
         assert clustering.pairwise(labels[order], found.identity).f == 1

@@ -8,7 +8,7 @@ import pytest
 from experiments import clustering_common
 from experiments import star_fc as experiment
 from facejax.clustering import star_fc
-from facejax.ops import knn
+from facejax.ops import knn, vectors
 from facejax.ops.components import connected_components
 from facejax.ops.segment import make_graph, random_walk_normalization
 from facejax.train import app, parallel
@@ -66,7 +66,7 @@ def test_no_thresholds_are_components_of_the_neighbours():
 def small():
     """A net with its variables, 20 nodes, 50 edges of their graph and 33 to score."""
     rng = np.random.default_rng(0)
-    features = jnp.asarray(knn.unit(rng.normal(size=(20, 6))))
+    features = jnp.asarray(vectors.unit_rows(rng.normal(size=(20, 6))))
     graph = random_walk_normalization(make_graph(rng.integers(0, 20, 50), rng.integers(0, 20, 50), 20))
     net = star_fc.EdgeNet(8)
     edges = star_fc.Edges(rng.integers(0, 20, 33), rng.integers(0, 20, 33))

@@ -3,11 +3,11 @@ import pytest
 
 from facejax.data.readers import learn_to_cluster as files
 from facejax.data.synthetic import embeddings
-from facejax.ops import knn
+from facejax.ops import knn, vectors
 
 
 def test_files_are_read_as_they_are(tmp_path):
-    features = knn.unit(np.random.default_rng(0).normal(size=(9, 256)))
+    features = vectors.unit_rows(np.random.default_rng(0).normal(size=(9, 256)), np.float32)
     features.tofile(tmp_path / "a.bin")
     np.save(tmp_path / "a.npy", features)
     (tmp_path / "a.meta").write_text("".join(f"{i // 3}\n" for i in range(9)))

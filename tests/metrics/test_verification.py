@@ -236,7 +236,7 @@ def test_roc_is_that_of_scikit_learn():
         (lambda: v.all_pairs(np.ones((3, 2)), [0, 1, 2]), "all 3 are different"),
         (lambda: v.all_pairs(np.ones((3, 2)), [1, 1, 1]), "all 3 are alike"),
         (lambda: v.all_pairs(np.ones((3, 2)), [1, 1]), "one per embedding"),
-        (lambda: v.all_pairs([[np.inf, 1.0]], [1]), "expected finite"),
+        (lambda: v.all_pairs([[np.inf, 1.0]], [1]), "row 0 is not finite"),
         (lambda: v.leave_one_out_rank1(np.ones((3, 2)), [0, 1, 2]), "none of the 3 occurs twice"),
         (lambda: v.flip_embedding(np.ones((3, 2)), np.ones((3, 1))), "expected twice"),
     ],

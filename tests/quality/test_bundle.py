@@ -14,6 +14,7 @@ from experiments import quality_common as common
 from facejax.data import transforms
 from facejax.data.synthetic import faces
 from facejax.metrics import verification
+from facejax.ops import vectors
 
 CONFIG = ConfigDict({"data": common.DATA, "recogniser": common.RECOGNISER})
 
@@ -49,7 +50,7 @@ def pictures(task, first, count=12):
 
 def compared(recogniser, images, people):
     """Cosines of all pairs of pictures, and whether they are of one person."""
-    unit, upper = verification.unit(recogniser(images)), np.triu_indices(len(people), 1)
+    unit, upper = vectors.unit_rows(recogniser(images)), np.triu_indices(len(people), 1)
     return (unit @ unit.T)[upper], (people[:, None] == people)[upper]
 
 

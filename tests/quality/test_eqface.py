@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from experiments import eqface as experiment
 from experiments.arcface import make_backbone, preprocess
 from facejax.metrics import verification
+from facejax.ops import vectors
 from facejax.quality import eqface
 from facejax.quality.pooling import set_pool
 from facejax.recognition import arcface
@@ -76,7 +77,7 @@ def test_pictures_of_low_confidence_teach_nothing():
     confidence, labels = jnp.array([0.0, 0.9, 0.2, 0.5]), jnp.array([0, 3, 5, 1])
 
     def total(features, centres, rows):
-        cosine = arcface.normalize(features[rows]) @ arcface.normalize(centres).T
+        cosine = vectors.unit(features[rows]) @ vectors.unit(centres).T
         return eqface.confident_loss(cosine, labels[rows], confidence[rows]).sum()
 
     slopes, rest = jax.grad(total, (0, 1)), jnp.array([1, 3])

@@ -6,7 +6,7 @@ import pytest
 from experiments import quality_common as common
 from experiments import sets_common
 from facejax.data.synthetic.faces import png
-from facejax.metrics import verification
+from facejax.ops import vectors
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_pairs():
     assert len(set(zip(first[same], second[same], strict=True))) == 135
     features = np.random.default_rng(0).normal(size=(30, 4))
     compared = common.compare(features, people, first, second)
-    unit = verification.unit(features)
+    unit = vectors.unit_rows(features)
     cosine = np.clip((unit[first] * unit[second]).sum(1), -1, 1)
     np.testing.assert_allclose(compared.distance, np.arccos(cosine) / np.pi, rtol=1e-6)
     np.testing.assert_array_equal(compared.same, same)

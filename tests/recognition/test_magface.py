@@ -11,7 +11,7 @@ from experiments import magface as experiment
 from experiments import quality_common as judged
 from facejax.backbones import iresnet
 from facejax.data.readers.verification import VerificationPack, write_pack
-from facejax.metrics import verification
+from facejax.ops import vectors
 from facejax.recognition import arcface, magface
 from facejax.recognition.magface import MAG_ARCFACE, MAG_COSFACE, Magnitudes
 from facejax.train import Options, app
@@ -42,7 +42,7 @@ def test_golden_head():
 
     np.testing.assert_allclose(losses(features, 0.0).mean(), 28.763920, rtol=1e-5)
     np.testing.assert_allclose((losses(features, 1.0) - losses(features, 0.0)).mean(), 0.0624400, rtol=1e-4)
-    cosine = arcface.normalize(features)
+    cosine = vectors.unit(features)
     logits = arcface.margin_logits(cosine, labels, margins=arcface.Margins(angle=magface.margin(length)))
     np.testing.assert_allclose(logits[[0, 1], labels], [3.129080, 27.943342], rtol=1e-5)
     radial = jnp.sum(features * jax.jit(jax.grad(lambda x: losses(x, 35.0).mean()))(features), -1)
@@ -54,7 +54,7 @@ def problem():
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(9, 6))
     labels = rng.integers(0, 9, 12)
-    features = 30 * arcface.normalize(jnp.float32(centres[labels] + 0.7 * rng.normal(size=(12, 6))))
+    features = 30 * vectors.unit(jnp.float32(centres[labels] + 0.7 * rng.normal(size=(12, 6))))
     features = features * jnp.linspace(0.5, 3, 12)[:, None]
     return features, jnp.float32(centres), jnp.asarray(labels, jnp.int32)
 
@@ -67,7 +67,7 @@ def test_constant_margin_without_pull_is_arcface_and_cosface(problem):
         ours = magface.magface_loss(features, centres, labels, easy=False, **options)
         theirs = arcface.margin_softmax_loss(features, centres, labels, margins=margins)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-        assert (jnp.sum(arcface.normalize(features) * arcface.normalize(centres)[labels], 1) > 0).all()
+        assert (jnp.sum(vectors.unit(features) * vectors.unit(centres)[labels], 1) > 0).all()
         np.testing.assert_allclose(magface.magface_loss(features, centres, labels, **options), theirs, rtol=1e-5)
 
 
@@ -116,7 +116,7 @@ def test_each_angle_has_one_best_length_that_falls_with_the_angle(kind, magnitud
 
 def test_lengths_beyond_the_limits_are_not_pushed(problem):
     features, centres, labels = problem
-    units = arcface.normalize(features)
+    units = vectors.unit(features)
     gradient = jax.jit(jax.grad(lambda x: magface.magface_loss(x, centres, labels).sum()))
     for length, pushed in ((5.0, False), (40.0, True), (150.0, False)):
         radial = np.abs(jnp.sum(gradient(length * units) * units, 1))
@@ -191,7 +191,7 @@ def embeddings_of(test, by_fault):
     """People's directions, the more disturbed the worse the picture; of length 10 less `by_fault` times the fault."""
     rng = np.random.default_rng(1)
     directions = rng.normal(size=(test.people.max() + 1, 16))[test.people]
-    unit = verification.unit(directions + 3 * test.fault[:, None] * rng.normal(size=directions.shape))
+    unit = vectors.unit_rows(directions + 3 * test.fault[:, None] * rng.normal(size=directions.shape))
     return unit * (10 - by_fault * test.fault)[:, None]
 
 
@@ -246,7 +246,7 @@ def test_embeddings_of_zeros_are_said():
 def test_mean_cosine_with_the_persons_other_pictures():
     people, features = np.arange(12) % 3, np.random.default_rng(0).normal(size=(12, 5))
     found = experiment.own_cosine(judged.compare(features, people, *np.triu_indices(12, 1)), 12)
-    cosine = verification.unit(features) @ verification.unit(features).T
+    cosine = vectors.unit_rows(features) @ vectors.unit_rows(features).T
     others = (people[:, None] == people) & ~np.eye(12, dtype=bool)
     np.testing.assert_allclose(found, [row[mask].mean() for row, mask in zip(cosine, others, strict=True)], atol=1e-9)
 

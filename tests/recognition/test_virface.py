@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import virface as experiment
+from facejax.ops import vectors
 from facejax.recognition import arcface, virface
 from facejax.train import AXIS, Options, Report, app
 from facejax.train.dry_run import dry_run
@@ -60,7 +61,7 @@ def test_an_orthogonal_class_adds_one_to_the_partition():
     labels, options = jnp.array([0, 1]), {"scale": 2.0}
     without = virclass_loss(features, centres, labels, jnp.zeros((0, 4)), **options)
     beside = virclass_loss(features, centres, labels, 5 * jnp.eye(4)[2:3], **options)
-    cosine = jnp.take_along_axis(arcface.normalize(features) @ centres.T, labels[:, None], 1)[:, 0]
+    cosine = jnp.take_along_axis(vectors.unit(features) @ centres.T, labels[:, None], 1)[:, 0]
     target = 2 * arcface.target_cosine(cosine, arcface.ARCFACE)
     np.testing.assert_allclose(jnp.exp(beside), jnp.exp(without) + jnp.exp(-target), rtol=1e-5)
 
@@ -112,7 +113,7 @@ def test_classes_that_do_not_count_are_absent(problem):
 
 def test_who_looks_like_a_labelled_person_is_claimed(problem):
     _, centres, unlabelled, *_ = problem
-    power = np.exp(32 * np.asarray(arcface.normalize(unlabelled) @ arcface.normalize(centres).T, np.float64))
+    power = np.exp(32 * np.asarray(vectors.unit(unlabelled) @ vectors.unit(centres).T, np.float64))
     likely = (power / power.sum(1, keepdims=True)).max(1)
     for limit in (0.5, 0.8, 0.99):
         np.testing.assert_array_equal(virface.unclaimed(unlabelled, centres, limit=limit), likely < limit)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from facejax.data.readers import learn_to_cluster
-from facejax.ops.knn import unit
+from facejax.ops.vectors import unit_rows
 
 SETTINGS = {
     "source": "hypersphere",  # or "files" of learn-to-cluster, or "arrays": embeddings.npy and labels.npy of a run
@@ -59,7 +59,7 @@ def load(data: Any, seed: int) -> tuple[Embeddings, Embeddings]:
         return _read(folder, data.train.split(",")), _read(folder, data.test.split(","))
     if data.source != "arrays":
         raise ValueError(f"data.source is {data.source!r}: expected hypersphere, files or arrays")
-    features = unit(learn_to_cluster.read_features(folder / "embeddings.npy"))
+    features = unit_rows(learn_to_cluster.read_features(folder / "embeddings.npy"))
     labels = np.load(folder / "labels.npy", allow_pickle=False)
     if labels.shape != (len(features),):
         raise ValueError(f"{folder}: labels are {labels.shape} for {len(features)} embeddings")
@@ -74,7 +74,7 @@ def split(people: Embeddings, part: float, seed: int) -> tuple[Embeddings, Embed
 
 
 def _read(folder: pathlib.Path, names: list[str]) -> Embeddings:
-    views = np.stack([unit(learn_to_cluster.read_features(folder / "features" / f"{name}.bin")) for name in names])
+    views = np.stack([unit_rows(learn_to_cluster.read_features(folder / "features" / f"{name}.bin")) for name in names])
     labels = learn_to_cluster.read_labels(folder / "labels" / f"{names[0]}.meta", views.shape[1])
     return Embeddings(views, labels, np.ones(len(labels), np.float32))
 
@@ -106,9 +106,9 @@ def hypersphere(
       views: how many nets look; each has noise of its own on half of the variance.
     """
     rng, fixed = np.random.default_rng(seed), np.random.default_rng(12345)
-    hub, families = _unit(fixed.normal(size=width)), _unit(fixed.normal(size=(max(people // 5, 1), width)))
-    centres = _unit(rng.normal(size=(people, width)))
-    centres = _unit(centres + relatives * families[rng.integers(len(families), size=people)])
+    hub, families = (unit_rows(fixed.normal(size=(count, width))) for count in (1, max(people // 5, 1)))
+    centres = unit_rows(rng.normal(size=(people, width)))
+    centres = unit_rows(centres + relatives * families[rng.integers(len(families), size=people)])
     low, high = np.log(images[0]), np.log(images[1] + 1)
     counts = np.exp(rng.uniform(low, high, people)).astype(int)
     labels = rng.permutation(np.repeat(np.arange(people), counts))
@@ -120,9 +120,5 @@ def hypersphere(
     for _ in range(views):
         own = rng.normal(size=(len(labels), width))
         blurred = (common + own) / np.sqrt(2 * width)
-        seen.append(_unit(centres[labels] + length * blurred + drift * ((1 - quality) ** 2)[:, None] * hub))
+        seen.append(unit_rows(centres[labels] + length * blurred + drift * ((1 - quality) ** 2)[:, None] * hub))
     return Embeddings(np.stack(seen).astype(np.float32), labels, quality.astype(np.float32))
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
