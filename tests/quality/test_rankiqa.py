@@ -281,7 +281,7 @@ def test_rates_of_the_authors(configured, judged):
             np.testing.assert_allclose(found["bias"], -rate * multiple * 2 * 3, rtol=1e-5)
 
 
-def test_weights_of_torchvision_for_raw_pictures(monkeypatch):
+def test_weights_of_torchvision_for_raw_pictures(configured, judged, monkeypatch):
     """A narrow VGG-16: the first map of BGR of 0..255 is that of the normalised picture, but at the border."""
     net, rng = vgg.VGG((2, 2, 3, 3, 3), (2, 2, 2, 2, 512), 1, hidden=3), np.random.default_rng(0)
     raw = experiment.Raw(net)
@@ -300,6 +300,14 @@ def test_weights_of_torchvision_for_raw_pictures(monkeypatch):
     template = {**trunk, "classifier": {k: v for k, v in trunk["classifier"].items() if k != "fc8"}}
     found = experiment.read_weights("vgg16.pth", template)
     assert jax.tree.structure(found) == jax.tree.structure(template)
+    monkeypatch.setitem(experiment.NETS, "vgg16", lambda: raw)
+    changes = {"model.name": "vgg16", "model.weights": "vgg16.pth", "data.image_size": 64}
+    begun = jax.jit(experiment.build(with_changes(configured, judged, **changes)).init)(jax.random.key(0)).params[
+        "trunk"
+    ]
+    last = begun["classifier"].pop("fc8")
+    chex.assert_trees_all_equal(begun, found)
+    assert last["kernel"].std() > 0
     whole = {**found, "classifier": {**found["classifier"], "fc8": {"kernel": np.ones((3, 1)), "bias": np.ones(1)}}}
     kernel, bias = tensors["features.0.weight"].transpose(2, 3, 1, 0), tensors["features.0.bias"]
     plain = {**whole, "conv1_1": {"kernel": kernel, "bias": bias}}
