@@ -91,10 +91,10 @@ class DANet(nn.Module):
             up, down = (nn.RNN(nn.OptimizedLSTMCell(self.hidden), name=name) for name in ("up", "down"))
             ends, _ = nn.Bidirectional(up, down, return_carry=True)(local, seq_lengths=lengths)
             total += nn.Dense(self.features, name="far")(jnp.concatenate([hidden for _, hidden in ends], 1))
-        return vectors.unit(total)
+        return vectors.unit(total, 1e-6)
 
 
 def identity_loss(embeddings: jax.Array, centres: jax.Array, labels: jax.Array, scale: float = 30.0) -> jax.Array:
     """Cross-entropy [B] of scaled cosines between embeddings [B, D'] of length 1 and people's centres [C, D']."""
-    log_p = nn.log_softmax(scale * embeddings @ vectors.unit(centres).T)
+    log_p = nn.log_softmax(scale * embeddings @ vectors.unit(centres, 1e-6).T)
     return -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]
