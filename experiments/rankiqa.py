@@ -325,9 +325,8 @@ def load_ladders(config: ConfigDict, examples: Sequence[Any], rngs: Sequence[Any
     rows = []
     for example, rng in zip(examples, rngs, strict=True):
         image = transforms.decode(example["image"])
-        cropped(image, config.data.image_size, rng, "a picture of data.path")
         rows += [
-            {**row, "image": cropped(row["image"], config.data.image_size, rng, "")}
+            {**row, "image": cropped(row["image"], config.data.image_size, rng, "a picture of data.path")}
             for row in distorted(config, image, rng, config.drawn)
         ]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -120,7 +120,7 @@ def pattern(image: np.ndarray, count: float, rng: np.random.Generator) -> np.nda
     """So many squares of 15 pixels show what lies 5 pixels below and to the right of them."""
     out = image.copy()
     for _ in range(int(count)):
-        y, x = (int(rng.integers(n - 30)) for n in image.shape[:2])
+        y, x = _corner(image, 30, 0, rng)
         out[y : y + 15, x : x + 15] = image[y + 5 : y + 20, x + 5 : x + 20]
     return out
 
@@ -130,7 +130,7 @@ def blocks(image: np.ndarray, count: float, rng: np.random.Generator) -> np.ndar
     colour, out = image.mean((0, 1)), image.copy()
     colour[0] = {2: 0.0, 4: colour[0] + 50, 8: colour[0] + 30}.get(int(count), colour[0])
     for _ in range(int(count)):
-        y, x = int(rng.integers(image.shape[0] - 32)), int(rng.integers(1, image.shape[1] - 32))
+        y, x = _corner(image, 32, 1, rng)
         out[y : y + 32, x : x + 32] = _bytes(colour)
     return out
 
@@ -208,6 +208,14 @@ def aberration(image: np.ndarray, shift: float, rng: np.random.Generator) -> np.
     for channel, pixels in ((0, int(shift) - 1), (1, int(shift) // 2 - 1)):
         out[:, pixels:, channel] = image[:, : image.shape[1] - pixels, channel]
     return kernel_blur(out, 3, rng)
+
+
+def _corner(image: np.ndarray, margin: int, left: int, rng: np.random.Generator) -> tuple[int, int]:
+    """A pixel (row, column) drawn from those more than `margin` from the far edges and `left` from the left one."""
+    height, width = image.shape[:2]
+    if height <= margin or width <= margin + left:
+        raise ValueError(f"a picture of {height} x {width} pixels: expected more than {margin} x {margin + left}")
+    return int(rng.integers(height - margin)), int(rng.integers(left, width - margin))
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
