@@ -70,6 +70,7 @@ CLAIM = (
         better="higher",
         method="synthetic",
         baseline=("mean",),
+        seeds=6,
     ),
     Claim(
         "a confidence whose smaller one tells the similarity orders faces better than one that shares the blame",
