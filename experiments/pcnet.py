@@ -44,9 +44,9 @@ BASE = {
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
-        "schedule": {"kind": "step", "peak": 3e-3, "warmup": 0, "boundaries": (0.5, 0.75)},
+        "schedule": {"kind": "step", "peak": 1e-2, "warmup": 0, "boundaries": (0.5, 0.75)},
     },
-    "train": {**common.TRAIN, "batch_size": 80, "steps": 600, "devices": 1},
+    "train": {**common.TRAIN, "batch_size": 80, "steps": 1000, "devices": 1},
     "eval": common.EVAL,
 }
 PRESETS = {
