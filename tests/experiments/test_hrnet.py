@@ -203,6 +203,20 @@ def test_a_trunk_of_a_classifier_begins_a_pose_network(monkeypatch):
     assert 0 < jnp.abs(params["maps"]["kernel"]).max() < 0.006
 
 
+def test_published_runs_share_no_batch_statistics(monkeypatch):
+    """Tracing outside of a mapped axis fails where statistics are shared over one."""
+    monkeypatch.setattr(experiment.classification, "classifier", lambda config, net, **_: net)
+    classifier = experiment.get_config("imagenet_w18")
+    classifier.model.name = "smallest"
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    for net in (experiment.make_net(config_for()), experiment.build(classifier)):
+
+        def train(key, images, net=net):
+            return net.apply(net.init(key, images, train=False), images, train=True, mutable=["batch_stats"])
+
+        assert jax.eval_shape(train, jax.random.key(0), images)[1]["batch_stats"]
+
+
 def test_networks_see_imagenets_mean_as_nothing():
     seen = experiment.preprocess(jnp.array([[[[124, 116, 104], [182, 173, 161]]]], jnp.uint8))
     np.testing.assert_allclose(seen, [[[[0.0] * 3, [1.0] * 3]]], atol=0.02)
