@@ -33,6 +33,7 @@ from facejax.data.synthetic import language
 from facejax.foundations import transformer
 from facejax.metrics import translation
 from facejax.train import (
+    AXIS,
     Experiment,
     Mean,
     Options,
@@ -155,7 +156,14 @@ def build(config: ConfigDict) -> Experiment:
         )
         real = batch["target"] != text.PAD
         metrics = {"loss": Mean.of(losses, real), "token_accuracy": Mean.of(right, real)}
-        return jnp.sum(losses * real) / jnp.maximum(real.sum(), 1), (model_state, metrics)
+        return jnp.mean(losses * batch["weight"]), (model_state, metrics)
+
+    step = supervised_step(loss_fn, tx, microbatches=config.train.microbatches, ema_decay=config.optim.ema)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
+        real = batch["target"] != text.PAD
+        share = lax.pmean(real.mean(), AXIS)  # of all devices' places, so that every real token counts alike
+        return step(state, {**batch, "weight": real / share}, rng)
 
     def train_data() -> Any:
         source, target, vocabulary = read()[:3]
@@ -190,7 +198,7 @@ def build(config: ConfigDict) -> Experiment:
     return Experiment(
         evaluate=evaluate,
         init=init,
-        train_step=supervised_step(loss_fn, tx, microbatches=config.train.microbatches, ema_decay=config.optim.ema),
+        train_step=train_step,
         train_data=train_data,
         batch={"source": shape, "target": shape, "bucket": shape},
     )

@@ -4,7 +4,8 @@ Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin. "Attentio
 arXiv:1706.03762. An encoder attends to the source, a decoder to what it has written and to the encoder's output; no
 recurrence, so all positions train at once.
 Differs from the paper: beam search admits an end only among the best `beam` continuations and stops a sentence once
-`beam` translations ended, so that a beam of one is greedy search. `pre_norm` is an option that the paper lacks.
+`beam` translations ended, so that a beam of one is greedy search; padding is never written. `pre_norm` is an option
+that the paper lacks.
 """
 
 from __future__ import annotations
@@ -302,7 +303,7 @@ def beam_search(
     def body(state: Any) -> Any:
         position, last, alive, scores, finished, ended, done, cache = state
         logits, cache = net.apply(variables, last.reshape(-1), position, cache, context, method="step")
-        log_p = scores[..., None] + jax.nn.log_softmax(logits).reshape(count, beam, -1)
+        log_p = scores[..., None] + jax.nn.log_softmax(logits).at[:, PAD].set(-jnp.inf).reshape(count, beam, -1)
         size = log_p.shape[-1]
         best, flat = lax.top_k(log_p.reshape(count, -1), 2 * beam)
         parent, token = flat // size, flat % size
@@ -347,7 +348,7 @@ def greedy_search(net: Any, variables: Any, source: jax.Array, limits: jax.Array
     def body(state: Any) -> Any:
         position, last, written, done, cache = state
         logits, cache = net.apply(variables, last, position, cache, context, method="step")
-        token = jnp.where(done, PAD, logits.argmax(-1).astype(jnp.int32))
+        token = jnp.where(done, PAD, logits.at[:, PAD].set(-jnp.inf).argmax(-1).astype(jnp.int32))
         done |= (token == END) | (position + 1 >= limits)
         return position + 1, token, written.at[:, position].set(token), done, cache
 

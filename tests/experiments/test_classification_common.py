@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import classification_common as common
-from experiments import inception
+from experiments import inception, mobilenet
 from facejax.train import Report, parallel
 
 
@@ -78,3 +78,17 @@ def test_averaged_parameters_are_judged(batch, monkeypatch):
     _, state, _ = stepped(built, batch)
     chex.assert_trees_all_equal(built.evaluate(state).arrays, state.ema)
     assert np.abs(np.asarray(state.ema["main"]["kernel"] - state.params["main"]["kernel"])).max() > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("module", "preset"), [(inception, "imagenet_bn"), (inception, "imagenet_v3"), (mobilenet, "imagenet_v2")]
+)
+def test_published_runs_share_no_batch_statistics(module, preset):
+    """Tracing outside of a mapped axis fails where statistics are shared over one."""
+    net, images = module.make_net(module.get_config(preset)), jax.ShapeDtypeStruct((2, 80, 80, 3), jnp.float32)
+
+    def train(key, images):
+        variables = net.init(key, images, train=False)
+        return net.apply(variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": key})
+
+    assert jax.eval_shape(train, jax.random.key(0), images)[1]["batch_stats"]

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from facejax.data import people
 from facejax.data.readers.people import CocoPeople, PeopleSource, Person
 from facejax.data.synthetic.faces import png
 from facejax.interop import hrnet_torch
-from facejax.train import Options, app
+from facejax.train import Options, app, parallel
 from facejax.train.dry_run import count, dry_run, flops
 
 TINY = {"model.name": "smallest", "train.steps": 2, "train.batch_size": 8, "train.log_every": 1, "eval.batch_size": 4}
@@ -66,6 +67,28 @@ def test_smoke(coco_folder, tmp_path):
     assert report.arrays["keypoints"].shape == (8, 17, 2)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert int(state.step) == 2
+
+
+def test_joints_that_are_not_visible_teach_nothing():
+    rng, executor = np.random.default_rng(0), parallel.make_executor(experiment.build(config_for()), "shard_map")
+    visible = rng.random((8, 17)) < 0.7
+    visible[:, 5] = False
+    points = rng.uniform(8, 56, (8, 17, 2)).astype(np.float32)
+    image = rng.integers(0, 255, (8, 64, 64, 3)).astype(np.uint8)
+    start = jax.tree.map(np.asarray, executor.init(0).params)
+
+    def stepped(points):
+        state, batch = executor.init(0), executor.put({"image": image, "points": points, "visible": visible})
+        for _ in range(2):  # the first at a rate of 0
+            state, metrics = executor.step(state, batch)
+        assert metrics["error"].count == visible.sum()
+        return jax.tree.map(np.asarray, (state.params, metrics))
+
+    first = stepped(points)
+    chex.assert_trees_all_equal(stepped(np.where(visible[..., None], points, 64 - points)), first)
+    moved = np.abs(first[0]["maps"]["kernel"] - start["maps"]["kernel"]).max((0, 1, 2))
+    assert np.flatnonzero(moved == 0).tolist() == [5]
+    assert stepped(np.where(visible[..., None], 64 - points, points))[1]["loss"].total != first[1]["loss"].total
 
 
 def test_perfect_people_have_a_perfect_score(coco_folder):
@@ -201,6 +224,20 @@ def test_a_trunk_of_a_classifier_begins_a_pose_network(monkeypatch):
     assert all((x == 0.25).all() for x in jax.tree.leaves(params["trunk"]))
     assert count(params["trunk"]) < count(published["params"]["trunk"])
     assert 0 < jnp.abs(params["maps"]["kernel"]).max() < 0.006
+
+
+def test_published_runs_share_no_batch_statistics(monkeypatch):
+    """Tracing outside of a mapped axis fails where statistics are shared over one."""
+    monkeypatch.setattr(experiment.classification, "classifier", lambda config, net, **_: net)
+    classifier = experiment.get_config("imagenet_w18")
+    classifier.model.name = "smallest"
+    images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    for net in (experiment.make_net(config_for()), experiment.build(classifier)):
+
+        def train(key, images, net=net):
+            return net.apply(net.init(key, images, train=False), images, train=True, mutable=["batch_stats"])
+
+        assert jax.eval_shape(train, jax.random.key(0), images)[1]["batch_stats"]
 
 
 def test_networks_see_imagenets_mean_as_nothing():

@@ -1,10 +1,17 @@
 import gzip
 
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
 from experiments import transformer as experiment
+from facejax.data import text
 from facejax.data.synthetic import language
-from facejax.train import Options, app
+from facejax.foundations import transformer
+from facejax.train import Options, app, optim, parallel
 from facejax.train.dry_run import dry_run
 
 SMALL = {
@@ -26,6 +33,32 @@ def test_smoke(preset, tmp_path):
     assert 0 <= report.metrics["exact_match"] <= 100
     assert len(report.tables["Translations"]) == 6
     assert ("Attention to the source" in report.figures) == (preset == "synthetic")
+
+
+@pytest.mark.parametrize(("devices", "microbatches"), [(1, 1), (1, 4), (2, 2), (8, 1)])
+def test_every_token_of_the_global_batch_counts_alike(devices, microbatches, monkeypatch):
+    monkeypatch.setattr(optim, "optimizer", lambda *a, **k: optax.sgd(1.0))
+    config = experiment.get_config()
+    config.update_from_flattened_dict({**SMALL, "model.dropout": 0.0, "train.microbatches": microbatches})
+    built, net = experiment.build(config), experiment.make_network(config, len(text.Words(language.words())))
+    rng = np.random.default_rng(0)
+    source, target = rng.integers(4, 20, (2, 8, 16)).astype(np.int32)
+    target[np.arange(16) >= np.array([1, 2, 16, 15, 3, 1, 9, 4])[:, None]] = text.PAD
+
+    def loss(params):
+        logits = net.apply({"params": params}, source, text.shift(target), train=False)
+        losses = transformer.smoothed_cross_entropy(logits, target, 0.1)
+        return jnp.sum(losses, where=target != text.PAD) / np.sum(target != text.PAD)
+
+    executor = parallel.make_executor(built, "shard_map", devices)
+    start = executor.init(0)
+    value, slope = jax.jit(jax.value_and_grad(loss))(start.params)
+    expected = jax.tree.map(lambda p, g: np.asarray(p - g), start.params, slope)
+    batch = {"source": source.ravel(), "target": target.ravel(), "bucket": np.zeros(128, np.int32)}
+    state, metrics = executor.step(start, executor.put(batch))
+    chex.assert_trees_all_close(jax.tree.map(np.asarray, state.params), expected, rtol=1e-5, atol=1e-5)
+    assert float(metrics["loss"].total / metrics["loss"].count) == pytest.approx(float(value), rel=1e-5)
+    assert metrics["loss"].count == 51
 
 
 def test_files_in_two_buckets(tmp_path):

@@ -13,7 +13,7 @@ from facejax.data.synthetic import faces
 from facejax.foundations import deformable
 from facejax.foundations.deformable import DeformableConv, deform_conv2d, deform_roi_pool
 from facejax.ops.conv import conv
-from facejax.train import Options, app
+from facejax.train import Options, app, parallel
 from facejax.train.dry_run import count, dry_run
 
 OFFSET_ROWS = [
@@ -346,6 +346,25 @@ def test_smoke(few_faces, preset):
     assert ("offset_length" in report.metrics) == (preset != "plain")
     assert report.arrays["landmarks"].shape == (12, 68, 2)
     assert report.figures
+
+
+def test_the_experiment_s_offsets_learn_at_a_tenth_of_the_rate():
+    """Adam's steps are as long as the rate while the gradient stays the same."""
+    executor = parallel.make_executor(experiment.build(smoke("synthetic")), "shard_map", 1)
+    rng = np.random.default_rng(0)
+    batch = executor.put({
+        "image": rng.integers(0, 255, (8, 48, 48, 3), np.uint8),
+        "points": rng.uniform(0.2, 0.8, (8, 68, 2)).astype(np.float32),
+    })  # fmt: skip
+    state = executor.init(0)
+    start = jax.tree.map(np.asarray, state.params)
+    for _ in range(2):  # the first at a rate of 0, the second at a twentieth of 0.003
+        state, _ = executor.step(state, batch)
+    moved = jax.tree.map(lambda new, old: float(np.abs(new - old).max()), state.params, start)
+    kernels = {str(path): value for path, value in jax.tree_util.tree_leaves_with_path(moved) if "kernel" in str(path)}
+    offsets = [value for path, value in kernels.items() if "offset" in path]
+    np.testing.assert_allclose(offsets, [1.5e-5] * 4, rtol=0.01)
+    np.testing.assert_allclose([value for path, value in kernels.items() if "offset" not in path], 1.5e-4, rtol=0.01)
 
 
 def test_faces_are_placed_with_their_landmarks():

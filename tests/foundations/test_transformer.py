@@ -129,6 +129,17 @@ def test_beam_search_by_hand():
     assert transformer.greedy_search(Table(p), {}, source, limits, length=4)[0, 0] == 3
 
 
+def test_padding_is_never_written():
+    p = np.full((5, 5), 1e-9)
+    p[1, [0, 3, 4]], p[3, [0, 2]], p[4, [0, 2]] = [0.6, 0.3, 0.1], [0.7, 0.3], [0.5, 0.5]  # PAD is always the likeliest
+    source, limits = jnp.ones((1, 2), jnp.int32), jnp.array([4])
+    assert transformer.greedy_search(Table(p), {}, source, limits, length=4)[0].tolist() == [3, 2, 0, 0]
+    for beam in (1, 2):
+        tokens, score = transformer.beam_search(Table(p), {}, source, limits, length=4, beam=beam)
+        assert tokens[0].tolist() == [3, 2, 0, 0]
+        assert score[0] == pytest.approx(np.log(0.3 * 0.3) / (7 / 6) ** 0.6, rel=1e-4)
+
+
 def test_smoothing():
     logits = jnp.log(jnp.array([[0.9, 0.05, 0.05], [0.2, 0.5, 0.3]]))
     labels = jnp.array([0, 1])

@@ -1,3 +1,4 @@
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -196,6 +197,21 @@ def test_smoke(preset, tmp_path):
     assert ("The code" in report.figures) == (preset == "plane")
     for name, figure in report.figures.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=30)
+
+
+def test_averaged_weights_are_tested(monkeypatch):
+    monkeypatch.setattr(experiment, "report", lambda config, net, params, *data: params)
+    config = experiment.get_config()
+    config.update_from_flattened_dict({"model.widths": (8,), "model.repeats": 1, "optim.ema": 0.9})
+    run = experiment.build(config)
+    executor = parallel.make_executor(run, "shard_map", 1)
+    start = jax.tree.map(np.asarray, executor.init(0).params)
+    rng = np.random.default_rng(0)
+    batch = {"image": rng.normal(size=(100, 64)).astype(np.float32), "label": np.arange(100, dtype=np.int32) % 10}
+    state, _ = executor.step(executor.init(0), executor.put(batch))
+    expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * np.asarray(new), start, state.params)
+    chex.assert_trees_all_close(run.evaluate(state), expected, atol=1e-6)
+    assert np.abs(state.params["hidden_0"]["kernel"] - expected["hidden_0"]["kernel"]).max() > 1e-4
 
 
 def test_members_do_not_touch_each_other():

@@ -19,9 +19,15 @@ def test_robustness():
     chex.assert_trees_all_close(ser_fiq.robustness(9 * draws), ser_fiq.robustness(draws), rtol=1e-5)
     mean, printed = (jax.scipy.special.logit(ser_fiq.robustness(draws, as_printed=p) / 2) for p in (False, True))
     chex.assert_trees_all_close(printed, mean * 5 / 6, rtol=1e-4)
-    assert (np.diff(ser_fiq.rescaled(jnp.array([0.86, 0.88, 0.9]))) > 0).all()
     with pytest.raises(ValueError, match=r"embeddings of shape \(1, 3, 8\), expected \[T, N, D\] with T of 2 or more"):
         ser_fiq.robustness(draws[:1])
+
+
+def test_rescaled_scores():
+    """Half at 0.88 and steep: a hundredth on either side is 1.3 in the exponent."""
+    found = ser_fiq.rescaled(jnp.array([0.8, 0.87, 0.88, 0.89]))
+    np.testing.assert_allclose(found, [3.0432e-5, 0.2141650, 0.5, 0.7858350], rtol=1e-4)
+    np.testing.assert_allclose(ser_fiq.rescaled(jnp.array([0.5, 0.6]), 10.0, 0.5), [0.5, 0.7310586], rtol=1e-5)
 
 
 def test_equal_and_nearly_equal_embeddings():
