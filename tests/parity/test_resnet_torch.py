@@ -1,4 +1,7 @@
-"""ResNet against a PyTorch module written from the paper's tables, with the same random weights."""
+"""ResNet against a PyTorch module written from the paper's tables, with the same random weights.
+
+The module has torchvision's names, so that the rules for its published weights are tested too.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +9,8 @@ import numpy as np
 import pytest
 
 from facejax.backbones import resnet
-from facejax.interop.names import Rule, batch_norm
-from tests.parity.networks import assert_equal_training, assert_near, converted, nchw, numpy_nhwc, randomized, template
+from facejax.interop import torchvision
+from tests.parity.networks import assert_equal_training, assert_near, nchw, numpy_nhwc, randomized, template
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 pytestmark = pytest.mark.parity
@@ -68,25 +71,10 @@ class Reference(nn.Module):
         return self.fc(self.stages(x)[-1].mean((2, 3)))
 
 
-def rules():
-    """torchvision's names onto ours."""
-    block, ours = r"layer(\d)\.(\d+)\.", r"layer\1_\2/"
-    return [
-        Rule(r"conv1\.weight", "params/conv1/kernel", "conv"),
-        *batch_norm("bn1", "bn1"),
-        Rule(block + r"conv(\d)\.weight", rf"params/{ours}conv\3/kernel", "conv"),
-        *batch_norm(block + r"bn(\d)", ours + r"bn\3"),
-        Rule(block + r"downsample\.0\.weight", rf"params/{ours}shortcut_conv/kernel", "conv"),
-        *batch_norm(block + r"downsample\.1", ours + "shortcut_bn"),
-        Rule(r"fc\.weight", "params/fc/kernel", "linear"),
-        Rule(r"fc\.bias", "params/fc/bias"),
-    ]
-
-
 @pytest.mark.parametrize("output_stride", [32, 16])
 @pytest.mark.parametrize("kind", ["basic", "v1.5", "v1"])
-def test_resnet(kind, output_stride):
-    """Tested: scores and maps with running statistics. Trained: scores, moved averages and every gradient.
+def test_resnet(kind, output_stride, tmp_path):
+    """Tested: scores and maps from a file of weights. Trained: scores, moved averages and every gradient.
 
     In double precision: few numbers a channel make batch statistics touchy, and rounding moves rectifiers.
     """
@@ -103,8 +91,11 @@ def test_resnet(kind, output_stride):
     theirs = randomized(Reference(kind, depths, widths, classes, output_stride == 16)).double()
     images = np.random.default_rng(0).normal(size=(2, 50, 79, 3))  # every stride of 2 meets an odd and an even side
     with jax.enable_x64(True):
-        variables = converted(theirs.state_dict(), rules(), template(ours, images))
-        trunk = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "fc"}}
+        torch.save(theirs.state_dict(), tmp_path / "resnet.pt")
+        shapes = template(ours, images)
+        variables = torchvision.load(tmp_path / "resnet.pt", shapes)
+        headless = {**shapes, "params": {k: v for k, v in shapes["params"].items() if k != "fc"}}
+        trunk = torchvision.load(tmp_path / "resnet.pt", headless)
 
         @jax.jit
         def evaluate(variables, trunk):
@@ -116,4 +107,6 @@ def test_resnet(kind, output_stride):
         assert_near(scores, numpy_nhwc(theirs(nchw(images))), 1e-6)
         for i, want in enumerate(theirs.stages(nchw(images)), 2):
             assert_near(maps[f"c{i}"], numpy_nhwc(want), 1e-6, f"c{i}")
-        assert_equal_training(ours, theirs, images, rules(), outputs=1e-6, inputs=1e-5, params=1e-6, statistics=1e-6)
+        assert_equal_training(
+            ours, theirs, images, torchvision.resnet_rules(), outputs=1e-6, inputs=1e-5, params=1e-6, statistics=1e-6
+        )
