@@ -8,6 +8,7 @@ Ours must be in torchvision's layout: `resnet50` and the like, `vgg16`, `mobilen
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from facejax.interop.names import Rule, batch_norm, convert
@@ -52,17 +53,25 @@ def resnet_rules() -> list[Rule]:
 
 def vgg16_rules() -> list[Rule]:
     """models/vgg.py: convolutions under features, a ReLU behind each and a pool after every stage; classifier."""
-    rules, place = [], 0
+    names, place = {}, 0
     for stage, depth in enumerate((2, 2, 3, 3, 3), 1):
         for layer in range(1, depth + 1):
-            target = f"params/conv{stage}_{layer}"
-            rules.append(Rule(rf"features\.{place}\.weight", f"{target}/kernel", "conv"))
-            rules.append(Rule(rf"features\.{place}\.bias", f"{target}/bias"))
+            names[place] = f"conv{stage}_{layer}"
             place += 2
         place += 1
+    rules = vgg_convolution_rules(names)
     rules.append(Rule(r"classifier\.0\.weight", "params/classifier/fc6/kernel", "flatten", 512))
     rules.append(Rule(r"classifier\.0\.bias", "params/classifier/fc6/bias"))
     return [*rules, *_dense(r"classifier\.3", "classifier/fc7"), *_dense(r"classifier\.6", "classifier/fc8")]
+
+
+def vgg_convolution_rules(names: Mapping[int, str]) -> list[Rule]:
+    """Convolutions with biases: place under features -> our name."""
+    rules = []
+    for place, name in names.items():
+        rules.append(Rule(rf"features\.{place}\.weight", f"params/{name}/kernel", "conv"))
+        rules.append(Rule(rf"features\.{place}\.bias", f"params/{name}/bias"))
+    return rules
 
 
 def mobilenet_v2_rules() -> list[Rule]:
