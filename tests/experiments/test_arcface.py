@@ -12,22 +12,8 @@ from experiments import __main__ as catalog
 from experiments import arcface
 from facejax.data.readers.recordio import write_records
 from facejax.data.readers.verification import VerificationPack, write_pack
-from facejax.data.synthetic.faces import png
 from facejax.train import Options, app
 from facejax.train.dry_run import dry_run
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """A folder of eight people with four noisy pictures each."""
-    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    for person in range(8):
-        base = rng.integers(0, 255, (4, 4, 3))
-        (folder / f"p{person}").mkdir()
-        for i in range(4):
-            image = np.clip(base.repeat(6, 0).repeat(6, 1) + rng.normal(size=(24, 24, 3)) * 8, 0, 255).astype(np.uint8)
-            (folder / f"p{person}" / f"{i}.png").write_bytes(png(image))
-    return folder
 
 
 def smoke(path, **changes):

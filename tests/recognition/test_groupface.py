@@ -161,11 +161,6 @@ def test_parameters_at_full_size(groups):
     assert full_size(32) - full_size(0) == 32 * (4096 * 512 + 512) + 32 * 257  # 67.1 million in the branches
 
 
-@pytest.fixture(scope="module")
-def photographs(people_folder):
-    return people_folder("photographs", [4] * 8)
-
-
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setitem(common.BACKBONES, "small", lambda **options: Small(axis_name=AXIS, **options))

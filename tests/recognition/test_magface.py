@@ -156,12 +156,12 @@ PARAMETERS = {"ms1mv2_r50": 43_590_848, "ms1mv2_r100": 65_156_160}
 
 
 @pytest.fixture(scope="module")
-def photographs(people_folder):
-    """Eight people with four pictures each, and a backbone of two blocks in place of the miniature's."""
+def photographs(photographs):
+    """The shared folder, and a backbone of two blocks in place of the miniature's."""
     with pytest.MonkeyPatch.context() as patch:
         small = functools.partial(iresnet.IResNet, (1, 1), (4, 8))
         patch.setitem(experiment.common.BACKBONES, "tiny", small)
-        yield people_folder("photographs", [4] * 8)
+        yield photographs
 
 
 def smoke(path, **changes):
