@@ -79,6 +79,16 @@ def photographs(people_folder):
     return people_folder("photographs", [4] * 8)
 
 
+@pytest.fixture
+def pack(photographs, tmp_path):
+    """A verification pack mine.bin of twenty pairs of the photographs."""
+    from facejax.data.readers.verification import VerificationPack, write_pack
+
+    images = [(photographs / f"p{i // 2 % 8}" / f"{i % 4}.png").read_bytes() for i in range(40)]
+    write_pack(tmp_path / "mine.bin", VerificationPack(images, np.arange(20) % 2 == 0))
+    return tmp_path / "mine.bin"
+
+
 @pytest.fixture(scope="session")
 def coloured(tmp_path_factory, picture_folder):
     """Names of two splits -> a folder split/class/picture of four classes of noise around a colour, not square."""
