@@ -1,5 +1,6 @@
 """Backbones and shared layers against PyTorch's, with the same weights: values, gradients and batch statistics."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,6 +158,16 @@ def test_backbone(name):
     evaluated = jax.jit(lambda v: ours.apply(v, images, train=False))(variables)
     assert_near(evaluated, numpy_nhwc(theirs.eval()(nchw(images))))
     assert_equal_training(ours, theirs, images, rules, outputs=3e-5, inputs=3e-4, params=1e-4, statistics=1e-5)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", ["iresnet", "mobilefacenet"])
+def test_weights_are_read_from_files(name, legacy, tmp_path):
+    ours, theirs, rules = paired(name)
+    torch.save(theirs.state_dict(), tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    shapes = template(ours, jnp.zeros((1, 48, 48, 3)))
+    found = arcface_torch.load(tmp_path / "w.pt", shapes)
+    chex.assert_trees_all_equal(found, converted(theirs.state_dict(), rules, shapes))
 
 
 @pytest.mark.parametrize(("name", "count"), [("iresnet50", 43_590_848), ("iresnet100", 65_156_160)])
