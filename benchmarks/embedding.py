@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from benchmarks.compare import compare
+from benchmarks.torch_recognition import DEPTHS, IResNet
 from facejax.backbones.iresnet import iresnet50
-from tests.parity.test_torch import IResNet
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
@@ -21,7 +21,7 @@ if __name__ == "__main__":
     net = iresnet50()
     variables = jax.jit(lambda: net.init(jax.random.key(0), images[:1], train=False))()
     ours = jax.jit(lambda v, x: net.apply(v, x, train=False))
-    theirs = IResNet((3, 4, 14, 3), (64, 128, 256, 512), 112, 512).eval()
+    theirs = IResNet(DEPTHS["iresnet50"]).eval()
     nchw = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
     def torch_forward() -> None:

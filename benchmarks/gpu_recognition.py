@@ -82,11 +82,11 @@ def torch_step(name: str, batch: int, size: int, classes: int) -> Callable[[], A
     """The same in PyTorch: channels last, autocast to bfloat16, torch.compile."""
     import torch
 
-    from tests.parity.test_torch import IResNet
+    from benchmarks.torch_recognition import IResNet
 
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    net = IResNet(DEPTHS[name], (64, 128, 256, 512), size, 512).cuda().to(memory_format=torch.channels_last)
+    net = IResNet(DEPTHS[name], size=size).cuda().to(memory_format=torch.channels_last)
     net = torch.compile(net)
     centres = torch.nn.Parameter(0.01 * torch.randn(classes, 512, device="cuda"))
     images = torch.randint(0, 255, (batch, 3, size, size), device="cuda").float().to(memory_format=torch.channels_last)

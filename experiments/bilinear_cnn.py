@@ -261,8 +261,9 @@ def preprocess(images: jax.Array) -> jax.Array:
 
 def read_weights(config: ConfigDict, params: Any) -> Any:
     """Parameters with the trunks' convolutions from PyTorch state dicts, in torchvision's order of layers."""
-    from facejax.interop.names import Rule, convert  # only runs from published weights need them
+    from facejax.interop.names import convert  # only runs from published weights need them
     from facejax.interop.pytorch import read_state_dict
+    from facejax.interop.torchvision import vgg_convolution_rules
 
     for part, path in (("trunk", config.model.weights), ("other", config.model.other_weights)):
         if path:
@@ -274,13 +275,8 @@ def read_weights(config: ConfigDict, params: Any) -> Any:
                 raise ValueError(
                     f"{path} holds {len(places)} layers under 'features': expected {len(params[part])} convolutions"
                 )
-            rules = []
-            for place, name in zip(places, sorted(params[part]), strict=True):
-                rules += [
-                    Rule(rf"features\.{place}\.weight", f"{name}/kernel", "conv"),
-                    Rule(rf"features\.{place}\.bias", f"{name}/bias"),
-                ]
-            params = {**params, part: convert(tensors, rules, params[part])}
+            rules = vgg_convolution_rules(dict(zip(places, sorted(params[part]), strict=True)))
+            params = {**params, part: convert(tensors, rules, {"params": params[part]})["params"]}
     return params
 
 

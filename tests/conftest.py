@@ -14,6 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -41,3 +42,62 @@ def test_data() -> pathlib.Path:
     if not root.is_dir():
         pytest.skip(f"no test data at {root}: set FACEJAX_TEST_DATA")
     return root
+
+
+@pytest.fixture(scope="session")
+def picture_folder():
+    """(root, {"folder": pictures [N, H, W, 3]}) -> root with root/folder/0.png and so on, cut to 0..255."""
+    from facejax.data.synthetic.faces import png
+
+    def write(root: pathlib.Path, pictures):
+        for name, images in pictures.items():
+            (root / name).mkdir(parents=True)
+            for i, image in enumerate(images):
+                (root / name / f"{i}.png").write_bytes(png(np.clip(image, 0, 255).astype(np.uint8)))
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def people_folder(tmp_path_factory, picture_folder):
+    """(name, numbers of pictures) -> a folder of as many people with so many noisy pictures each."""
+
+    def make(name, pictures):
+        rng, people = np.random.default_rng(0), {}
+        for person, count in enumerate(pictures):
+            base = rng.integers(0, 255, (4, 4, 3)).repeat(6, 0).repeat(6, 1)
+            people[f"p{person}"] = base + rng.normal(size=(count, 24, 24, 3)) * 8
+        return picture_folder(tmp_path_factory.mktemp(name), people)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def photographs(people_folder):
+    """A folder of eight people with four pictures each."""
+    return people_folder("photographs", [4] * 8)
+
+
+@pytest.fixture
+def pack(photographs, tmp_path):
+    """A verification pack mine.bin of twenty pairs of the photographs."""
+    from facejax.data.readers.verification import VerificationPack, write_pack
+
+    images = [(photographs / f"p{i // 2 % 8}" / f"{i % 4}.png").read_bytes() for i in range(40)]
+    write_pack(tmp_path / "mine.bin", VerificationPack(images, np.arange(20) % 2 == 0))
+    return tmp_path / "mine.bin"
+
+
+@pytest.fixture(scope="session")
+def coloured(tmp_path_factory, picture_folder):
+    """Names of two splits -> a folder split/class/picture of four classes of noise around a colour, not square."""
+
+    def make(*splits):
+        rng, classes = np.random.default_rng(0), {}
+        for split, number in zip(splits, (6, 2), strict=True):
+            for c in range(4):
+                classes[f"{split}/c{c}"] = 60 * c + rng.normal(size=(number, 20, 28, 3)) * 20
+        return picture_folder(tmp_path_factory.mktemp("coloured"), classes)
+
+    return make

@@ -1,13 +1,14 @@
-"""torchvision's published weights onto our backbones: VGG-16, MobileNet V2, GoogLeNet and Inception V3.
+"""torchvision's published weights onto our backbones: ResNet, VGG-16, MobileNet V2, GoogLeNet and Inception V3.
 
-Ours must be in torchvision's layout: `vgg16`, `mobilenet_v2(padding=1, epsilon=1e-5)`, `googlenet_torchvision()`,
-`inception_v3_torchvision()`. The last two expect images in -1..1, which torchvision's `transform_input` makes of its
-own normalisation.
+Ours must be in torchvision's layout: `resnet50` and the like, `vgg16`, `mobilenet_v2(padding=1, epsilon=1e-5)`,
+`googlenet_torchvision()`, `inception_v3_torchvision()`. The last two expect images in -1..1, which torchvision's
+`transform_input` makes of its own normalisation.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from facejax.interop.names import Rule, batch_norm, convert
@@ -19,9 +20,13 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
 
     Args:
       path: a state dict, or a checkpoint that holds one.
-      template: shapes of the model's variables. Side classifiers that it lacks are left out, and VGG's last layer.
+      template: shapes of the model's variables. Side classifiers that it lacks are left out, and the last
+        layer of VGG and ResNet.
     """
     tensors = read_state_dict(path)
+    if "layer1.0.conv1.weight" in tensors:
+        last = [] if "fc" in template["params"] else [Rule(r"fc\..*", "")]
+        return convert(tensors, [*last, *resnet_rules()], template)
     if "features.28.weight" in tensors:
         last = [] if "fc8" in template["params"]["classifier"] else [Rule(r"classifier\.6\..*", "")]
         return convert(tensors, [*last, *vgg16_rules()], template)
@@ -32,19 +37,41 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
     return convert(tensors, [*parts, *rules], template)
 
 
+def resnet_rules() -> list[Rule]:
+    """models/resnet.py, of any depth: conv1, the blocks layer1.0 and up, each with its downsample, fc."""
+    block, ours = r"layer(\d)\.(\d+)\.", r"layer\1_\2/"
+    return [
+        Rule(r"conv1\.weight", "params/conv1/kernel", "conv"),
+        *batch_norm("bn1", "bn1"),
+        Rule(block + r"conv(\d)\.weight", rf"params/{ours}conv\3/kernel", "conv"),
+        *batch_norm(block + r"bn(\d)", ours + r"bn\3"),
+        Rule(block + r"downsample\.0\.weight", rf"params/{ours}shortcut_conv/kernel", "conv"),
+        *batch_norm(block + r"downsample\.1", ours + "shortcut_bn"),
+        *_dense("fc", "fc"),
+    ]
+
+
 def vgg16_rules() -> list[Rule]:
     """models/vgg.py: convolutions under features, a ReLU behind each and a pool after every stage; classifier."""
-    rules, place = [], 0
+    names, place = {}, 0
     for stage, depth in enumerate((2, 2, 3, 3, 3), 1):
         for layer in range(1, depth + 1):
-            target = f"params/conv{stage}_{layer}"
-            rules.append(Rule(rf"features\.{place}\.weight", f"{target}/kernel", "conv"))
-            rules.append(Rule(rf"features\.{place}\.bias", f"{target}/bias"))
+            names[place] = f"conv{stage}_{layer}"
             place += 2
         place += 1
+    rules = vgg_convolution_rules(names)
     rules.append(Rule(r"classifier\.0\.weight", "params/classifier/fc6/kernel", "flatten", 512))
     rules.append(Rule(r"classifier\.0\.bias", "params/classifier/fc6/bias"))
     return [*rules, *_dense(r"classifier\.3", "classifier/fc7"), *_dense(r"classifier\.6", "classifier/fc8")]
+
+
+def vgg_convolution_rules(names: Mapping[int, str]) -> list[Rule]:
+    """Convolutions with biases: place under features -> our name."""
+    rules = []
+    for place, name in names.items():
+        rules.append(Rule(rf"features\.{place}\.weight", f"params/{name}/kernel", "conv"))
+        rules.append(Rule(rf"features\.{place}\.bias", f"params/{name}/bias"))
+    return rules
 
 
 def mobilenet_v2_rules() -> list[Rule]:

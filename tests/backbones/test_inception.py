@@ -235,7 +235,7 @@ def smoke(path, **changes):
 
 def test_smoke(coloured, tmp_path):
     """Of the plain net, which compiles sooner, with its side classifiers."""
-    config = smoke(coloured, **{"model.plain": True})
+    config = smoke(coloured("train", "val"), **{"model.plain": True})
     _, report = app.run(config, experiment.build, workdir=tmp_path, quiet=True)
     assert set(report.metrics) == {"accuracy", "top5_accuracy", "million_multiply_adds", "million_parameters"}
     assert (tmp_path / "report.html").stat().st_size > 20_000

@@ -184,7 +184,7 @@ def smoke(path, **changes):
 
 
 def test_smoke(coloured, tmp_path):
-    config = smoke(coloured, **{"optim.ema": 0.9, "data.crops": True})
+    config = smoke(coloured("train", "val"), **{"optim.ema": 0.9, "data.crops": True})
     state, report = app.run(config, experiment.build, workdir=tmp_path, quiet=True)
     assert set(report.metrics) == {"accuracy", "top5_accuracy", "million_multiply_adds", "million_parameters"}
     assert report.metrics["top5_accuracy"] == 100

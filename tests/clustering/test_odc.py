@@ -8,7 +8,6 @@ import pytest
 from experiments import odc as experiment
 from facejax.clustering import odc
 from facejax.clustering.odc import Memory
-from facejax.data.synthetic.faces import png
 from facejax.train import Options, app
 from facejax.train.dry_run import dry_run
 from facejax.train.parallel import make_executor
@@ -192,17 +191,16 @@ def test_neck_initialisation_and_features():
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def pictures(tmp_path_factory, picture_folder):
     """Train and val of six classes, eight noisy pictures each."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    bases = rng.integers(0, 255, (6, 4, 4, 3))
-    for part in ("train", "val"):
-        for name, base in enumerate(bases):
-            (folder / part / f"c{name}").mkdir(parents=True)
-            for i in range(8):
-                image = base.repeat(8, 0).repeat(8, 1) + rng.normal(size=(32, 32, 3)) * 20
-                (folder / part / f"c{name}" / f"{i}.png").write_bytes(png(np.clip(image, 0, 255).astype(np.uint8)))
-    return folder
+    rng = np.random.default_rng(0)
+    bases = rng.integers(0, 255, (6, 4, 4, 3)).repeat(8, 1).repeat(8, 2)
+    classes = {
+        f"{part}/c{name}": base + rng.normal(size=(8, 32, 32, 3)) * 20
+        for part in ("train", "val")
+        for name, base in enumerate(bases)
+    }
+    return picture_folder(tmp_path_factory.mktemp("pictures"), classes)
 
 
 def smoke(path, preset="synthetic", **changes):

@@ -11,23 +11,8 @@ import pytest
 from experiments import __main__ as catalog
 from experiments import arcface
 from facejax.data.readers.recordio import write_records
-from facejax.data.readers.verification import VerificationPack, write_pack
-from facejax.data.synthetic.faces import png
 from facejax.train import Options, app
 from facejax.train.dry_run import dry_run
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """A folder of eight people with four noisy pictures each."""
-    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    for person in range(8):
-        base = rng.integers(0, 255, (4, 4, 3))
-        (folder / f"p{person}").mkdir()
-        for i in range(4):
-            image = np.clip(base.repeat(6, 0).repeat(6, 1) + rng.normal(size=(24, 24, 3)) * 8, 0, 255).astype(np.uint8)
-            (folder / f"p{person}" / f"{i}.png").write_bytes(png(image))
-    return folder
 
 
 def smoke(path, **changes):
@@ -63,10 +48,8 @@ def test_smoke(photographs, changes, tmp_path):
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
 
 
-def test_evaluation_of_packs_and_saved_arrays(photographs, tmp_path):
-    images = [(photographs / f"p{i // 2 % 8}" / f"{i % 4}.png").read_bytes() for i in range(40)]
-    write_pack(tmp_path / "mine.bin", VerificationPack(images, np.arange(20) % 2 == 0))
-    config = smoke(photographs, **{"eval.packs": str(tmp_path / "mine.bin")})
+def test_evaluation_of_packs_and_saved_arrays(photographs, pack, tmp_path):
+    config = smoke(photographs, **{"eval.packs": str(pack)})
     _, report = app.run(config, arcface.build, save_arrays=tmp_path / "arrays", quiet=True)
     assert 0 <= report.metrics["mine_accuracy"] <= 1
     assert np.load(tmp_path / "arrays" / "mine_embeddings.npy").shape == (40, 8)

@@ -6,7 +6,6 @@ from ml_collections import ConfigDict
 
 from experiments import clustering_board as board
 from facejax.data.synthetic import embeddings
-from facejax.data.synthetic.faces import png
 
 SMALL = {**embeddings.SETTINGS, "labelled": 30, "people": 12, "noise": 0.5}
 
@@ -37,16 +36,13 @@ def test_the_table_is_printed_and_kept(tmp_path, monkeypatch, capsys):
     assert "no method 'ward': expected some of cdp" in capsys.readouterr().err
 
 
-def test_pictures_become_files_of_embeddings(tmp_path):
+def test_pictures_become_files_of_embeddings(tmp_path, picture_folder):
     """Of the people that a net learnt from and of others, as unit rows with their labels."""
     rng = np.random.default_rng(0)
-    for person in range(8):
-        (tmp_path / "photographs" / f"p{person}").mkdir(parents=True)
-        for i in range(4):
-            image = rng.integers(0, 255, (16, 16, 3), np.uint8)
-            (tmp_path / "photographs" / f"p{person}" / f"{i}.png").write_bytes(png(image))
+    people = {f"p{person}": rng.integers(0, 255, (4, 16, 16, 3)) for person in range(8)}
+    folder = picture_folder(tmp_path / "photographs", people)
     settings = {
-        "data.source": "path", "data.path": str(tmp_path / "photographs"), "data.image_size": 16,
+        "data.source": "path", "data.path": str(folder), "data.image_size": 16,
         "data.held_out": 0.25, "data.classes": 6, "train.steps": 2, "train.batch_size": 8, "train.devices": 1,
         "eval.batch_size": 8,
     }  # fmt: skip

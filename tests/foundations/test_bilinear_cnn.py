@@ -6,7 +6,6 @@ import pytest
 
 from experiments import bilinear_cnn as experiment
 from facejax.backbones import vgg
-from facejax.data.synthetic.faces import png
 from facejax.foundations import bilinear_cnn
 from facejax.interop import pytorch
 from facejax.train import Options, app
@@ -193,16 +192,8 @@ def smoke(path, **changes):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Four classes of noise around a colour, not square."""
-    root, rng = tmp_path_factory.mktemp("alike"), np.random.default_rng(0)
-    for split, number in (("train", 6), ("test", 2)):
-        for c in range(4):
-            (root / split / f"c{c}").mkdir(parents=True)
-            for i in range(number):
-                image = np.uint8(np.clip(60 * c + rng.normal(size=(20, 28, 3)) * 20, 0, 255))
-                (root / split / f"c{c}" / f"{i}.png").write_bytes(png(image))
-    return root
+def folder(coloured):
+    return coloured("train", "test")
 
 
 def test_smoke_with_both_steps_and_the_svm(folder):

@@ -279,13 +279,10 @@ def test_smoke_on_glasses(monkeypatch):
     assert (first != last).any()
 
 
-def test_smoke_on_a_folder_with_ten_crops(tmp_path):
+def test_smoke_on_a_folder_with_ten_crops(tmp_path, picture_folder):
     rng = np.random.default_rng(0)
     for part, count in (("train", 4), ("val", 2)):
-        for name in "abc":
-            (tmp_path / part / name).mkdir(parents=True)
-            for i, picture in enumerate(pictures(count, 70, rng)):
-                (tmp_path / part / name / f"{i}.png").write_bytes(picture)
+        picture_folder(tmp_path / part, {name: rng.integers(0, 255, (count, 70, 70, 3)) for name in "abc"})
     config = smoke(**{"data.path": str(tmp_path), "data.image_size": 56, "data.classes": 3, "optim.filter_limit": 0.1})
     _, report = app.run(config, experiment.build, quiet=True)
     assert set(report.metrics) == {"accuracy", "top1_error", "top5_error"}

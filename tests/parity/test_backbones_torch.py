@@ -1,5 +1,6 @@
 """Backbones and shared layers against PyTorch's, with the same weights: values, gradients and batch statistics."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +8,10 @@ import pytest
 
 from facejax.backbones import iresnet, mobilefacenet
 from facejax.interop import arcface_torch
-from facejax.interop.names import convert
 from facejax.nn.conv import Conv, ConvTranspose
 from facejax.nn.norm import BatchNorm, PReLU
 from facejax.ops import pooling
+from tests.parity.networks import assert_equal_training, assert_near, converted, nchw, numpy_nhwc, randomized, template
 
 torch = pytest.importorskip("torch")
 from benchmarks import torch_recognition
@@ -24,21 +25,6 @@ def normal(*shape):
     return RNG.standard_normal(shape, np.float32)
 
 
-def nchw(array):
-    """[N, H, W, C], or a kernel [kh, kw, I, O] as its gradient comes, to a tensor of PyTorch's layout."""
-    return torch.tensor(np.ascontiguousarray(np.asarray(array).transpose(0, 3, 1, 2)), requires_grad=True)
-
-
-def nhwc(tensor):
-    return tensor.detach().numpy().transpose(0, 2, 3, 1)
-
-
-def assert_near(ours, theirs, tolerance=1e-5):
-    """Equal to `tolerance` of the largest number."""
-    theirs = np.asarray(theirs)
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1e-3, np.abs(theirs).max()))
-
-
 def assert_layer(ours, theirs, x, kernel=None, layout=None):
     """Values and gradients of sum(sin(y)) with respect to the image and, if given, the kernel."""
     arguments = [jnp.asarray(x)] + ([] if kernel is None else [jnp.asarray(kernel)])
@@ -49,8 +35,8 @@ def assert_layer(ours, theirs, x, kernel=None, layout=None):
         tensors.append(torch.tensor(np.ascontiguousarray(kernel.transpose(layout)), requires_grad=True))
     reference = theirs(*tensors)
     reference.sin().sum().backward()
-    assert_near(output, nhwc(reference))
-    assert_near(gradients[0], nhwc(tensors[0].grad))
+    assert_near(output, numpy_nhwc(reference))
+    assert_near(gradients[0], numpy_nhwc(tensors[0].grad))
     if kernel is not None:
         assert_near(gradients[1], tensors[1].grad.numpy().transpose(np.argsort(layout)))
 
@@ -138,9 +124,9 @@ def test_batch_norm_moves_its_averages_alike():
         "params": {"norm": {"scale": scale, "bias": bias}},
         "batch_stats": {"norm": {"mean": mean, "var": var}},
     }
-    assert_near(BatchNorm().apply(variables, x, train=False), nhwc(theirs.eval()(nchw(x))))
+    assert_near(BatchNorm().apply(variables, x, train=False), numpy_nhwc(theirs.eval()(nchw(x))))
     output, updated = BatchNorm().apply(variables, x, train=True, mutable=["batch_stats"])
-    assert_near(output, nhwc(theirs.train()(nchw(x))))
+    assert_near(output, numpy_nhwc(theirs.train()(nchw(x))))
     updated = updated["batch_stats"]["norm"]
     assert_near(updated["mean"], theirs.running_mean)
     unbiased = 0.9 * var + (updated["var"] - 0.9 * var) * 36 / 35
@@ -149,7 +135,6 @@ def test_batch_norm_moves_its_averages_alike():
 
 def paired(name):
     """(ours, PyTorch's, rules from its names to ours) at small sizes, PyTorch's weights all random."""
-    torch.manual_seed(0)
     if name == "iresnet":
         ours = iresnet.IResNet((1, 2, 1, 1), (8, 8, 16, 16), 12)
         theirs = torch_recognition.IResNet((1, 2, 1, 1), (8, 8, 16, 16), 12, size=48)
@@ -159,13 +144,9 @@ def paired(name):
         ours = mobilefacenet.MobileFaceNet(blocks, scale, embedding_size=12)
         theirs = torch_recognition.MobileFaceNet(blocks, scale, 12, size=48)
         rules = arcface_torch.mobilefacenet_rules(theirs.state_dict())
-    for key, tensor in theirs.state_dict().items():
-        if key.endswith("running_var"):
-            tensor.uniform_(0.5, 2)
-        elif key.endswith(("bias", "running_mean")):
-            tensor.normal_(0, 0.2)
-        elif tensor.ndim == 1 and key != "features.weight":
-            tensor.uniform_(0.2, 1.2)
+    randomized(theirs)
+    if name == "iresnet":
+        torch.nn.init.ones_(theirs.features.weight)
     return ours, theirs, rules
 
 
@@ -173,41 +154,20 @@ def paired(name):
 def test_backbone(name):
     ours, theirs, rules = paired(name)
     images = RNG.uniform(-1, 1, (6, 48, 48, 3)).astype(np.float32)
-    template = jax.eval_shape(lambda key: ours.init(key, images, train=False), jax.random.key(0))
-
-    def converted(values):
-        return convert({k: np.array(v) for k, v in values.items()}, rules, template)
-
-    variables = converted(theirs.state_dict())
+    variables = converted(theirs.state_dict(), rules, template(ours, images))
     evaluated = jax.jit(lambda v: ours.apply(v, images, train=False))(variables)
-    assert_near(evaluated, theirs.eval()(nchw(images)).detach())
+    assert_near(evaluated, numpy_nhwc(theirs.eval()(nchw(images))))
+    assert_equal_training(ours, theirs, images, rules, outputs=3e-5, inputs=3e-4, params=1e-4, statistics=1e-5)
 
-    @jax.jit
-    def train(params, images):
-        def loss(params, images):
-            output, updated = ours.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-            return jnp.sin(output).sum(), (output, updated["batch_stats"])
 
-        return jax.grad(loss, (0, 1), has_aux=True)(params, images)
-
-    (d_params, d_images), (output, statistics) = train(variables["params"], images)
-    inputs = nchw(images)
-    reference = theirs.train()(inputs)
-    reference.sin().sum().backward()
-    assert_near(output, reference.detach(), 3e-5)
-    assert_near(d_images, nhwc(inputs.grad), 3e-4)
-    moved = {k: torch.zeros_like(v) if k == "features.weight" else v for k, v in theirs.state_dict().items()}
-    moved |= {k: v.grad for k, v in theirs.named_parameters() if v.grad is not None}
-    expected = converted(moved)
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected["params"]))
-    for (path, got), want in zip(
-        jax.tree_util.tree_leaves_with_path(d_params), jax.tree.leaves(expected["params"]), strict=True
-    ):
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * largest, err_msg=jax.tree_util.keystr(path))
-    means = [x for path, x in jax.tree_util.tree_leaves_with_path(statistics) if path[-1].key == "mean"]
-    wanted = [x for path, x in jax.tree_util.tree_leaves_with_path(expected["batch_stats"]) if path[-1].key == "mean"]
-    for got, want in zip(means, wanted, strict=True):
-        assert_near(got, want)
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", ["iresnet", "mobilefacenet"])
+def test_weights_are_read_from_files(name, legacy, tmp_path):
+    ours, theirs, rules = paired(name)
+    torch.save(theirs.state_dict(), tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    shapes = template(ours, jnp.zeros((1, 48, 48, 3)))
+    found = arcface_torch.load(tmp_path / "w.pt", shapes)
+    chex.assert_trees_all_equal(found, converted(theirs.state_dict(), rules, shapes))
 
 
 @pytest.mark.parametrize(("name", "count"), [("iresnet50", 43_590_848), ("iresnet100", 65_156_160)])

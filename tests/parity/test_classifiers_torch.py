@@ -10,7 +10,8 @@ import pytest
 
 from facejax.backbones import inception, mobilenet, vgg
 from facejax.interop import torchvision
-from facejax.interop.names import Rule, batch_norm, convert
+from facejax.interop.names import Rule, batch_norm
+from tests.parity.networks import assert_equal_training, assert_near, converted, nchw, numpy_nhwc, randomized, template
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 pytestmark = pytest.mark.parity
@@ -358,13 +359,13 @@ class VGG16(nn.Module):
 
 def paired(name):
     """(ours, PyTorch's with random weights, rules from its names to ours, side of the images)."""
-    torch.manual_seed(0)
     ours, theirs, rules, size = {
         "mobilenet_v1": lambda: (
-            mobilenet.MobileNetV1(5, width=0.25, padding=1, epsilon=1e-5, dropout=0.0), MobileNetV1(5), v1_rules(), 40
+            mobilenet.MobileNetV1(5, width=0.25, padding=1, momentum=0.9, epsilon=1e-5, dropout=0.0),
+            MobileNetV1(5), v1_rules(), 40,
         ),
         "mobilenet_v2": lambda: (
-            mobilenet.MobileNetV2(5, width=0.5, padding=1, epsilon=1e-5, dropout=0.0),
+            mobilenet.MobileNetV2(5, width=0.5, padding=1, momentum=0.9, epsilon=1e-5, dropout=0.0),
             MobileNetV2(5), torchvision.mobilenet_v2_rules(), 40,
         ),
         "googlenet": lambda: (
@@ -376,7 +377,7 @@ def paired(name):
             GoogLeNet(5, paper=True), googlenet_paper_rules(), 224,
         ),
         "bn_inception": lambda: (
-            inception.bn_inception(5, 0.25, dropout=0.0), BNInception(5), bn_inception_rules(), 96
+            inception.bn_inception(5, 0.25, momentum=0.9, dropout=0.0), BNInception(5), bn_inception_rules(), 96
         ),
         "inception_v3": lambda: (
             inception.inception_v3_torchvision(5, 0.125, dropout=0.0),
@@ -387,30 +388,7 @@ def paired(name):
             VGG16(5), torchvision.vgg16_rules(), 64,
         ),
     }[name]()  # fmt: skip
-    with torch.no_grad():
-        for key, tensor in theirs.state_dict().items():
-            if key.endswith("running_var"):
-                tensor.uniform_(0.5, 2)
-            elif key.endswith(("bias", "running_mean")):
-                tensor.normal_(0, 0.2)
-            elif tensor.ndim == 1:
-                tensor.uniform_(0.5, 1.5)
-            elif tensor.ndim > 1:
-                nn.init.kaiming_normal_(tensor)
-    return ours, theirs, rules, size
-
-
-def nchw(images):
-    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), requires_grad=True)
-
-
-def numbers(outputs):
-    outputs = outputs if isinstance(outputs, list) else [outputs]
-    return [np.asarray(o.detach() if isinstance(o, torch.Tensor) else o) for o in outputs]
-
-
-def assert_near(ours, theirs, tolerance):
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max())
+    return ours, randomized(theirs), rules, size
 
 
 NETWORKS = ["mobilenet_v1", "mobilenet_v2", "googlenet", "googlenet_paper", "bn_inception", "inception_v3", "vgg16"]
@@ -418,7 +396,7 @@ NETWORKS = ["mobilenet_v1", "mobilenet_v2", "googlenet", "googlenet_paper", "bn_
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_classifier(name):
-    """Tested: scores with running statistics. Trained: scores, side classifiers', and all gradients.
+    """Tested: scores with running statistics. Trained: scores, side classifiers', moved averages and all gradients.
 
     In double precision: few numbers a channel make batch statistics touchy, and rounding moves rectifiers.
     """
@@ -427,35 +405,10 @@ def test_classifier(name):
         ours, theirs = ours.clone(dtype=jnp.float64), theirs.double()
         loudness = 100 if name == "googlenet_paper" else 1  # response normalisation is made for 0..255 less the mean
         images = loudness * np.random.default_rng(0).uniform(-1, 1, (4, size, size, 3))
-        template = jax.eval_shape(lambda key: ours.init(key, images, train=False), jax.random.key(0))
-
-        def converted(values):
-            return convert({k: np.array(v) for k, v in values.items()}, rules, template)
-
-        variables = converted(theirs.state_dict())
+        variables = converted(theirs.state_dict(), rules, template(ours, images))
         tested = jax.jit(lambda v: ours.apply(v, images, train=False))(variables)
-        assert_near(tested, numbers(theirs.eval()(nchw(images)))[0], 1e-5)
-
-        @jax.jit
-        def train(params, images):
-            def loss(params, images):
-                outputs, _ = ours.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-                return sum(jnp.sin(o).sum() for o in (outputs if isinstance(outputs, list) else [outputs])), outputs
-
-            return jax.grad(loss, (0, 1), has_aux=True)(params, images)
-
-        (d_params, d_images), outputs = train(variables["params"], images)
-        inputs = nchw(images)
-        reference = theirs.train()(inputs)
-        sum(o.sin().sum() for o in (reference if isinstance(reference, list) else [reference])).backward()
-        for got, want in zip(numbers(outputs), numbers(reference), strict=True):
-            assert_near(got, want, 1e-5)
-        assert_near(d_images, inputs.grad.numpy().transpose(0, 2, 3, 1), 1e-3)
-        gradients = {k: v.grad for k, v in theirs.named_parameters()}
-        expected = converted(dict(theirs.state_dict()) | gradients)["params"]
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
-    for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(d_params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-3 * largest, err_msg=jax.tree_util.keystr(path))
+        assert_near(tested, numpy_nhwc(jax.tree.leaves(theirs.eval()(nchw(images)))[0]))
+        assert_equal_training(ours, theirs, images, rules, outputs=1e-5, inputs=1e-3, params=1e-3, statistics=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "googlenet", "inception_v3", "vgg16"])
@@ -463,9 +416,9 @@ def test_weights_are_read_from_files(name, tmp_path):
     ours, theirs, _, size = paired(name)
     ours = ours.clone(auxiliary=False) if "ception" in name or name == "googlenet" else ours
     torch.save(theirs.state_dict(), tmp_path / "w.pt")
-    template = jax.eval_shape(lambda key: ours.init(key, jnp.zeros((1, size, size, 3)), train=False), jax.random.key(0))
-    variables = torchvision.load(tmp_path / "w.pt", template)
+    shapes = template(ours, jnp.zeros((1, size, size, 3)))
+    variables = torchvision.load(tmp_path / "w.pt", shapes)
     last = variables["params"]["classifier"]["fc8"] if name == "vgg16" else variables["params"]["fc"]
     source = {"mobilenet_v2": "classifier.1.bias", "vgg16": "classifier.6.bias"}.get(name, "fc.bias")
     np.testing.assert_array_equal(last["bias"], theirs.state_dict()[source])
-    assert jax.tree.structure(variables) == jax.tree.structure(template)
+    assert jax.tree.structure(variables) == jax.tree.structure(shapes)

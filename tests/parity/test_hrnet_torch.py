@@ -7,7 +7,7 @@ import pytest
 
 from facejax.backbones import hrnet
 from facejax.interop import hrnet_torch
-from facejax.interop.names import convert
+from tests.parity.networks import assert_equal_training, assert_near, converted, nchw, numpy_nhwc, randomized, template
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 pytestmark = pytest.mark.parity
@@ -106,68 +106,6 @@ class Reference(nn.Module):
         return self.classifier(self.final_layer(y).mean((2, 3)))
 
 
-def randomized(net):
-    torch.manual_seed(0)
-    for key, tensor in net.state_dict().items():
-        if key.endswith("running_var"):
-            tensor.uniform_(0.5, 2)
-        elif key.endswith(("bias", "running_mean")):
-            tensor.normal_(0, 0.2)
-        elif tensor.ndim == 1:
-            tensor.uniform_(0.5, 1.2)
-    return net
-
-
-def nchw(array):
-    return torch.tensor(np.ascontiguousarray(np.asarray(array).transpose(0, 3, 1, 2)), requires_grad=True)
-
-
-def numpy_nhwc(tensor):
-    array = tensor.detach().numpy()
-    return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
-
-
-def assert_near(ours, theirs, tolerance):
-    """Equal to `tolerance` of the largest number."""
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1e-3, np.abs(theirs).max()))
-
-
-def assert_equal_training(ours, theirs, images, converted):
-    """Training's output, gradients of sum(sin(y)) and moved averages."""
-    variables = converted(theirs.state_dict())
-
-    @jax.jit
-    def train(params, images):
-        def loss(params, images):
-            output, updated = ours.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-            return jnp.sin(output).sum(), (output, updated["batch_stats"])
-
-        return jax.grad(loss, (0, 1), has_aux=True)(params, images)
-
-    (d_params, d_images), (output, statistics) = train(variables["params"], images)
-    inputs = nchw(images)
-    reference = theirs.train()(inputs)
-    reference.sin().sum().backward()
-    assert_near(output, numpy_nhwc(reference), 1e-4)
-    assert_near(d_images, numpy_nhwc(inputs.grad), 2e-3)
-    moved = theirs.state_dict() | {k: v.grad for k, v in theirs.named_parameters()}
-    expected = converted(moved)
-    largest = max(np.abs(x).max() for x in jax.tree.leaves(expected["params"]))
-    for (path, got), want in zip(
-        jax.tree_util.tree_leaves_with_path(d_params), jax.tree.leaves(expected["params"]), strict=True
-    ):
-        np.testing.assert_allclose(got, want, rtol=0, atol=5e-4 * largest, err_msg=jax.tree_util.keystr(path))
-    for (path, got), want in zip(
-        jax.tree_util.tree_leaves_with_path(statistics), jax.tree.leaves(expected["batch_stats"]), strict=True
-    ):
-        if path[-1].key == "mean":
-            assert_near(got, want, 1e-4)
-
-
-def template(net):
-    return jax.eval_shape(lambda key: net.init(key, IMAGES, train=False), jax.random.key(0))
-
-
 IMAGES = np.random.default_rng(0).normal(size=(3, 64, 32, 3)).astype(np.float32)
 SIZES = {"stem_width": 6, "first_blocks": 2, "first_width": 3}
 
@@ -176,10 +114,8 @@ def test_pose_network_in_training():
     stage = {"modules": (1, 1, 2), "blocks": 1}
     ours = hrnet.PoseNet(hrnet.HRNet(4, **stage, **SIZES, finest_only=True), 5)
     theirs = randomized(Reference(4, **stage, stem=6, first=3, joints=5))
-    shapes, rules = template(ours), hrnet_torch.rules(classifier=False)
-    assert_equal_training(
-        ours, theirs, IMAGES, lambda values: convert({k: np.array(v) for k, v in values.items()}, rules, shapes)
-    )
+    rules = hrnet_torch.rules(classifier=False)
+    assert_equal_training(ours, theirs, IMAGES, rules, outputs=1e-4, inputs=2e-3, params=5e-4, statistics=1e-4)
 
 
 def test_classifier_from_its_file(tmp_path):
@@ -187,7 +123,7 @@ def test_classifier_from_its_file(tmp_path):
     ours = hrnet.Classifier(hrnet.HRNet(4, **stage, **SIZES), 7)
     theirs = randomized(Reference(4, **stage, stem=6, first=3, classes=7)).eval()
     torch.save(theirs.state_dict(), tmp_path / "classifier.pth")
-    variables = hrnet_torch.load(tmp_path / "classifier.pth", template(ours))
+    variables = hrnet_torch.load(tmp_path / "classifier.pth", template(ours, IMAGES))
     evaluated = jax.jit(lambda v: ours.apply(v, IMAGES, train=False))(variables)
     assert_near(evaluated, numpy_nhwc(theirs(nchw(IMAGES))), 2e-5)
 
@@ -200,10 +136,9 @@ def test_exchange_alone():
     ]
     for outputs in (0, 1):
         ours, theirs = hrnet.HighResolutionModule(1, outputs), randomized(Module(widths, 1, outputs or 3)).eval()
-        shapes = jax.eval_shape(lambda key, net=ours: net.init(key, maps, train=False), jax.random.key(0))
-        names = {f"stage2.0.{k}": np.array(v) for k, v in theirs.state_dict().items()}
-        wrapped = {kind: {"trunk": {"stage2_0": tree}} for kind, tree in shapes.items()}
-        variables = convert(names, hrnet_torch.rules(False), wrapped)
+        state = {f"stage2.0.{k}": v for k, v in theirs.state_dict().items()}
+        wrapped = {kind: {"trunk": {"stage2_0": tree}} for kind, tree in template(ours, maps).items()}
+        variables = converted(state, hrnet_torch.rules(False), wrapped)
         variables = {kind: tree["trunk"]["stage2_0"] for kind, tree in variables.items()}
         found, vjp = jax.vjp(jax.jit(lambda m, net=ours, v=variables: net.apply(v, m, train=False)), maps)
         tensors = [nchw(m) for m in maps]

@@ -1,4 +1,7 @@
-"""ResNet against a PyTorch module written from the paper's tables, with the same random weights."""
+"""ResNet against a PyTorch module written from the paper's tables, with the same random weights.
+
+The module has torchvision's names, so that the rules for its published weights are tested too.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +9,8 @@ import numpy as np
 import pytest
 
 from facejax.backbones import resnet
-from facejax.interop.names import Rule, batch_norm, convert
+from facejax.interop import torchvision
+from tests.parity.networks import assert_equal_training, assert_near, nchw, numpy_nhwc, randomized, template
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 pytestmark = pytest.mark.parity
@@ -57,64 +61,20 @@ class Reference(nn.Module):
             self.add_module(f"layer{i}", nn.Sequential(*blocks))
         self.fc = nn.Linear(a, classes)
 
-    def forward(self, x):
-        """Scores, and the four stages' maps."""
+    def stages(self, x):
         maps = [F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)]
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps.append(layer(maps[-1]))
-        return self.fc(maps[-1].mean((2, 3))), maps[1:]
+        return maps[1:]
 
-
-def rules():
-    """torchvision's names onto ours."""
-    block, ours = r"layer(\d)\.(\d+)\.", r"layer\1_\2/"
-    return [
-        Rule(r"conv1\.weight", "params/conv1/kernel", "conv"),
-        *batch_norm("bn1", "bn1"),
-        Rule(block + r"conv(\d)\.weight", rf"params/{ours}conv\3/kernel", "conv"),
-        *batch_norm(block + r"bn(\d)", ours + r"bn\3"),
-        Rule(block + r"downsample\.0\.weight", rf"params/{ours}shortcut_conv/kernel", "conv"),
-        *batch_norm(block + r"downsample\.1", ours + "shortcut_bn"),
-        Rule(r"fc\.weight", "params/fc/kernel", "linear"),
-        Rule(r"fc\.bias", "params/fc/bias"),
-    ]
-
-
-def randomised(net):
-    torch.manual_seed(0)
-    for key, tensor in net.state_dict().items():
-        if key.endswith("running_var"):
-            tensor.uniform_(0.5, 2)
-        elif key.endswith(("bias", "running_mean")):
-            tensor.normal_(0, 0.2)
-        elif tensor.ndim == 1:
-            tensor.uniform_(0.5, 1.2)
-        elif tensor.ndim > 1:
-            nn.init.kaiming_normal_(tensor)
-    return net
-
-
-def nchw(images):
-    return torch.tensor(np.ascontiguousarray(images.transpose(0, 3, 1, 2)), requires_grad=True)
-
-
-def nhwc(tensor):
-    return tensor.detach().numpy().transpose(0, 2, 3, 1)
-
-
-def assert_near(ours, theirs, tolerance, name=""):
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * np.abs(theirs).max(), err_msg=name)
-
-
-def assert_trees_near(ours, theirs, tolerance):
-    for (path, got), want in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
-        assert_near(got, want, tolerance, jax.tree_util.keystr(path))
+    def forward(self, x):
+        return self.fc(self.stages(x)[-1].mean((2, 3)))
 
 
 @pytest.mark.parametrize("output_stride", [32, 16])
 @pytest.mark.parametrize("kind", ["basic", "v1.5", "v1"])
-def test_resnet(kind, output_stride):
-    """Tested: scores and maps with running statistics. Trained: scores, moved means and every gradient.
+def test_resnet(kind, output_stride, tmp_path):
+    """Tested: scores and maps from a file of weights. Trained: scores, moved averages and every gradient.
 
     In double precision: few numbers a channel make batch statistics touchy, and rounding moves rectifiers.
     """
@@ -128,46 +88,25 @@ def test_resnet(kind, output_stride):
         stride_in_1x1=kind == "v1",
         dtype=jnp.float64,
     )
-    theirs = randomised(Reference(kind, depths, widths, classes, output_stride == 16)).double()
+    theirs = randomized(Reference(kind, depths, widths, classes, output_stride == 16)).double()
     images = np.random.default_rng(0).normal(size=(2, 50, 79, 3))  # every stride of 2 meets an odd and an even side
     with jax.enable_x64(True):
-        template = jax.eval_shape(lambda key: ours.init(key, images, train=False), jax.random.key(0))
-
-        def converted(values):
-            return convert({k: np.array(v) for k, v in values.items()}, rules(), template)
-
-        variables = converted(theirs.state_dict())
-        trunk = {**variables, "params": {k: v for k, v in variables["params"].items() if k != "fc"}}
+        torch.save(theirs.state_dict(), tmp_path / "resnet.pt")
+        shapes = template(ours, images)
+        variables = torchvision.load(tmp_path / "resnet.pt", shapes)
+        headless = {**shapes, "params": {k: v for k, v in shapes["params"].items() if k != "fc"}}
+        trunk = torchvision.load(tmp_path / "resnet.pt", headless)
 
         @jax.jit
         def evaluate(variables, trunk):
             scores = ours.apply(variables, images, train=False)
             return scores, ours.apply(trunk, images, train=False, features=True)
 
-        @jax.jit
-        def train(params, images):
-            def loss(params, images):
-                scores, moved = ours.apply({**variables, "params": params}, images, train=True, mutable=["batch_stats"])
-                return jnp.sin(scores).sum(), (scores, moved["batch_stats"])
-
-            return jax.grad(loss, (0, 1), has_aux=True)(params, images)
-
         scores, maps = evaluate(variables, trunk)
-        wanted, wanted_maps = theirs.eval()(nchw(images))
-        assert_near(scores, wanted.detach().numpy(), 1e-6)
-        for i, want in enumerate(wanted_maps, 2):
-            assert_near(maps[f"c{i}"], nhwc(want), 1e-6, f"c{i}")
-
-        (d_params, d_images), (scores, statistics) = train(variables["params"], images)
-        inputs = nchw(images)
-        wanted, _ = theirs.train()(inputs)
-        wanted.sin().sum().backward()
-        assert_near(scores, wanted.detach().numpy(), 1e-6)
-        assert_near(d_images, nhwc(inputs.grad), 1e-5)
-        expected = converted(theirs.state_dict() | {k: v.grad for k, v in theirs.named_parameters()})
-    assert_trees_near(d_params, expected["params"], 1e-5)
-    means = [
-        jax.tree_util.tree_map_with_path(lambda path, x: x if path[-1].key == "mean" else np.ones(1), tree)
-        for tree in (statistics, expected["batch_stats"])
-    ]
-    assert_trees_near(*means, 1e-6)  # PyTorch keeps the unbiased variance, Flax the biased one
+        theirs.eval()
+        assert_near(scores, numpy_nhwc(theirs(nchw(images))), 1e-6)
+        for i, want in enumerate(theirs.stages(nchw(images)), 2):
+            assert_near(maps[f"c{i}"], numpy_nhwc(want), 1e-6, f"c{i}")
+        assert_equal_training(
+            ours, theirs, images, torchvision.resnet_rules(), outputs=1e-6, inputs=1e-5, params=1e-6, statistics=1e-6
+        )

@@ -7,7 +7,6 @@ import pytest
 
 from experiments import faceqnet as experiment
 from experiments import quality_common as common
-from facejax.data.synthetic.faces import png
 from facejax.quality import faceqnet, factors
 
 
@@ -100,13 +99,10 @@ def test_smoke_and_the_trunk_stays(smoke, configured):
     chex.assert_trees_all_equal(kept, trained)
 
 
-def test_compliance_from_a_file(tmp_path, configured):
+def test_compliance_from_a_file(tmp_path, configured, picture_folder):
     """The person's gallery picture is the one that the file puts first; other people may be in it too."""
     rng = np.random.default_rng(0)
-    for i in range(8):
-        (tmp_path / f"p{i // 2}").mkdir(exist_ok=True)
-        picture = png(rng.integers(0, 256, (48, 48, 3)).astype(np.uint8))
-        (tmp_path / f"p{i // 2}" / f"{i % 2}.png").write_bytes(picture)
+    picture_folder(tmp_path, {f"p{i}": rng.integers(0, 256, (2, 48, 48, 3)) for i in range(4)})
     lines = [f"p{i // 2}/{i % 2}.png,{(0.2, 0.9, 0.7, 0.4)[i % 4]}" for i in range(6)]
     (tmp_path / "scores.csv").write_text("\n".join(["name,compliance", *reversed(lines)]))
     changes = {"data.source": "path", "data.path": str(tmp_path), "data.people": 2, "data.judged": 2, "recognisers": 1}

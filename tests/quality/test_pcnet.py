@@ -108,13 +108,11 @@ def test_a_batch_mixes_the_halves_but_no_two_people(configured):
     assert set(batch["person"]) == {0, 1, 2, 3, 4, 5} and (np.bincount(batch["person"]) == 2).all()
 
 
-def test_people_of_a_path_are_halved_by_their_labels(configured, tmp_path, monkeypatch):
+def test_people_of_a_path_are_halved_by_their_labels(configured, tmp_path, picture_folder, monkeypatch):
     """The first file is of a recogniser trained on the first half, and labels the second."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (7, 2, 8, 8, 3)).astype(np.uint8)
-    for person, picture in np.ndindex(7, 2):
-        (tmp_path / f"p{person}").mkdir(exist_ok=True)
-        (tmp_path / f"p{person}" / f"{picture}.png").write_bytes(faces.png(images[person, picture]))
+    picture_folder(tmp_path, {f"p{person}": pictures for person, pictures in enumerate(images)})
     monkeypatch.setattr(quality_common.arcface, "read_weights", lambda settings, net: settings.eval.weights)
     monkeypatch.setattr(quality_common.Recogniser, "__call__", lambda self, images: [self.variables] * len(images))
     changes = {"data.source": "path", "data.path": str(tmp_path), "data.image_size": 8, "data.judged": 2}

@@ -5,19 +5,15 @@ import pytest
 
 from experiments import quality_common as common
 from experiments import sets_common
-from facejax.data.synthetic.faces import png
 from facejax.ops import vectors
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
+def photographs(tmp_path_factory, picture_folder):
     """A folder of five people with four pictures each, and what the pictures are."""
-    folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
-    images = rng.integers(0, 256, (20, 12, 12, 3)).astype(np.uint8)
-    for i, image in enumerate(images):
-        (folder / f"p{i // 4}").mkdir(exist_ok=True)
-        (folder / f"p{i // 4}" / f"{i % 4}.png").write_bytes(png(image))
-    return folder, images
+    images = np.random.default_rng(0).integers(0, 256, (20, 12, 12, 3)).astype(np.uint8)
+    people = {f"p{i}": images[4 * i : 4 * i + 4] for i in range(5)}
+    return picture_folder(tmp_path_factory.mktemp("photographs"), people), images
 
 
 def test_recognisers_are_kept_and_told_apart(configured, small_world):

@@ -60,12 +60,10 @@ def test_smoke(smoke):
     assert {"Score over level", "Error over discarded"} <= report.figures.keys()
 
 
-def test_pictures_of_people_seen_once(smoke, tmp_path):
+def test_pictures_of_people_seen_once(smoke, tmp_path, picture_folder):
     """Nothing can be verified with them: levels are judged alone."""
     rng = np.random.default_rng(0)
-    for i in range(12):
-        (tmp_path / f"p{i}").mkdir()
-        (tmp_path / f"p{i}" / "0.png").write_bytes(png(rng.integers(0, 256, (48, 48, 3)).astype(np.uint8)))
+    picture_folder(tmp_path, {f"p{i}": rng.integers(0, 256, (1, 48, 48, 3)) for i in range(12)})
     _, report = smoke(
         "rankiqa:synthetic", **{"train.batch_size": 32, "data.source": "path", "data.path": str(tmp_path)}
     )
@@ -73,13 +71,10 @@ def test_pictures_of_people_seen_once(smoke, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory):
+def judged(tmp_path_factory, picture_folder):
     """Changes for a run on opinions: ten pictures to make worse, twelve judged ones of three references."""
     root, rng = tmp_path_factory.mktemp("judged"), np.random.default_rng(0)
-    (root / "pictures").mkdir()
-    for i in range(10):
-        image = np.clip(rng.normal(128, 40, (40, 44, 3)), 0, 255).astype(np.uint8)
-        (root / "pictures" / f"{i}.png").write_bytes(png(image))
+    picture_folder(root, {"pictures": rng.normal(128, 40, (10, 40, 44, 3))})
     lines = ["name,opinion,reference"]
     for i in range(12):
         (root / f"{i}.png").write_bytes(png(np.full((30 + i, 40, 3), 20 * i, np.uint8)))

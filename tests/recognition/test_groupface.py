@@ -10,7 +10,6 @@ import pytest
 from experiments import arcface as common
 from experiments import groupface as experiment
 from facejax.backbones import iresnet
-from facejax.data.readers.verification import VerificationPack, write_pack
 from facejax.nn.norm import BatchNorm
 from facejax.recognition import groupface
 from facejax.train import AXIS, Options, app
@@ -161,11 +160,6 @@ def test_parameters_at_full_size(groups):
     assert full_size(32) - full_size(0) == 32 * (4096 * 512 + 512) + 32 * 257  # 67.1 million in the branches
 
 
-@pytest.fixture(scope="module")
-def photographs(people_folder):
-    return people_folder("photographs", [4] * 8)
-
-
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setitem(common.BACKBONES, "small", lambda **options: Small(axis_name=AXIS, **options))
@@ -186,16 +180,14 @@ def smoke(path, preset="synthetic", **changes):
     return config
 
 
-def test_smoke_and_packs(photographs, tmp_path):
+def test_smoke_and_packs(photographs, pack, tmp_path):
     config = smoke(photographs)
     state, report = app.run(config, experiment.build, workdir=tmp_path / "run", quiet=True)
     assert {"tar_at_far_1e-1", "tar_at_far_1e-1_group_aware", "group_entropy", "nmi_person"} <= set(report.metrics)
     assert 0 <= report.metrics["group_entropy"] <= 1
     assert report.arrays["probabilities"].shape == (8, 3)
     np.testing.assert_allclose(state.model_state["window"].sum(1), 1, rtol=1e-5)
-    images = [(photographs / f"p{i // 2 % 8}" / f"{i % 4}.png").read_bytes() for i in range(40)]
-    write_pack(tmp_path / "mine.bin", VerificationPack(images, np.arange(20) % 2 == 0))
-    config.eval.packs = str(tmp_path / "mine.bin")
+    config.eval.packs = str(pack)
     _, report = app.run(config, experiment.build, workdir=tmp_path / "run", eval_only=True, quiet=True)
     assert set(report.metrics) == {"mine_accuracy", "mine_accuracy_group_aware"}
 

@@ -10,7 +10,6 @@ import pytest
 from experiments import magface as experiment
 from experiments import quality_common as judged
 from facejax.backbones import iresnet
-from facejax.data.readers.verification import VerificationPack, write_pack
 from facejax.ops import vectors
 from facejax.recognition import arcface, magface
 from facejax.recognition.magface import MAG_ARCFACE, MAG_COSFACE, Magnitudes
@@ -156,12 +155,12 @@ PARAMETERS = {"ms1mv2_r50": 43_590_848, "ms1mv2_r100": 65_156_160}
 
 
 @pytest.fixture(scope="module")
-def photographs(people_folder):
-    """Eight people with four pictures each, and a backbone of two blocks in place of the miniature's."""
+def photographs(photographs):
+    """The shared folder, and a backbone of two blocks in place of the miniature's."""
     with pytest.MonkeyPatch.context() as patch:
         small = functools.partial(iresnet.IResNet, (1, 1), (4, 8))
         patch.setitem(experiment.common.BACKBONES, "tiny", small)
-        yield people_folder("photographs", [4] * 8)
+        yield photographs
 
 
 def smoke(path, **changes):
@@ -195,7 +194,7 @@ def embeddings_of(test, by_fault):
     return unit * (10 - by_fault * test.fault)[:, None]
 
 
-def test_smoke_and_packs(photographs, tmp_path):
+def test_smoke_and_packs(photographs, pack, tmp_path):
     config = smoke(photographs)
     _, report = app.run(config, experiment.build, workdir=tmp_path / "run", quiet=True)
     assert 0 <= report.metrics["template_weighted"] <= 1
@@ -204,9 +203,7 @@ def test_smoke_and_packs(photographs, tmp_path):
     assert not {"fault_correlation", "yaw_correlation"} & set(report.metrics)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
-    images = [(photographs / f"p{i // 2 % 8}" / f"{i % 4}.png").read_bytes() for i in range(40)]
-    write_pack(tmp_path / "mine.bin", VerificationPack(images, np.arange(20) % 2 == 0))
-    config.eval.packs = str(tmp_path / "mine.bin")
+    config.eval.packs = str(pack)
     _, report = app.run(config, experiment.build, workdir=tmp_path / "run", eval_only=True, quiet=True)
     assert 0 <= report.metrics["mine_accuracy"] <= 1
     assert report.arrays["mine_embeddings"].shape == (40, 8)

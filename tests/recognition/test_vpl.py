@@ -148,11 +148,6 @@ def test_many_steps_equal_the_authors_rule_in_numpy():
     assert 20 < mixed < 9 * CLASSES
 
 
-@pytest.fixture(scope="module")
-def photographs(people_folder):
-    return people_folder("photographs", [4] * 8)
-
-
 class Small(nn.Module):
     """A backbone that compiles quickly; its batch statistics are shared over the devices."""
 
