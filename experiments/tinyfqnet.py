@@ -27,9 +27,9 @@ BASE = {
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
-        "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
+        "schedule": {"kind": "cosine", "peak": 1e-2, "warmup": 0, "boundaries": ()},
     },
-    "train": common.TRAIN,
+    "train": {**common.TRAIN, "steps": 600},
     "eval": common.EVAL,
 }
 PRESETS = {
@@ -38,6 +38,7 @@ PRESETS = {
     "ms1mv2": {
         "data": {"source": "path", "image_size": 112, "people": 80_000, "judged": 2000},
         "recogniser": common.PUBLISHED,
+        "optim.schedule.peak": 3e-3,
         "train": {"batch_size": 512, "steps": 100_000, "devices": 8},
     },
 }
