@@ -130,6 +130,15 @@ def test_every_task_gives_an_example_of_its_features(name):
             assert np.shape(example[key]) == feature.shape, key
 
 
+def test_every_third_picture_is_hopeless():
+    task = dataclasses.replace(TASKS["hopeless"], image_size=32, per_person=1)
+    _, example = next(iter(generate(task, range(1))))
+    for name, strongest in faces.STRONGEST.items():
+        none = 1.0 if name == "resolution" else 0.0
+        np.testing.assert_allclose(example[name], [none, none, strongest] * 2, err_msg=name)
+    assert len(np.unique(example["pose"], axis=0)) == 6
+
+
 def test_pairs_and_videos_differ_only_in_what_they_should():
     clean = dataclasses.replace(TASKS["pairs_glasses"], image_size=32, per_person=1)
     _, pair = next(iter(generate(clean, range(1))))

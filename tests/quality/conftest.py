@@ -19,6 +19,7 @@ WORLD = {
     "quality_clean": {"train": 8, "per_person": 8},
     "quality": {"train": 6, "test": 6, "per_person": 2},
     "magnitude": {"train": 6, "test": 1, "per_person": 2},
+    "hopeless": {"train": 6, "test": 1, "per_person": 2},
     "sets": {"train": 6, "test": 6, "per_person": 2},
 }
 SMALL = {

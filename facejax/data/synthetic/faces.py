@@ -98,6 +98,13 @@ def worse(first: Factors, view: int) -> Factors:
     return {**first, **changed, "pose": pose, "light_direction": light, "degrade_seed": np.array(rng.integers(2**31))}
 
 
+def hopeless(first: Factors, view: int) -> Factors:
+    """As `worse`, but two views of three have no fault, and the third has all of them, at their strongest."""
+    plain = {k: np.array(1.0 if k == "resolution" else 0.0) for k in STRONGEST}
+    faults = {k: np.array(level) for k, level in STRONGEST.items()}
+    return {**worse(first, view), **(faults if view % 3 == 2 else plain)}
+
+
 def moving(first: Factors, view: int) -> Factors:
     """Frames of a video: the head swings, the mouth moves, and every frame is blurred by how fast it moves."""
     rng = np.random.default_rng([int(first["degrade_seed"]), 99])
@@ -142,6 +149,7 @@ register(Task("recognition_faulty", 48, 80, 1, 4, _CLEAN, aligned=True, views=6,
 register(Task("quality_clean", 48, 80, 1, aligned=True, seed=1))
 register(Task("quality", 48, 80, 60, 4, _CLEAN, aligned=True, views=6, vary=worse, seed=1))
 register(Task("magnitude", 48, 200, 1, 8, _CLEAN, aligned=True, views=6, vary=worse, seed=4))
+register(Task("hopeless", 48, 200, 1, 8, _CLEAN, aligned=True, views=6, vary=hopeless, seed=4))
 register(Task("sets", 48, 80, 60, 4, _CLEAN, aligned=True, views=8, vary=worse, seed=1))
 register(
     Task("pairs_glasses", 64, 300, 60, 3, dataclasses.replace(_CLEAN, glasses=1.0), views=2, vary=without("glasses"))
