@@ -38,12 +38,13 @@ BASE = {
     "start": {
         "workdir": "",  # of a run of the second, which the third begins from; empty trains it first, in memory
         "steps": 0,  # of that; 0 is as its preset has it
+        "scale": 8.0,  # of its loss: so low that most confidences come out high
     },
     "data": {**common.DATA, "task": "quality"},  # of the face world, to learn from
     "recogniser": common.RECOGNISER,
     "sets": sets_common.SETS,
     "model": {"hidden": 64},
-    "loss": {"scale": 8.0, "angle": 0.5, "gamma": 2.0},
+    "loss": {"scale": 16.0, "angle": 0.5, "gamma": 2.0},
     "sure": 0.4,  # first part of the steps, in which every confidence counts as 1: else all would fall to 0
     "weighted": True,
     "optim": {
@@ -76,7 +77,6 @@ AGAIN = {
     "sure": 0.0,
     "data.task": "hopeless",
     "data.people": 200,
-    "loss.scale": 16.0,
     "optim.clip": 5.0,
     "optim.schedule.peak": 0.1,
 }
@@ -226,6 +226,7 @@ def beginning(config: ConfigDict) -> dict[str, Any]:
     for part in ("seed", "data", "recogniser", "model"):
         settings[part] = config[part]
     settings.train.steps = config.start.steps or settings.train.steps
+    settings.loss.scale = config.start.scale
     same = ("data.image_size", "recogniser.name", "recogniser.embedding_size", "model.hidden")
     params, state = common.stage_before(config, settings, build, same)
     scorer = {"params": params["head"], "batch_stats": state["batch_stats"]}
