@@ -173,7 +173,10 @@ def test_third_step_trains_the_second_where_no_workdir_is_given(configured):
     _, config = configured("eqface:plain", **{"start.steps": 1})
     frozen = experiment.beginning(config)
     assert experiment.beginning(config)["recogniser"] is frozen["recogniser"]
-    assert frozen["head"]["params"]["out"]["kernel"].shape == (64, 2)
+    _, config = configured("eqface:plain", **{"start.steps": 1, "start.scale": 4.0})
+    last, other = (f["head"]["params"]["out"]["kernel"] for f in (frozen, experiment.beginning(config)))
+    assert last.shape == (64, 2)
+    assert np.abs(last - other).max() > 1e-4
 
 
 def test_rejected_pictures(monkeypatch, configured):
