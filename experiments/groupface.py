@@ -313,7 +313,8 @@ def groups_figure(group: np.ndarray, known: Mapping[str, np.ndarray], groups: in
     first, *others = np.ravel(axes)
     places, sizes = np.arange(groups), np.bincount(group, minlength=groups)
     first.bar(places, sizes)
-    first.set(title="pictures", xlabel="group")
+    numbers = {"xlabel": "group", "xticks": places[:: -(-groups // 8)]}
+    first.set(title="pictures", **numbers)
     for axis, (name, truth) in zip(others, few.items(), strict=True):
         below = np.zeros(groups)
         names = ("without", "with") if name == "glasses" else ("lowest third", "middle third", "highest third")
@@ -321,7 +322,7 @@ def groups_figure(group: np.ndarray, known: Mapping[str, np.ndarray], groups: in
             share = np.bincount(group[truth == value], minlength=groups) / np.maximum(sizes, 1)
             axis.bar(places, share, bottom=below, label=names[value])
             below += share
-        axis.set(title=name, xlabel="group", ylim=(0, 1))
+        axis.set(title=name, **numbers, ylim=(0, 1))
         axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     return figure
 
