@@ -1,6 +1,7 @@
 """Eight simulated devices, quick compilation and a shared compilation cache for every test and its subprocesses.
 
-Of several workers (`pytest -n 2`) one gets all tests of a file, so that a module's fixtures are made once.
+Of several workers (`pytest -n 2`) one gets all tests of a file, so that a module's fixtures are made once; notebooks,
+which take longest, go one by one and first, so that no worker is left alone with them.
 """
 
 import os
@@ -25,7 +26,16 @@ flags.FLAGS.mark_as_parsed()  # Grain reads absl flags.
 def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadFileScheduling
 
-    return LoadFileScheduling(config, log)
+    class FilesAndNotebooks(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if "test_colabs" in nodeid else super()._split_scope(nodeid)
+
+    config.option.loadscopereorder = False
+    return FilesAndNotebooks(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem != "test_colabs")
 
 
 @pytest.fixture(scope="module", autouse=True)
