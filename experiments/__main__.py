@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -44,23 +45,39 @@ class System:
                 return [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
         return []
 
+    def claims(self) -> list[dict[str, Any]]:
+        """The last row of each claim that the experiment's source names, with its sentence as it stands there."""
+        if not self.program.exists():
+            return []
+        rows, tree = recorded(self.program.stem), ast.parse(self.program.read_text())
+        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Claim")
+        named = [[argument.value for argument in call.args[:2]] for call in calls]
+        found = [{**rows[key], "claim": text} for key, text in named if key in rows]
+        return [row for row in found if row["experiment"] == self.experiment]
+
     def state(self) -> str:
         """State in words: "planned", "built", or what the last measurements of its claims said."""
         package = self.module.with_suffix("") / "__init__.py"
         if not self.program.exists() or not (self.module.exists() or package.exists()):
             return "planned"
-        words = {node.value for node in ast.walk(ast.parse(self.program.read_text())) if isinstance(node, ast.Constant)}
-        rows = (row for row in claims() if row["experiment"] == self.experiment and row["claim"] in words)
-        verdicts = list({row["claim"]: row["verdict"] for row in rows}.values())
-        if len(set(verdicts)) > 1:
-            return f"{verdicts.count('shows')} of {len(verdicts)} claims show"
-        return f"claim {verdicts[0]}" if verdicts else "built"
+        verdicts = [row["verdict"] for row in self.claims()]
+        if len(verdicts) < 2:
+            return f"claim {verdicts[0]}" if verdicts else "built"
+        undecided = verdicts.count("undecided")
+        return f"{verdicts.count('shows')} of {len(verdicts)} claims show" + f", {undecided} undecided" * (
+            undecided > 0
+        )
 
 
-def claims() -> list[dict[str, object]]:
-    """Measured claims, oldest first."""
-    record = ROOT / "experiments" / "claims.jsonl"
-    return [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+def record(name: str) -> pathlib.Path:
+    """The file of measured claims of an experiment's module: JSON lines, oldest first."""
+    return ROOT / "results" / "claims" / f"{name}.jsonl"
+
+
+def recorded(name: str) -> dict[str, dict[str, Any]]:
+    """The last row of every claim in that file, by id; none where there is no file."""
+    rows = map(json.loads, record(name).read_text().splitlines()) if record(name).exists() else ()
+    return {row["id"]: row for row in rows}
 
 
 SYSTEMS = (
@@ -150,7 +167,7 @@ def main() -> None:
         print(markdown())
         return
     for s in SYSTEMS:
-        print(f"{s.experiment:18} {s.wing:15} {s.state():22} {s.name:32} {', '.join(s.presets())}")
+        print(f"{s.experiment:18} {s.wing:15} {s.state():33} {s.name:32} {', '.join(s.presets())}")
     built = sum(s.state() != "planned" for s in SYSTEMS)
     print(f"{built} of {len(SYSTEMS)} built. Run one with: python -m experiments.NAME --config=PRESET")
 

@@ -109,7 +109,8 @@ PRESETS = {
     "cars_dm": published("vgg16", "vgg_m", *CARS),
 }
 CLAIM = Claim(
-    "bilinear pooling classifies alike classes better than the same network with average pooling",
+    "bilinear_cnn.pooling",
+    "bilinear pooling is more accurate on similar classes than average pooling in the same network",
     metric="accuracy",
     better="higher",
     method="synthetic",

@@ -43,7 +43,9 @@ PRESETS = {
     "emore_u200k": {"data.source": "files", "pairs.max_size": 600, "pairs.accept": 4},
 }
 CLAIM = Claim(
-    "a committee's mediator clusters unseen people better than one net's thresholded neighbours",
+    "cdp.mediator",
+    "a mediator over a committee of networks clusters held-out people better than thresholded neighbours of one "
+    "network",
     metric="pairwise_f",
     better="higher",
     method="synthetic",

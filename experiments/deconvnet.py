@@ -119,14 +119,17 @@ RULES: dict[str, Mapping[str, deconvnet.Rule]] = {
 MAPS = ("occlusion", *RULES, "chance")
 CLAIM = (
     Claim(
-        "the peak of the occlusion map lies on the part that decides more often than a square at random does",
+        "deconvnet.occlusion",
+        "the peak of the occlusion map hits the decisive part of the face more often than a random square",
         metric="hits",
         better="higher",
         method="synthetic",
         baseline=("chance",),
     ),
     Claim(
-        "the score sent back through switches peaks on the part that decides more often than without them",
+        "deconvnet.switches",
+        "the score projected back through the pooling switches peaks on the decisive part more often than without "
+        "switches",
         metric="hits",
         better="higher",
         method="deconvnet",

@@ -104,7 +104,8 @@ PRESETS = {
 }
 
 CLAIM = Claim(
-    "deformable convolution finds landmarks of turned and scaled faces better than ordinary convolution of equal depth "
+    "deformable.landmarks",
+    "deformable convolution locates landmarks of rotated and scaled faces better than plain convolution of equal depth "
     "and width",
     metric="nme",
     better="lower",

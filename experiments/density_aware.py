@@ -52,14 +52,17 @@ PRESETS = {
 }
 CLAIM = (
     Claim(
-        "embeddings refined over neighbours and density chains cluster unseen people better than those given",
+        "density_aware.refinement",
+        "embeddings refined over neighbourhoods and density chains cluster held-out people better than unrefined "
+        "embeddings",
         metric="pairwise_f",
         better="higher",
         method="synthetic",
         baseline=("components",),
     ),
     Claim(
-        "density chains cluster unseen people better than the neighbourhood alone",
+        "density_aware.chains",
+        "density chains cluster held-out people better than the neighbourhood alone",
         metric="pairwise_f",
         better="higher",
         method="synthetic",

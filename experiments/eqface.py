@@ -94,14 +94,16 @@ PRESETS = {
 }
 CLAIM = (
     Claim(
-        "sets pooled by the confidence verify unseen people better than their mean",
+        "eqface.pooling",
+        "sets pooled by confidence verify held-out people better than sets pooled by their mean",
         metric="set_tar_at_far_1e-2",
         better="higher",
         method="synthetic",
         baseline=("mean",),
     ),
     Claim(
-        "a recogniser trained with the confidences verifies unseen people better than one trained without",
+        "eqface.recogniser",
+        "a recogniser trained with the confidences verifies held-out people better than one trained without",
         metric="tar_at_far_1e-2",
         better="higher",
         method="recogniser",

@@ -66,7 +66,8 @@ PRESETS = {
 }
 CLAIM = (
     Claim(
-        "a similarity to the person's best picture, learnt, orders faces better than a learnt sharpness",
+        "faceqnet.similarity",
+        "a regressed similarity to the person's best picture ranks face quality better than a regressed sharpness",
         metric="aoc",
         better="higher",
         method="v0",
@@ -74,7 +75,8 @@ CLAIM = (
         system="faceqnet:v0",
     ),
     Claim(
-        "labels of three recognisers and dropout order faces better than labels of one without",
+        "faceqnet.committee_dropout",
+        "labels of three recognisers with dropout rank face quality better than labels of one without dropout",
         metric="aoc",
         better="higher",
         method="synthetic",
@@ -83,7 +85,8 @@ CLAIM = (
         system="faceqnet:v1",
     ),
     Claim(
-        "labels of three recognisers order faces better than those of one, the network being the same",
+        "faceqnet.committee",
+        "labels of three recognisers rank face quality better than labels of one with the same network",
         metric="aoc",
         better="higher",
         method="synthetic",

@@ -68,7 +68,8 @@ PRESETS = {
     "ppi_constant": PPI | {"data.source": "ppi", "eval.runs": 10, "model.attention": False},
 }  # fmt: skip
 CLAIM = Claim(
-    "attention labels the nodes of unseen graphs better than equal weights on all neighbours",
+    "gat.attention",
+    "attention labels the nodes of held-out graphs better than equal weights on all neighbours",
     metric="test_micro_f1",
     better="higher",
     method="inductive",

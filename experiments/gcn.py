@@ -51,6 +51,7 @@ PRESETS = {
     "pubmed": {"data.source": "pubmed", "eval.runs": 20},
 }
 CLAIM = Claim(
+    "gcn.graph",
     "graph convolution labels nodes better than the same network without the graph",
     metric="test_accuracy",
     better="higher",

@@ -71,7 +71,8 @@ PRESETS = {
     "citation": {"data.source": "files"},
 }
 CLAIM = Claim(
-    "aggregated neighbours label unseen nodes better than logistic regression on their own features",
+    "graphsage.neighbours",
+    "aggregated neighbours label held-out nodes better than logistic regression on the nodes' own features",
     metric="test_f1",
     better="higher",
     method="synthetic",

@@ -98,14 +98,16 @@ PRESETS = {
 
 CLAIM = (
     Claim(
-        "self-distributed labels keep the groups' sizes even where labels by the greatest probability do not",
+        "groupface.group_sizes",
+        "self-distributed labels keep the groups more even in size than labels of the most probable group",
         metric="group_entropy",
         better="higher",
         method="synthetic",
         baseline=("argmax",),
     ),
     Claim(
-        "embeddings with group branches tell unseen people apart better than ArcFace's of the same width",
+        "groupface.verification",
+        "embeddings with group branches verify held-out people better than ArcFace embeddings of the same width",
         metric="tar_at_far_1e-2",
         better="higher",
         method="synthetic",

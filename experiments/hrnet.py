@@ -157,8 +157,9 @@ PRESETS = {
 }
 
 CLAIM = Claim(
-    "a network that keeps its resolution finds landmarks better than one of equal cost that goes down to stride 32 and "
-    "up again",
+    "hrnet.resolution",
+    "a network that keeps its resolution locates landmarks better than one of equal cost that goes down to stride 32 "
+    "and back",
     metric="nme",
     better="lower",
     method="synthetic",

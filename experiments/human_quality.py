@@ -53,7 +53,8 @@ PRESETS = {
     },
 }
 CLAIM = Claim(
-    "what many workers said of other faces, regressed on an embedding, orders faces better than hand-made measures",
+    "human_quality.regression",
+    "workers' comparisons of other faces, regressed on an embedding, rank face quality better than hand-made measures",
     metric="aoc",
     better="higher",
     method="synthetic",

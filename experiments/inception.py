@@ -94,21 +94,24 @@ PRESETS = {
 
 CLAIM = (
     Claim(
-        "filters of several sizes side by side classify better than filters of one size at equal multiply-adds",
+        "inception.branches",
+        "parallel filters of several sizes classify better than filters of one size at equal multiply-adds",
         metric="accuracy",
         better="higher",
         method="synthetic",
         baseline=("plain",),
     ),
     Claim(
-        "batch norm classifies better after as many steps",
+        "inception.batch_norm",
+        "batch norm classifies better than no batch norm after equally many steps",
         metric="accuracy",
         better="higher",
         method="bn",
         baseline=("synthetic", "fast"),
     ),
     Claim(
-        "side classifiers help a deep network to learn",
+        "inception.side_classifiers",
+        "side classifiers raise the accuracy of a deep network",
         metric="accuracy",
         better="higher",
         method="synthetic",

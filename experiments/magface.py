@@ -84,7 +84,8 @@ PRESETS = {
 
 CLAIM = (
     Claim(
-        "the length of MagFace's embeddings follows the quality of pictures better than that of ArcFace's",
+        "magface.correlation",
+        "the norm of MagFace embeddings correlates with picture quality more than the norm of ArcFace embeddings",
         metric="fault_correlation",
         better="higher",
         method="synthetic",
@@ -92,7 +93,9 @@ CLAIM = (
         seeds=6,
     ),
     Claim(
-        "discarding pictures by the length of MagFace's embeddings takes more errors away than by ArcFace's",
+        "magface.rejection",
+        "rejecting pictures by the norm of MagFace embeddings removes more errors than by the norm of ArcFace "
+        "embeddings",
         metric="aoc",
         better="higher",
         method="synthetic",
@@ -100,7 +103,8 @@ CLAIM = (
         seeds=6,
     ),
     Claim(
-        "MagFace's embeddings tell unseen people apart better than ArcFace's",
+        "magface.verification",
+        "MagFace embeddings verify held-out people better than ArcFace embeddings",
         metric="tar_at_far_1e-2",
         better="higher",
         method="synthetic",
@@ -108,7 +112,8 @@ CLAIM = (
         seeds=6,
     ),
     Claim(
-        "templates weighted by length tell unseen people apart better with MagFace's embeddings than with ArcFace's",
+        "magface.templates",
+        "templates weighted by the norm verify held-out people better with MagFace than with ArcFace embeddings",
         metric="template_weighted",
         better="higher",
         method="synthetic",

@@ -96,7 +96,8 @@ PRESETS = {
 
 CLAIM = (
     Claim(
-        "at equal multiply-adds, depthwise separable convolutions classify better than full ones",
+        "mobilenet.depthwise",
+        "at equal multiply-adds, depthwise separable convolutions classify better than full convolutions",
         metric="accuracy",
         better="higher",
         method="synthetic",
@@ -104,6 +105,7 @@ CLAIM = (
         system="mobilenet:v1",
     ),
     Claim(
+        "mobilenet.linear_bottleneck",
         "linear bottlenecks classify better than bottlenecks with a ReLU6",
         metric="accuracy",
         better="higher",

@@ -118,8 +118,9 @@ PRESETS = {
 }
 
 CLAIM = Claim(
-    "labels that follow the network at every step give better features of unseen people than a k-means every epoch, "
-    "after as many passes over the pictures, and than no training",
+    "odc.online_labels",
+    "labels updated at every step give features that classify held-out people better than a k-means every epoch "
+    "after equally many passes over the pictures, and than no training",
     metric="probe_accuracy",
     better="higher",
     method="synthetic",

@@ -56,6 +56,7 @@ PRESETS = {
 }
 CLAIM = (
     Claim(
+        "ogmc.connections",
         "connections between online clusters raise the pairwise F of the people found",
         metric="pairwise_f",
         better="higher",
@@ -63,6 +64,7 @@ CLAIM = (
         baseline=("no_connections",),
     ),
     Claim(
+        "ogmc.order",
         "connections make online clustering depend less on the order of arrival",
         metric="order_agreement",
         better="higher",

@@ -65,7 +65,8 @@ PRESETS = {
 }
 CLAIM = (
     Claim(
-        "sets fused by the confidences verify unseen people better than their mean",
+        "pcnet.pooling",
+        "sets pooled by confidence verify held-out people better than sets pooled by their mean",
         metric="set_tar_at_far_1e-2",
         better="higher",
         method="synthetic",
@@ -73,15 +74,18 @@ CLAIM = (
         seeds=6,
     ),
     Claim(
-        "a confidence whose smaller one tells the similarity orders faces better than one that shares the blame",
+        "pcnet.minimum",
+        "a network whose smaller confidence predicts the similarity of two pictures ranks face quality better than one "
+        "whose mean confidence does",
         metric="aoc",
         better="higher",
         method="synthetic",
         baseline=("both",),
     ),
     Claim(
-        "confidences whose smaller one tells the similarity of two pictures order faces better than where their mean "
-        "does",
+        "pcnet.free_minimum",
+        "free confidences whose minimum predicts the similarity of two pictures rank face quality better than those "
+        "whose mean does",
         metric="aoc",
         better="higher",
         method="free",

@@ -56,7 +56,8 @@ PRESETS = {
     },
 }
 CLAIM = Claim(
-    "sets pooled by learnt qualities verify unseen people better than their mean, trained alike",
+    "qan.pooling",
+    "sets pooled by learned qualities verify held-out people better than sets pooled by their mean, trained alike",
     metric="set_tar_at_far_1e-2",
     better="higher",
     method="synthetic",

@@ -51,7 +51,8 @@ PRESETS = {
     },
 }
 CLAIM = Claim(
-    "frames weighed by a tiny quality network, stretched within the video, verify unseen people better than their mean",
+    "qan_pp.pooling",
+    "frames weighted by a quality network, rescaled within each video, verify held-out people better than their mean",
     metric="set_tar_at_far_1e-2",
     better="higher",
     method="synthetic",

@@ -126,7 +126,9 @@ PRESETS = {
     "tid2013": {**published("tid2013", 45, 1e-4, 10_000, 1e-5, TID2013), "drawn": 9},
 }
 CLAIM = Claim(
-    "a network that ranked distorted faces first tells their level better than one shown the few labelled ones only",
+    "rankiqa.ranking",
+    "a network first trained to rank distorted faces predicts their distortion level better than one trained on the "
+    "few labelled faces only",
     metric="srocc",
     better="higher",
     method="synthetic",

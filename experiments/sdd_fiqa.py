@@ -67,7 +67,9 @@ PRESETS = {
     },
 }
 CLAIM = Claim(
-    "labels from the similarities to the own person and to strangers order faces better than from the first alone",
+    "sdd_fiqa.impostors",
+    "labels from genuine and impostor similarities rank face quality better than labels from genuine similarities "
+    "alone",
     metric="aoc_mean",
     better="higher",
     method="synthetic",

@@ -47,7 +47,8 @@ PRESETS = {
     },
 }
 CLAIM = Claim(
-    "robustness under dropout orders faces better than the embedding's length or sharpness",
+    "ser_fiq.robustness",
+    "the embedding's robustness under dropout ranks face quality better than the embedding's norm or sharpness",
     metric="aoc",
     better="higher",
     method="synthetic",

@@ -43,7 +43,9 @@ PRESETS = {
     },
 }
 CLAIM = Claim(
-    "a tiny network told the cosine to the person's centre orders faces better than one told their sharpness",
+    "tinyfqnet.centre_cosine",
+    "a tiny network trained on the cosine to the person's centre ranks face quality better than one trained on "
+    "sharpness",
     metric="aoc",
     better="higher",
     method="synthetic",

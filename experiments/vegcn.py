@@ -57,7 +57,8 @@ PRESETS = {
     },
 }  # fmt: skip
 CLAIM = Claim(
-    "learnt confidence and connectivity cluster unseen people better than thresholded neighbours or plain density",
+    "vegcn.learned_graph",
+    "learned confidence and connectivity cluster held-out people better than thresholded neighbours or plain density",
     metric="pairwise_f",
     better="higher",
     method="synthetic",

@@ -106,14 +106,16 @@ PRESETS = {
 
 CLAIM = (
     Claim(
-        "a stochastic bottleneck of few bits errs less on new digits than the same network without it or with dropout",
+        "vib.error",
+        "a stochastic bottleneck of few bits has a lower test error than the same network without it or with dropout",
         metric="test_error",
         better="lower",
         method="synthetic",
         baseline=("deterministic", "dropout"),
     ),
     Claim(
-        "a stochastic bottleneck errs less on digits moved by a fast gradient step than the network without it",
+        "vib.fgsm",
+        "a stochastic bottleneck has a lower error on digits moved by a fast gradient step than the network without it",
         metric="fgsm_error_0.2",
         better="lower",
         method="synthetic",

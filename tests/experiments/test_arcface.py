@@ -126,7 +126,7 @@ def test_every_experiment_has_what_the_table_reads():
 
 def test_readme_table_is_up_to_date():
     readme = pathlib.Path(catalog.ROOT / "README.md").read_text()
-    assert catalog.markdown() in readme, "run: python -m experiments --markdown, and paste it into README.md"
+    assert catalog.markdown() in readme, "run: python -m experiments.claims --pages"
 
 
 def test_the_list_of_experiments_prints():

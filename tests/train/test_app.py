@@ -17,7 +17,7 @@ import pytest
 
 from facejax.ops.conv import conv, conv_transpose
 from facejax.train import Experiment, Options, Report, app, optim
-from facejax.train.claims import Claim, Runs, gains, measure, verdict
+from facejax.train.claims import Claim, Runs, check_same, gains, measure, verdict
 from facejax.train.dry_run import dry_run, flops, peak_bytes
 from facejax.train.report import curves, image_grid, new_figure, write_html
 
@@ -181,24 +181,58 @@ def test_peak_is_the_largest_sum_alive():
     assert peak_bytes(jaxpr) == 3 * 4000
 
 
-def test_a_claim_is_judged_by_its_numbers():
-    claim = Claim("m above b", "x", "higher", "m", ("b",))
-    assert verdict(claim, {"m": [2.0, 2.1, 2.2], "b": [1.0, 1.0, 1.1]}) == "shows"
-    assert verdict(claim, {"m": [2.0, 0.5, 1.0], "b": [1.0, 1.0, 1.1]}) == "does not show here"
-    assert verdict(claim, {"m": [1.0, 1.0, 1.1], "b": [2.0, 2.1, 2.2]}) == "does not show here"
-    lower = Claim("m below b", "x", "lower", "m", ("b",))
-    assert gains(lower, {"m": [1.0, 2.0, 3.0], "b": [2.0, 3.0, 4.0]})["b"] == (1.0, 0.0)
-    assert verdict(claim, {"m": [2.0], "b": [1.0]}) == "does not show here"
-    with pytest.raises(ValueError, match="better is 'up'"):
-        Claim("", "x", "up", "m", ("b",))
+def claim(**changes):
+    return Claim(
+        **{"id": "toy.m", "text": "", "metric": "x", "better": "higher", "method": "m", "baseline": ("b",)} | changes
+    )
+
+
+def test_verdict_is_of_the_paired_t_interval():
+    five = [1.0, 1.1, 1.0, 0.9, 1.0]
+    assert verdict(claim(), {"m": [2.0, 2.1, 2.2, 2.0, 2.1], "b": five}) == "shows"
+    assert verdict(claim(), {"m": [2.0, 0.5, 1.0, 2.0, 0.9], "b": five}) == "does not show here"
+    assert verdict(claim(), {"m": five, "b": [2.0, 2.1, 2.2, 2.0, 2.1]}) == "does not show here"
+    assert verdict(claim(better="lower"), {"m": five, "b": [2.0, 2.1, 2.2, 2.0, 2.1]}) == "shows"
+    assert verdict(claim(), {"m": [2.0, 2.1, 2.2, 2.0], "b": [1.0, 1.0, 1.1, 1.0]}) == "undecided"
+    both = {"m": [2.0, 2.1, 2.2, 2.0, 2.1], "b": five, "c": [2.0, 2.2, 2.1, 2.1, 2.0]}
+    assert verdict(claim(baseline=("b", "c")), both) == "does not show here"
+
+
+def test_gains_have_the_interval_of_a_paired_t_test():
+    """The differences 1 to 5: mean 3, standard deviation sqrt(2.5); t(0.975, 4) = 2.776445 from tables."""
+    mean, low, high = gains(claim(), {"m": [1.0, 3.0, 5.0, 7.0, 9.0], "b": [0.0, 1.0, 2.0, 3.0, 4.0]})["b"]
+    chex.assert_trees_all_close((mean, low, high), (3.0, 3 - 2.776445 * 0.5**0.5, 3 + 2.776445 * 0.5**0.5), atol=1e-6)
+    assert gains(claim(better="lower"), {"m": [1.0, 2.0, 3.0], "b": [2.0, 3.0, 4.0]})["b"] == (1.0, 1.0, 1.0)
+
+
+def test_claims_that_cannot_be_measured_raise():
+    with pytest.raises(ValueError, match=r"claim 'toy\.m': better is 'up'"):
+        claim(better="up")
+    with pytest.raises(ValueError, match="seeds is 1, expected 2 or more"):
+        claim(seeds=1)
 
 
 def test_a_claim_runs_both_sides_over_seeds(toy, capsys):
-    claim = Claim("dropout helps", "accuracy", "higher", "dropout", ("synthetic",), seeds=2)
-    row = measure(Runs("toy", toy, {"train.steps": 1, "train.log_every": 1}), claim)
+    helps = claim(metric="accuracy", method="dropout", baseline=("synthetic",))
+    runs = Runs("toy", toy, {"train.steps": 1, "train.log_every": 1})
+    row = measure(runs, helps, range(1000, 1002))
     assert {k: len(v) for k, v in row["values"].items()} == {"synthetic": 2, "dropout": 2}
-    assert row["verdict"] in ("shows", "does not show here")
+    assert row["verdict"] == "undecided"
     json.dumps(row)
+
+
+def test_further_seeds_are_added_to_a_row(monkeypatch):
+    monkeypatch.setattr(Runs, "metrics", lambda self, preset, seed: {"x": seed + (preset == "m")})
+    first = measure(Runs("toy", None), claim(), range(1000, 1003))
+    both = measure(Runs("toy", None), claim(text="reworded"), range(1003, 1005), first)
+    assert both["seeds"] == [1000, 1001, 1002, 1003, 1004]
+    assert both["values"] == {"b": [1000, 1001, 1002, 1003, 1004], "m": [1001, 1002, 1003, 1004, 1005]}
+    assert (first["verdict"], both["verdict"], both["gains"]) == ("undecided", "shows", {"b": [1, 1, 1]})
+    assert both["claim"] == "reworded"
+    check_same(claim(seeds=9), both)
+    for change in ({"metric": "y"}, {"better": "lower"}, {"method": "n"}, {"baseline": ("b", "c")}):
+        with pytest.raises(ValueError, match=f"the recorded {next(iter(change))} is .* measure anew"):
+            check_same(claim(**change), both)
 
 
 def test_presets_that_are_only_judged_differently_are_trained_once(monkeypatch):
