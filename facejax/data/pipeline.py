@@ -20,6 +20,8 @@ import jax
 import numpy as np
 from absl import flags
 
+from facejax.data import transforms
+
 
 class Source(Protocol):
     """Random access to examples; `__getitems__(indices)`, where there is one, reads many at once."""
@@ -83,6 +85,35 @@ def fetch(source: Source, indices: Sequence[int]) -> list[Any]:
     if hasattr(source, "__getitems__"):
         return list(source.__getitems__([int(i) for i in indices]))
     return [source[int(i)] for i in indices]
+
+
+def flipped_batch(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
+    """Examples stacked by name, each "image" [H, W, 3] among them mirrored with probability one half."""
+    batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+    batch["image"] = np.stack([transforms.random_flip(x, rng) for x, rng in zip(batch["image"], rngs, strict=True)])
+    return batch
+
+
+def pad_ragged(rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Arrays of different lengths as one: ragged targets of a batch.
+
+    Args:
+      rows: N arrays [n_i, ...] of one type, n_i at most `length`.
+      length: of the result's second axis.
+
+    Returns:
+      ([N, length, ...] padded with zeros, [N, length] bool, true where there is a value).
+
+    Raises:
+      ValueError: a row is longer.
+    """
+    longest = max(map(len, rows))
+    if longest > length:
+        raise ValueError(f"a row has {longest} entries: expected {length} at most")
+    padded = np.zeros((len(rows), length, *rows[0].shape[1:]), rows[0].dtype)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded, np.arange(length) < np.array([len(row) for row in rows])[:, None]
 
 
 @dataclasses.dataclass(frozen=True)

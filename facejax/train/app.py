@@ -17,14 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import app as absl_app
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from facejax.train import parallel
-from facejax.train.checkpoint import Checkpointer
+from facejax.train import parallel, warm_start
 from facejax.train.dry_run import describe, dry_run
 from facejax.train.logging import read_metrics
 from facejax.train.loop import Options, train
@@ -228,34 +226,17 @@ def _finish(
 
 
 def _newest_state(experiment: Experiment, config: ConfigDict, folder: pathlib.Path | None, average: int) -> Any:
-    """The newest checkpoint of `folder`; without one a fresh state, for experiments that load weights themselves.
-
-    With `average` above 1 its parameters, and their moving average where one is kept, are the mean of so many newest.
-    """
-    executor = parallel.make_executor(experiment, "shard_map", config.train.devices)
+    """The newest checkpoint of `folder`; without a folder a fresh state, for experiments that load weights."""
     if folder is None:
-        return executor.local(executor.init(config.seed))
+        executor = parallel.make_executor(experiment, "shard_map", config.train.devices)
+        start = experiment.prepare() if experiment.prepare else None
+        return executor.local(executor.init(config.seed, start))
     if not (folder / "checkpoints").is_dir():
         raise ValueError(f"--eval_only: {folder} holds no checkpoint (--workdir= evaluates weights of eval.weights)")
-    checkpointer = Checkpointer(folder / "checkpoints")
     try:
-        if checkpointer.latest is None:
-            raise ValueError(f"--eval_only: {folder} holds no checkpoint")
-        steps = checkpointer.steps[-average:]
-        if not 0 < average <= len(steps):
-            raise ValueError(f"--average={average}: {folder} holds {len(steps)} checkpoints (train.keep keeps more)")
-        abstract = executor.abstract(jax.eval_shape(experiment.init, jax.random.key(0)))
-        states = (checkpointer.restore(abstract, step=step)[0] for step in steps)
-        state = next(states)
-        total = state.params
-        for state in states:
-            total = jax.tree.map(jnp.add, total, state.params)
-        if average > 1:
-            mean = jax.tree.map(lambda x: x / average, total)
-            state = state.replace(params=mean, ema=None if state.ema is None else mean)
-        return executor.local(state)
-    finally:
-        checkpointer.close()
+        return warm_start.newest(folder, experiment, config.train.devices, average)[0]
+    except ValueError as error:
+        raise ValueError(f"--eval_only --average={average}: {error}") from error
 
 
 def _open_workdir(folder: pathlib.Path, name: str, config: ConfigDict, read_only: bool) -> pathlib.Path:

@@ -21,22 +21,23 @@ def dry_run(experiment: Experiment, options: Options) -> dict[str, Any]:
       "parameters": trained numbers; "parameters by part": name -> numbers; "devices"; "batch per device";
       "state bytes per device": parameters, optimizer and the rest, exact; "step flops per device": of the
       convolutions and matrix products of forward and backward, 2 per multiply-add; "activation bytes per device
-      (estimate)": the largest sum of arrays alive at once besides the state, without fusion or rematerialisation.
+      (estimate)": the largest sum of arrays alive at once besides the state, without fusion or rematerialisation. Of
+      several steps the costliest counts.
     """
     devices = options.devices or jax.device_count()
-    state, traced = parallel.trace(experiment, devices)
+    state, traced = parallel.trace(experiment, devices, options.steps)
     specs = experiment.partition(state)
     held = jax.tree.map(lambda x, spec: _bytes(x) / (1 if spec == jax.P() else devices), state, specs)
     parts = state.params if isinstance(state.params, dict) else {"all": state.params}
-    body = _per_device_jaxpr(traced.jaxpr)
+    bodies = [_per_device_jaxpr(closed.jaxpr) for closed in traced.values()]
     return {
         "parameters": count(state.params),
         "parameters by part": {name: count(part) for name, part in parts.items()},
         "devices": devices,
         "batch per device": options.batch_size // devices,
         "state bytes per device": round(sum(jax.tree.leaves(held))),
-        "step flops per device": flops(body),
-        "activation bytes per device (estimate)": peak_bytes(body),
+        "step flops per device": max(map(flops, bodies)),
+        "activation bytes per device (estimate)": max(map(peak_bytes, bodies)),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import pathlib
 import signal
@@ -158,7 +159,7 @@ def train(
                 raise ValueError(
                     f"train.batch_size {options.batch_size} does not divide among {executor.num_devices} devices"
                 )
-            iterator = experiment.train_data()
+            iterator = experiment.train_data() if experiment.train_data else itertools.repeat({})
             stack.callback(getattr(iterator, "close", lambda: None))
             state, progress, checkpointer = _start(executor, experiment, options, seed, workdir, iterator)
         if checkpointer:
@@ -166,7 +167,7 @@ def train(
         main = jax.process_index() == 0
         logger = Logger(workdir if main else None, progress, options.steps, enabled=main and not quiet)
         stack.callback(logger.close)
-        window, report = Window(progress.pending), None
+        window, report, checked = Window(progress.pending), None, set()
 
         def save(step: int, evaluate: bool, wait: bool = False) -> None:
             if checkpointer is None:
@@ -195,10 +196,12 @@ def train(
             if progress.evaluate:
                 report = evaluate(progress.step)
             for done in range(progress.step + 1, options.steps + 1):
-                batch = next(iterator)
-                if done == progress.step + 1:
-                    _check_batch(batch, experiment, jax.process_count())
-                state, metrics = executor.step(state, executor.put(batch))
+                name = experiment.step_name(done)
+                state, batch = executor.grow(state, done), next(iterator)
+                if name not in checked:
+                    _check_batch(batch, experiment.batch_of(name), jax.process_count())
+                    checked.add(name)
+                state, metrics = executor.step(state, executor.put(batch), name)
                 window.add(done, metrics)
                 logger.advance(done)
                 last = done == options.steps
@@ -233,18 +236,19 @@ def _start(
     iterator: Any,
 ) -> tuple[Any, Progress, Checkpointer | None]:
     """The state to go on from: the newest checkpoint's where there is one, else a new one."""
-    if workdir is None:
-        return executor.init(seed), Progress(), None
-    checkpointer = Checkpointer(workdir / "checkpoints", options.keep, options.save_seconds)
-    if checkpointer.latest is None:
-        return executor.init(seed), Progress(), checkpointer
-    abstract = executor.abstract(jax.eval_shape(experiment.init, jax.random.key(seed)))
+    checkpointer = None
+    if workdir is not None:
+        checkpointer = Checkpointer(workdir / "checkpoints", options.keep, options.save_seconds)
+    if checkpointer is None or checkpointer.latest is None:
+        start = experiment.prepare() if experiment.prepare else None
+        return executor.init(seed, start), Progress(), checkpointer
+    abstract = executor.abstract(experiment.abstract_state(checkpointer.latest))
     state, progress = checkpointer.restore(abstract, iterator)
     return executor.place(state), progress, checkpointer
 
 
-def _check_batch(batch: dict[str, Any], experiment: Experiment, processes: int) -> None:
-    expected = {k: ((v.shape[0] // processes, *v.shape[1:]), v.dtype.name) for k, v in experiment.batch.items()}
+def _check_batch(batch: dict[str, Any], shapes: dict[str, jax.ShapeDtypeStruct], processes: int) -> None:
+    expected = {k: ((v.shape[0] // processes, *v.shape[1:]), v.dtype.name) for k, v in shapes.items()}
     given = {k: (tuple(v.shape), v.dtype.name) for k, v in batch.items()}
     if given != expected:
         raise ValueError(f"train_data gave a batch of {given}: the experiment expects {expected}")

@@ -18,7 +18,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from facejax.train.state import AXIS, Batch, Experiment, Metrics
+from facejax.train.state import AXIS, Batch, Experiment, Metrics, Step
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
@@ -34,12 +34,12 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
 
 
-def per_device(step: Callable[..., tuple[Any, Metrics]]) -> Callable[[Any, Batch], tuple[Any, Metrics]]:
+def per_device(step: Step) -> Callable[[Any, Batch, Batch], tuple[Any, Metrics]]:
     """The step as every executor runs it: its own key in, metrics summed over the devices out."""
 
-    def run(state: Any, batch: Batch) -> tuple[Any, Metrics]:
+    def run(state: Any, batch: Batch, resident: Batch) -> tuple[Any, Metrics]:
         rng = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), lax.axis_index(AXIS))
-        state, metrics = step(state, batch, rng)
+        state, metrics = step(state, {**batch, **resident}, rng)
         return state, lax.psum(metrics, AXIS)
 
     return run
@@ -49,24 +49,35 @@ class ShardMapExecutor:
     """The step under jit(shard_map) on a mesh of all given devices, of this process and of others.
 
     `place` puts a host state on the devices, `put` this process's part of a batch, `step` runs and donates the
-    state, `canonical` gives the layout that checkpoints use, `local` one that this process can compute with alone.
+    state, `grow` applies a transition of the experiment's, `canonical` gives the layout that checkpoints use, `local`
+    one that this process can compute with alone.
     """
 
     def __init__(self, experiment: Experiment, devices: Iterable[jax.Device]):
         self.mesh = Mesh(np.asarray(list(devices)), (AXIS,), axis_types=(AxisType.Auto,))
         self._experiment = experiment
-        self._step: Callable[..., Any] | None = None
+        self._compiled: dict[str, Callable[..., Any]] = {}
+        self._resident: Batch | None = None
 
     @property
     def num_devices(self) -> int:
         return self.mesh.size
 
-    def init(self, seed: int) -> Any:
-        """The first state, laid out on the devices, from the seed alone."""
-        init = self._experiment.init
-        key = jax.random.key(seed)
-        shardings = self._shardings(jax.eval_shape(init, key))
-        return jax.jit(init, out_shardings=shardings, compiler_options=_quick_compile())(key)
+    def init(self, seed: int, start: Any = None) -> Any:
+        """The first state, laid out on the devices, from the seed and what `Experiment.prepare` gave."""
+        given = (jax.random.key(seed), start) if self._experiment.prepare else (jax.random.key(seed),)
+        return self._made(self._experiment.init, *given)
+
+    def grow(self, state: Any, number: int) -> Any:
+        """The state before step `number`, with what the experiment adds there."""
+        if number not in self._experiment.grow:
+            return state
+        self._compiled.clear()
+        return self.place(self._made(self._experiment.grow[number], self.canonical(state)))
+
+    def _made(self, make: Callable[..., Any], *arguments: Any) -> Any:
+        shardings = self._shardings(jax.eval_shape(make, *arguments))
+        return jax.jit(make, out_shardings=shardings, compiler_options=_quick_compile())(*arguments)
 
     def abstract(self, state: Any) -> Any:
         """Shapes, types and shardings of `state`, what a checkpoint is restored into."""
@@ -83,18 +94,17 @@ class ShardMapExecutor:
         sharding = NamedSharding(self.mesh, P(AXIS))
         return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
 
-    def step(self, state: Any, batch: Batch) -> tuple[Any, Metrics]:
-        if self._step is None:
-            specs = self._experiment.partition(state)
-            mapped = jax.shard_map(
-                per_device(self._experiment.train_step),
-                mesh=self.mesh,
-                in_specs=(specs, P(AXIS)),
-                out_specs=(specs, P()),
-                check_vma=False,
-            )
-            self._step = jax.jit(mapped, donate_argnums=0)
-        return self._step(state, batch)
+    def step(self, state: Any, batch: Batch, name: str = "step") -> tuple[Any, Metrics]:
+        """One update by the step called `name`, compiled when it is first used."""
+        if self._resident is None:
+            arrays = self._experiment.resident() if self._experiment.resident else {}
+            self._resident = jax.device_put(arrays, NamedSharding(self.mesh, P()))
+        if name not in self._compiled:
+            self._compiled[name] = self._compile(self._experiment.steps[name], self._experiment.partition(state))
+        return self._compiled[name](state, batch, self._resident)
+
+    def _compile(self, step: Step, specs: Any) -> Callable[..., Any]:
+        return jax.jit(_mapped(step, self.mesh, specs), donate_argnums=0)
 
     def local(self, state: Any) -> Any:
         specs = self._experiment.partition(state)
@@ -114,8 +124,8 @@ class PmapExecutor(ShardMapExecutor):
                 "pmap keeps a class-sharded state in one process only: use --config.train.parallel=shard_map"
             )
 
-    def init(self, seed: int) -> Any:
-        return self.place(super().init(seed))
+    def init(self, seed: int, start: Any = None) -> Any:
+        return self.place(super().init(seed, start))
 
     def abstract(self, state: Any) -> Any:
         return super().abstract(self._stacked(state, lambda x: jax.ShapeDtypeStruct((-1, *x.shape[2:]), x.dtype)))
@@ -131,18 +141,16 @@ class PmapExecutor(ShardMapExecutor):
         n = jax.local_device_count() if jax.process_count() > 1 else self.num_devices
         return {k: np.asarray(v).reshape(n, -1, *v.shape[1:]) for k, v in batch.items()}
 
-    def step(self, state: Any, batch: Batch) -> tuple[Any, Metrics]:
-        if self._step is None:
-            axes = jax.tree.map(lambda spec: None if spec == P() else 0, self._experiment.partition(state))
-            self._step = jax.pmap(
-                per_device(self._experiment.train_step),
-                axis_name=AXIS,
-                in_axes=(axes, 0),
-                out_axes=(axes, None),
-                donate_argnums=0,
-                devices=list(self.mesh.devices) if jax.process_count() == 1 else None,
-            )
-        return self._step(state, batch)
+    def _compile(self, step: Step, specs: Any) -> Callable[..., Any]:
+        axes = jax.tree.map(lambda spec: None if spec == P() else 0, specs)
+        return jax.pmap(
+            per_device(step),
+            axis_name=AXIS,
+            in_axes=(axes, 0, None),
+            out_axes=(axes, None),
+            donate_argnums=0,
+            devices=list(self.mesh.devices) if jax.process_count() == 1 else None,
+        )
 
     def _stacked(self, state: Any, change: Callable[[Any], Any]) -> Any:
         specs = self._experiment.partition(state)
@@ -168,15 +176,27 @@ def make_executor(experiment: Experiment, kind: str, num_devices: int = 0) -> Sh
     return EXECUTORS[kind](experiment, devices[: num_devices or None])
 
 
-def trace(experiment: Experiment, num_devices: int) -> tuple[Any, Any]:
-    """The abstract state and the jaxpr of one step on `num_devices` imagined devices: nothing is computed."""
-    state = jax.eval_shape(experiment.init, jax.random.key(0))
+def _mapped(step: Step, mesh: Mesh | AbstractMesh, specs: Any) -> Callable[..., Any]:
+    return jax.shard_map(
+        per_device(step), mesh=mesh, in_specs=(specs, P(AXIS), P()), out_specs=(specs, P()), check_vma=False
+    )
+
+
+def trace(experiment: Experiment, num_devices: int, num_steps: int) -> tuple[Any, dict[str, Any]]:
+    """The abstract state after `num_steps` updates and the jaxpr of every step on `num_devices` imagined devices.
+
+    Nothing is computed. Where parameters grow, these are the steps of the last stage.
+    """
+    state = experiment.abstract_state(num_steps)
     mesh = AbstractMesh((num_devices,), (AXIS,), axis_types=(AxisType.Auto,))
     specs = experiment.partition(state)
-    mapped = jax.shard_map(
-        per_device(experiment.train_step), mesh=mesh, in_specs=(specs, P(AXIS)), out_specs=(specs, P()), check_vma=False
-    )
-    return state, jax.make_jaxpr(mapped)(state, experiment.batch)
+    resident = jax.eval_shape(experiment.resident) if experiment.resident else {}
+    names = {experiment.step_name(num_steps)} if experiment.grow else set(experiment.steps)
+    jaxprs = {
+        name: jax.make_jaxpr(_mapped(experiment.steps[name], mesh, specs))(state, experiment.batch_of(name), resident)
+        for name in sorted(names)
+    }
+    return state, jaxprs
 
 
 def shard(tree: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -70,27 +70,78 @@ class Mean:
         return cls(jnp.sum(values, where=where), jnp.sum(where, dtype=jnp.float32))
 
 
+Step = Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
     """One paper's run, wired: what `python -m experiments.NAME` trains and evaluates.
 
+    Most papers have one step. A paper whose step depends on its number (lazy regularisation, alternating optimizers,
+    multi-scale batches) gives several by name and a rule that chooses; each is compiled once. A paper whose parameters
+    grow gives the transitions. Both are pure functions of the step number, so a resumed run repeats them.
+
     Attributes:
       evaluate: state -> Report, by the paper's official protocol. A method that is not trained gets state None.
-      init: key -> TrainState.
-      train_step: (state, batch, rng) -> (state, metrics), pure and per device; collectives over `AXIS`; `rng`
-        is this step's and this device's own key; metrics are `Mean`s of this device's examples.
-      train_data: () -> iterator over this process's batches (dicts of NumPy arrays with a leading batch axis). With
-        `get_state` and `set_state` (Grain's iterators have them) its position is saved and restored.
-      batch: name -> ShapeDtypeStruct of the global batch, for `--dry_run` and for checking what the data yields.
+      init: key -> TrainState; with `prepare`, (key, start) -> TrainState, where `start` may be None (shapes only).
+      train_step: (state, batch, rng) -> (state, metrics), pure and per device; collectives over `AXIS`; `rng` is the
+        key of this step and device; metrics are `Mean`s over this device's examples. Or several: name -> step.
+      train_data: () -> iterator over this process's batches (dicts of NumPy arrays with a leading batch axis; ragged
+        targets are padded and carry a mask). With `get_state` and `set_state` (Grain's iterators have them) its
+        position is saved and restored. None: every step gets an empty batch (full-batch training on `resident`).
+      batch: name -> ShapeDtypeStruct of the global batch, for `--dry_run` and to check what the data yields. With
+        several steps: step name -> such a dict.
       sharded: names of sub-trees of the state whose leading axis is split over the devices (partial FC's "head").
+      prepare: () -> start, whatever must be trained or read before the state can be made, a pytree of arrays. It runs
+        once on the host before a new run, never in a dry run or when a checkpoint is restored.
+      choose: number of a step, from 1 -> its name in `train_step`.
+      grow: number of a step -> state -> state, applied before that step; the tree may change its structure.
+      resident: () -> name -> array that every step reads, added to its batch. Put on all devices once, not saved.
     """
 
     evaluate: Callable[[Any], Any]
-    init: Callable[[jax.Array], Any] | None = None
-    train_step: Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]] | None = None
+    init: Callable[..., Any] | None = None
+    train_step: Step | Mapping[str, Step] | None = None
     train_data: Callable[[], Iterator[Batch]] | None = None
-    batch: dict[str, jax.ShapeDtypeStruct] = dataclasses.field(default_factory=dict)
+    batch: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sharded: tuple[str, ...] = ()
+    prepare: Callable[[], Any] | None = None
+    choose: Callable[[int], str] | None = None
+    grow: Mapping[int, Callable[[Any], Any]] = dataclasses.field(default_factory=dict)
+    resident: Callable[[], dict[str, Any]] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.train_step, Mapping) != (self.choose is not None):
+            raise ValueError("Experiment: several steps by name and `choose` come together")
+        if isinstance(self.train_step, Mapping) and set(self.train_step) != set(self.batch):
+            raise ValueError(f"Experiment: steps {sorted(self.train_step)} have batches {sorted(self.batch)}")
+
+    @property
+    def steps(self) -> dict[str, Step]:
+        """All steps by name; a single one is called "step"."""
+        return dict(self.train_step) if self.choose else {"step": self.train_step}
+
+    def step_name(self, number: int) -> str:
+        """The name of the step that does update `number`, from 1."""
+        name = self.choose(number) if self.choose else "step"
+        if name not in self.steps:
+            raise ValueError(f"step {number} is named {name!r}: expected one of {', '.join(self.steps)}")
+        return name
+
+    def batch_of(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
+        """The global batch that the step of this name takes."""
+        return self.batch[name] if self.choose else self.batch
+
+    def abstract_state(self, step: int) -> Any:
+        """Shapes of the state after `step` updates, growth included."""
+
+        def state(rng: jax.Array) -> Any:
+            made = self.init(rng, None) if self.prepare else self.init(rng)
+            for number in sorted(self.grow):
+                made = self.grow[number](made) if number <= step else made
+            return made
+
+        return jax.eval_shape(state, jax.random.key(0))
 
     def partition(self, tree: Any) -> Any:
         """PartitionSpecs for `tree`: P("data") below any key named in `sharded`, P() elsewhere."""

@@ -1,0 +1,96 @@
+"""Images of people to recognise: those to train on, those held out for verification, and training batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from facejax.data import pipeline, readers, sources, transforms
+from facejax.data.pipeline import Source
+from facejax.data.synthetic import faces
+
+AUGMENT = {
+    "flip": transforms.random_flip,
+    "dali": lambda x, rng: transforms.dali_aug(transforms.random_flip(x, rng), rng),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Identities:
+    """The `data` section of a recognition experiment.
+
+    Attributes:
+      source: "face_world" (rendered), or "path".
+      path: with source "path", what `facejax.data.readers.read` opens.
+      task: of the face world, whose "train" people are trained on and whose "test" people are held out.
+      data_dir: where prepared data lies; empty is $FACEJAX_DATA_DIR, else ~/.cache/facejax.
+      image_size: side of the network's input, pixels.
+      classes: identities to train on.
+      held_out: share of the identities at `path` that is held out for verification, 0..1; the seed chooses which.
+      augment: "flip", or "dali" (arcface_torch's optional augmentation).
+      threads: batches loaded at once in this process.
+      workers: processes that load besides; 0 loads in this one.
+    """
+
+    source: str = "face_world"
+    path: str = ""
+    task: str = "recognition"
+    data_dir: str = ""
+    image_size: int = 48
+    classes: int = 80
+    held_out: float = 0.0
+    augment: str = "flip"
+    threads: int = 2
+    workers: int = 0
+
+    def split(self, seed: int, *, packs: str = "") -> tuple[Source, Source | None]:
+        """Sources of the identities to train on and of those held out; None where none is.
+
+        Args:
+          seed: chooses which fold of the identities at `path` is held out.
+          packs: verification packs that are evaluated instead, so that nobody need be held out.
+
+        Raises:
+          ValueError: nobody is held out and there are no packs.
+        """
+        if self.source == "face_world":
+            return tuple(faces.load(self.task, split, self.data_dir or None) for split in ("train", "test"))
+        if not (self.held_out or packs):
+            raise ValueError("nobody is held out for verification: set data.held_out, or eval.packs")
+        source = readers.read(self.path)
+        if not self.held_out:
+            return source, None
+        labels = sources.labels(source)
+        names = np.unique(labels)
+        fold = np.arange(len(names)) % round(1 / self.held_out) == seed % round(1 / self.held_out)
+        unseen = np.isin(labels, names[fold])
+        numbers = np.cumsum(~fold) - 1
+        train = sources.Subset(source, np.flatnonzero(~unseen), numbers[np.searchsorted(names, labels[~unseen])])
+        return train, sources.Subset(source, np.flatnonzero(unseen), labels[unseen])
+
+    def batches(self, source: Source, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
+        """Endless batches {"image": uint8 [n, S, S, 3], "label": int32 [n]}, decoded and augmented."""
+        return self.stream(source, self.load(), batch_size, seed)
+
+    def stream(self, source: Source, load: pipeline.Load, batch_size: int, seed: int) -> Any:
+        """Endless batches that `load` makes, with this section's threads and workers."""
+        return pipeline.train_batches(source, load, batch_size, seed=seed, threads=self.threads, workers=self.workers)
+
+    def load(self) -> pipeline.Load:
+        """Decodes and augments a batch. Raises ValueError at a label outside 0..classes - 1."""
+        if self.augment not in AUGMENT:
+            raise ValueError(f"data.augment is {self.augment!r}: expected one of {', '.join(AUGMENT)}")
+        change, size, classes = AUGMENT[self.augment], self.image_size, self.classes
+
+        def load(examples: Any, rngs: Any) -> dict[str, np.ndarray]:
+            labels = np.array([sources.label(e) for e in examples], np.int32)
+            if labels.min() < 0 or labels.max() >= classes:
+                wrong = labels.min() if labels.min() < 0 else labels.max()
+                raise ValueError(f"a label is {wrong}, but data.classes is {classes}: expected 0 to {classes - 1}")
+            images = [change(sources.image(e, size), rng) for e, rng in zip(examples, rngs, strict=True)]
+            return {"image": np.stack(images), "label": labels}
+
+        return load

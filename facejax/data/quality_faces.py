@@ -1,0 +1,168 @@
+"""Faces whose quality is to be told: rendered ones with known degradations, or photographs of labelled people."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from facejax.data import pipeline, sources, transforms
+from facejax.data.pipeline import Source
+from facejax.data.sources import Images
+from facejax.data.synthetic import faces
+
+FAULTS = ("motion", "defocus", "resolution", "noise", "occluder")
+"""Degradations of the face world, one in each degraded image."""
+
+
+class Faces(NamedTuple):
+    """Images of people.
+
+    Attributes:
+      images: [N, S, S, 3] uint8; `Images` where they come from a path.
+      people: [N] int, 0 and up.
+      fault: [N] strength of the degradation, 0 to 1; NaN where it is unknown.
+      kind: [N] int, place in `FAULTS`, -1 for none.
+      yaw: [N] radians; NaN where it is unknown.
+      light: [N] radians between the light and the camera as the head faces; NaN where it is unknown.
+      landmarks: [N, 5, 2] pixels of `images`, eyes, nose tip and mouth corners; NaN where they are unknown.
+    """
+
+    images: np.ndarray | Images
+    people: np.ndarray
+    fault: np.ndarray
+    kind: np.ndarray
+    yaw: np.ndarray
+    light: np.ndarray
+    landmarks: np.ndarray
+
+
+class Sets(NamedTuple):
+    """Sets of T images of one person.
+
+    Attributes:
+      images: [M, T, S, S, 3] uint8; `Images` where they come from a path.
+      people: [M] int.
+      fault: [M, T] 0..1; NaN where it is unknown.
+    """
+
+    images: np.ndarray | Images
+    people: np.ndarray
+    fault: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class QualityFaces:
+    """The `data` section of a quality experiment.
+
+    Attributes:
+      source: "face_world" (rendered), or "path".
+      path: with source "path", what `facejax.data.readers.read` opens.
+      data_dir: where prepared data lies; empty is $FACEJAX_DATA_DIR, else ~/.cache/facejax.
+      image_size: side of the images, pixels.
+      people: people to train on.
+      test_people: other people to evaluate on.
+      threads: batches loaded at once in this process.
+      workers: processes that load besides; 0 loads in this one.
+    """
+
+    source: str = "face_world"
+    path: str = ""
+    data_dir: str = ""
+    image_size: int = 48
+    people: int = 80
+    test_people: int = 60
+    threads: int = 2
+    workers: int = 0
+
+    def load(self, split: str, task: str = "quality") -> Faces:
+        """People to train on ("train") or to evaluate on ("test"); of a path the first `people`, then `test_people`.
+
+        In the face world a person has 24 images, 20 of them with one degradation of random kind and strength; in the
+        task "sets" 32 images, four sets of 8. The last few results are kept in memory.
+
+        Raises:
+          ValueError: fewer people than asked for.
+        """
+        return _load(self, split, task)
+
+    def sets(self, split: str, size: int) -> Sets:
+        """Every person's images of the task "sets" in sets of `size`; images left over are dropped."""
+        known = self.load(split, "sets")
+        own = (np.flatnonzero(known.people == person) for person in np.unique(known.people))
+        rows = np.concatenate([mine[: len(mine) // size * size].reshape(-1, size) for mine in own])
+        if not len(rows):
+            raise ValueError(f"nobody has sets.size {size} images: expected a smaller number")
+        return Sets(sources.take(known.images, rows), known.people[rows[:, 0]], known.fault[rows])
+
+    def batches(
+        self, source: Source, batch_size: int, seed: int, load: pipeline.Load = pipeline.flipped_batch
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Endless batches that `load` makes of examples."""
+        return pipeline.train_batches(source, load, batch_size, seed=seed, threads=self.threads, workers=self.workers)
+
+
+def unmeasured(images: np.ndarray | Images, people: np.ndarray) -> Faces:
+    """Images of which only the people [N] are known."""
+    unknown = np.full((len(people), 5, 2), np.nan)
+    nothing = unknown[:, 0, 0]
+    return Faces(images, people, nothing, np.full(len(people), -1), nothing, nothing, unknown)
+
+
+@functools.lru_cache(maxsize=4)
+def _load(data: QualityFaces, split: str, name: str) -> Faces:
+    count = data.people if split == "train" else data.test_people
+    if data.source == "face_world":
+        task = faces.TASKS[name]
+        most = task.train if split == "train" else task.test
+        if not 0 < count <= most:
+            raise ValueError(
+                f"data.people or data.test_people is {count}: expected 1 to {most}, the face world's {split}"
+            )
+        opened = faces.load(task, split, data.data_dir or None)
+        examples = pipeline.fetch(opened, range(len(opened)))
+        first = min(e["person"] for e in examples)
+        return _rendered([e for e in examples if e["person"] < first + count], data.image_size)
+    from facejax.data import readers  # tfds, which takes a while to import, for prepared sets
+
+    opened = readers.read(data.path)
+    labels = sources.labels(opened)
+    people = np.unique(labels)
+    if len(people) < data.people + data.test_people:
+        raise ValueError(
+            f"{data.path} holds {len(people)} people: expected data.people + data.test_people, "
+            f"{data.people + data.test_people}"
+        )
+    chosen = people[: data.people] if split == "train" else people[data.people : data.people + data.test_people]
+    rows = np.flatnonzero(np.isin(labels, chosen))
+    return unmeasured(Images(opened, rows, data.image_size), np.searchsorted(chosen, labels[rows]))
+
+
+def _rendered(examples: Any, size: int) -> Faces:
+    images = [
+        transforms.resize(transforms.decode(image), size, size) for e in examples for image in np.asarray(e["image"])
+    ]
+    levels = np.stack(
+        [
+            np.stack([(e[k] - (k == "resolution")) / (faces.STRONGEST[k] - (k == "resolution")) for k in FAULTS], 1)
+            for e in examples
+        ]
+    ).reshape(-1, len(FAULTS))
+    numbers = np.array([e["person"] for e in examples])
+    views = len(images) // len(examples)
+    scale = size / transforms.decode(examples[0]["image"][0]).shape[0]
+    marks = scale * np.concatenate([e["landmarks68"] for e in examples])
+    towards = np.concatenate([e["light"][:, :3] for e in examples])
+    eyes = [marks[:, eye].mean(1) for eye in (slice(36, 42), slice(42, 48))]
+    return Faces(
+        images=np.stack(images),
+        people=np.repeat(numbers - numbers.min(), views),
+        fault=levels.max(1),
+        kind=np.where(levels.max(1) > 0, levels.argmax(1), -1),
+        yaw=np.concatenate([e["pose"][:, 1] for e in examples]),
+        light=np.arccos(towards[:, 2] / np.linalg.norm(towards, axis=1)),
+        landmarks=np.stack([*eyes, marks[:, 30], marks[:, 48], marks[:, 54]], 1),
+    )

@@ -1,0 +1,154 @@
+"""Random access to examples: parts of a source, rows of arrays, images decoded when they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from facejax.data import pipeline, transforms
+from facejax.data.pipeline import Source
+
+
+def label(example: Mapping[str, Any]) -> int:
+    """The class of an example: its "label", or the face world's "person"."""
+    return int(example["person"] if "person" in example else example["label"])
+
+
+def labels(source: Source) -> np.ndarray:
+    """Classes [N] of all examples; they are read only where the source has no `labels`."""
+    known = getattr(source, "labels", None)
+    return np.array(known if known is not None else [label(source[i]) for i in range(len(source))])
+
+
+def image(example: Mapping[str, Any], size: int) -> np.ndarray:
+    """The image of an example, decoded and resized: uint8 [size, size, 3]."""
+    return transforms.resize(transforms.decode(example["image"]), size, size)
+
+
+class Subset:
+    """Some examples of a source, as {"image": encoded bytes, "label": int}.
+
+    Args:
+      source: examples with "image" and a class.
+      rows: [M] int, which of them.
+      labels: [M] int, classes in place of their own.
+    """
+
+    def __init__(self, source: Source, rows: Sequence[int], labels: Sequence[int] | None = None):
+        self._source, self._rows, self._labels = source, rows, labels
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        example = self._source[int(self._rows[index])]
+        return {
+            "image": example["image"],
+            "label": int(label(example) if self._labels is None else self._labels[index]),
+        }
+
+
+class Indexed:
+    """The images of a source, each with its row under "index", by which a memory finds it."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self._source[index]["image"], "index": index}
+
+
+class Rows:
+    """Rows of arrays as examples.
+
+    Args:
+      arrays: name -> [N, ...].
+      order: [M] int, which rows, in which order and how often; None is each once.
+    """
+
+    def __init__(self, arrays: Mapping[str, Any], order: np.ndarray | None = None):
+        self._arrays = arrays
+        self._order = np.arange(len(next(iter(arrays.values())))) if order is None else order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {name: array[self._order[index]] for name, array in self._arrays.items()}
+
+
+class Groups:
+    """One example per identity: the rows [M] of its images, so that no batch holds an identity twice.
+
+    Args:
+      labels: [N] int, identity of every row.
+    """
+
+    def __init__(self, labels: Sequence[int]):
+        order = np.argsort(labels, kind="stable")
+        starts = np.flatnonzero(np.diff(np.asarray(labels)[order], prepend=np.nan))
+        self._rows = np.split(order, starts[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._rows[index]
+
+
+class Images:
+    """Images of a source, decoded when they are asked for: indexed like an array [..., S, S, 3] uint8.
+
+    Args:
+      source: of encoded images.
+      rows: [...] int, which of them.
+      size: S, pixels.
+    """
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, source: Source, rows: np.ndarray, size: int):
+        self._source, self._rows, self._size = source, rows, size
+        self.shape = (*rows.shape, size, size, 3)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rows = self._rows[index]
+        found = [image(e, self._size) for e in pipeline.fetch(self._source, np.ravel(rows))]
+        return np.stack(found).reshape(*np.shape(rows), *self.shape[-3:])
+
+    @property
+    def names(self) -> list[str]:
+        """Of all images in order: "identity/file.jpg" where the source is a folder, else the row in the source."""
+        names = self.source_names
+        return [names[i] for i in self._rows.ravel()]
+
+    @property
+    def source_names(self) -> Sequence[str]:
+        """Names of all images of the source, other identities included."""
+        return getattr(self._source, "names", None) or [str(i) for i in range(len(self._source))]
+
+    def take(self, places: np.ndarray) -> Images:
+        """Those at `places`, [...] int along the first axis, not decoded yet."""
+        return Images(self._source, self._rows[places], self._size)
+
+    def reshape(self, *shape: int) -> Images:
+        """With other leading axes; the last three stay."""
+        return Images(self._source, self._rows.reshape(shape[:-3]), self._size)
+
+
+def names(images: np.ndarray | Images) -> list[str]:
+    """Names by which a file refers to images [N, S, S, 3]: `Images.names`, or row numbers of an array."""
+    return getattr(images, "names", None) or [str(i) for i in range(len(images))]
+
+
+def take(images: np.ndarray | Images, places: np.ndarray) -> np.ndarray | Images:
+    """Images at `places`, [...] int along the first axis."""
+    return images.take(places) if isinstance(images, Images) else images[places]

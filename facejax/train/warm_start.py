@@ -1,0 +1,114 @@
+"""States that a run begins from or is evaluated with: checkpoints of a workdir, or an earlier stage trained here."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from facejax.train import parallel
+from facejax.train.checkpoint import Checkpointer
+from facejax.train.loop import Options, train
+from facejax.train.report import Report
+from facejax.train.state import Experiment, TrainState
+
+Build = Callable[[ConfigDict], Experiment]
+
+
+def restore(workdir: str | os.PathLike[str], build: Build, expected: Mapping[str, Any]) -> TrainState:
+    """The state of a finished run, as NumPy arrays.
+
+    Args:
+      workdir: of the run.
+      build: of the run's experiment.
+      expected: dotted field -> the value that the run's configuration must have, such as {"model.name": "iresnet50"}.
+
+    Raises:
+      ValueError: no run, another configuration, or a run that has not come to its last step.
+    """
+    folder = pathlib.Path(workdir)
+    if not (folder / "config.json").exists():
+        raise ValueError(f"{folder} holds no config.json: expected a finished run")
+    config = ConfigDict(json.loads((folder / "config.json").read_text())["config"])
+    for field, wanted in expected.items():
+        found = functools.reduce(lambda section, name: section.get(name, {}), field.split("."), config)
+        if found != wanted:
+            raise ValueError(f"{folder} is a run with {field} {found!r}: expected {wanted!r}")
+    state, step = newest(folder, build(config), devices=0)
+    if step != config.train.steps:
+        raise ValueError(f"{folder} has come to step {step}: expected the last, {config.train.steps}")
+    return jax.tree.map(_to_numpy, state)
+
+
+def newest(folder: pathlib.Path, experiment: Experiment, devices: int, average: int = 1) -> tuple[TrainState, int]:
+    """The newest checkpoint of a run, and its step.
+
+    Args:
+      folder: the run's workdir.
+      experiment: whose state it holds.
+      devices: how many to lay the state out on; 0 is all.
+      average: with more than 1, parameters (and their moving average, where one is kept) are the mean of as many
+        newest checkpoints.
+
+    Raises:
+      ValueError: fewer checkpoints than asked for.
+    """
+    checkpointer = Checkpointer(folder / "checkpoints")
+    try:
+        steps = checkpointer.steps[-average:]
+        if not steps:
+            raise ValueError(f"{folder} holds no checkpoint")
+        if not 0 < average <= len(steps):
+            raise ValueError(f"{folder} holds {len(steps)} checkpoints: expected {average} to average (see train.keep)")
+        executor = parallel.make_executor(experiment, "shard_map", devices)
+        states = (checkpointer.restore(executor.abstract(experiment.abstract_state(s)), step=s)[0] for s in steps)
+        state = next(states)
+        total = state.params
+        for state in states:
+            total = jax.tree.map(jnp.add, total, state.params)
+        if average > 1:
+            mean = jax.tree.map(lambda x: x / average, total)
+            state = state.replace(params=mean, ema=None if state.ema is None else mean)
+        return executor.local(state), steps[-1]
+    finally:
+        checkpointer.close()
+
+
+def trained(config: ConfigDict, build: Build) -> TrainState:
+    """The final state of a run, trained now without a workdir or an evaluation, as NumPy arrays; kept in memory."""
+    return _trained(config.to_json_best_effort(sort_keys=True), build)
+
+
+@functools.lru_cache(maxsize=8)
+def _trained(settings: str, build: Build) -> TrainState:
+    config = ConfigDict(json.loads(settings))
+    experiment = dataclasses.replace(build(config), evaluate=lambda state: Report({}))
+    state, _ = train(experiment, Options(**config.train), seed=config.seed, quiet=True)
+    return jax.tree.map(_to_numpy, state)
+
+
+def taken(start: Any, made: Any) -> Any:
+    """`start` in place of `made`, where there is one; both must have the same structure and shapes.
+
+    Args:
+      start: what `Experiment.prepare` gave, or a part of it; None in a dry run.
+      made: freshly initialised variables.
+    """
+    if start is None:
+        return made
+    chex.assert_trees_all_equal_shapes(start, made)
+    return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), start, made)
+
+
+def _to_numpy(x: Any) -> Any:
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x)
