@@ -129,7 +129,7 @@ PRESETS = {
 
 CLAIM = Claim(
     "arcface.margin",
-    "an additive angular margin raises TAR on held-out people above plain softmax",
+    "an additive angular margin raises TAR on held-out identities above plain softmax",
     metric="tar_at_far_1e-2",
     better="higher",
     method="synthetic",

@@ -44,7 +44,7 @@ PRESETS = {
 }
 CLAIM = Claim(
     "cdp.mediator",
-    "a mediator over a committee of networks clusters held-out people better than thresholded neighbours of one "
+    "a mediator over a committee of networks clusters held-out identities better than thresholded neighbours of one "
     "network",
     metric="pairwise_f",
     better="higher",

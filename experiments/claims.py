@@ -42,11 +42,11 @@ def pages() -> dict[pathlib.Path, str]:
     for page in sorted((catalog.ROOT / "docs" / "systems").rglob("*.md")):
         text = page.read_text()
         names = re.findall(r"`([^`]+)`", "".join(re.findall(r"^# .*", text, re.MULTILINE)[:1]))
-        rows = [row for system in catalog.SYSTEMS if system.experiment in names for row in system.claims()]
-        if names:
+        systems = [system for system in catalog.SYSTEMS if system.experiment in names]
+        if systems:
             if not re.search(f"{BEGIN}.*{END}", text, re.DOTALL):
                 raise ValueError(f"{page}: expected {BEGIN} and, after it, {END}")
-            numbers = f"{BEGIN}\n{claims.markdown(rows)}\n{END}"
+            numbers = f"{BEGIN}\n{claims.markdown([row for system in systems for row in system.claims()])}\n{END}"
             written[page] = re.sub(f"{BEGIN}.*{END}", lambda _, new=numbers: new, text, flags=re.DOTALL)
     return written
 

@@ -53,7 +53,7 @@ PRESETS = {
 CLAIM = (
     Claim(
         "density_aware.refinement",
-        "embeddings refined over neighbourhoods and density chains cluster held-out people better than unrefined "
+        "embeddings refined over neighbourhoods and density chains cluster held-out identities better than unrefined "
         "embeddings",
         metric="pairwise_f",
         better="higher",
@@ -62,7 +62,7 @@ CLAIM = (
     ),
     Claim(
         "density_aware.chains",
-        "density chains cluster held-out people better than the neighbourhood alone",
+        "density chains cluster held-out identities better than the neighbourhood alone",
         metric="pairwise_f",
         better="higher",
         method="synthetic",

@@ -95,7 +95,7 @@ PRESETS = {
 CLAIM = (
     Claim(
         "eqface.pooling",
-        "sets pooled by confidence verify held-out people better than sets pooled by their mean",
+        "sets pooled by confidence verify held-out identities better than sets pooled by their mean",
         metric="set_tar_at_far_1e-2",
         better="higher",
         method="synthetic",
@@ -103,7 +103,7 @@ CLAIM = (
     ),
     Claim(
         "eqface.recogniser",
-        "a recogniser trained with the confidences verifies held-out people better than one trained without",
+        "a recogniser trained with the confidences verifies held-out identities better than one trained without",
         metric="tar_at_far_1e-2",
         better="higher",
         method="recogniser",

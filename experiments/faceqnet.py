@@ -67,7 +67,7 @@ PRESETS = {
 CLAIM = (
     Claim(
         "faceqnet.similarity",
-        "a regressed similarity to the person's best picture ranks face quality better than a regressed sharpness",
+        "a regressed similarity to the identity's best picture ranks face quality better than a regressed sharpness",
         metric="aoc",
         better="higher",
         method="v0",

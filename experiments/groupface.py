@@ -107,7 +107,7 @@ CLAIM = (
     ),
     Claim(
         "groupface.verification",
-        "embeddings with group branches verify held-out people better than ArcFace embeddings of the same width",
+        "embeddings with group branches verify held-out identities better than ArcFace embeddings of the same width",
         metric="tar_at_far_1e-2",
         better="higher",
         method="synthetic",

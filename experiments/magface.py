@@ -104,7 +104,7 @@ CLAIM = (
     ),
     Claim(
         "magface.verification",
-        "MagFace embeddings verify held-out people better than ArcFace embeddings",
+        "MagFace embeddings verify held-out identities better than ArcFace embeddings",
         metric="tar_at_far_1e-2",
         better="higher",
         method="synthetic",
@@ -113,7 +113,7 @@ CLAIM = (
     ),
     Claim(
         "magface.templates",
-        "templates weighted by the norm verify held-out people better with MagFace than with ArcFace embeddings",
+        "templates weighted by the norm verify held-out identities better with MagFace than with ArcFace embeddings",
         metric="template_weighted",
         better="higher",
         method="synthetic",

@@ -57,7 +57,7 @@ PRESETS = {
 CLAIM = (
     Claim(
         "ogmc.connections",
-        "connections between online clusters raise the pairwise F of the people found",
+        "connections between online clusters raise the pairwise F of the identities found",
         metric="pairwise_f",
         better="higher",
         method="synthetic",

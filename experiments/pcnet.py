@@ -66,7 +66,7 @@ PRESETS = {
 CLAIM = (
     Claim(
         "pcnet.pooling",
-        "sets pooled by confidence verify held-out people better than sets pooled by their mean",
+        "sets pooled by confidence verify held-out identities better than sets pooled by their mean",
         metric="set_tar_at_far_1e-2",
         better="higher",
         method="synthetic",

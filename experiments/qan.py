@@ -57,7 +57,7 @@ PRESETS = {
 }
 CLAIM = Claim(
     "qan.pooling",
-    "sets pooled by learned qualities verify held-out people better than sets pooled by their mean, trained alike",
+    "sets pooled by learned qualities verify held-out identities better than sets pooled by their mean, trained alike",
     metric="set_tar_at_far_1e-2",
     better="higher",
     method="synthetic",

@@ -52,7 +52,8 @@ PRESETS = {
 }
 CLAIM = Claim(
     "qan_pp.pooling",
-    "frames weighted by a quality network, rescaled within each video, verify held-out people better than their mean",
+    "frames weighted by a quality network, rescaled within each video, verify held-out identities better than their "
+    "mean",
     metric="set_tar_at_far_1e-2",
     better="higher",
     method="synthetic",

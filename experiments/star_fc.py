@@ -61,7 +61,7 @@ PRESETS = {
 }
 CLAIM = Claim(
     "star_fc.edges",
-    "edges scored by a graph network and pruned by intimacy cluster held-out people better than thresholded "
+    "edges scored by a graph network and pruned by intimacy cluster held-out identities better than thresholded "
     "neighbours, and than unpruned edges",
     metric="pairwise_f",
     better="higher",

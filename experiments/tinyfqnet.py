@@ -44,7 +44,7 @@ PRESETS = {
 }
 CLAIM = Claim(
     "tinyfqnet.centre_cosine",
-    "a tiny network trained on the cosine to the person's centre ranks face quality better than one trained on "
+    "a tiny network trained on the cosine to the identity's centre ranks face quality better than one trained on "
     "sharpness",
     metric="aoc",
     better="higher",

@@ -58,7 +58,8 @@ PRESETS = {
 }  # fmt: skip
 CLAIM = Claim(
     "vegcn.learned_graph",
-    "learned confidence and connectivity cluster held-out people better than thresholded neighbours or plain density",
+    "learned confidence and connectivity cluster held-out identities better than thresholded neighbours or plain "
+    "density",
     metric="pairwise_f",
     better="higher",
     method="synthetic",

@@ -137,7 +137,7 @@ PRESETS = {
 CLAIM = (
     Claim(
         "virface.virclass",
-        "training with every unlabelled face as its own negative class raises TAR on held-out people",
+        "training with every unlabelled face as its own negative class raises TAR on held-out identities",
         metric="tar_at_far_1e-2",
         better="higher",
         method="virclass",

@@ -62,7 +62,7 @@ PRESETS = {
 
 CLAIM = Claim(
     "vpl.injection",
-    "class centres mixed with the last picture's feature raise TAR on held-out people above ArcFace",
+    "class centres mixed with the last picture's feature raise TAR on held-out identities above ArcFace",
     metric="tar_at_far_1e-2",
     better="higher",
     method="synthetic",

@@ -71,7 +71,7 @@ def test_pages_name_their_experiments(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text("# All\n\n" + catalog.markdown() + "\n\nMore.\n")
     page, other = (tmp_path / "docs/systems" / name for name in ("toys/toy.md", "index.md"))
     page.write_text(f"# Toy (`toy`)\n\nClaim:\n{BEGIN}{END}\nEnd.\n")
-    other.write_text("# Index\n")
+    other.write_text("# Board (`toy_board`)\n")
     assert "Not measured yet." in pages()[page]
     catalog.record("toy").write_text(json.dumps(ROW) + "\n")
     written = pages()
