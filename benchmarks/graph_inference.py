@@ -28,7 +28,7 @@ import numpy as np
 from facejax.clustering import star_fc, vegcn
 from facejax.nn.graph import GraphConv, PReLUHead
 from facejax.ops import knn
-from facejax.ops.segment import Graph, make_graph, propagate
+from facejax.ops.graph import Graph, make_graph, propagate
 
 WIDTH, HIDDEN, ROWS, CHUNK = 256, 512, 2**14, 2**15
 

@@ -30,7 +30,7 @@ from sklearn.manifold import TSNE
 from facejax.data.readers.planetoid import Citations
 from facejax.data.synthetic import graphs
 from facejax.graph import gat, gcn, graphsage
-from facejax.ops.segment import Graph
+from facejax.ops.graph import Graph
 from facejax.train import Experiment, Report, app, new_figure
 from facejax.train.claims import Claim
 

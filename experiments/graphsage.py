@@ -32,7 +32,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from facejax.data.readers.planetoid import Citations
 from facejax.data.synthetic import graphs
 from facejax.graph import graphsage
-from facejax.ops import segment
+from facejax.ops.graph import make_graph, offsets, undirected
 from facejax.train import Experiment, Report, app, new_figure
 from facejax.train.claims import Claim
 from facejax.train.dry_run import count
@@ -153,7 +153,7 @@ def read_files(prefix: str) -> Citations:
         raise ValueError(f"{prefix}-*: not a graph in GraphSAGE's format: {error!r}") from error
     if not np.isfinite(features).all():
         raise ValueError(f"{prefix}-feats.npy: row {int(np.argmin(np.isfinite(features).all(1)))} is not finite")
-    return Citations(features, labels, *segment.undirected(*ends[(ends >= 0).all(1)].T), *masks)
+    return Citations(features, labels, *undirected(*ends[(ends >= 0).all(1)].T), *masks)
 
 
 def standardized(data: Citations) -> np.ndarray:
@@ -175,9 +175,9 @@ def train(config: ConfigDict, data: Citations, aggregator: str) -> tuple[np.ndar
     seen = ~(data.validation | data.test)
     kept = seen[data.source] & seen[data.destination]
     inductive, whole = (
-        segment.make_graph(data.source[edges], data.destination[edges], len(seen)) for edges in (kept, kept | True)
+        make_graph(data.source[edges], data.destination[edges], len(seen)) for edges in (kept, kept | True)
     )
-    starts = segment.offsets(inductive)
+    starts = offsets(inductive)
     if supervised := loss.kind == "supervised":
         rounds, pool, cumulative = optim.epochs, np.flatnonzero(data.train), None
     else:
@@ -227,7 +227,7 @@ def train(config: ConfigDict, data: Citations, aggregator: str) -> tuple[np.ndar
         every = lax.map(lambda item: outputs(params, whole, *item), (nodes, keys))
         return every.reshape(-1, every.shape[-1])[: len(features)], losses, params
 
-    graphs_and_starts = ((inductive, starts), (whole, segment.offsets(whole)))
+    graphs_and_starts = ((inductive, starts), (whole, offsets(whole)))
     features = jnp.asarray(standardized(data), jnp.float32)
     found, losses, params = run(jax.random.key(config.seed), features, jnp.asarray(data.labels), *graphs_and_starts)
     return np.asarray(found), np.asarray(losses), count(params)

@@ -25,7 +25,7 @@ from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
 from facejax.metrics import clustering
 from facejax.ops import knn, vectors
-from facejax.ops.segment import Graph
+from facejax.ops.graph import Graph
 from facejax.train import Experiment, Mean, Report, TrainState, app, optim, parallel, supervised_step
 from facejax.train.claims import Claim
 

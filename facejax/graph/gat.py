@@ -18,16 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.graph.gcn import SparseFeatures
-from facejax.ops import segment
-from facejax.ops.segment import Graph
+from facejax.ops.graph import Graph, add_self_loops, make_graph, segment_softmax, segment_sum
 
 SLOPE = 0.2
 
 
 def neighborhood(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> Graph:
     """The set N_i of Sec. 2.1 as edges: every given one once, and one from each node to itself."""
-    pairs = np.stack(segment.add_self_loops(source, destination, num_nodes), 1)
-    return segment.make_graph(*np.unique(pairs, axis=0).T, num_nodes)
+    pairs = np.stack(add_self_loops(source, destination, num_nodes), 1)
+    return make_graph(*np.unique(pairs, axis=0).T, num_nodes)
 
 
 class GATLayer(nn.Module):
@@ -81,10 +80,10 @@ class GATLayer(nn.Module):
                 for end in ("destination", "source")
             ]
             scores = nn.leaky_relu(halves[0][graph.destination] + halves[1][graph.source], SLOPE)
-        attention = segment.segment_softmax(scores.astype(jnp.float32), graph)
+        attention = segment_softmax(scores.astype(jnp.float32), graph)
         self.sow("intermediates", "attention", attention)
         weights = drop(attention).astype(self.dtype)
-        outputs = segment.segment_sum(weights[..., None] * drop(mapped)[graph.source], graph)
+        outputs = segment_sum(weights[..., None] * drop(mapped)[graph.source], graph)
         outputs = outputs + own("bias", zeros, self.heads, self.width)
         if self.skip:
             outputs = outputs + jnp.einsum("hnf,hfd->nhd", values, own("skip", glorot, *matrix))

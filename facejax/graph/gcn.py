@@ -15,25 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
 
-from facejax.ops import segment
-from facejax.ops.segment import Graph
+from facejax.ops.graph import Graph, add_self_loops, make_graph, propagate, symmetric_normalization
 
 
 def renormalized(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> Graph:
     """D~^-1/2 (A + I) D~^-1/2, the renormalisation trick of Sec. 2.2, for undirected edges given in both directions."""
-    return segment.symmetric_normalization(
-        segment.make_graph(*segment.add_self_loops(source, destination, num_nodes), num_nodes)
-    )
+    return symmetric_normalization(make_graph(*add_self_loops(source, destination, num_nodes), num_nodes))
 
 
 def scaled_laplacian(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> Graph:
     """2 / lambda_max (I - D^-1/2 A D^-1/2) - I, whose eigenvalues lie in -1..1, for edges given in both directions."""
-    normal = segment.symmetric_normalization(segment.make_graph(source, destination, num_nodes))
+    normal = symmetric_normalization(make_graph(source, destination, num_nodes))
     weights = (np.asarray(normal.weight), (np.asarray(normal.destination), np.asarray(normal.source)))
     matrix = scipy.sparse.identity(num_nodes) - scipy.sparse.coo_matrix(weights, (num_nodes, num_nodes))
     largest = scipy.sparse.linalg.eigsh(matrix, 1, which="LM", return_eigenvectors=False, v0=np.ones(num_nodes))[0]
     scaled = (2 / largest * matrix - scipy.sparse.identity(num_nodes)).tocoo()
-    return segment.make_graph(scaled.col, scaled.row, num_nodes, scaled.data)
+    return make_graph(scaled.col, scaled.row, num_nodes, scaled.data)
 
 
 def chebyshev(graph: Graph, terms: jax.Array) -> jax.Array:
@@ -45,8 +42,8 @@ def chebyshev(graph: Graph, terms: jax.Array) -> jax.Array:
     """
     later = after = jnp.zeros_like(terms[0])
     for term in terms[:0:-1]:
-        later, after = term + 2 * segment.propagate(graph, later) - after, later
-    return terms[0] + segment.propagate(graph, later) - after
+        later, after = term + 2 * propagate(graph, later) - after, later
+    return terms[0] + propagate(graph, later) - after
 
 
 class SparseFeatures:
@@ -97,7 +94,7 @@ class GCN(nn.Module):
 
     def _spread(self, graph: Graph, mixed: jax.Array) -> jax.Array:
         terms = jnp.moveaxis(mixed.reshape(len(mixed), self.degree + 1, -1), 1, 0)
-        return chebyshev(graph, terms) if self.degree else segment.propagate(graph, terms[0])
+        return chebyshev(graph, terms) if self.degree else propagate(graph, terms[0])
 
 
 def row_normalized(matrix: np.ndarray) -> np.ndarray:

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from facejax.ops import segment, vectors
-from facejax.ops.segment import Graph
+from facejax.ops import vectors
+from facejax.ops.graph import Graph, sample_neighbors
 
 POOL_HIDDEN, LSTM_HIDDEN = 512, 128
 
@@ -55,7 +55,7 @@ def sample_blocks(
     Args:
       rng: key; equal keys give equal samples.
       graph: without padding edges.
-      starts: `segment.offsets(graph)`.
+      starts: `offsets(graph)`.
       nodes: [B] the minibatch.
       samples: neighbours for layer 1 (the farthest from the minibatch), 2, ...: (25, 10) in the paper.
       shuffle: puts a node's neighbours in random order, for the LSTM.
@@ -67,7 +67,7 @@ def sample_blocks(
     blocks = []
     for key, count in zip(keys, reversed(samples), strict=True):
         draw, order = jax.random.split(key)
-        neighbors, mask = segment.sample_neighbors(draw, graph, starts, nodes, count)
+        neighbors, mask = sample_neighbors(draw, graph, starts, nodes, count)
         if shuffle:
             rank = jnp.argsort(jnp.where(mask, jax.random.uniform(order, mask.shape), 1.0), axis=1)
             neighbors = jnp.take_along_axis(neighbors, rank, 1)
@@ -255,20 +255,20 @@ def random_walks(rng: jax.Array, graph: Graph, starts: jax.Array, nodes: jax.Arr
     Args:
       rng: key; equal keys give equal walks.
       graph: edges in both directions, without padding.
-      starts: `segment.offsets(graph)`.
+      starts: `offsets(graph)`.
       nodes: [B]; a node without edges is never left.
       steps: how many; the starting node is not among them.
     """
 
     def step(nodes: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        nodes = segment.sample_neighbors(key, graph, starts, nodes, 1)[0][:, 0]
+        nodes = sample_neighbors(key, graph, starts, nodes, 1)[0][:, 0]
         return nodes, nodes
 
     return lax.scan(step, nodes, jax.random.split(rng, steps))[1].T
 
 
 def negative_distribution(starts: np.ndarray, power: float = 0.75) -> jax.Array:
-    """Cumulative probabilities [N] of nodes, proportional to degree ** power; `starts` is `segment.offsets(graph)`."""
+    """Cumulative probabilities [N] of nodes, proportional to degree ** power; `starts` is `offsets(graph)`."""
     weight = np.diff(np.asarray(starts)).astype(np.float64) ** power
     if weight.sum() == 0:
         raise ValueError("negative samples: the graph has no edges; expected at least one")

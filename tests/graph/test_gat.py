@@ -11,7 +11,7 @@ from experiments import gat as experiment
 from facejax.data.readers.planetoid import read_planetoid
 from facejax.graph import gat, gcn
 from facejax.interop import tensorflow
-from facejax.ops import segment
+from facejax.ops import graph as graphs
 from facejax.train import app
 from facejax.train.dry_run import count
 
@@ -89,7 +89,7 @@ def test_attention(problem):
         ][0]
 
     found = attention(variables)
-    np.testing.assert_allclose(segment.segment_sum(found, graph), 1, rtol=1e-5)
+    np.testing.assert_allclose(graphs.segment_sum(found, graph), 1, rtol=1e-5)
     np.testing.assert_allclose(found[-1], 1)  # the last node has itself only
     assert float(found.std()) > 0.1
     params = variables["params"]
@@ -113,7 +113,7 @@ def test_the_order_of_nodes_does_not_matter(problem):
 
 
 def test_padding_edges_and_edgeless_nodes_have_finite_gradients():
-    graph = segment.make_graph(np.array([0, 1, 2, 0]), np.array([0, 0, 2, 2]), 3, np.array([1, 1, 0, 0]))
+    graph = graphs.make_graph(np.array([0, 1, 2, 0]), np.array([0, 0, 2, 2]), 3, np.array([1, 1, 0, 0]))
     net = gat.GATLayer(2, 2)
     x = jnp.arange(12.0).reshape(3, 4)
     params = randomized(net.init(jax.random.key(0), x, graph, train=False)["params"])

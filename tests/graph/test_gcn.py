@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from experiments import gcn as experiment
 from facejax.data.readers.planetoid import read_planetoid
 from facejax.graph import gcn
-from facejax.ops import segment
+from facejax.ops import graph as graphs
 from facejax.train import app
 from facejax.train.dry_run import count
 
@@ -22,7 +22,7 @@ def dense(graph):
 
 
 def test_a_path_of_three_nodes():
-    graph = gcn.renormalized(*segment.undirected(np.array([0, 1]), np.array([1, 2])), 3)
+    graph = gcn.renormalized(*graphs.undirected(np.array([0, 1]), np.array([1, 2])), 3)
     r = 1 / np.sqrt(6)
     np.testing.assert_allclose(dense(graph), [[1 / 2, r, 0], [r, 1 / 3, r], [0, r, 1 / 2]], rtol=1e-6)
 
@@ -30,7 +30,7 @@ def test_a_path_of_three_nodes():
 @pytest.fixture(scope="module")
 def problem():
     rng = np.random.default_rng(0)
-    source, destination = segment.undirected(rng.integers(0, 12, 30), rng.integers(0, 12, 30))
+    source, destination = graphs.undirected(rng.integers(0, 12, 30), rng.integers(0, 12, 30))
     features = (rng.random((13, 7)) < 0.4).astype(np.float32)
     features[12] = 0
     return gcn.renormalized(source, destination, 13), gcn.row_normalized(features)
@@ -40,7 +40,7 @@ def test_normalisation(problem):
     matrix = dense(problem[0])
     assert np.linalg.eigvalsh(matrix).max() == pytest.approx(1, abs=1e-5)
     assert matrix[12, 12] == 1  # a node without neighbours keeps itself
-    walk = segment.random_walk_normalization(problem[0]._replace(weight=jnp.ones_like(problem[0].weight)))
+    walk = graphs.random_walk_normalization(problem[0]._replace(weight=jnp.ones_like(problem[0].weight)))
     np.testing.assert_allclose(dense(walk).sum(1), 1, rtol=1e-6)
 
 
@@ -64,7 +64,7 @@ def test_equals_dense_matrices_in_values_and_gradients(problem):
 
 def test_chebyshev_equals_dense_polynomials(problem):
     rng = np.random.default_rng(0)
-    source, destination = segment.undirected(rng.integers(0, 12, 30), rng.integers(0, 12, 30))
+    source, destination = graphs.undirected(rng.integers(0, 12, 30), rng.integers(0, 12, 30))
     graph, features = gcn.scaled_laplacian(source, destination, 13), problem[1]
     scaled = dense(graph)
     values = np.linalg.eigvalsh(scaled)
@@ -105,13 +105,13 @@ def test_dropout_falls_on_what_is_not_zero(problem):
 
 
 def test_softmax_over_the_edges_of_a_node():
-    graph = segment.make_graph(np.array([0, 1, 2, 0]), np.array([2, 2, 2, 0]), 4, np.array([1, 1, 0, 1]))
+    graph = graphs.make_graph(np.array([0, 1, 2, 0]), np.array([2, 2, 2, 0]), 4, np.array([1, 1, 0, 1]))
     logits = jnp.array([5.0, 1.0, 3.0, 900.0])
-    weights = segment.segment_softmax(logits, graph)
+    weights = graphs.segment_softmax(logits, graph)
     np.testing.assert_allclose(
         weights, [1, np.exp(1) / (np.exp(1) + np.exp(3)), np.exp(3) / (np.exp(1) + np.exp(3)), 0], rtol=1e-5
     )
-    assert np.isfinite(jax.jacobian(segment.segment_softmax)(logits, graph)).all()
+    assert np.isfinite(jax.jacobian(graphs.segment_softmax)(logits, graph)).all()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_the_order_of_nodes_does_not_matter(problem):
     graph, features = problem
     order = np.random.default_rng(1).permutation(13)
     place = np.argsort(order)
-    moved = segment.make_graph(
+    moved = graphs.make_graph(
         place[np.asarray(graph.source)], place[np.asarray(graph.destination)], 13, np.asarray(graph.weight)
     )
     net = gcn.GCN(3, 5)
@@ -181,11 +181,11 @@ def test_citeseer_has_its_gaps_filled(test_data):
 
 def test_wrong_graphs_and_files_are_said(tmp_path):
     with pytest.raises(ValueError, match="edges name nodes outside 0 to 2"):
-        segment.make_graph(np.array([0]), np.array([3]), 3)
+        graphs.make_graph(np.array([0]), np.array([3]), 3)
     with pytest.raises(ValueError, match="graph: edges name nodes outside 0 to -1"):
-        segment.make_graph(np.zeros(0), np.zeros(0), 0)
+        graphs.make_graph(np.zeros(0), np.zeros(0), 0)
     with pytest.raises(ValueError, match=r"\(2,\) sources, \(1,\) destinations"):
-        segment.make_graph(np.array([0, 1]), np.array([0]), 3)
+        graphs.make_graph(np.array([0, 1]), np.array([0]), 3)
     with pytest.raises(ValueError, match=r"ind\.cora\.y: not a Planetoid file"):
         read_planetoid(tmp_path, "cora")
 

@@ -12,7 +12,7 @@ from experiments import graphsage as experiment
 from facejax.data.readers.planetoid import Citations
 from facejax.graph import graphsage
 from facejax.graph.graphsage import Block
-from facejax.ops import segment
+from facejax.ops import graph as graphs
 from facejax.train import app
 from facejax.train.dry_run import count
 
@@ -23,15 +23,15 @@ WIDTH, HIDDEN = 3, 4
 def graph():
     """Ten nodes; 9 has no edges."""
     rng = np.random.default_rng(0)
-    source, destination = segment.undirected(rng.integers(0, 9, 20), rng.integers(0, 9, 20))
-    return segment.make_graph(source, destination, 10)
+    source, destination = graphs.undirected(rng.integers(0, 9, 20), rng.integers(0, 9, 20))
+    return graphs.make_graph(source, destination, 10)
 
 
 @pytest.fixture(scope="module")
 def block(graph):
     """Every node with all of its neighbours."""
-    degree = np.diff(segment.offsets(graph)).max()
-    found = graphsage.sample_blocks(jax.random.key(0), graph, segment.offsets(graph), jnp.arange(10), (int(degree),))
+    degree = np.diff(graphs.offsets(graph)).max()
+    found = graphsage.sample_blocks(jax.random.key(0), graph, graphs.offsets(graph), jnp.arange(10), (int(degree),))
     return found[0]
 
 
@@ -107,7 +107,7 @@ def test_constant_features_hide_the_graph(block):
 
 
 def test_blocks_are_the_tree_of_sampled_neighbours(graph):
-    starts, nodes = segment.offsets(graph), jnp.array([0, 9, 4])
+    starts, nodes = graphs.offsets(graph), jnp.array([0, 9, 4])
     first, second = graphsage.sample_blocks(jax.random.key(0), graph, starts, nodes, (2, 3))
     assert first.neighbors.shape == (12, 2) and second.neighbors.shape == (3, 3)
     assert first.nodes[:3].tolist() == [0, 9, 4] and second.nodes.tolist() == [0, 1, 2]
@@ -122,7 +122,7 @@ def test_blocks_are_the_tree_of_sampled_neighbours(graph):
 
 
 def test_shuffling_changes_the_order_alone(graph):
-    starts, nodes = segment.offsets(graph), jnp.full(64, int(jnp.argmax(jnp.diff(segment.offsets(graph)))))
+    starts, nodes = graphs.offsets(graph), jnp.full(64, int(jnp.argmax(jnp.diff(graphs.offsets(graph)))))
     blocks = [
         graphsage.sample_blocks(jax.random.key(0), graph, starts, nodes, (9,), shuffle=s)[0] for s in (False, True)
     ]
@@ -136,7 +136,7 @@ def test_two_layers_over_all_neighbours_equal_dense_matrices(graph):
     matrix[np.asarray(graph.destination), np.asarray(graph.source)] = 1
     mean = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     features = jax.random.normal(jax.random.key(0), (10, 5))
-    blocks = graphsage.sample_blocks(jax.random.key(1), graph, segment.offsets(graph), jnp.arange(10), (9, 9))
+    blocks = graphsage.sample_blocks(jax.random.key(1), graph, graphs.offsets(graph), jnp.arange(10), (9, 9))
     net = graphsage.GraphSAGE(4, width=WIDTH)
     params = net.init(jax.random.key(2), features, blocks)["params"]
 
@@ -160,7 +160,7 @@ def shapes(name, features, classes, width=128, hidden=0):
     blocks = jax.eval_shape(
         lambda: graphsage.sample_blocks(
             jax.random.key(0),
-            segment.Graph(jnp.zeros(9, int), jnp.zeros(9, int), jnp.ones(9), 600),
+            graphs.Graph(jnp.zeros(9, int), jnp.zeros(9, int), jnp.ones(9), 600),
             jnp.zeros(601, int),
             jnp.zeros(512, int),
             (25, 10),
@@ -208,8 +208,8 @@ def test_losses():
 
 
 def test_walks_follow_edges_uniformly_and_are_seeded():
-    path = segment.make_graph(*segment.undirected(np.array([0, 1, 1]), np.array([1, 2, 3])), 5)
-    starts = segment.offsets(path)
+    path = graphs.make_graph(*graphs.undirected(np.array([0, 1, 1]), np.array([1, 2, 3])), 5)
+    starts = graphs.offsets(path)
     walk = jax.jit(lambda key, nodes: graphsage.random_walks(key, path, starts, nodes, 3))
     visited = np.asarray(walk(jax.random.key(0), jnp.zeros(3000, int)))
     assert (visited[:, 0] == 1).all() and (visited[:, 2] == 1).all()

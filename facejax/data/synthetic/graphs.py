@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from facejax.data.readers.planetoid import Citations, read_planetoid
-from facejax.ops import segment
+from facejax.ops.graph import undirected
 
 
 def load(data: Any, seed: int) -> Citations:
@@ -37,7 +37,7 @@ def blocks(
     labels = rng.integers(classes, size=nodes)
     same = labels[:, None] == labels
     chance = np.where(same, degree_in * classes, degree_out * classes / (classes - 1)) / nodes
-    source, destination = segment.undirected(*np.nonzero(np.triu(rng.random(same.shape) < chance, 1)))
+    source, destination = undirected(*np.nonzero(np.triu(rng.random(same.shape) < chance, 1)))
     topics = rng.random((classes, features)) < 0.08
     values = (rng.random((nodes, features)) < 0.03 + 0.12 * topics[labels]).astype(np.float32)
     order = rng.permutation(nodes)
@@ -57,6 +57,6 @@ def karate_club() -> Citations:
     labels = np.zeros(34, int)
     for c, members in enumerate(networkx.community.louvain_communities(club, seed=0)):
         labels[list(members)] = c
-    source, destination = segment.undirected(*np.array(club.edges()).T)
+    source, destination = undirected(*np.array(club.edges()).T)
     train = np.isin(np.arange(34), [np.flatnonzero(labels == c)[0] for c in range(4)])
     return Citations(np.eye(34, dtype=np.float32), labels, source, destination, train, ~train, ~train)
