@@ -155,7 +155,7 @@ def sampler(config: ConfigDict, learnt: Embeddings, arcs: int) -> pipeline.Load:
         faces = rng.choice(faces, sizes.nodes, replace=False)
         features = learnt.features[faces]
         graph = knn.affinity(knn.knn(features, config.graph.k, method=config.graph.method))
-        source, destination, weight = (np.asarray(x) for x in graph[:3])
+        source, destination, weight = (np.asarray(x) for x in graph.edges)
         edge = rng.integers(len(source), size=sizes.edges)
         first, second = destination[edge], source[edge]
         spare = (0, arcs - len(source))

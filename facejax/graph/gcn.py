@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
+from flax import struct
 
 from facejax.ops.graph import Graph, add_self_loops, make_graph, propagate, symmetric_normalization
 
@@ -46,13 +47,27 @@ def chebyshev(graph: Graph, terms: jax.Array) -> jax.Array:
     return terms[0] + propagate(graph, later) - after
 
 
+@struct.dataclass
 class SparseFeatures:
-    """Rows of mostly zeros: [N, F] by the places and values of the others, sorted by row."""
+    """A matrix [N, F] of mostly zeros: its K non-zero entries, sorted by row. A pytree with a static shape.
 
-    def __init__(self, matrix: np.ndarray):
+    Attributes:
+      rows, columns: [K] int32.
+      values: [K] float32.
+      shape: (N, F).
+    """
+
+    rows: jax.Array
+    columns: jax.Array
+    values: jax.Array
+    shape: tuple[int, int] = struct.field(pytree_node=False)
+
+    @classmethod
+    def from_dense(cls, matrix: np.ndarray) -> SparseFeatures:
+        """The non-zero entries of `matrix` [N, F]."""
         rows, columns = np.nonzero(matrix)
-        self.rows, self.columns = jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32)
-        self.values, self.shape = jnp.asarray(matrix[rows, columns], jnp.float32), matrix.shape
+        values = jnp.asarray(matrix[rows, columns], jnp.float32)
+        return cls(jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32), values, matrix.shape)
 
 
 class GCN(nn.Module):

@@ -1,19 +1,22 @@
-"""Graphs of static shape: edges sorted by where they end, reductions over a node's edges, samples, normalisation."""
+"""Graphs of static shape: edges sorted by destination, reductions over the edges of a node, sampling, normalisation."""
 
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from facejax.ops import sampling
 
 
-class Graph(NamedTuple):
+@struct.dataclass
+class Graph:
     """Directed, weighted edges of N nodes, sorted by destination; padding edges have weight 0 and end at node N - 1.
+
+    A pytree: the three arrays are its leaves, the number of nodes is static.
 
     Attributes:
       source, destination: [E] int32.
@@ -24,7 +27,12 @@ class Graph(NamedTuple):
     source: jax.Array
     destination: jax.Array
     weight: jax.Array
-    num_nodes: int
+    num_nodes: int = struct.field(pytree_node=False)
+
+    @property
+    def edges(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Sources, destinations and weights."""
+        return self.source, self.destination, self.weight
 
 
 def make_graph(source: np.ndarray, destination: np.ndarray, num_nodes: int, weight: np.ndarray | None = None) -> Graph:
@@ -36,7 +44,7 @@ def make_graph(source: np.ndarray, destination: np.ndarray, num_nodes: int, weig
       weight: [E], ones when None.
 
     Raises:
-      ValueError: lengths differ, or an edge names a node that is not there.
+      ValueError: lengths differ, or an edge names a node outside 0 to N - 1.
     """
     source, destination = np.asarray(source, np.int64), np.asarray(destination, np.int64)
     weight = np.ones(len(source)) if weight is None else np.asarray(weight)
@@ -110,7 +118,7 @@ def propagate(graph: Graph, features: jax.Array, *, chunk: int = 0) -> jax.Array
     """
     if graph.source.ndim == 2:
         rows = -(-graph.num_nodes // len(graph.source))
-        parts = jax.vmap(lambda *edges: propagate(Graph(*edges, rows), features, chunk=chunk))(*graph[:3])
+        parts = jax.vmap(lambda *edges: propagate(Graph(*edges, rows), features, chunk=chunk))(*graph.edges)
         return parts.reshape(-1, features.shape[1])[: graph.num_nodes]
     if not chunk:
         return segment_sum(features[graph.source] * graph.weight[:, None], graph)
@@ -131,7 +139,7 @@ def propagate(graph: Graph, features: jax.Array, *, chunk: int = 0) -> jax.Array
 def split(graph: Graph, parts: int) -> Graph:
     """The graph cut into runs of ceil(N / parts) nodes: arrays [parts, E'], destinations counted within a run."""
     rows = -(-graph.num_nodes // parts)
-    source, destination, weight = (np.asarray(x) for x in graph[:3])
+    source, destination, weight = (np.asarray(x) for x in graph.edges)
     ends = np.searchsorted(destination, rows * np.arange(parts + 1))
     length = np.diff(ends).max()
     cut = [np.zeros((parts, length), x.dtype) for x in (source, destination, weight)]
@@ -146,13 +154,13 @@ def symmetric_normalization(graph: Graph) -> Graph:
     """Weights w_ij / sqrt(d_i d_j), d the sum of weights that end at a node; a node without any keeps zeros."""
     degree = segment_sum(graph.weight, graph)
     inverse = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1.0)), 0.0)
-    return graph._replace(weight=inverse[graph.source] * graph.weight * inverse[graph.destination])
+    return graph.replace(weight=inverse[graph.source] * graph.weight * inverse[graph.destination])
 
 
 def random_walk_normalization(graph: Graph) -> Graph:
     """Weights w_ij / d_i: every node takes the mean over its edges."""
     degree = segment_sum(graph.weight, graph)
-    return graph._replace(weight=graph.weight / jnp.where(degree > 0, degree, 1.0)[graph.destination])
+    return graph.replace(weight=graph.weight / jnp.where(degree > 0, degree, 1.0)[graph.destination])
 
 
 def offsets(graph: Graph) -> jax.Array:
