@@ -226,18 +226,18 @@ def load(data: Mapping[str, Any], seed: int, path: str = "") -> Citations:
     return dataclasses.replace(found, train=known & ~found.validation & ~found.test)
 
 
-def arrays(data: Citations, tested: Citations, seen: np.ndarray | None = None) -> dict[str, Any]:
+def arrays(data: Citations, tested: Citations, visible: np.ndarray | None = None) -> dict[str, Any]:
     """Arrays of a graph: "graph" and its "starts", "features" and "labels".
 
     Args:
       data: whose training nodes give mean and variance of the features; a constant feature keeps its scale.
       tested: the graph.
-      seen: [N] nodes whose mutual edges are kept; all when None.
+      visible: [N] nodes whose mutual edges are kept; all when None.
     """
     known = data.features[data.train]
     deviation = known.std(0)
     features = (tested.features - known.mean(0)) / np.where(deviation > 0, deviation, 1)
-    kept = slice(None) if seen is None else seen[tested.source] & seen[tested.destination]
+    kept = slice(None) if visible is None else visible[tested.source] & visible[tested.destination]
     graph = make_graph(tested.source[kept], tested.destination[kept], len(features))
     return {
         "graph": graph,

@@ -1,10 +1,9 @@
 """GCN: semi-supervised classification with graph convolutional networks.
 
 Kipf & Welling. ICLR 2017. arXiv:1609.02907.
-A layer mixes every node's features with its neighbours' by the symmetrically normalised adjacency with self-loops, and
-multiplies by a matrix; two of them, trained on a few labelled nodes, label all others. The paper compares it with
-Chebyshev polynomials of the Laplacian (Defferrard, Bresson, Vandergheynst. NeurIPS 2016. arXiv:1606.09375), which are
-here too.
+A layer multiplies the features by the symmetrically normalised adjacency matrix with self-loops and by a weight matrix.
+Two layers, trained on a few labelled nodes, classify all others. The module also implements the paper's baseline,
+Chebyshev polynomials of the Laplacian (Defferrard, Bresson, Vandergheynst. NeurIPS 2016. arXiv:1606.09375).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def scaled_laplacian(source: np.ndarray, destination: np.ndarray, num_nodes: int
 
 
 def chebyshev(graph: Graph, terms: jax.Array) -> jax.Array:
-    """sum_k T_k(L) Y_k by Clenshaw's recurrence, which spreads over the edges K times.
+    """sum_k T_k(L) Y_k by Clenshaw's recurrence: K sparse products with the Laplacian.
 
     Args:
       graph: `scaled_laplacian`.
@@ -76,9 +75,9 @@ class GCN(nn.Module):
     Attributes:
       num_classes: C.
       hidden: width of the first layer.
-      dropout: rate; on sparse features it falls on the values that are not zero.
-      degree: above 0, K of Chebyshev polynomials of a `scaled_laplacian`, with K + 1 matrices a layer (Eq. 5), in place
-        of S, which `renormalized` gives.
+      dropout: rate, applied to the non-zero features and to the hidden layer.
+      degree: 0 expects the graph S of `renormalized`; above 0, it is the degree K of Chebyshev polynomials of a
+        `scaled_laplacian`, with K + 1 matrices per layer (Eq. 5).
     """
 
     num_classes: int
@@ -88,7 +87,7 @@ class GCN(nn.Module):
 
     @nn.compact
     def __call__(self, features: SparseFeatures, graph: Graph, *, train: bool, embed: bool = False) -> jax.Array:
-        """Logits [N, C] of all nodes; or, to `embed` them, the hidden layer [N, hidden]."""
+        """Logits [N, C] of all nodes; with `embed`, the hidden layer [N, hidden]."""
         first = self._matrices("first", features.shape[1], self.hidden)
         second = self._matrices("second", self.hidden, self.num_classes)
         values = nn.Dropout(self.dropout, deterministic=not train)(features.values)
@@ -102,7 +101,7 @@ class GCN(nn.Module):
         return self._spread(graph, hidden @ second)
 
     def _matrices(self, name: str, inputs: int, outputs: int) -> jax.Array:
-        """The layer's matrices side by side, [inputs, (K + 1) * outputs], each by Glorot's range."""
+        """The layer's K + 1 Glorot-uniform matrices, concatenated: [inputs, (K + 1) * outputs]."""
         glorot = nn.initializers.glorot_uniform(in_axis=1, out_axis=2, batch_axis=0)
         weights = self.param(name, glorot, (self.degree + 1, inputs, outputs))
         return jnp.moveaxis(weights, 0, 1).reshape(inputs, -1)
@@ -119,6 +118,6 @@ def row_normalized(matrix: np.ndarray) -> np.ndarray:
 
 
 def masked_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean cross-entropy [] over the nodes [N] that `mask` marks."""
+    """Mean cross-entropy [] of logits [N, C] over the nodes where `mask` [N] is True."""
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
     return jnp.sum(losses * mask) / jnp.sum(mask)

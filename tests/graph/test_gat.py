@@ -105,7 +105,7 @@ def test_attention(problem):
     np.testing.assert_allclose(attention(rest, constant), uniform[:, None].repeat(3, 1), rtol=1e-5)
 
 
-def test_the_order_of_nodes_does_not_matter(problem):
+def test_permuted_nodes_give_permuted_outputs(problem):
     graph, _, features = problem
     order = np.random.default_rng(1).permutation(13)
     place = np.argsort(order)
@@ -232,7 +232,7 @@ def test_smoke_of_the_inductive_task():
 
 
 def test_stopping_by_both_criteria_and_the_kept_weights(tmp_path):
-    """Without a step of learning loss and score stand still, so nothing stops; with huge steps both get worse."""
+    """At learning rate 0 loss and score stay constant, which is no reason to stop; at rate 3 the loss grows."""
     config = smoke(**{"optim.learning_rate": 0.0, "optim.patience": 3, "optim.runs": 1})
     state, _ = app.run(config, experiment.build, quiet=True)
     assert int(state.model_state["epochs"][0]) == 12
@@ -337,15 +337,15 @@ def test_the_authors_trained_network(cora, test_data):
     template = jax.eval_shape(lambda key: net.init(key, features, graph, train=False), jax.random.key(0))
     variables = tensorflow.gat(tensorflow.read_checkpoint(folder / "mod_cora.ckpt", WEIGHTS), template)
     reference = np.load(folder / "reference.npz")
-    logits, seen = net.apply(variables, features, graph, train=False, mutable="intermediates")
-    seen = seen["intermediates"]
+    logits, inner = net.apply(variables, features, graph, train=False, mutable="intermediates")
+    inner = inner["intermediates"]
     np.testing.assert_allclose(logits, reference["logits"], atol=1e-4)
-    np.testing.assert_allclose(seen["embeddings"][0], reference["hidden"], atol=1e-4)
+    np.testing.assert_allclose(inner["embeddings"][0], reference["hidden"], atol=1e-4)
     right = np.asarray(logits).argmax(1) == reference["labels"]
     assert right[reference["test_mask"]].mean() == pytest.approx(0.844)
     first = np.asarray(graph.destination) == 0
     assert np.asarray(graph.source)[first].tolist() == reference["attention_node0_neighbours"].tolist()
-    np.testing.assert_allclose(seen["layer1"]["attention"][0][first], reference["attention_node0_layer1"].T, atol=1e-5)
+    np.testing.assert_allclose(inner["layer1"]["attention"][0][first], reference["attention_node0_layer1"].T, atol=1e-5)
 
 
 def test_every_tensor_of_the_checkpoint(test_data):

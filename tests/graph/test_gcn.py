@@ -95,7 +95,7 @@ def test_karate_club_from_one_member_of_each_community():
     assert report.arrays["hidden"].shape == (5, 34, 16)
 
 
-def test_dropout_falls_on_what_is_not_zero(problem):
+def test_dropout_of_sparse_features(problem):
     graph, features = problem
     sparse = gcn.SparseFeatures.from_dense(features)
     net = gcn.GCN(3, 5, dropout=0.5)
@@ -125,7 +125,7 @@ def test_parameter_counts(nodes, features, classes, parameters):
     assert count(shapes["params"]) == parameters
 
 
-def test_the_order_of_nodes_does_not_matter(problem):
+def test_permuted_nodes_give_permuted_outputs(problem):
     graph, features = problem
     order = np.random.default_rng(1).permutation(13)
     place = np.argsort(order)

@@ -290,7 +290,7 @@ def test_graphs_pass_through_jit(graph):
     np.testing.assert_allclose(jax.jit(sample)(*inputs), sample(*inputs), rtol=1e-5, atol=1e-6)
 
 
-def test_neighbours_help_on_unseen_nodes():
+def test_neighbours_improve_on_features_for_held_out_nodes():
     _, report = app.run(smoke(**{"eval.features": True}), experiment.build, quiet=True)
     ours, features = next(iter(report.tables.values()))
     assert (ours["aggregator"], features["aggregator"]) == ("mean", "none")

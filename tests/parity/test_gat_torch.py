@@ -42,8 +42,8 @@ def test_values_attention_and_gradients(concat, duplicates):
     net = gat.GATLayer(4, 3, concat=concat)
 
     def ours(params, x):
-        out, seen = net.apply({"params": params}, x, graph, train=False, mutable="intermediates")
-        return jnp.sum(jnp.sin(out)), (out, seen["intermediates"]["attention"][0])
+        out, inner = net.apply({"params": params}, x, graph, train=False, mutable="intermediates")
+        return jnp.sum(jnp.sin(out)), (out, inner["intermediates"]["attention"][0])
 
     gradients, (out, attention) = jax.grad(ours, argnums=(0, 1), has_aux=True)(params, jnp.asarray(x))
     inputs = torch.from_numpy(x).requires_grad_()

@@ -1,4 +1,4 @@
-"""Graphs without any download: stochastic block models, and Zachary's karate club by networkx."""
+"""Graphs that need no download: stochastic block models, and Zachary's karate club from networkx."""
 
 from __future__ import annotations
 
