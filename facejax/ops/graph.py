@@ -164,7 +164,7 @@ def random_walk_normalization(graph: Graph) -> Graph:
 
 
 def offsets(graph: Graph) -> jax.Array:
-    """[N + 1] int32: the edges that end at node i are offsets[i] to offsets[i + 1]; padding edges count at node N - 1."""
+    """[N + 1] int32: the edges that end at node i are offsets[i] to offsets[i + 1]; padding counts at node N - 1."""
     return jnp.searchsorted(graph.destination, jnp.arange(graph.num_nodes + 1)).astype(jnp.int32)
 
 
