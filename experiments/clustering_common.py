@@ -11,8 +11,8 @@ import numpy as np
 from facejax.metrics import clustering
 from facejax.ops import knn
 from facejax.ops.components import connected_components
+from facejax.ops.graph import Graph, split
 from facejax.ops.knn import Neighbours
-from facejax.ops.segment import Graph, split
 from facejax.train import new_figure, parallel
 
 

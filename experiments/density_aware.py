@@ -26,7 +26,7 @@ from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
 from facejax.metrics import clustering
 from facejax.ops import knn
-from facejax.ops.segment import propagate
+from facejax.ops.graph import propagate
 from facejax.train import Experiment, Report, app, new_figure
 from facejax.train.claims import Claim
 

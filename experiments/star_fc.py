@@ -25,7 +25,7 @@ from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
 from facejax.metrics import clustering
 from facejax.ops import knn, vectors
-from facejax.ops.segment import Graph
+from facejax.ops.graph import Graph
 from facejax.train import Experiment, Mean, Report, TrainState, app, optim, parallel, supervised_step
 from facejax.train.claims import Claim
 
@@ -157,7 +157,7 @@ def sampler(config: ConfigDict, learnt: Embeddings, arcs: int) -> pipeline.Load:
         faces = rng.choice(faces, sizes.nodes, replace=False)
         features = learnt.features[faces]
         graph = knn.affinity(knn.knn(features, config.graph.k, method=config.graph.method))
-        source, destination, weight = (np.asarray(x) for x in graph[:3])
+        source, destination, weight = (np.asarray(x) for x in graph.edges)
         edge = rng.integers(len(source), size=sizes.edges)
         first, second = destination[edge], source[edge]
         spare = (0, arcs - len(source))

@@ -21,8 +21,8 @@ from jax import lax
 from facejax.nn.graph import GraphConv
 from facejax.nn.norm import PReLU
 from facejax.ops.components import connected_components
+from facejax.ops.graph import Graph, propagate
 from facejax.ops.knn import Neighbours
-from facejax.ops.segment import Graph, propagate
 
 
 class EdgeNet(nn.Module):

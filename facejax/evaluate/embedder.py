@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -28,21 +29,30 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def backbone(name: str, embedding_size: int = 512, dropout: float = 0.0, dtype: str = "float32") -> nn.Module:
-    """An embedding network by name.
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """The `model` section of a recognition experiment: an embedding network by name.
 
-    Args:
+    Attributes:
       name: of `BACKBONES`; "tiny" is an IResNet of four blocks, for rendered faces on a CPU.
       embedding_size: D.
       dropout: before the last layer of an IResNet; MobileFaceNet has none.
       dtype: to compute in.
     """
-    if name not in BACKBONES:
-        raise ValueError(f"model.name is {name!r}: expected one of {', '.join(BACKBONES)}")
-    options = {"embedding_size": embedding_size, "dtype": jnp.dtype(dtype)}
-    if "mobilefacenet" not in name:
-        options["dropout"] = dropout
-    return BACKBONES[name](**options)
+
+    name: str = "iresnet50"
+    embedding_size: int = 512
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    def make(self) -> nn.Module:
+        """The untrained network. Raises ValueError at an unknown name."""
+        if self.name not in BACKBONES:
+            raise ValueError(f"model.name is {self.name!r}: expected one of {', '.join(BACKBONES)}")
+        options = {"embedding_size": self.embedding_size, "dtype": jnp.dtype(self.dtype)}
+        if "mobilefacenet" not in self.name:
+            options["dropout"] = self.dropout
+        return BACKBONES[self.name](**options)
 
 
 def read_weights(path: str | os.PathLike[str], net: nn.Module, image_size: int) -> Any:
@@ -50,7 +60,7 @@ def read_weights(path: str | os.PathLike[str], net: nn.Module, image_size: int) 
 
     Args:
       path: a PyTorch file.
-      net: of `backbone`.
+      net: of `Backbone`.
       image_size: side of the input, pixels.
     """
     from facejax.interop import arcface_torch  # only published weights need it
@@ -78,7 +88,7 @@ class Embedder(NamedTuple):
     @classmethod
     def load(cls, name: str, weights: str | os.PathLike[str], *, embedding_size: int = 512, image_size: int = 112):
         """The backbone `name` with published weights of arcface_torch."""
-        net = backbone(name, embedding_size)
+        net = Backbone(name, embedding_size).make()
         return cls(net, read_weights(weights, net, image_size), image_size, np.zeros((0, embedding_size)))
 
     def __call__(self, images: np.ndarray | Images, batch_size: int = 128) -> np.ndarray:

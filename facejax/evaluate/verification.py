@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from facejax.data import pipeline, sources
+from facejax.data.identities import Identities
 from facejax.data.pipeline import Source
 from facejax.data.readers.verification import read_pack
 from facejax.metrics import verification
@@ -39,6 +40,13 @@ def images_of(source: Source, image_size: int) -> tuple[np.ndarray, np.ndarray, 
     examples = pipeline.fetch(source, range(len(source)))
     images = np.stack([sources.image(e, image_size) for e in examples])
     return images, np.array([sources.label(e) for e in examples]), examples
+
+
+def verify(data: Identities, packs: str, seed: int, embed: Embed) -> Report:
+    """`verify_packs` where there are packs, else `verify_held_out` of the people that `data` holds out for `seed`."""
+    if packs:
+        return verify_packs(packs, data.image_size, embed)
+    return verify_held_out(data.split(seed)[1], data.image_size, embed)
 
 
 def verify_held_out(source: Source | None, image_size: int, embed: Embed) -> Report:

@@ -22,7 +22,7 @@ from facejax.data import normalize
 from facejax.data.builders import store
 from facejax.data.identities import Identities
 from facejax.data.synthetic import faces
-from facejax.evaluate.embedder import Embedder, backbone, read_weights
+from facejax.evaluate.embedder import Backbone, Embedder, read_weights
 from facejax.recognition.heads import Head
 from facejax.train import Experiment, Mean, Options, Report, TrainState, optim, supervised_step, train
 
@@ -122,7 +122,7 @@ class Recogniser:
 
     def backbone(self) -> nn.Module:
         """The untrained network."""
-        return backbone(self.name, self.embedding_size, self.dropout, self.dtype)
+        return Backbone(self.name, self.embedding_size, self.dropout, self.dtype).make()
 
     def embedder(
         self,

@@ -174,7 +174,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return "Not measured yet."
     lines = [
-        "| claim | metric | method (mean +- sd) | baseline (mean +- sd) | gain, 95 % interval | seeds | verdict |",
+        "| claim | metric | method (mean ± sd) | baseline (mean ± sd) | gain, 95 % interval | seeds | verdict |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -194,7 +194,7 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
-    return f"{statistics.mean(values):.{digits}f} +- {statistics.stdev(values):.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _interval(gain: Sequence[float], digits: int) -> str:
@@ -214,9 +214,10 @@ def _ranges(seeds: Sequence[int]) -> str:
 
 
 def _commit() -> str:
+    """Describes the checked out commit; "unknown" without a repository or a git program."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent, check=False)
-    except FileNotFoundError:  # git is not installed
+        result = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent, check=False)
+    except FileNotFoundError:
         return "unknown"
-    return done.stdout.strip() or "unknown"
+    return result.stdout.strip() or "unknown"

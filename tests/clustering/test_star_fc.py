@@ -10,7 +10,7 @@ from experiments import star_fc as experiment
 from facejax.clustering import star_fc
 from facejax.ops import knn, vectors
 from facejax.ops.components import connected_components
-from facejax.ops.segment import make_graph, random_walk_normalization
+from facejax.ops.graph import make_graph, random_walk_normalization
 from facejax.train import app, parallel
 from facejax.train.dry_run import count
 

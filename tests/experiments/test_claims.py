@@ -75,7 +75,7 @@ def test_pages_name_their_experiments(tmp_path, monkeypatch):
     assert "Not measured yet." in pages()[page]
     catalog.record("toy").write_text(json.dumps(ROW) + "\n")
     written = pages()
-    assert "| reworded | `x`, higher is better | `m` 0.3500 +- 0.0577 | `b` 0.1500 +- 0.0577 |" in written[page]
+    assert "| reworded | `x`, higher is better | `m` 0.3500 ± 0.0577 | `b` 0.1500 ± 0.0577 |" in written[page]
     assert written[page].startswith("# Toy (`toy`)\n\nClaim:\n" + BEGIN)
     assert written[page].endswith(END + "\nEnd.\n")
     assert "| Toy | toys | `toy` |  | claim undecided |\n\nMore." in written[tmp_path / "README.md"]
@@ -90,11 +90,11 @@ def test_pages_name_their_experiments(tmp_path, monkeypatch):
 def test_the_table_has_a_line_for_each_baseline():
     lines = markdown([ROW]).splitlines()
     assert lines[2].endswith("| +0.2000 [+0.2000, +0.2000] | 0 to 2, 1000 | undecided |")
-    assert lines[3] == "|  |  |  | `c` 0.1000 +- 0.0000 | +0.2500 [+0.1580, +0.3420] |  |  |"
+    assert lines[3] == "|  |  |  | `c` 0.1000 ± 0.0000 | +0.2500 [+0.1580, +0.3420] |  |  |"
     assert "Settings may have been chosen on seeds below 1000" in lines[-1]
     assert "Settings" not in markdown([ROW | {"seeds": [1000, 1001, 1002, 1003]}])
     hundreds = ROW | {"values": {k: [100 * x for x in v] for k, v in ROW["values"].items()}}
-    assert "`m` 35.00 +- 5.77" in markdown([hundreds])
+    assert "`m` 35.00 ± 5.77" in markdown([hundreds])
 
 
 def test_which_seeds_are_run():
