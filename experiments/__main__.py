@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -35,11 +36,14 @@ class System:
     def program(self) -> pathlib.Path:
         return ROOT / "experiments" / f"{self.experiment.split(':')[0]}.py"
 
+    @functools.cached_property
+    def source(self) -> ast.Module:
+        """The experiment's parsed source, empty where there is none."""
+        return ast.parse(self.program.read_text() if self.program.exists() else "")
+
     def presets(self) -> list[str]:
         """Names of the experiment's presets, read from its source."""
-        if not self.program.exists():
-            return []
-        for node in ast.parse(self.program.read_text()).body:
+        for node in self.source.body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PRESETS":
                 return [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
         return []
@@ -49,7 +53,7 @@ class System:
         package = self.module.with_suffix("") / "__init__.py"
         if not self.program.exists() or not (self.module.exists() or package.exists()):
             return "planned"
-        words = {node.value for node in ast.walk(ast.parse(self.program.read_text())) if isinstance(node, ast.Constant)}
+        words = {node.value for node in ast.walk(self.source) if isinstance(node, ast.Constant)}
         rows = (row for row in claims() if row["experiment"] == self.experiment and row["claim"] in words)
         verdicts = list({row["claim"]: row["verdict"] for row in rows}.values())
         if len(set(verdicts)) > 1:
@@ -57,6 +61,7 @@ class System:
         return f"claim {verdicts[0]}" if verdicts else "built"
 
 
+@functools.cache
 def claims() -> list[dict[str, object]]:
     """Measured claims, oldest first."""
     record = ROOT / "experiments" / "claims.jsonl"

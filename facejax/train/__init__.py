@@ -4,6 +4,7 @@ It knows no paper. An experiment is a `facejax.train.Experiment`; `app.main` run
 `app.run` from Python.
 """
 
+from facejax._lazy import lazy
 from facejax.train.loop import Options, train
 from facejax.train.parallel import map_batches
 from facejax.train.report import Report, image_grid, new_figure
@@ -36,3 +37,4 @@ __all__ = [
     "train",
     "value_and_grad",
 ]
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, *__all__)
