@@ -61,7 +61,6 @@ class System:
         return f"claim {verdicts[0]}" if verdicts else "built"
 
 
-@functools.cache
 def claims() -> list[dict[str, object]]:
     """Measured claims, oldest first."""
     record = ROOT / "experiments" / "claims.jsonl"

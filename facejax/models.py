@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import functools
 import importlib
 import inspect
 import os
@@ -150,8 +151,6 @@ def _made(value: Any) -> Any:
     options = {key: _made(option) for key, option in value.options.items()}
     make = _find(value.constructor)
     if value.bind:
-        import functools
-
         return functools.partial(make, **options)
     return make(**options)
 
