@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -36,21 +37,24 @@ class System:
     def program(self) -> pathlib.Path:
         return ROOT / "experiments" / f"{self.experiment.split(':')[0]}.py"
 
+    @functools.cached_property
+    def source(self) -> ast.Module:
+        """The experiment's parsed source, empty where there is none."""
+        return ast.parse(self.program.read_text() if self.program.exists() else "")
+
     def presets(self) -> list[str]:
         """Names of the experiment's presets, read from its source."""
-        if not self.program.exists():
-            return []
-        for node in ast.parse(self.program.read_text()).body:
+        for node in self.source.body:
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PRESETS":
                 return [key.value for key in node.value.keys if isinstance(key, ast.Constant)]
         return []
 
     def claims(self) -> list[dict[str, Any]]:
         """The last row of each claim that the experiment's source names, with its sentence as it stands there."""
-        if not self.program.exists():
-            return []
-        rows, tree = recorded(self.program.stem), ast.parse(self.program.read_text())
-        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Claim")
+        rows = recorded(self.program.stem)
+        calls = (
+            node for node in ast.walk(self.source) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Claim"
+        )
         named = [[argument.value for argument in call.args[:2]] for call in calls]
         found = [{**rows[key], "claim": text} for key, text in named if key in rows]
         return [row for row in found if row["experiment"] == self.experiment]

@@ -1,1 +1,5 @@
 """Clustering of embeddings."""
+
+from facejax._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

@@ -1,0 +1,5 @@
+"""Pictures, text and graphs on their way to a model: readers, builders, synthetic data, augmentation, batches."""
+
+from facejax._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

@@ -1,0 +1,5 @@
+"""Other frameworks' files: readers of weights, converters into the models' layout, exports."""
+
+from facejax._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

@@ -1,0 +1,5 @@
+"""Measures of evaluation, as the papers' protocols define them."""
+
+from facejax._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

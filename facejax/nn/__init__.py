@@ -1,0 +1,5 @@
+"""Layers and initialisers."""
+
+from facejax._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from facejax.backbones import resnet
 from facejax.ops import vectors
 
 
@@ -38,6 +39,17 @@ class FaceQnet(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x.astype(jnp.float32))
         score = nn.Dense(1, name="score")(nn.relu(nn.Dense(self.hidden, name="hidden")(x)))[:, 0]
         return score if train else jnp.clip(score, 0.0, 1.0)
+
+
+class Pooled(nn.Module):
+    """The published trunk: ResNet-50 of VGGFace2, which takes BGR of 0..255, to the mean of its last map."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """[N, H, W, 3] RGB in -1..1 -> [N, 2048]."""
+        raw = images[..., ::-1] * 127.5 + 127.5
+        maps = resnet.resnet50(stride_in_1x1=True, name="resnet")(raw, train=train, features=True)
+        return maps["c5"].mean((1, 2))
 
 
 def gallery_labels(features: np.ndarray, people: np.ndarray, compliance: np.ndarray) -> np.ndarray:

@@ -1,0 +1,5 @@
+"""Losses and networks of face recognition."""
+
+from facejax._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

@@ -4,6 +4,7 @@ It knows no paper. An experiment is a `facejax.train.Experiment`; `app.main` run
 `app.run` from Python.
 """
 
+from facejax._lazy import lazy
 from facejax.train import warm_start
 from facejax.train.loop import Options, train
 from facejax.train.parallel import map_batches
@@ -38,3 +39,4 @@ __all__ = [
     "value_and_grad",
     "warm_start",
 ]
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, *__all__)

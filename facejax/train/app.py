@@ -15,6 +15,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 
 from facejax.train import parallel, warm_start
 from facejax.train.dry_run import describe, dry_run
+from facejax.train.help import attribute_meanings, describe_fields, field_meanings
 from facejax.train.logging import read_metrics
 from facejax.train.loop import Options, train
 from facejax.train.report import Report, write_html
@@ -100,6 +102,8 @@ def main(get_config: GetConfig, build: Build) -> None:
     processes = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
     process = flags.DEFINE_integer("process_id", None, "Several hosts: which process this is, from 0.")
     usage = f"{module.__doc__ or name}\npresets (--config=PRESET): {', '.join(presets)}\n"
+    if any(re.fullmatch(r"--?(help\w*|\?)", word) for word in argv):
+        usage += _fields_help(chosen, config, module, get_config)
 
     def start(_: Sequence[str]) -> None:
         logging.set_verbosity(logging.INFO if debug.value else logging.ERROR)  # Orbax tells every detail.
@@ -126,7 +130,7 @@ def main(get_config: GetConfig, build: Build) -> None:
                 raise
             sys.exit(f"experiments.{name}: {_sentence(error)}")
 
-    sys.modules["__main__"].__doc__ = usage
+    sys.modules["__main__"].__doc__ = usage.replace("%", "%%")  # absl formats it
     absl_app.run(start, argv)
 
 
@@ -298,6 +302,14 @@ def _resolve(
         spec.loader.exec_module(module)
         get_config, presets, choice = module.get_config, getattr(module, "PRESETS", presets), match[2] or ""
     return get_config, presets, choice or next(iter(presets))
+
+
+def _fields_help(chosen: str, config: ConfigDict, module: ModuleType, get_config: GetConfig) -> str:
+    """All fields of a preset; the meanings are in the experiment's source and in that of a --config=FILE.py."""
+    meanings = {f"train.{field}": text for field, text in attribute_meanings(Options).items()}
+    meanings |= field_meanings(vars(module)) | field_meanings(get_config.__globals__)
+    lines = describe_fields(_flatten(config), meanings)
+    return f"\nfields (--config.FIELD=VALUE) and their defaults in the preset {chosen}:\n{lines}\n"
 
 
 def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:

@@ -8,11 +8,14 @@ import pathlib
 import sys
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from facejax.train.checkpoint import Progress
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 
 class MetricsFile:
@@ -58,7 +61,7 @@ class Logger:
     def __init__(self, workdir: pathlib.Path | None, progress: Progress, steps: int, enabled: bool = True):
         step = progress.step
         self._file = MetricsFile(workdir / "metrics.jsonl", progress.log_bytes) if workdir else None
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step or None) if workdir else None
+        self._board = _event_writer(workdir / "tensorboard", step) if workdir else None
         self._terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not (enabled and self._terminal)
@@ -106,3 +109,9 @@ class Logger:
             self._file.write(step, values)
             for name, value in {**values, **times}.items():
                 self._board.add_scalar(name, value, step)
+
+
+def _event_writer(folder: pathlib.Path, step: int) -> SummaryWriter:
+    from tensorboardX import SummaryWriter  # imports PyTorch where that is installed, which takes seconds
+
+    return SummaryWriter(str(folder), purge_step=step or None)

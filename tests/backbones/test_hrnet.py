@@ -5,45 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facejax.backbones import hrnet, resnet
+from facejax import models
+from facejax.backbones import hrnet
 from facejax.train.dry_run import count, flops
-
-
-def pose(make):
-    return hrnet.PoseNet(make(finest_only=True))
-
-
-def classifier(make):
-    return hrnet.Classifier(make())
-
-
-NETS = {
-    "pose w18": (pose(hrnet.hrnet_w18), 9_318_215),
-    "pose w32": (pose(hrnet.hrnet_w32), 28_536_113),
-    "pose w48": (pose(hrnet.hrnet_w48), 63_595_745),
-    "classifier w18 small": (classifier(hrnet.hrnet_w18_small), 13_187_464),
-    "classifier w18 small v2": (classifier(hrnet.hrnet_w18_small_v2), 15_597_464),
-    "classifier w18": (classifier(hrnet.hrnet_w18), 21_299_004),
-    "classifier w32": (classifier(hrnet.hrnet_w32), 41_232_680),
-    "classifier w48": (classifier(hrnet.hrnet_w48), 77_469_864),
-    "stride 32, resnet50": (hrnet.SimpleBaseline(resnet.resnet50()), 33_999_697),
-}
 
 
 @functools.cache
 def shapes(name):
-    net, _ = NETS[name]
-    return jax.eval_shape(lambda key: net.init(key, jnp.zeros((1, 64, 64, 3)), train=False), jax.random.key(0))
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_parameter_counts(name):
-    """Of the authors' networks and timm's."""
-    assert count(shapes(name)["params"]) == NETS[name][1]
+    return models.variable_shapes(name)
 
 
 def test_parameters_of_the_stages():
-    params = shapes("pose w32")["params"]["trunk"]
+    params = shapes("hrnet_w32_pose")["params"]["trunk"]
     stages = dict.fromkeys(("first", "stage2", "stage3", "stage4"), 0)
     for name, part in params.items():
         stages |= {stage: total + count(part) for stage, total in stages.items() if name.startswith(stage)}
@@ -51,11 +24,11 @@ def test_parameters_of_the_stages():
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "published"), [("pose w32", (256, 192), 7.1), ("classifier w18 small", (224, 224), 1.49)]
+    ("name", "size", "published"), [("hrnet_w32_pose", (256, 192), 7.1), ("hrnet_w18_small", (224, 224), 1.49)]
 )
 def test_multiply_adds_are_the_published_ones(name, size, published):
     """The authors' count is in multiples of 2^30."""
-    image, (net, _) = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32), NETS[name]
+    image, net = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32), models.create_model(name)
     jaxpr = jax.make_jaxpr(lambda v, x: net.apply(v, x, train=False))(shapes(name), image).jaxpr
     assert flops(jaxpr) / 2 / 2**30 == pytest.approx(published, abs=0.03)
 

@@ -38,9 +38,7 @@ SIDE_4A, SIDE_4D, SIDE_6E = 3_188_840, 3_190_888, 27_161_264 - 23_834_568
     [
         (inception.googlenet(), 224, 6_998_552 + SIDE_4A + SIDE_4D),
         (inception.googlenet(auxiliary=False), 224, 6_998_552),
-        (inception.googlenet_torchvision(), 224, 13_004_888),
         (inception.googlenet_torchvision(auxiliary=False), 224, 6_624_904),
-        (inception.inception_v3(), 299, 23_834_568 + SIDE_6E),
         (inception.inception_v3(auxiliary=False), 299, 23_834_568),
     ],
 )

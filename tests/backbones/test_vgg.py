@@ -6,30 +6,17 @@ import numpy as np
 import pytest
 
 from facejax.backbones import vgg
-from facejax.train.dry_run import count
-
-COUNTS = [
-    (vgg.vgg16, None, 14_714_688),
-    (vgg.vgg16, 1000, 138_357_544),
-    (vgg.vgg19, 1000, 143_667_240),
-    (vgg.vgg_m, 1000, 102_908_520),
-]
 
 
 def shapes(make, size, classes=None):
     images, net = jnp.zeros((1, size, size, 3)), make(num_classes=classes)
     variables = jax.eval_shape(lambda key: net.init(key, images, train=False), jax.random.key(0))
     found = jax.eval_shape(lambda v: net.apply(v, images, train=False, features=True), variables)
-    return count(variables["params"]), {name: x.shape[1:] for name, x in found.items()}
-
-
-@pytest.mark.parametrize(("make", "classes", "parameters"), COUNTS)
-def test_parameter_counts(make, classes, parameters):
-    assert shapes(make, 224, classes)[0] == parameters
+    return {name: x.shape[1:] for name, x in found.items()}
 
 
 def test_named_intermediates():
-    _, found = shapes(vgg.vgg16, 224, 1000)
+    found = shapes(vgg.vgg16, 224, 1000)
     assert found["relu1_2"] == (224, 224, 64)
     assert found["relu5_3"] == (14, 14, 512)
     assert found["pool5"] == (7, 7, 512)
@@ -37,7 +24,7 @@ def test_named_intermediates():
     assert found["logits"] == (1000,)
     names = [f"relu{s}_{i}" for s, depth in enumerate((2, 2, 3, 3, 3), 1) for i in range(1, depth + 1)]
     assert set(names) | {f"pool{s}" for s in range(1, 6)} | {"relu6", "relu7", "logits"} == set(found)
-    assert shapes(vgg.vgg19, 224)[1]["relu5_4"] == (14, 14, 512)
+    assert shapes(vgg.vgg19, 224)["relu5_4"] == (14, 14, 512)
 
 
 @pytest.mark.parametrize(("net", "size"), [(vgg.vgg16, 16), (vgg.vgg_m, 40)])
@@ -47,9 +34,9 @@ def test_images_that_shrink_to_nothing_are_refused(net, size):
 
 
 def test_vgg_m_has_caffe_sizes():
-    _, found = shapes(vgg.vgg_m, 224)
+    found = shapes(vgg.vgg_m, 224)
     assert [found[n][0] for n in ("relu1", "pool1", "relu2", "pool2", "relu5", "pool5")] == [109, 54, 26, 13, 13, 6]
-    assert shapes(vgg.vgg_m, 448)[1]["relu5"] == (27, 27, 512)
+    assert shapes(vgg.vgg_m, 448)["relu5"] == (27, 27, 512)
 
 
 def test_outputs_and_gradients():

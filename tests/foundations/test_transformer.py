@@ -25,7 +25,6 @@ def small(request):
 @pytest.mark.parametrize(
     ("options", "parameters"),
     [
-        ({}, 63_045_632),
         ({"bias": True}, 63_082_496),
         ({"vocabulary": 9_712, "width": 128, "heads": 4, "hidden": 256, "layers": 4, "bias": True}, 2_568_192),
     ],

@@ -19,10 +19,6 @@ from facejax.recognition import arcface
 from facejax.train import Report, app, parallel
 
 
-def test_parameter_count(count):
-    assert count(eqface.QualityHead(), 1, 25_088, train=False)[0] == 12_847_104
-
-
 def test_confidence_is_a_sigmoid_of_the_difference():
     head = eqface.QualityHead(8)
     features = jax.random.normal(jax.random.key(0), (5, 6))

@@ -9,10 +9,6 @@ from facejax.quality.pooling import set_pool
 from facejax.recognition import arcface
 
 
-def test_parameter_count(count):
-    assert count(qan_pp.QualityNet(), 1, 112, 112, 3, train=False)[0] == 122_569
-
-
 def test_minmax_pool_leaves_the_worst_out():
     features = jnp.eye(3)
     chex.assert_trees_all_close(

@@ -12,11 +12,6 @@ from facejax.quality import sdd_fiqa
 KEY = jax.random.key(0)
 
 
-def test_parameter_counts(count):
-    assert count(sdd_fiqa.QualityMobileFaceNet(), 1, 112, 112, 3, train=False)[0] == 961_409
-    assert count(sdd_fiqa.QualityResNet(), 1, 112, 112, 3, train=False)[0] == 30_777_537
-
-
 def test_shortcut_leaves_pixels_out():
     """With all convolutions zero, a block whose width stays passes every second pixel on."""
     net = sdd_fiqa.QualityResNet((1,), (4,))

@@ -5,10 +5,6 @@ import pytest
 from facejax.quality import tinyfqnet
 
 
-def test_parameter_count(count):
-    assert count(tinyfqnet.TinyFQNet(), 1, 48, 48, 3, train=False)[0] == 21_473
-
-
 def test_centre_cosine():
     rng = np.random.default_rng(0)
     people = np.repeat([4, 9], 5)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pathlib
 from typing import Any, Protocol
 
+from facejax._lazy import lazy
 from facejax.data.readers.folder import ImageFolder
 from facejax.data.readers.matlab import MatlabFaces
 from facejax.data.readers.recordio import RecordFile
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, "ImageSource", "read")
 
 
 class ImageSource(Protocol):

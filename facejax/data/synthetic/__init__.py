@@ -1,0 +1,5 @@
+"""Data made from formulas: rendered faces, embeddings, graphs and sentences."""
+
+from facejax._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

@@ -1,0 +1,543 @@
+"""Every published architecture by its name: what it is, its number of parameters, how to make it and to load weights.
+
+A name stands for the published settings. Options have one name for each meaning, whatever the module's field is called:
+`num_features` is the width of an embedding, `num_classes` the number of classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import functools
+import importlib
+import inspect
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A module within a module.
+
+    Attributes:
+      constructor: "package.module:name".
+      options: its settings.
+      bind: the settings are bound and nothing is made: the module makes its own parts from it.
+    """
+
+    constructor: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    bind: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A published architecture.
+
+    Attributes:
+      constructor: "package.module:name" of a function or class that makes the Linen module.
+      parameters: their number at the published settings.
+      input_shape: of one example, without the batch axis: pixels and channels, features, or tokens.
+      source: of `parameters`.
+      about: one line.
+      options: published settings, where the constructor's defaults differ.
+      num_features: the constructor's field for the embedding's width, "part.field" where it belongs to a part.
+      converter: "package.module:function" of (path, shapes of variables) -> variables, for published weights.
+      inputs: the arguments of a call, one of `INPUTS`.
+    """
+
+    constructor: str
+    parameters: int
+    input_shape: tuple[int, ...]
+    source: str
+    about: str
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    num_features: str = ""
+    converter: str = ""
+    inputs: str = "array"
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of all published architectures that match a shell pattern such as "iresnet*", sorted."""
+    return fnmatch.filter(sorted(MODELS), pattern)
+
+
+def model_info(name: str) -> Model:
+    """What is known of an architecture. Raises ValueError, with the nearest names, where there is none of this name."""
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, 3) or list_models(f"*{name}*")[:3]
+        hint = f"the nearest are {', '.join(near)}" if near else "facejax.list_models() gives all names"
+        raise ValueError(f"there is no model {name!r}: {hint}")
+    return MODELS[name]
+
+
+def create_model(name: str, **options: Any) -> nn.Module:
+    """The Linen module of an architecture.
+
+    Args:
+      name: one of `list_models()`.
+      **options: changes to the published settings: `num_features`, `num_classes` and the fields of the constructor.
+
+    Raises:
+      ValueError: no such architecture, or an option that it does not have.
+    """
+    model = model_info(name)
+    make = _find(model.constructor)
+    part, _, field = model.num_features.rpartition(".")
+    allowed = [option for option in inspect.signature(make).parameters if option not in (field, "parent", "name")]
+    allowed += ["num_features"] if field else []
+    for option in options:
+        if option not in allowed:
+            raise ValueError(f"{name} has no option {option!r}; options: {', '.join(sorted(allowed))}")
+    settings = {**model.options, **options}
+    if "num_features" in settings:
+        width = {field: settings.pop("num_features")}
+        if part in options:
+            raise ValueError(f"{name}: num_features is a setting of {part}, which is given")
+        settings |= {part: _with(model.options[part], width)} if part else width
+    return make(**{key: _made(value) for key, value in settings.items()})
+
+
+def variable_shapes(name: str, **options: Any) -> Any:
+    """Shapes and types of a model's variables at its published input shape; arguments as of `create_model`."""
+    import jax
+
+    net = create_model(name, **options)
+    model = MODELS[name]
+
+    def init(key: jax.Array) -> Any:
+        keys = {"params": key, "dropout": key, "latent": key}
+        evaluation = {"train": False} if "train" in inspect.signature(type(net).__call__).parameters else {}
+        return net.init(keys, *INPUTS[model.inputs](*model.input_shape), **evaluation)
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def load_pretrained(name: str, path: str | os.PathLike[str], **options: Any) -> Any:
+    """Variables in the model's layout from a file of published weights.
+
+    Args:
+      name: one of `list_models()`.
+      path: the file, as its authors publish it; see the converter that `model_info(name)` names.
+      **options: as of `create_model`, for weights of other settings.
+
+    Raises:
+      ValueError: a model whose published weights cannot be read, or a file that does not fit it.
+    """
+    converter = model_info(name).converter
+    if not converter:
+        known = ", ".join(known for known in list_models() if MODELS[known].converter)
+        raise ValueError(f"there is no converter of published weights for {name}; there are converters for {known}")
+    return _find(converter)(path, variable_shapes(name, **options))
+
+
+def _find(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _with(part: Part, changes: Mapping[str, Any]) -> Part:
+    return dataclasses.replace(part, options={**part.options, **changes})
+
+
+def _made(value: Any) -> Any:
+    if not isinstance(value, Part):
+        return value
+    options = {key: _made(option) for key, option in value.options.items()}
+    make = _find(value.constructor)
+    if value.bind:
+        return functools.partial(make, **options)
+    return make(**options)
+
+
+def _gat_weights(path: str | os.PathLike[str], template: Any) -> Any:
+    from facejax.interop import tensorflow
+
+    return tensorflow.gat(tensorflow.read_checkpoint(path, "(?!.*Adam).*"), template)
+
+
+def _array(*shape: int) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    return (jnp.zeros((1, *shape)),)
+
+
+def _vector_and_key(width: int) -> tuple[Any, ...]:
+    import jax
+
+    return *_array(width), jax.random.key(0)
+
+
+def _tokens(length: int) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    tokens = jnp.ones((1, length), jnp.int32)
+    return tokens, tokens
+
+
+def _graph(width: int) -> tuple[Any, ...]:
+    from facejax.ops.graph import make_graph
+
+    return *_array(width), make_graph([0], [0], 1)
+
+
+def _sparse_graph(width: int) -> tuple[Any, ...]:
+    import numpy as np
+
+    from facejax.graph.gcn import SparseFeatures
+
+    return SparseFeatures.from_dense(np.zeros((1, width), np.float32)), _graph(width)[1]
+
+
+def _sampled_graph(width: int) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    from facejax.graph.graphsage import Block
+
+    block = Block(jnp.zeros(1, jnp.int32), jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
+    return *_array(width), (block, block)
+
+
+def _pairs_of_nodes(width: int) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    node = jnp.zeros(1, jnp.int32)
+    return *_graph(width), node, node
+
+
+def _subgraphs(width: int) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    from facejax.clustering.vegcn import Subgraphs
+
+    return (Subgraphs(jnp.zeros((1, 1, width)), jnp.ones((1, 1, 1)), jnp.ones((1, 1), bool)),)
+
+
+def _chains(width: int) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    return *_array(width), *_array(width), jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
+
+
+INPUTS = {
+    "array": _array,
+    "vector_and_key": _vector_and_key,
+    "tokens": _tokens,
+    "graph": _graph,
+    "sparse_graph": _sparse_graph,
+    "sampled_graph": _sampled_graph,
+    "pairs_of_nodes": _pairs_of_nodes,
+    "subgraphs": _subgraphs,
+    "chains": _chains,
+}
+"""A smallest example's arguments, from `Model.input_shape`."""
+
+FACE, PICTURE = (112, 112, 3), (224, 224, 3)
+BACKBONES, INTEROP = "facejax.backbones.", "facejax.interop."
+ARCFACE, TORCHVISION, HRNET = INTEROP + "arcface_torch:load", INTEROP + "torchvision:load", INTEROP + "hrnet_torch:load"
+LAYERS = "summed over the paper's layers"
+
+
+def _mobilenet(version: int, width: float, parameters: int) -> Model:
+    source = "Keras" if version == 1 else "torchvision"
+    return Model(
+        f"{BACKBONES}mobilenet:mobilenet_v{version}", parameters, PICTURE, source,
+        f"MobileNet V{version}, width {width}, classifier of ImageNet", {"width": width},
+    )  # fmt: skip
+
+
+def _bilinear(trunks: str, parameters: int) -> Model:
+    names = {"d": ("vgg16", "relu5_3", "VGG-16"), "m": ("vgg_m", "relu5", "VGG-M")}
+    (trunk, layer, title), (other, other_layer, other_title) = (names[letter] for letter in trunks)
+    options: dict[str, Any] = {"num_classes": 200, "trunk": Part(f"{BACKBONES}vgg:{trunk}"), "layer": layer}
+    if other != trunk:
+        options |= {"other": Part(f"{BACKBONES}vgg:{other}"), "other_layer": other_layer}
+    return Model(
+        "facejax.foundations.bilinear_cnn:BilinearCNN", parameters, (448, 448, 3), LAYERS,
+        f"bilinear pooling of {title} and {other_title}, classifier of 200 birds", options,
+    )  # fmt: skip
+
+
+def _hrnet_classifier(trunk: str, parameters: int, source: str) -> Model:
+    return Model(
+        BACKBONES + "hrnet:Classifier", parameters, PICTURE, source, f"{trunk}, classifier of ImageNet",
+        {"trunk": Part(f"{BACKBONES}hrnet:{trunk}")}, converter=HRNET,
+    )  # fmt: skip
+
+
+def _hrnet_pose(trunk: str, parameters: int) -> Model:
+    return Model(
+        BACKBONES + "hrnet:PoseNet", parameters, (256, 192, 3), "the authors' code",
+        f"{trunk}, heat maps of 17 joints", {"trunk": Part(f"{BACKBONES}hrnet:{trunk}", {"finest_only": True})},
+        converter=HRNET,
+    )  # fmt: skip
+
+
+def _deformable(depth: int, parameters: int, about: str, stages: tuple[int, ...], options: Mapping[str, Any]) -> Model:
+    conv = Part("facejax.foundations.deformable:DeformableConv", options, bind=True)
+    return Model(
+        f"{BACKBONES}resnet:resnet{depth}", parameters, PICTURE, "torchvision, and the offset layers of the paper",
+        about, {"conv": conv, "conv_stages": stages, "output_stride": 16},
+    )  # fmt: skip
+
+
+def _graph_model(name: str, parameters: int, width: int, source: str, about: str, inputs: str, **options: Any) -> Model:
+    return Model(f"facejax.graph.{name}", parameters, (width,), source, about, options, inputs=inputs)
+
+
+MODELS: Mapping[str, Model] = {
+    **{
+        f"iresnet{depth}": Model(
+            f"{BACKBONES}iresnet:iresnet{depth}", parameters, FACE, "arcface_torch, without its 512 constant scales",
+            f"IResNet-{depth}, the face embedder of ArcFace", num_features="embedding_size", converter=ARCFACE,
+        )
+        for depth, parameters in {
+            18: 24_025_088, 34: 34_138_816, 50: 43_590_336, 100: 65_155_648, 200: 118_833_408
+        }.items()
+    },
+    "mobilefacenet": Model(
+        BACKBONES + "mobilefacenet:mobilefacenet", 2_059_520, FACE, "arcface_torch",
+        "MobileFaceNet with doubled widths, arcface_torch's mbf", num_features="embedding_size", converter=ARCFACE,
+    ),
+    "mobilefacenet_large": Model(
+        BACKBONES + "mobilefacenet:mobilefacenet_large", 6_314_880, FACE, "arcface_torch",
+        "MobileFaceNet with four times the widths, arcface_torch's mbf_large",
+        num_features="embedding_size", converter=ARCFACE,
+    ),
+    "mobilefacenet_1x": Model(
+        BACKBONES + "mobilefacenet:mobilefacenet_1x", 1_003_136, FACE, LAYERS,
+        "MobileFaceNet with the paper's widths", num_features="embedding_size",
+    ),
+    "mobilefacenet_1x_linear": Model(
+        BACKBONES + "mobilefacenet:mobilefacenet_1x", 999_552, (112, 96, 3), "public PyTorch weights",
+        "MobileFaceNet with the paper's widths and its linear last layer", {"last": "linear"},
+        num_features="embedding_size", converter=ARCFACE,
+    ),
+    **{
+        f"faceresnet{depth}": Model(
+            f"facejax.recognition.virface:faceresnet{depth}", parameters, FACE, "VirFace's code",
+            f"ResNet-{depth} for small faces, the embedder of VirFace", num_features="embedding_size",
+        )
+        for depth, parameters in {
+            18: 24_027_328, 34: 34_135_488, 50: 74_889_792, 101: 93_881_920, 152: 109_525_568
+        }.items()
+    },
+    "virface_generator": Model(
+        "facejax.recognition.virface:Generator", 361_728, (512,), "VirFace's code",
+        "VirFace's variational generator of embeddings", inputs="vector_and_key",
+    ),
+    "groupface": Model(
+        "facejax.recognition.groupface:GroupFace", 224_506_976, FACE, LAYERS,
+        "GroupFace: IResNet-100 with an instance branch and 32 group branches",
+        {"backbone": Part(BACKBONES + "iresnet:iresnet100", {"embedding_size": 4096})}, num_features="embedding_size",
+    ),
+    **{
+        f"magface_iresnet{depth}": Model(
+            "facejax.recognition.magface:Magnified", parameters, FACE, "MagFace's code",
+            f"IResNet-{depth} with a trained scale after its last batch norm",
+            {"backbone": Part(f"{BACKBONES}iresnet:iresnet{depth}")}, num_features="backbone.embedding_size",
+        )
+        for depth, parameters in {50: 43_590_848, 100: 65_156_160}.items()
+    },
+    "tinyfqnet": Model(
+        "facejax.quality.tinyfqnet:TinyFQNet", 21_473, (48, 48, 3), "summed over our layers; published 21.8 thousand",
+        "tinyFQnet: a quality score from separable convolutions",
+    ),
+    "eqface_head": Model(
+        "facejax.quality.eqface:QualityHead", 12_847_104, (25_088,), "EQFace's code",
+        "EQFace's confidence from the last map of an IResNet",
+    ),
+    "faceqnet": Model(
+        "facejax.quality.faceqnet:FaceQnet", 23_573_633, PICTURE, LAYERS,
+        "FaceQnet: two trained layers on a frozen ResNet-50 of VGGFace2",
+        {"trunk": Part("facejax.quality.faceqnet:Pooled")},
+    ),
+    "pcnet": Model(
+        BACKBONES + "resnet:resnet18", 11_177_025, FACE, "torchvision, with one output", "PCNet: ResNet-18 confidence",
+        {"num_classes": 1},
+    ),
+    "rankiqa": Model(
+        BACKBONES + "vgg:vgg16", 134_264_641, PICTURE, "torchvision, with one output", "RankIQA: VGG-16 quality score",
+        {"num_classes": 1},
+    ),
+    "qan_branch": Model(
+        "facejax.quality.qan:QualityBranch", 87_425, PICTURE, "summed over the authors' layers",
+        "QAN's quality branch on pictures", {"stem": True},
+    ),
+    "qan_pp": Model(
+        "facejax.quality.qan_pp:QualityNet", 122_569, FACE, "QAN++'s code", "QAN++'s quality network",
+    ),
+    "sdd_fiqa_mobilefacenet": Model(
+        "facejax.quality.sdd_fiqa:QualityMobileFaceNet", 961_409, FACE, "SDD-FIQA's code",
+        "SDD-FIQA's quality network on MobileFaceNet",
+    ),
+    "sdd_fiqa_resnet50": Model(
+        "facejax.quality.sdd_fiqa:QualityResNet", 30_777_537, FACE, "SDD-FIQA's code",
+        "SDD-FIQA's quality network on an IR-50",
+    ),
+    **{
+        f"resnet{depth}": Model(
+            f"{BACKBONES}resnet:resnet{depth}", parameters, PICTURE, "torchvision",
+            f"ResNet-{depth}, classifier of ImageNet", converter=TORCHVISION,
+        )
+        for depth, parameters in {
+            18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808
+        }.items()
+    },
+    "vgg16": Model(
+        BACKBONES + "vgg:vgg16", 138_357_544, PICTURE, "torchvision", "VGG-16, classifier of ImageNet",
+        {"num_classes": 1000}, converter=TORCHVISION,
+    ),
+    "vgg16_trunk": Model(
+        BACKBONES + "vgg:vgg16", 14_714_688, PICTURE, "torchvision", "VGG-16's convolutions alone",
+    ),
+    "vgg19": Model(
+        BACKBONES + "vgg:vgg19", 143_667_240, PICTURE, "torchvision", "VGG-19, classifier of ImageNet",
+        {"num_classes": 1000},
+    ),
+    "vgg_m": Model(
+        BACKBONES + "vgg:vgg_m", 102_908_520, PICTURE, LAYERS, "VGG-M, classifier of ImageNet", {"num_classes": 1000},
+    ),
+    "zfnet": Model(
+        BACKBONES + "zfnet:ZFNet", 62_357_608, PICTURE, LAYERS, "ZFNet, the network that deconvolution shows",
+    ),
+    "zfnet_trunk": Model(
+        BACKBONES + "zfnet:ZFNet", 3_726_464, PICTURE, LAYERS, "ZFNet's convolutions alone", {"num_classes": None},
+    ),
+    "mobilenet_v1": _mobilenet(1, 1.0, 4_231_976),
+    "mobilenet_v1_075": _mobilenet(1, 0.75, 2_585_560),
+    "mobilenet_v1_050": _mobilenet(1, 0.5, 1_331_592),
+    "mobilenet_v1_025": _mobilenet(1, 0.25, 470_072),
+    "mobilenet_v2": _mobilenet(2, 1.0, 3_504_872),
+    "mobilenet_v2_140": _mobilenet(2, 1.4, 6_108_776),
+    "mobilenet_v2_075": _mobilenet(2, 0.75, 2_636_424),
+    "mobilenet_v2_050": _mobilenet(2, 0.5, 1_968_680),
+    "mobilenet_v2_035": _mobilenet(2, 0.35, 1_677_128),
+    "mobilenet_v2_torchvision": Model(
+        BACKBONES + "mobilenet:mobilenet_v2", 3_504_872, PICTURE, "torchvision",
+        "MobileNet V2 with torchvision's padding and batch norm", {"padding": 1, "epsilon": 1e-5, "momentum": 0.9},
+        converter=TORCHVISION,
+    ),
+    "googlenet": Model(
+        BACKBONES + "inception:googlenet", 13_378_280, PICTURE, "Caffe's bvlc_googlenet",
+        "GoogLeNet (Inception V1) with its two side classifiers",
+    ),
+    "googlenet_torchvision": Model(
+        BACKBONES + "inception:googlenet_torchvision", 13_004_888, PICTURE, "torchvision",
+        "GoogLeNet with batch norm, as torchvision has it", converter=TORCHVISION,
+    ),
+    "bn_inception": Model(
+        BACKBONES + "inception:bn_inception", 11_188_288, PICTURE, "TF-slim, with the paper's first batch norm",
+        "BN-Inception (Inception V2), classifier of ImageNet",
+    ),
+    "inception_v3": Model(
+        BACKBONES + "inception:inception_v3", 27_161_264, (299, 299, 3), "torchvision",
+        "Inception V3 with its side classifier",
+    ),
+    "inception_v3_torchvision": Model(
+        BACKBONES + "inception:inception_v3_torchvision", 27_161_264, (299, 299, 3), "torchvision",
+        "Inception V3 with torchvision's pools", converter=TORCHVISION,
+    ),
+    "hrnet_w18_small": _hrnet_classifier("hrnet_w18_small", 13_187_464, "timm"),
+    "hrnet_w18_small_v2": _hrnet_classifier("hrnet_w18_small_v2", 15_597_464, "timm"),
+    "hrnet_w18": _hrnet_classifier("hrnet_w18", 21_299_004, "the authors' code and timm"),
+    "hrnet_w32": _hrnet_classifier("hrnet_w32", 41_232_680, "the authors' code and timm"),
+    "hrnet_w48": _hrnet_classifier("hrnet_w48", 77_469_864, "the authors' code and timm"),
+    "hrnet_w18_pose": _hrnet_pose("hrnet_w18", 9_318_215),
+    "hrnet_w32_pose": _hrnet_pose("hrnet_w32", 28_536_113),
+    "hrnet_w48_pose": _hrnet_pose("hrnet_w48", 63_595_745),
+    "simple_baseline_resnet50": Model(
+        BACKBONES + "hrnet:SimpleBaseline", 33_999_697, (256, 192, 3), "HRNet's authors' code",
+        "ResNet-50 and three transposed convolutions, heat maps of 17 joints",
+        {"trunk": Part(BACKBONES + "resnet:resnet50")},
+    ),
+    "bilinear_cnn_dd": _bilinear("dd", 67_143_688),
+    "bilinear_cnn_dm": _bilinear("dm", 73_672_328),
+    "bilinear_cnn_mm": _bilinear("mm", 58_957_640),
+    "deformable_resnet101": _deformable(
+        101, 45_544_704, "ResNet-101 whose last stage deforms, version 1", (5,), {"offset_groups": 4}
+    ),
+    "deformable_v2_resnet50": _deformable(
+        50, 26_428_295, "ResNet-50 whose last three stages deform and modulate", (3, 4, 5), {"modulated": True}
+    ),
+    "transformer_base": Model(
+        "facejax.foundations.transformer:Transformer", 63_045_632, (256,), "summed over the paper's layers; paper 65 M",
+        "the base Transformer with 37,000 tokens", inputs="tokens",
+    ),
+    "transformer_big": Model(
+        "facejax.foundations.transformer:Transformer", 214_171_648, (256,),
+        "summed over the paper's layers; paper 213 M", "the big Transformer with 37,000 tokens",
+        {"width": 1024, "heads": 16, "hidden": 4096, "dropout": 0.3}, inputs="tokens",
+    ),
+    "vib": Model("facejax.foundations.vib:Classifier", 2_380_810, (784,), LAYERS, "Deep VIB of digits, 256-d code"),
+    "vib_deterministic": Model(
+        "facejax.foundations.vib:Classifier", 1_863_690, (784,), LAYERS, "Deep VIB's baseline without a bottleneck",
+        {"latent": 0},
+    ),
+    "vib_plane": Model(
+        "facejax.foundations.vib:Classifier", 1_858_595, (784,), LAYERS, "Deep VIB of digits, a 2-d code",
+        {"latent": 2, "covariance": "full"},
+    ),
+    "cdp_mediator": Model(
+        "facejax.clustering.cdp:Mediator", 2522, (14,), "CDP's code", "CDP's mediator of a base and four members",
+    ),
+    "da_net": Model(
+        "facejax.clustering.density_aware:DANet", 1_379_072, (256,), LAYERS,
+        "DA-Net: a graph convolution and an LSTM along density chains", num_features="features", inputs="chains",
+    ),
+    "gcn_v": Model(
+        "facejax.clustering.vegcn:GCNV", 526_337, (256,), "VE-GCN's code", "VE-GCN's confidence of vertices",
+        inputs="graph",
+    ),
+    "gcn_e": Model(
+        "facejax.clustering.vegcn:GCNE", 1_509_890, (512,), "VE-GCN's code", "VE-GCN's connectivity of edges",
+        inputs="subgraphs",
+    ),
+    "star_fc": Model(
+        "facejax.clustering.star_fc:EdgeNet", 788_994, (256,), "STAR-FC's code", "STAR-FC's probability of edges",
+        inputs="pairs_of_nodes",
+    ),
+    "odc_resnet50": Model(
+        "facejax.clustering.odc:ODC", 24_688_448, PICTURE, "the authors' code", "ODC: ResNet-50 and the clustered neck",
+        {"backbone": Part(BACKBONES + "resnet:resnet50"), "neck": Part("facejax.clustering.odc:Neck")},
+        num_features="neck.width",
+    ),
+    **{
+        f"gcn_{data}": _graph_model(
+            "gcn:GCN", parameters, width, "the authors' code", f"GCN of two layers for {data.title()}", "sparse_graph",
+            num_classes=classes,
+        )
+        for data, width, classes, parameters in (
+            ("cora", 1433, 7, 23_040), ("citeseer", 3703, 6, 59_344), ("pubmed", 500, 3, 8_048)
+        )
+    },
+    "gat_cora": dataclasses.replace(
+        _graph_model("gat:GAT", 92_391, 1433, "the authors' code", "GAT for Cora", "graph", num_classes=7),
+        converter="facejax.models:_gat_weights",
+    ),
+    "gat_citeseer": _graph_model(
+        "gat:GAT", 237_604, 3703, "the authors' code", "GAT for Citeseer", "graph", num_classes=6
+    ),
+    "gat_pubmed": _graph_model(
+        "gat:GAT", 33_832, 500, "the authors' code", "GAT for Pubmed", "graph", num_classes=3, heads=(8, 8)
+    ),
+    "gat_ppi": _graph_model(
+        "gat:GAT", 2_901_150, 50, "the authors' code", "GAT for protein interactions", "graph", num_classes=121,
+        widths=(256, 256), heads=(4, 4, 6), dropout=0.0, skip=True,
+    ),
+    **{
+        f"graphsage_{aggregator}": _graph_model(
+            "graphsage:GraphSAGE", parameters, 50, LAYERS, f"GraphSAGE for protein interactions, {aggregator}",
+            "sampled_graph", num_classes=121, aggregator=aggregator,
+        )
+        for aggregator, parameters in {
+            "mean": 109_433, "gcn": 109_433, "meanpool": 359_033, "maxpool": 359_033, "lstm": 391_801
+        }.items()
+    },
+}  # fmt: skip
+"""Name -> published architecture. A new architecture gets a row here; tests/test_models.py counts its parameters."""

@@ -1,0 +1,185 @@
+"""What `--help` tells about a configuration: every field with its default and its meaning.
+
+A field's meaning is the comment behind it in the dict BASE of the experiment's source, or in a dict of any module that
+BASE takes in (`**module.NAME`, `module.NAME["section"]`, a name imported from there, a function that returns it).
+Fields of a dataclass (`asdict(Class(...))`), and those of `train`, have their meaning from the attributes in the
+class's docstring. Nothing is imported that is not already.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import inspect
+import io
+import pathlib
+import re
+import sys
+import tokenize
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+VALUE_WIDTH = 28
+
+
+class Source(NamedTuple):
+    """A module: its parsed source, the comments that stand behind code by line, and its variables."""
+
+    tree: ast.Module
+    comments: Mapping[int, str]
+    variables: Mapping[str, Any]
+
+
+class Found(NamedTuple):
+    """An expression and the module that it stands in."""
+
+    node: ast.AST | None
+    source: Source | None
+
+
+NOTHING = Found(None, None)
+
+
+def describe_fields(fields: Iterable[tuple[str, Any]], meanings: Mapping[str, str]) -> str:
+    """A line for each field: name, default, meaning; a section that has a meaning of its own gets a line before it.
+
+    Args:
+      fields: (dotted name, default).
+      meanings: dotted name of a field or a section -> meaning.
+    """
+    rows, sections = [], set()
+    for name, value in fields:
+        parts = name.split(".")
+        for section in (".".join(parts[:i]) for i in range(1, len(parts))):
+            if section not in sections and section in meanings:
+                rows.append((f"{section}.*", "", meanings[section]))
+            sections.add(section)
+        rows.append((name, repr(value), meanings.get(name, "")))
+    width = max((len(name) for name, _, _ in rows), default=0)
+    return "\n".join(f"  {name:{width}}  {value:{VALUE_WIDTH}}  {about}".rstrip() for name, value, about in rows)
+
+
+def field_meanings(variables: Mapping[str, Any], name: str = "BASE") -> dict[str, str]:
+    """Dotted field -> comment behind it in the dict `name` of a module.
+
+    Args:
+      variables: the module's, such as `get_config.__globals__`.
+      name: of the dict; a module without it has no meanings.
+    """
+    return _meanings(_variable(name, _source(variables)))
+
+
+def attribute_meanings(documented: type) -> dict[str, str]:
+    """Attribute -> its text in the section "Attributes:" of a class's docstring; names joined by commas share one."""
+    section = (inspect.getdoc(documented) or "").partition("Attributes:\n")[2]
+    found = {}
+    for names, text in re.findall(r"^  (\w[\w, ]*): (.*(?:\n {4,}.*)*)", section, re.M):
+        found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    return found
+
+
+def _meanings(found: Found) -> dict[str, str]:
+    match found.node:
+        case ast.Dict():
+            return _of_dict(found.node, found.source)
+        case ast.Name() | ast.Attribute():
+            return _meanings(_follow(found))
+        case ast.Subscript(value=whole, slice=ast.Constant(value=section)):
+            return _below(section, _meanings(Found(whole, found.source)))
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _meanings(Found(left, found.source)) | _meanings(Found(right, found.source))
+        case ast.Call(func=ast.Name("asdict") | ast.Attribute(attr="asdict"), args=[ast.Call(func=made)]):
+            documented = _value(made, found.source.variables)
+            return attribute_meanings(documented) if isinstance(documented, type) else {}
+        case ast.Call(func=function):
+            return _meanings(_returned(_follow(Found(function, found.source))))
+    return {}
+
+
+def _of_dict(node: ast.Dict, source: Source) -> dict[str, str]:
+    meanings: dict[str, str] = {}
+    lines = [key.lineno for key in node.keys if key is not None]
+    for key, value in zip(node.keys, node.values, strict=True):
+        inner = _meanings(Found(value, source))
+        if key is None:
+            meanings |= inner
+        elif isinstance(key, ast.Constant):
+            if inner:
+                meanings = {field: text for field, text in meanings.items() if not field.startswith(f"{key.value}.")}
+            meanings |= {f"{key.value}.{field}": text for field, text in inner.items()}
+            alone = lines.count(key.lineno) == 1 and value.end_lineno != node.end_lineno
+            if alone and value.end_lineno in source.comments:
+                meanings[str(key.value)] = source.comments[value.end_lineno]
+    return meanings
+
+
+def _below(section: str, meanings: Mapping[str, str]) -> dict[str, str]:
+    prefix = f"{section}."
+    return {field.removeprefix(prefix): text for field, text in meanings.items() if field.startswith(prefix)}
+
+
+def _follow(found: Found) -> Found:
+    """What a name, or an attribute of a module, stands for."""
+    match found.node:
+        case ast.Name(id=name):
+            return _variable(name, found.source)
+        case ast.Attribute(value=place, attr=name):
+            module = _value(place, found.source.variables)
+            return _variable(name, _source(vars(module))) if isinstance(module, types.ModuleType) else NOTHING
+    return NOTHING
+
+
+def _value(node: ast.AST, variables: Mapping[str, Any]) -> Any:
+    """What `a` or `a.b` is in these variables; None for other expressions."""
+    match node:
+        case ast.Name(id=name):
+            return variables.get(name)
+        case ast.Attribute(value=place, attr=name):
+            return getattr(_value(place, variables), name, None)
+    return None
+
+
+def _variable(name: str, source: Source | None) -> Found:
+    """The last assignment or definition of a name in a module, or in the module that it is imported from."""
+    for node in reversed(source.tree.body if source else ()):
+        match node:
+            case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
+                return Found(value, source)
+            case ast.AnnAssign(target=ast.Name(id=target), value=value) if target == name:
+                return Found(value, source)
+            case ast.FunctionDef(name=target) if target == name:
+                return Found(node, source)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                for alias in names:
+                    if (alias.asname or alias.name) == name:
+                        place = importlib.util.resolve_name(
+                            "." * level + (module or ""), source.variables.get("__package__")
+                        )
+                        there = sys.modules.get(place)
+                        return _variable(alias.name, _source(vars(there))) if there else NOTHING
+    return NOTHING
+
+
+def _returned(found: Found) -> Found:
+    """The expression that a function returns at its end."""
+    if isinstance(found.node, ast.FunctionDef) and isinstance(found.node.body[-1], ast.Return):
+        return Found(found.node.body[-1].value, found.source)
+    return NOTHING
+
+
+def _source(variables: Mapping[str, Any]) -> Source | None:
+    file = variables.get("__file__")
+    return Source(*_parsed(file), variables) if file and file.endswith(".py") else None
+
+
+@functools.cache
+def _parsed(file: str) -> tuple[ast.Module, dict[int, str]]:
+    text = pathlib.Path(file).read_text()
+    comments = {
+        token.start[0]: token.string.lstrip("# ")
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type == tokenize.COMMENT and token.line[: token.start[1]].strip()
+    }
+    return ast.parse(text), comments
