@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+pytest_plugins = ["tests.cost"]
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags.
 
 
