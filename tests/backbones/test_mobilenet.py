@@ -16,6 +16,7 @@ from facejax.backbones.mobilenet import InvertedResidual, MobileNetV1, MobileNet
 from facejax.nn.blocks import ConvNorm
 from facejax.train import Options, app
 from facejax.train.dry_run import count, dry_run
+from tests.selection import full_but
 
 
 def shapes(net, size=224):
@@ -234,7 +235,7 @@ PUBLISHED = {
 """Parameters, batch a device, million multiply-adds."""
 
 
-@pytest.mark.parametrize("preset", PUBLISHED)
+@pytest.mark.parametrize("preset", full_but(PUBLISHED, "imagenet_v1_025", "imagenet_v2"))
 def test_full_scale_presets_dry_run(preset):
     config = experiment.get_config(preset)
     costs = dry_run(experiment.build(config), Options(**config.train))
