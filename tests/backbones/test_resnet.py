@@ -6,6 +6,8 @@ import pytest
 from facejax.backbones import resnet
 from facejax.train.dry_run import count
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize(
     ("make", "parameters"),
