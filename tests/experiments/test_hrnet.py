@@ -206,8 +206,17 @@ def test_full_scale_presets_dry_run(preset):
     assert costs["devices"] == 4
 
 
-def test_every_published_preset_is_counted():
+def test_every_published_preset_is_counted_and_can_be_built():
     assert set(experiment.PRESETS) == {"synthetic", "stride32", *PARAMETERS}
+    for preset in PARAMETERS:
+        config = experiment.get_config(preset)
+        assert experiment.build(config).batch["image"].shape[0] == config.train.batch_size
+
+
+@pytest.mark.parametrize("name", ["w32", "w48"])
+def test_networks_of_both_sizes_of_pictures_are_equal(name):
+    small, large = (experiment.make_net(experiment.get_config(f"coco_{name}_{s}")) for s in ("256x192", "384x288"))
+    assert small == large
 
 
 def test_schedules():
