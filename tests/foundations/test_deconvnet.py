@@ -138,7 +138,7 @@ def test_any_layer_of_the_librarys_networks(name):
     def both(images, layer):
         fn = deconvnet.layer_of(net, variables, layer, train=False)
         plain, back = jax.vjp(fn, images)
-        units = jnp.array([[s // 2 for s in plain.shape[1:]]] * 2)
+        units = np.array([[s // 2 for s in plain.shape[1:]]] * 2)
         place = (jnp.arange(2), *units.T)
         gradient = back(jnp.zeros_like(plain).at[place].set(plain[place]))[0]
         return (
