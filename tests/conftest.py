@@ -4,13 +4,15 @@ Of several workers (`pytest -n 2`) one gets all tests of a file, so that a modul
 which take longest, go one by one and first, so that no worker is left alone with them.
 """
 
+import gc
 import os
 import pathlib
-import tempfile
 
+home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+CACHE, CACHE_BYTES = home / "facejax" / "tests", 4 << 30
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=1")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(tempfile.gettempdir()) / "facejax-test-cache"))
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))  # JAX's keys tell versions and processors apart.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
@@ -19,7 +21,21 @@ import numpy as np
 import pytest
 from absl import flags
 
+pytest_plugins = ["tests.cost", "tests.selection"]
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags.
+gc.freeze()
+gc.set_threshold(50_000)  # Tracing makes many objects: the default threshold takes a third of its time.
+
+
+def pytest_configure(config):
+    """Drops the compiled programs unused for longest; JAX's own limit reads the whole folder at every write."""
+    if not hasattr(config, "workerinput"):
+        files = sorted((file.stat().st_atime, file.stat().st_size, file) for file in CACHE.glob("*-cache"))
+        excess = sum(size for _, size, _ in files) - CACHE_BYTES
+        for _, size, file in files:
+            if excess > 0:
+                file.unlink(missing_ok=True)
+                excess -= size
 
 
 @pytest.hookimpl(optionalhook=True)

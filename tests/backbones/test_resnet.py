@@ -5,6 +5,8 @@ import pytest
 
 from facejax.backbones import resnet
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize(("stride", "size"), [(32, 64), (16, 64), (32, 50)])
 def test_feature_maps(stride, size):

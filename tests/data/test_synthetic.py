@@ -151,7 +151,7 @@ def test_pairs_and_videos_differ_only_in_what_they_should():
 
 
 def test_scenes_hold_what_they_count():
-    task = dataclasses.replace(TASKS["scenes"], image_size=48, per_person=1)
+    task = dataclasses.replace(TASKS["scenes"], image_size=32, per_person=1)
     counts = []
     for _, scene in generate(task, range(6)):
         n = scene["count"]
@@ -180,7 +180,7 @@ def test_wrong_names_are_said():
 PREPARE = """
 import sys
 from facejax.data.synthetic.faces import Task, load
-source = load(Task("killed", 24, 12, 2, 16, aligned=True), "train", sys.argv[1])
+source = load(Task("killed", 32, 12, 2, 16, aligned=True), "train", sys.argv[1])
 print(len(source), sorted(source[i]["person"] for i in range(len(source)))[-1])
 """
 

@@ -16,6 +16,7 @@ from facejax.data.synthetic.faces import png
 from facejax.interop import hrnet_torch
 from facejax.train import Options, app, parallel
 from facejax.train.dry_run import count, dry_run, flops
+from tests.selection import full_but
 
 TINY = {"model.name": "smallest", "train.steps": 2, "train.batch_size": 8, "train.log_every": 1, "eval.batch_size": 4}
 
@@ -193,7 +194,11 @@ PARAMETERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", PARAMETERS)
+TRACED = full_but(PARAMETERS, "coco_w32_256x192", "coco_resnet50_256x192", "imagenet_w18_small")
+"""By default one preset of every architecture: the others' networks, of other widths, are counted with the backbone."""
+
+
+@pytest.mark.parametrize("preset", TRACED)
 def test_full_scale_presets_dry_run(preset):
     config = experiment.get_config(preset)
     costs = dry_run(experiment.build(config), Options(**config.train))
@@ -201,8 +206,17 @@ def test_full_scale_presets_dry_run(preset):
     assert costs["devices"] == 4
 
 
-def test_every_published_preset_is_counted():
+def test_every_published_preset_is_counted_and_can_be_built():
     assert set(experiment.PRESETS) == {"synthetic", "stride32", *PARAMETERS}
+    for preset in PARAMETERS:
+        config = experiment.get_config(preset)
+        assert experiment.build(config).batch["image"].shape[0] == config.train.batch_size
+
+
+@pytest.mark.parametrize("name", ["w32", "w48"])
+def test_networks_of_both_sizes_of_pictures_are_equal(name):
+    small, large = (experiment.make_net(experiment.get_config(f"coco_{name}_{s}")) for s in ("256x192", "384x288"))
+    assert small == large
 
 
 def test_schedules():

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.smoke
+
 ASK = "import os, sys; sys.argv[0] = {!r}; import experiments; print(os.environ.get('GLIBC_TUNABLES'))"
 
 

@@ -134,24 +134,22 @@ def test_any_layer_of_the_librarys_networks(name):
     net, size, layers = NETS[name]
     images = 50 * jax.random.normal(jax.random.key(0), (2, size, size, 3))
     variables = jax.jit(lambda key: net.init(key, images, train=False))(jax.random.key(1))
-    for layer in layers:
+
+    def both(images, layer):
         fn = deconvnet.layer_of(net, variables, layer, train=False)
-        shape = jax.eval_shape(fn, images).shape
-        units = jnp.array([[s // 2 for s in shape[1:]]] * 2)
+        plain, back = jax.vjp(fn, images)
+        units = np.array([[s // 2 for s in plain.shape[1:]]] * 2)
+        place = (jnp.arange(2), *units.T)
+        gradient = back(jnp.zeros_like(plain).at[place].set(plain[place]))[0]
+        return (
+            plain,
+            deconvnet.follow(fn, deconvnet.DECONVNET)(images),
+            gradient,
+            *(deconvnet.project(fn, images, units, rules) for rules in (deconvnet.GRADIENT, deconvnet.DECONVNET)),
+        )
 
-        @jax.jit
-        def both(images, fn=fn, units=units):
-            plain, back = jax.vjp(fn, images)
-            place = (jnp.arange(2), *units.T)
-            gradient = back(jnp.zeros_like(plain).at[place].set(plain[place]))[0]
-            return (
-                plain,
-                deconvnet.follow(fn, deconvnet.DECONVNET)(images),
-                gradient,
-                *(deconvnet.project(fn, images, units, rules) for rules in (deconvnet.GRADIENT, deconvnet.DECONVNET)),
-            )
-
-        plain, followed, gradient, same, projected = both(images)
+    for found in jax.jit(lambda images: [both(images, layer) for layer in layers])(images):
+        plain, followed, gradient, same, projected = found
         np.testing.assert_allclose(followed, plain, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(same, gradient, atol=1e-5 * float(jnp.abs(gradient).max()))
         assert np.isfinite(projected).all()

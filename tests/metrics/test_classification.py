@@ -6,6 +6,8 @@ from sklearn.metrics import top_k_accuracy_score
 
 from facejax.metrics import classification as c
 
+pytestmark = pytest.mark.smoke
+
 
 def test_top_k_by_hand():
     logits = jnp.array([[0.1, 0.7, 0.2], [0.5, 0.5, 0.0], [jnp.nan, 1.0, 2.0], [0.3, 0.2, 0.1]])

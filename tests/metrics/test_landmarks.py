@@ -4,6 +4,8 @@ import pytest
 
 from facejax.metrics import landmarks as metric
 
+pytestmark = pytest.mark.smoke
+
 
 def face(points, **places):
     truth = np.zeros((1, points, 2))

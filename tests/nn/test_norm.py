@@ -2,8 +2,11 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from facejax.nn.norm import local_response_norm
+
+pytestmark = pytest.mark.smoke
 
 
 def test_local_response_norm():

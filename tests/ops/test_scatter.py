@@ -7,6 +7,8 @@ import pytest
 
 from facejax.ops.scatter import last_of_equal
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize("seed", range(5))
 def test_the_last_of_equal_rows_is_written(seed):

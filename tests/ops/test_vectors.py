@@ -7,6 +7,8 @@ import pytest
 
 from facejax.ops.vectors import unit, unit_rows
 
+pytestmark = pytest.mark.smoke
+
 
 def test_rows_of_length_1():
     rows = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)

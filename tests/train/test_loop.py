@@ -162,6 +162,7 @@ def test_a_full_disk_is_said_and_the_good_checkpoint_stays(toy, tmp_path):
     assert fingerprint(tmp_path) == before
 
 
+@pytest.mark.smoke
 def test_a_wrong_batch_is_said(toy):
     config = toy.get_config()
     experiment = toy.build(config)
@@ -179,6 +180,7 @@ def test_options_are_checked():
         Options(batch_size=4, steps=1, log_every=0)
 
 
+@pytest.mark.smoke
 def test_metrics_are_means_over_the_window(toy, tmp_path):
     config = toy.get_config()
     train(toy.build(config), options(), seed=0, workdir=tmp_path, quiet=True)
