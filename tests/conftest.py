@@ -4,7 +4,6 @@ Of several workers (`pytest -n 2`) one gets all tests of a file, so that a modul
 which take longest, go one by one and first, so that no worker is left alone with them.
 """
 
-import json
 import os
 import pathlib
 import tempfile
@@ -117,6 +116,8 @@ def coloured(tmp_path_factory, picture_folder):
 @pytest.fixture(scope="session")
 def coco_folder(tmp_path_factory):
     """A folder laid out as COCO's: eight images of noise with a person in each, in both splits."""
+    import json
+
     from facejax.data.synthetic.faces import png
 
     root, rng = tmp_path_factory.mktemp("coco"), np.random.default_rng(0)
