@@ -1,6 +1,6 @@
-"""Bilinear CNNs: products of features, averaged over the image, tell alike classes apart.
+"""Bilinear CNNs: outer products of features, averaged over the image, distinguish similar classes.
 
-    python -m experiments.bilinear_cnn                                   # who is it: 80 rendered people, two cores
+    python -m experiments.bilinear_cnn                                   # identities of 80 rendered people, two cores
     python -m experiments.bilinear_cnn --config=cub_dd --config.data.path=DIR --config.model.weights=vgg16.pth
     python -m experiments.bilinear_cnn --config=cub_dm ... --config.model.other_weights=FILE   # VGG-16 and VGG-M
 

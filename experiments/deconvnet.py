@@ -1,11 +1,12 @@
-"""Visualizing and understanding CNNs: what activates a feature map, and which part of a picture decides.
+"""Visualizing and understanding CNNs: what activates a feature map, which part of an image a decision depends on.
 
-    python -m experiments.deconvnet                    # does the face wear glasses? two cores
-    python -m experiments.deconvnet --config=vgg       # the same looked for in another network
+    python -m experiments.deconvnet                    # glasses on rendered faces, two cores
+    python -m experiments.deconvnet --config=vgg       # the same maps of another network
     python -m experiments.deconvnet --config=imagenet --config.data.path=DIR   # ZFNet; paper: 38.4 / 16.5 % error
 
-DIR holds train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg. The paper trained for 12 days on one GTX 580; top-1 and top-5
-error are those of one network on the validation set (Table 2). It lowered the rate by hand; the steps here are ours.
+DIR holds train/CLASS/IMAGE.jpg and val/CLASS/IMAGE.jpg. The paper trained for 12 days on one GTX 580; its top-1
+and top-5 errors are of one network on the validation set (Table 2). It lowered the learning rate by hand; the schedule
+here is our choice.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Deformable ConvNets: filters that move their taps follow faces of any size, turn and place.
+"""Deformable ConvNets: filters with learned offsets, on faces of any size, rotation and position.
 
-    python -m experiments.deformable                     # rendered faces, turned and scaled, two cores
+    python -m experiments.deformable                     # rendered faces, rotated and scaled, two cores
     python -m experiments.deformable --config=plain      # the same network with ordinary convolutions
     python -m experiments.deformable --config=r101_dcn   # ResNet-101, last stage deformable, 8 devices
 
-The papers' tables are of detection and segmentation on VOC, COCO and Cityscapes; what is here is their backbone (the
-three 3x3 convolutions of ResNet-101's last stage at stride 16, dilation 2, four offset groups: 331,848 more parameters
-a layer; v2: all those of the last three stages of ResNet-50, modulated, offsets at a tenth of the rate) with a head
-that finds landmarks. Steps, batch and rates of the full-size presets are v1's for VOC; no published number is theirs.
+The papers' tables are of detection and segmentation on VOC, COCO and Cityscapes. Here their backbones have a head for
+landmarks. v1 makes the three 3x3 convolutions of ResNet-101's last stage deformable (stride 16, dilation 2, four offset
+groups, 331,848 more parameters per layer); v2 all 3x3 convolutions of ResNet-50's last three stages, modulated, with
+offsets at a tenth of the learning rate. The full-size presets have v1's schedule for VOC; nobody published their
+result.
 """
 
 from __future__ import annotations

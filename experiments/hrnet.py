@@ -1,7 +1,7 @@
-"""HRNet: keypoints from a map whose resolution was never lost.
+"""HRNet: keypoints from feature maps that keep a high resolution through the whole network.
 
     python -m experiments.hrnet                         # 68 landmarks of rendered faces, two cores
-    python -m experiments.hrnet --config=stride32       # down to stride 32 and up again, at the same cost
+    python -m experiments.hrnet --config=stride32       # a baseline that downsamples to stride 32 and upsamples, at equal cost
     python -m experiments.hrnet --config=coco_w32_256x192 --config.data.path=DIR --config.model.weights=hrnet_w32.pth
     python -m experiments.hrnet --config=coco_w32_256x192 --config.data.path=DIR --eval_only --workdir= ...
         --config.data.detections=FILE.json --config.eval.weights=pose_hrnet_w32_256x192.pth
@@ -10,7 +10,7 @@
 
 COCO's DIR holds annotations/person_keypoints_{train,val}2017.json and images/{train,val}2017/*.jpg; MPII's holds
 annot/{train,valid}.json and annot/gt_valid.mat of HRNet's authors, and images/*.jpg. `model.weights` is their
-classifier of ImageNet, from which their pose networks start. Four GPUs each.
+ImageNet classifier, which initialises their pose networks. Four GPUs each.
 
 Published (the authors' code). COCO val2017 AP with detected people and flip test: W32 74.4 (256x192), 75.8 (384x288);
 W48 75.1, 76.3; ResNet-50 70.4. MPII PCKh, W32: 90.3 at 0.5, 37.7 at 0.1. ImageNet top-1 error: small v1 27.7, small v2

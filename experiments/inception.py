@@ -1,8 +1,8 @@
-"""Inception: filters of several sizes side by side, side classifiers, batch norm; accuracy against multiply-adds.
+"""Inception: parallel filters of several sizes, side classifiers, batch norm; accuracy against multiply-adds.
 
-    python -m experiments.inception                               # rendered faces: who is it? GoogLeNet at width 0.25
+    python -m experiments.inception                               # identities of rendered faces; GoogLeNet at width 0.25
     python -m experiments.inception --config=no_auxiliary         # without side classifiers
-    python -m experiments.inception --config=plain                # 3x3 convolutions in place of modules, at equal cost
+    python -m experiments.inception --config=plain                # 3x3 convolutions, not modules, at equal cost
     python -m experiments.inception --config=bn                   # BN-Inception
     python -m experiments.inception --config=imagenet_v1 --config.data.path=DIR   # DIR/train/class/*.jpg, DIR/val/...
     python -m experiments.inception --config=imagenet_v3 --config.data.path=DIR   # 8 GPUs

@@ -1,17 +1,17 @@
-"""Transformer: a translator made of attention alone, beside a recurrent one of about its size.
+"""Transformer: translation by attention alone, and a recurrent baseline of about the same size.
 
     python -m experiments.transformer                         # a small language pair with a known grammar, two cores
-    python -m experiments.transformer --config=recurrent      # a GRU that reads and one that writes
+    python -m experiments.transformer --config=recurrent      # a GRU encoder and a GRU decoder
     python -m experiments.transformer --config=small_multi30k --config.data.path=DIR   # DIR/train.en, train.de, ...
     python -m experiments.transformer --config=small_multi30k_cpu --config.data.path=DIR   # overnight on two cores
     python -m experiments.transformer --config=small_multi30k_minutes --config.data.path=DIR   # the first three minutes
     python -m experiments.transformer --config=base_wmt14 --config.data.path=DIR       # the paper's, 8 accelerators
 
 Published: base_wmt14 27.3, big_wmt14 28.4 BLEU on newstest2014 (paper); small_multi30k 41.02 lower-cased tokenised BLEU
-on test2016 (Revisit-MMT's text-only baseline), which "bleu_lower" is; with --config.data.lower=False capitals are kept
-and "bleu" is sacreBLEU's default. The paper's BLEU is of tokens, with compounds split. Weights tested are an
-exponential average of all steps', or with --eval_only --average=5 (big: 20) the mean of the last checkpoints, as the
-paper's.
+on test2016 (Revisit-MMT's text-only baseline), comparable with "bleu_lower". With --config.data.lower=False capitals
+are kept and "bleu" is sacreBLEU's default. The paper computes BLEU on tokens, with compounds split. The evaluated
+parameters are a moving average over all steps, or with --eval_only --average=5 (big: 20), as in the paper, the mean of
+the last checkpoints.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def build(config: ConfigDict) -> Experiment:
     net = make_network(config, size)
     rate = transformer.noam(model.width, config.optim.warmup, config.optim.factor)
     tx = optim.optimizer("adam", rate, b2=config.optim.b2, eps=1e-9)
-    read = functools.cache(lambda: corpus(config))  # byte pairs take a while to learn
+    read = functools.cache(lambda: corpus(config))  # learning byte pairs takes minutes
 
     def init(rng: jax.Array) -> TrainState:
         one = jnp.ones((1, lengths[0]), jnp.int32)
@@ -163,7 +163,7 @@ def build(config: ConfigDict) -> Experiment:
 
     def train_step(state: TrainState, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
         real = batch["target"] != text.PAD
-        share = lax.pmean(real.mean(), AXIS)  # of all devices' places, so that every real token counts alike
+        share = lax.pmean(real.mean(), AXIS)  # averaged over devices, so every real token has equal weight
         return step(state, {**batch, "weight": real / share}, rng)
 
     def train_data() -> Any:
@@ -210,7 +210,7 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def make_network(config: ConfigDict, vocabulary: int) -> Any:
-    """The network that the configuration names, for so many tokens."""
+    """The network that the configuration names, for a vocabulary of that size."""
     model = config.model
     if model.kind == "recurrent":
         return transformer.Recurrent(vocabulary, model.width, model.dropout)
@@ -229,7 +229,7 @@ def make_network(config: ConfigDict, vocabulary: int) -> Any:
 
 
 def corpus(config: ConfigDict) -> tuple[Any, ...]:
-    """Sentences to learn from (source, target), the vocabulary, sentences to translate and their references."""
+    """Training sentences (source, target), the vocabulary, test sentences and their references."""
     data = config.data
     if data.source == "grammar":
         pairs = language.pairs(data.pairs + data.test_pairs, config.seed)

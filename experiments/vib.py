@@ -1,17 +1,17 @@
-"""Deep VIB: a code that may hold few bits of its input makes a classifier err less and harder to fool.
+"""Deep VIB: a stochastic code with little information about its input makes a classifier accurate and robust.
 
     python -m experiments.vib                                    # scikit-learn's digits
-    python -m experiments.vib --config=sweep                     # every beta at once: errors, information plane
-    python -m experiments.vib --config=plane                     # K = 2 with full covariance: a picture of the code
+    python -m experiments.vib --config=sweep                     # all betas together: errors, information plane
+    python -m experiments.vib --config=plane                     # K = 2 with full covariance: a figure of the code
     python -m experiments.vib --config=mnist --config.data.data_dir=DIR   # the paper's run, one GPU
 
 Published test errors on MNIST, % (paper): mnist 1.13 (K = 256, beta 1e-3; the authors' notebook logs 1.27), baselines
 mnist_deterministic 1.38, mnist_dropout 1.34, mnist_confidence_penalty 1.36, mnist_label_smoothing 1.40; mnist_plane
-(K = 2) 3.18 at beta 1e-3, 3.44 at 1e-1, 33.82 at 1. Above beta 1e-2 the error of mnist_sweep climbs steeply.
+(K = 2) 3.18 at beta 1e-3, 3.44 at 1e-1, 33.82 at 1. Above beta 1e-2 the error of mnist_sweep rises steeply.
 
-MNIST is read with tfds from its catalogue; preparing it (not reading it) needs TensorFlow to be installed.
-Several betas, and `model.repeats` initialisations of each, are trained side by side in one vmapped step on the same
-batches; numbers are means over the repeats, with the averaged weights and `eval.samples` codes per image.
+MNIST comes from the tfds catalogue; only its preparation needs TensorFlow.
+Several betas, and `model.repeats` initialisations of each, train together in one vmapped step on the same
+batches; metrics are means over the repeats, with the averaged weights and `eval.samples` codes per image.
 """
 
 from __future__ import annotations
