@@ -1,7 +1,7 @@
 """HRNet: keypoints from feature maps that keep a high resolution through the whole network.
 
     python -m experiments.hrnet                         # 68 landmarks of rendered faces, two cores
-    python -m experiments.hrnet --config=stride32       # a baseline that downsamples to stride 32 and upsamples, at equal cost
+    python -m experiments.hrnet --config=stride32       # a baseline that goes to stride 32 and upsamples, equal cost
     python -m experiments.hrnet --config=coco_w32_256x192 --config.data.path=DIR --config.model.weights=hrnet_w32.pth
     python -m experiments.hrnet --config=coco_w32_256x192 --config.data.path=DIR --eval_only --workdir= ...
         --config.data.detections=FILE.json --config.eval.weights=pose_hrnet_w32_256x192.pth

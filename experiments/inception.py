@@ -1,6 +1,6 @@
 """Inception: parallel filters of several sizes, side classifiers, batch norm; accuracy against multiply-adds.
 
-    python -m experiments.inception                               # identities of rendered faces; GoogLeNet at width 0.25
+    python -m experiments.inception                               # identities of rendered faces; GoogLeNet, width 0.25
     python -m experiments.inception --config=no_auxiliary         # without side classifiers
     python -m experiments.inception --config=plain                # 3x3 convolutions, not modules, at equal cost
     python -m experiments.inception --config=bn                   # BN-Inception

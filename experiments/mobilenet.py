@@ -1,6 +1,6 @@
 """MobileNet V1 and V2: accuracy of classifiers against their multiply-adds.
 
-    python -m experiments.mobilenet                                        # identities of rendered faces; V1 at width 0.25
+    python -m experiments.mobilenet                                        # identities of rendered faces; V1 at 0.25
     python -m experiments.mobilenet --config=v2                            # V2
     python -m experiments.mobilenet --config=imagenet_v1 --config.data.path=DIR   # DIR/train/class/*.jpg, DIR/val/...
     python -m experiments.mobilenet --config=imagenet_v2 --config.data.path=DIR   # 8 GPUs

@@ -106,7 +106,7 @@ class Layer(nn.Module):
     def step(
         self, x: jax.Array, position: jax.Array, cache: tuple[jax.Array, jax.Array], other: Any, other_mask: Any
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """`__call__` for one token x [N, 1, D] at `position`, with cached keys and values [N, L, H, d] of earlier ones."""
+        """`__call__` for one token x [N, 1, D] at `position`, with cached keys and values [N, L, H, d]."""
         updated = cache
 
         def attend(y: jax.Array) -> jax.Array:
