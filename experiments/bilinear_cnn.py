@@ -1,6 +1,6 @@
-"""Bilinear CNNs: products of features, averaged over the image, tell alike classes apart.
+"""Bilinear CNNs: outer products of features, averaged over the image, distinguish similar classes.
 
-    python -m experiments.bilinear_cnn                                   # who is it: 80 rendered people, two cores
+    python -m experiments.bilinear_cnn                                   # identities of 80 rendered people, two cores
     python -m experiments.bilinear_cnn --config=cub_dd --config.data.path=DIR --config.model.weights=vgg16.pth
     python -m experiments.bilinear_cnn --config=cub_dm ... --config.model.other_weights=FILE   # VGG-16 and VGG-M
 
@@ -11,7 +11,6 @@ aircraft / cars: mm 78.1 / 77.9 / 86.5, dm 84.1 / 83.9 / 91.3, dd 84.0 / 84.1 / 
 
 from __future__ import annotations
 
-import pathlib
 from dataclasses import asdict
 from typing import Any
 
@@ -23,8 +22,9 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from facejax.backbones import vgg
-from facejax.data import pipeline, readers, transforms
-from facejax.data.synthetic import faces
+from facejax.data import classification as images
+from facejax.data import normalize, pipeline
+from facejax.evaluate import classification as evaluation
 from facejax.foundations import bilinear_cnn
 from facejax.metrics.classification import top_k_correct
 from facejax.train import (
@@ -34,37 +34,36 @@ from facejax.train import (
     Report,
     TrainState,
     app,
-    image_grid,
     map_batches,
-    new_figure,
     optim,
     reduce_gradients,
     value_and_grad,
+    warm_start,
 )
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
     "data": {
-        "source": "face_world",  # or "path": a folder with train/ and test/, each as facejax.data.readers.read opens it
-        "path": "",
-        "data_dir": "",
-        "image_size": 48,
-        "classes": 80,
-        "threads": 2,
-        "workers": 0,
+        "source": "face_world",  # "face_world" (people), or "path"
+        "path": "",  # folder with train/ and test/, each as facejax.data.readers.read opens it
+        "data_dir": "",  # where the prepared face world lies; empty is $FACEJAX_DATA_DIR, else ~/.cache/facejax
+        "image_size": 48,  # side of the network's input, pixels
+        "classes": 80,  # number of classes; of the face world, its first people
+        "threads": 2,  # batches loaded at once in this process
+        "workers": 0,  # processes that load besides; 0 loads in this one
     },
     "model": {
-        "trunk": "tiny",
-        "other": "",  # the second stream's trunk; empty lets the first meet itself
-        "pooling": "bilinear",  # or "compact", "average"
-        "sketch_size": 1024,
-        "dtype": "float32",
-        "weights": "",
-        "other_weights": "",
+        "trunk": "tiny",  # a key of TRUNKS
+        "other": "",  # the second stream's trunk, a key of TRUNKS; empty pairs the first stream with itself
+        "pooling": "bilinear",  # "bilinear", "compact" or "average"
+        "sketch_size": 1024,  # numbers of the compact descriptor
+        "dtype": "float32",  # of the computation
+        "weights": "",  # PyTorch file of a VGG whose convolutions initialise the first trunk
+        "other_weights": "",  # likewise, of the second trunk
     },
     "optim": {
-        "frozen": 0.3,  # the first step's part of all updates, or their number: only the classifier learns
+        "frozen": 0.3,  # updates of the classifier alone: a part of all updates if below 1, else their number
         "classifier": {
             "name": "adam", "weight_decay": 0.0, "schedule": {"kind": "constant", "peak": 0.3, "boundaries": ()},
         },
@@ -74,12 +73,15 @@ BASE = {
         },
     },
     "train": asdict(Options(batch_size=64, steps=500)),
-    "eval": {"batch_size": 128, "svm": False},
+    "eval": {
+        "batch_size": 128,  # images a call
+        "svm": False,  # whether linear SVMs on the descriptors are trained and tested too
+    },
 }  # fmt: skip
 
 
 def published(trunk: str, other: str, classes: int, images: int, batch: int = 64) -> dict[str, Any]:
-    """The authors' run: 100 epochs of the classifier, 1e-2 and then 1e-3; 100 epochs of everything at 1e-3; SVMs."""
+    """The authors' run: the classifier for 100 epochs at 1e-2, then 1e-3; all for 100 epochs at 1e-3; SVMs."""
     epoch = images // batch
     return {
         "data": {"source": "path", "image_size": 448, "classes": classes, "threads": 16},
@@ -122,7 +124,6 @@ TRUNKS = {
     "vgg19": (vgg.vgg19, "relu5_4"),
     "vgg_m": (vgg.vgg_m, "relu5"),
 }
-MEAN, DEVIATION = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -131,9 +132,10 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Wires the run: a classifier on a frozen trunk first, then both together."""
+    """Wires the run: the classifier on a frozen trunk first, then both together."""
     size, batch, steps = config.data.image_size, config.train.batch_size, config.train.steps
     net = make_network(config)
+    files = {"trunk": config.model.weights, "other": config.model.other_weights}
     part = config.optim.frozen
     frozen = round(part * steps) if part < 1 else int(part)
     txs = {
@@ -141,14 +143,20 @@ def build(config: ConfigDict) -> Experiment:
         "all": optim.from_config(config.optim.all, max(steps - frozen, 1)),
     }
 
-    def init(rng: jax.Array) -> TrainState:
-        params = net.init(rng, jnp.zeros((1, size, size, 3)), train=False)["params"]
-        params = read_weights(config, params)
+    def fresh(rng: jax.Array) -> Any:
+        return net.init(rng, jnp.zeros((1, size, size, 3)), train=False)["params"]
+
+    def prepare() -> dict[str, Any]:
+        return read_weights(files, jax.eval_shape(fresh, jax.random.key(0)))
+
+    def init(rng: jax.Array, start: dict[str, Any] | None = None) -> TrainState:
+        params = fresh(rng)
+        params |= {part: warm_start.taken(trunk, params[part]) for part, trunk in (start or {}).items()}
         state = {"classifier": txs["classifier"].init(params["head"]), "all": txs["all"].init(params)}
         return TrainState(jnp.zeros((), jnp.int32), rng, params, state)
 
     def loss_fn(params: Any, model_state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
-        logits = net.apply({"params": params}, preprocess(batch["image"]), train=True, rngs={"dropout": rng})
+        logits = net.apply({"params": params}, normalize.imagenet(batch["image"]), train=True, rngs={"dropout": rng})
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         right = Mean.of(top_k_correct(logits, batch["label"]))
         return losses.mean(), (model_state, {"loss": Mean.of(losses), "accuracy": right})
@@ -171,7 +179,7 @@ def build(config: ConfigDict) -> Experiment:
         arguments = state.params, state.model_state, batch, rng
         grads, _, metrics = lax.platform_dependent(
             *arguments,
-            cpu=whole,  # XLA's convolutions within a branch are 30 times slower there than gradients not needed
+            cpu=whole,  # a convolution inside a branch takes XLA 30 times as long there; unused gradients cost less
             default=lambda *arguments: lax.cond(together, whole, head_only, *arguments),
         )
         grads = reduce_gradients(grads)
@@ -179,54 +187,53 @@ def build(config: ConfigDict) -> Experiment:
         return state.replace(step=state.step + 1, params=params, opt_state=opt), metrics
 
     def train_data() -> Any:
-        source, _ = sources(config)
-        return pipeline.train_batches(
-            source,
-            lambda examples, rngs: load(examples, config.data, rngs),
-            batch,
-            seed=config.seed,
-            threads=config.data.threads,
-            workers=config.data.workers,
-        )
+        workers = {name: config.data[name] for name in ("threads", "workers")}
+        load = images.short_side_loader(size, config.data.classes)
+        return pipeline.train_batches(sources(config.data)[0], load, batch, seed=config.seed, **workers)
 
     def describe(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Descriptors of images and their mirror images, and the classifier's scores."""
+        """Descriptors of images and of their mirror images, and the classifier's scores."""
         found = {}
-        for name, images in (("plain", batch["image"]), ("mirrored", batch["image"][:, :, ::-1])):
-            found[name] = net.apply({"params": params}, preprocess(images), train=False, method="describe")
+        for name, crops in (("plain", batch["image"]), ("mirrored", batch["image"][:, :, ::-1])):
+            found[name] = net.apply({"params": params}, normalize.imagenet(crops), train=False, method="describe")
         scores = sum(jax.nn.softmax(x @ params["head"]["kernel"] + params["head"]["bias"]) for x in found.values())
         return {"scores": scores, "label": batch["label"], **(found if config.eval.svm else {})}
 
-    def over(source: Any, state: TrainState) -> dict[str, np.ndarray]:
-        return map_batches(
-            describe,
-            state.params,
-            range(len(source)),
-            config.eval.batch_size,
-            lambda part: load(pipeline.fetch(source, part), config.data),
-        )
-
     def evaluate(state: TrainState) -> Report:
-        train, test = sources(config)
-        found = over(test, state)
+        train, test = sources(config.data)
+        test_load = images.short_side_loader(size, config.data.classes)
+
+        def load(source: Any, rows: Any) -> dict[str, np.ndarray]:
+            return test_load(pipeline.fetch(source, rows), None)
+
+        def over(source: Any) -> dict[str, np.ndarray]:
+            rows = range(len(source))
+            return map_batches(describe, state.params, rows, config.eval.batch_size, lambda part: load(source, part))
+
+        found = over(test)
         scores, labels = found["scores"], found["label"]
         metrics = {
             "accuracy": 100 * float(np.mean(top_k_correct(scores, labels))),
             "top5_accuracy": 100 * float(np.mean(top_k_correct(scores, labels, min(5, config.data.classes)))),
         }
         if config.eval.svm:
-            metrics["svm_accuracy"] = 100 * float(np.mean(top_k_correct(svm_scores(over(train, state), found), labels)))
+            known = over(train)
+            descriptors = np.concatenate([known["plain"], known["mirrored"]])
+            mean = (found["plain"] + found["mirrored"]) / 2
+            scored = evaluation.svm_scores(descriptors, np.concatenate([known["label"]] * 2), mean)
+            metrics["svm_accuracy"] = 100 * float(np.mean(top_k_correct(scored, labels)))
         return Report(
             metrics,
-            figures={"Mistakes": confusion(scores, labels)},
-            images={
-                "Most confident mistakes, and the class they were taken for": mistakes(test, config, scores, labels)
-            },
+            figures={"Confusion": evaluation.confusion_figure(scores, labels)},
+            images=evaluation.mistakes(
+                lambda rows: load(test, rows)["image"], scores.argmax(1), labels, scores.max(1), columns=12
+            ),
         )
 
     return Experiment(
         evaluate=evaluate,
         init=init,
+        prepare=prepare if any(files.values()) else None,
         train_step=train_step,
         train_data=train_data,
         batch={
@@ -255,113 +262,29 @@ def make_network(config: ConfigDict) -> bilinear_cnn.BilinearCNN:
     )
 
 
-def preprocess(images: jax.Array) -> jax.Array:
-    """uint8 [N, H, W, 3] -> less ImageNet's mean, divided by its deviation."""
-    return (images.astype(jnp.float32) - MEAN) / DEVIATION
+def read_weights(files: dict[str, str], params: Any) -> dict[str, Any]:
+    """Trunks from PyTorch state dicts.
 
-
-def read_weights(config: ConfigDict, params: Any) -> Any:
-    """Parameters with the trunks' convolutions from PyTorch state dicts, in torchvision's order of layers."""
-    from facejax.interop.names import convert  # only runs from published weights need them
-    from facejax.interop.pytorch import read_state_dict
-    from facejax.interop.torchvision import vgg_convolution_rules
-
-    for part, path in (("trunk", config.model.weights), ("other", config.model.other_weights)):
-        if path:
-            tensors = {k: v for k, v in read_state_dict(path).items() if k.startswith("features.")}
-            places = sorted({int(name.split(".")[1]) for name in tensors})
-            if part not in params:
-                raise ValueError(f"model.other_weights is {path!r}, but model.other names no second trunk")
-            if len(places) != len(params[part]):
-                raise ValueError(
-                    f"{path} holds {len(places)} layers under 'features': expected {len(params[part])} convolutions"
-                )
-            rules = vgg_convolution_rules(dict(zip(places, sorted(params[part]), strict=True)))
-            params = {**params, part: convert(tensors, rules, {"params": params[part]})["params"]}
-    return params
-
-
-def sources(config: ConfigDict) -> tuple[Any, Any]:
-    """Labelled images to train on and to test on. In the face world: 18 and 6 pictures of the same people."""
-    data = config.data
-    if data.source == "path":
-        return tuple(readers.read(pathlib.Path(data.path) / split) for split in ("train", "test"))
-    source = faces.load("recognition", "train", data.data_dir or None)
-    train, test, seen = [], [], np.zeros(data.classes, int)
-    for example in pipeline.fetch(source, range(len(source))):
-        label = int(example["person"])
-        if label < data.classes:
-            (train if seen[label] < 18 else test).append({"image": example["image"], "label": label})
-            seen[label] += 1
-    return train, test
-
-
-def load(examples: Any, data: ConfigDict, rngs: Any = None) -> dict[str, np.ndarray]:
-    """A batch: shorter side to the size wanted, a random crop and flip, or without generators the central crop."""
-    labels = np.array([e["label"] for e in examples], np.int32)
-    if labels.max() >= data.classes:
-        raise ValueError(f"a label is {labels.max()}, but data.classes is {data.classes}: expected labels below it")
-    images = [
-        crop(transforms.decode(e["image"]), data.image_size, r) for e, r in zip(examples, rngs or [None] * len(labels))
-    ]
-    return {"image": np.stack(images), "label": labels}
-
-
-def crop(image: np.ndarray, size: int, rng: np.random.Generator | None) -> np.ndarray:
-    """[H, W, 3] -> [size, size, 3]."""
-    height, width = (round(n * size / min(image.shape[:2])) for n in image.shape[:2])
-    image = transforms.resize(image, height, width)
-    top, left = ((n - size) // 2 if rng is None else int(rng.integers(n - size + 1)) for n in (height, width))
-    image = image[top : top + size, left : left + size]
-    return image if rng is None else transforms.random_flip(image, rng)
-
-
-def svm_scores(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> np.ndarray:
-    """One-against-all linear SVMs (C = 1) on descriptors of images and mirror images, Sec. 4.
-
-    They are solved in the Gram matrix, for descriptors are longer than data sets are large. Every classifier is shifted
-    and scaled so that on its training set the median negative scores 0 and the median positive 1.
-
-    Returns:
-      [N, C] scores of the test images, averaged with their mirror images'.
+    Args:
+      files: "trunk" and "other" -> file; empty names are left out.
+      params: of the network, or their shapes.
     """
-    from sklearn.svm import SVC
+    from facejax.interop import torchvision  # only published weights need it
 
-    known = np.concatenate([train["plain"], train["mirrored"]])
-    labels = np.concatenate([train["label"]] * 2)
-    gram, cross = known @ known.T, (test["plain"] + test["mirrored"]) / 2 @ known.T
-    scores = []
-    for label in range(labels.max() + 1):
-        positive = labels == label
-        machine = SVC(kernel="precomputed", C=1.0).fit(gram, positive)
-        own = machine.decision_function(gram)
-        low, high = np.median(own[~positive]), np.median(own[positive])
-        scores.append((machine.decision_function(cross) - low) / (high - low))
-    return np.stack(scores, 1)
+    found = {}
+    for part, path in files.items():
+        if path and part not in params:
+            raise ValueError(f"model.other_weights is {path!r}, but model.other names no second trunk")
+        if path:
+            found[part] = torchvision.load_vgg_convolutions(path, params[part])
+    return found
 
 
-def confusion(scores: np.ndarray, labels: np.ndarray) -> Any:
-    """True against predicted classes, and each class's accuracy."""
-    classes, predicted = scores.shape[1], scores.argmax(1)
-    counts = np.zeros((classes, classes))
-    np.add.at(counts, (labels, predicted), 1)
-    figure, (left, right) = new_figure(9, 3.8, 1, 2)
-    left.imshow(counts, cmap="magma_r")
-    left.set(xlabel="predicted", ylabel="true class")
-    left.grid(False)
-    right.hist(100 * counts.diagonal() / np.maximum(counts.sum(1), 1), bins=np.linspace(0, 100, 13))
-    right.set(xlabel="accuracy of a class, %", ylabel="classes")
-    return figure
-
-
-def mistakes(source: Any, config: ConfigDict, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Twelve wrongly classified images above one image each of the class that was predicted."""
-    predicted = scores.argmax(1)
-    wrong = np.flatnonzero(predicted != labels)
-    wrong = wrong[np.argsort(-scores[wrong].max(1))][:12]
-    alike = [np.flatnonzero(labels == predicted[i])[:1] for i in wrong]
-    shown = np.concatenate([wrong, *alike]).astype(int) if len(wrong) else np.arange(12)
-    return image_grid(load(pipeline.fetch(source, shown), config.data)["image"], max(len(wrong), 1))
+def sources(data: ConfigDict) -> tuple[Any, Any]:
+    """Labelled images to train on and to test on; of the face world 18 and 6 images of each person."""
+    if data.source == "path":
+        return images.folders(data.path, ("train", "test"))
+    return images.first_people(data.classes, 18, data.data_dir or None)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Inception: filters of several sizes side by side, side classifiers, batch norm; accuracy against multiply-adds.
+"""Inception: parallel filters of several sizes, side classifiers, batch norm; accuracy against multiply-adds.
 
-    python -m experiments.inception                               # rendered faces: who is it? GoogLeNet at width 0.25
+    python -m experiments.inception                               # identities of rendered faces; GoogLeNet, width 0.25
     python -m experiments.inception --config=no_auxiliary         # without side classifiers
-    python -m experiments.inception --config=plain                # 3x3 convolutions in place of modules, at equal cost
+    python -m experiments.inception --config=plain                # 3x3 convolutions, not modules, at equal cost
     python -m experiments.inception --config=bn                   # BN-Inception
     python -m experiments.inception --config=imagenet_v1 --config.data.path=DIR   # DIR/train/class/*.jpg, DIR/val/...
     python -m experiments.inception --config=imagenet_v3 --config.data.path=DIR   # 8 GPUs
@@ -13,41 +13,46 @@ Published top-1 / top-5 on ImageNet's validation images, one central crop: GoogL
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments import classification_common as common
 from facejax.backbones import inception
 from facejax.backbones.inception import Plan
-from facejax.train import Experiment, app
+from facejax.data import normalize
+from facejax.data.classification import IMAGENET, LabelledImages
+from facejax.recipes.classifier import Optimizer, Schedule, classifier
+from facejax.train import Experiment, Options, app
 from facejax.train.claims import Claim
 
 BASE = {
-    **common.BASE,
+    "seed": 0,
+    "data": asdict(LabelledImages()),
     "model": {
-        "name": "v1",  # or "bn", "v3"
-        "width": 0.25,
-        "auxiliary": True,
-        "plain": False,  # V1 with a 3x3 convolution of as many outputs in place of every module
-        "dropout": 0.4,
-        "auxiliary_dropout": 0.0,  # of V1's side classifiers, which narrow as they are here have no units to spare
-        "momentum": 0.9,
-        "epsilon": 1e-3,
-        "dtype": "float32",
+        "name": "v1",  # "v1", "bn" or "v3"
+        "width": 0.25,  # multiplies every layer's channels
+        "auxiliary": True,  # whether V1 and V3 have side classifiers in training
+        "plain": False,  # V1 with one 3x3 convolution of as many channels in place of every module
+        "dropout": 0.4,  # rate before the classifier, 0..1
+        "auxiliary_dropout": 0.0,  # rate in V1's side classifiers, 0..1; at width 0.25 they are too narrow for dropout
+        "momentum": 0.9,  # decay of batch norm's moving averages
+        "epsilon": 1e-3,  # added to batch norm's variance
+        "dtype": "float32",  # of the computation
     },
-    "loss": {"label_smoothing": 0.0, "auxiliary": 0.3},
-    "optim": {
-        **common.BASE["optim"],
-        "name": "adam",
-        "schedule": {"kind": "cosine", "peak": 1e-3, "warmup": 20, "power": 1.0, "every": 0, "factor": 1.0},
+    "loss": {
+        "label_smoothing": 0.0,  # part of the target spread over all classes, 0..1
+        "auxiliary": 0.3,  # weight of each side classifier's loss
     },
+    "optim": asdict(Optimizer("adam", schedule=Schedule(peak=1e-3, warmup=20))),
+    "train": asdict(Options(batch_size=64, steps=300)),
+    "eval": {"batch_size": 120},  # images a call
 }
 
 CAFFE = {
-    "data": common.IMAGENET,
+    "data": IMAGENET,
     "model": {"width": 1.0, "auxiliary_dropout": 0.7, "dtype": "bfloat16"},
     "optim": {
         "name": "sgd",
@@ -56,7 +61,7 @@ CAFFE = {
     },
     "train": {"batch_size": 32, "steps": 2_400_000, "devices": 1, "eval_every": 40_000},
 }
-"""bvlc_googlenet's quick solver: 68.7 % (its readme). There biases move at twice the rate."""
+"""The quick solver of bvlc_googlenet (68.7 % in its readme), which gives biases twice the learning rate."""
 
 
 def rmsprop(name: str, size: int, **changes: Any) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def rmsprop(name: str, size: int, **changes: Any) -> dict[str, Any]:
     Eight GPUs of 32 images step together in place of the paper's 50 asynchronous replicas of 32.
     """
     return {
-        "data": {**common.IMAGENET, "image_size": size},
+        "data": {**IMAGENET, "image_size": size},
         "model": {"name": name, "width": 1.0, "dropout": 0.2, "momentum": 0.9997, "dtype": "bfloat16"},
         "optim": {
             "name": "rmsprop",
@@ -83,8 +88,8 @@ def rmsprop(name: str, size: int, **changes: Any) -> dict[str, Any]:
 PRESETS = {
     "synthetic": {},
     "no_auxiliary": {"model.auxiliary": False},
-    "plain": {"model.plain": True, "model.width": 0.144},  # as many multiply-adds
-    # what batch norm allows (Sec. 4.2.1): five times the rate, no dropout
+    "plain": {"model.plain": True, "model.width": 0.144},  # the multiply-adds of "synthetic"
+    # Sec. 4.2.1: five times the learning rate and no dropout
     "bn": {"model": {"name": "bn", "dropout": 0.0}, "optim.schedule.peak": 5e-3},
     "fast": {"model.dropout": 0.0, "optim.schedule.peak": 5e-3},  # the same without batch norm
     "imagenet_v1": CAFFE,
@@ -119,7 +124,7 @@ CLAIM = (
     ),
 )
 
-MEAN = (123.0, 117.0, 104.0)
+CENTRED = partial(normalize.centred, mean=normalize.CAFFE_MEAN)
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -128,14 +133,18 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Wires the run; V1 sees 0..255 less the mean, which its response normalisation is made for, the others -1..1."""
-    preprocess = less_mean if config.model.name == "v1" else common.preprocess
-    return common.classifier(config, make_net(config), auxiliary=config.loss.auxiliary, preprocess=preprocess)
-
-
-def less_mean(images: jax.Array) -> jax.Array:
-    """uint8 [N, H, W, 3] RGB, less ImageNet's mean."""
-    return images.astype(jnp.float32) - jnp.array(MEAN)
+    """Wires the run; V1, whose response normalisation needs that scale, takes 0..255 less the mean, others -1..1."""
+    return classifier(
+        make_net(config),
+        LabelledImages(**config.data),
+        Optimizer(**config.optim),
+        Options(**config.train),
+        seed=config.seed,
+        eval_batch_size=config.eval.batch_size,
+        label_smoothing=config.loss.label_smoothing,
+        auxiliary=config.loss.auxiliary,
+        preprocess=CENTRED if config.model.name == "v1" else normalize.symmetric,
+    )
 
 
 def make_net(config: ConfigDict) -> Any:
@@ -161,7 +170,7 @@ def make_net(config: ConfigDict) -> Any:
 
 
 def plain_modules() -> inception.Modules:
-    """V1's table with one 3x3 convolution of as many outputs in place of every module."""
+    """V1's table with one 3x3 convolution of as many channels in place of every module."""
 
     def plain(plan: Plan) -> Plan:
         outputs = sum(layers[-1][0] for layers in plan.branches) + plan.pool_channels

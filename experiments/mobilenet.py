@@ -1,6 +1,6 @@
 """MobileNet V1 and V2: accuracy of classifiers against their multiply-adds.
 
-    python -m experiments.mobilenet                                        # rendered faces: who is it? V1 at width 0.25
+    python -m experiments.mobilenet                                        # identities of rendered faces; V1 at 0.25
     python -m experiments.mobilenet --config=v2                            # V2
     python -m experiments.mobilenet --config=imagenet_v1 --config.data.path=DIR   # DIR/train/class/*.jpg, DIR/val/...
     python -m experiments.mobilenet --config=imagenet_v2 --config.data.path=DIR   # 8 GPUs
@@ -11,43 +11,50 @@ Published top-1 on ImageNet's validation images: V1 70.6 and V2 72.0 (papers); s
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from experiments import classification_common as common
 from facejax.backbones import mobilenet
-from facejax.train import Experiment, app
+from facejax.data.classification import IMAGENET, LabelledImages
+from facejax.recipes.classifier import Optimizer, classifier
+from facejax.train import Experiment, Options, app
 from facejax.train.claims import Claim
 
 BASE = {
-    **common.BASE,
+    "seed": 0,
+    "data": asdict(LabelledImages()),
     "model": {
-        "name": "v1",  # or "v2"
-        "width": 0.25,
-        "stem_stride": 1,
-        "separable": True,
-        "linear": True,
-        "dropout": 1e-3,
-        "momentum": 0.9,
-        "epsilon": 1e-3,
-        "dtype": "float32",
+        "name": "v1",  # "v1" or "v2"
+        "width": 0.25,  # multiplies every layer's channels
+        "stem_stride": 1,  # of the first convolution, pixels
+        "separable": True,  # V1: depthwise separable convolutions; False: full 3x3 convolutions
+        "linear": True,  # V2: bottlenecks without an activation; False: with ReLU6
+        "dropout": 1e-3,  # rate before the classifier, 0..1
+        "momentum": 0.9,  # decay of batch norm's moving averages
+        "epsilon": 1e-3,  # added to batch norm's variance
+        "dtype": "float32",  # of the computation
     },
+    "loss": {"label_smoothing": 0.0},  # part of the target spread over all classes, 0..1
+    "optim": asdict(Optimizer()),
+    "train": asdict(Options(batch_size=64, steps=300)),
+    "eval": {"batch_size": 120},  # images a call
 }
 
 
 def imagenet(name: str, width: float, size: int = 224, **changes: Any) -> dict[str, Any]:
-    """What both papers' ImageNet runs share."""
+    """Settings that both papers' ImageNet runs share."""
     return {
-        "data": {**common.IMAGENET, "image_size": size},
+        "data": {**IMAGENET, "image_size": size},
         "model": {"name": name, "width": width, "stem_stride": 2, "momentum": 0.997, "dtype": "bfloat16"},
         **changes,
     }
 
 
 def slim_v1(width: float, size: int = 224) -> dict[str, Any]:
-    """TF-slim's script for V1: plain SGD, 0.94 every 2.5 epochs, batches of 64. Its length, 100 epochs, is ours."""
+    """TF-slim's script for V1: SGD, times 0.94 every 2.5 epochs, batches of 64. The 100 epochs are our choice."""
     return imagenet(
         "v1",
         width,
@@ -63,7 +70,7 @@ def slim_v1(width: float, size: int = 224) -> dict[str, Any]:
 def slim_v2(width: float) -> dict[str, Any]:
     """TF-slim's recipe for V2 (72.0 %): 8 GPUs of 96 images, RMSProp, label smoothing, EMA, 700,000 steps.
 
-    The rate falls every 2.5 / 8 epochs as one GPU counts them, by its own batches of 96.
+    The rate drops every 2.5 epochs that one GPU counts by its own batches of 96, so every 2.5 / 8 epochs of the data.
     """
     return imagenet(
         "v2",
@@ -81,7 +88,7 @@ def slim_v2(width: float) -> dict[str, Any]:
 
 
 PRESETS = {
-    "synthetic": {"model.width": 0.252},  # as many multiply-adds as
+    "synthetic": {"model.width": 0.252},  # the multiply-adds of the next preset
     "full_convolution": {"model.separable": False, "model.width": 0.083},
     "v2": {"model.name": "v2"},
     "v2_relu": {"model.name": "v2", "model.linear": False},
@@ -123,7 +130,15 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
-    return common.classifier(config, make_net(config))
+    return classifier(
+        make_net(config),
+        LabelledImages(**config.data),
+        Optimizer(**config.optim),
+        Options(**config.train),
+        seed=config.seed,
+        eval_batch_size=config.eval.batch_size,
+        label_smoothing=config.loss.label_smoothing,
+    )
 
 
 def make_net(config: ConfigDict) -> Any:

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from facejax.backbones import resnet
 from facejax.clustering import odc
-from facejax.data import classification, pipeline, transforms
+from facejax.data import classification, pipeline, sources, transforms
 from facejax.data.synthetic import faces
 from facejax.metrics import clustering, verification
 from facejax.ops import vectors
@@ -320,7 +320,7 @@ def train_pictures(config: ConfigDict) -> Any:
     if config.data.source != "face_world":
         raise ValueError(f"data.source is {config.data.source!r}: expected face_world or path")
     source = faces.load("recognition", "train", config.data.data_dir or None)
-    return classification.Pictures(source, range(min(config.data.images, len(source))))
+    return sources.Subset(source, range(min(config.data.images, len(source))))
 
 
 def probe_pictures(config: ConfigDict) -> tuple[Any, Any]:
@@ -328,10 +328,10 @@ def probe_pictures(config: ConfigDict) -> tuple[Any, Any]:
     if config.data.source == "path":
         train, test = classification.splits(config.data.path)
         chosen = np.linspace(0, len(train) - 1, min(config.eval.probe_images, len(train))).astype(int)
-        return classification.Pictures(train, chosen), test
+        return sources.Subset(train, chosen), test
     source = faces.load("recognition", "test", config.data.data_dir or None)
     numbers = np.arange(len(source))
-    return tuple(classification.Pictures(source, numbers[numbers % 2 == part]) for part in (0, 1))
+    return tuple(sources.Subset(source, numbers[numbers % 2 == part]) for part in (0, 1))
 
 
 def loader(data: ConfigDict) -> pipeline.Load:

@@ -1,76 +1,77 @@
-"""Transformer: a translator made of attention alone, beside a recurrent one of about its size.
+"""Transformer: translation by attention alone, and a recurrent baseline of about the same size.
 
     python -m experiments.transformer                         # a small language pair with a known grammar, two cores
-    python -m experiments.transformer --config=recurrent      # a GRU that reads and one that writes
+    python -m experiments.transformer --config=recurrent      # a GRU encoder and a GRU decoder
     python -m experiments.transformer --config=small_multi30k --config.data.path=DIR   # DIR/train.en, train.de, ...
     python -m experiments.transformer --config=small_multi30k_cpu --config.data.path=DIR   # overnight on two cores
     python -m experiments.transformer --config=small_multi30k_minutes --config.data.path=DIR   # the first three minutes
     python -m experiments.transformer --config=base_wmt14 --config.data.path=DIR       # the paper's, 8 accelerators
 
 Published: base_wmt14 27.3, big_wmt14 28.4 BLEU on newstest2014 (paper); small_multi30k 41.02 lower-cased tokenised BLEU
-on test2016 (Revisit-MMT's text-only baseline), which "bleu_lower" is; with --config.data.lower=False capitals are kept
-and "bleu" is sacreBLEU's default. The paper's BLEU is of tokens, with compounds split. Weights tested are an
-exponential average of all steps', or with --eval_only --average=5 (big: 20) the mean of the last checkpoints, as the
-paper's.
+on test2016 (Revisit-MMT's text-only baseline), comparable with "bleu_lower". With --config.data.lower=False capitals
+are kept and "bleu" is sacreBLEU's default. The paper computes BLEU on tokens, with compounds split. The evaluated
+parameters are a moving average over all steps, or with --eval_only --average=5 (big: 20), as in the paper, the mean of
+the last checkpoints.
 """
 
 from __future__ import annotations
 
 import functools
-import gzip
-import pathlib
 from dataclasses import asdict
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from ml_collections import ConfigDict
 
 from facejax.data import text
 from facejax.data.synthetic import language
+from facejax.evaluate import translation
 from facejax.foundations import transformer
-from facejax.metrics import translation
-from facejax.train import (
-    AXIS,
-    Experiment,
-    Mean,
-    Options,
-    Report,
-    TrainState,
-    app,
-    map_batches,
-    new_figure,
-    optim,
-    supervised_step,
-)
+from facejax.train import AXIS, Experiment, Mean, Options, Report, TrainState, app, map_batches, optim, supervised_step
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
     "data": {
-        "source": "grammar",  # or "files": path/train.en, train.de, TEST.en, TEST.de (or with .gz), a sentence a line
-        "path": "",
-        "languages": ("en", "de"),
-        "test": "test_2016_flickr",
-        "pairs": 3000,
-        "test_pairs": 300,
-        "byte_pairs": 10_000,
-        "lower": True,
-        "lengths": (16,),  # of the buckets
+        "source": "grammar",  # "grammar" (a small language pair), or "files"
+        "path": "",  # folder with train.LANGUAGE and TEST.LANGUAGE (or with .gz), one sentence a line
+        "languages": ("en", "de"),  # of source and target: endings of the files' names
+        "test": "test_2016_flickr",  # name of the test files before the ending
+        "pairs": 3000,  # of "grammar", sentence pairs to train on
+        "test_pairs": 300,  # of "grammar", sentence pairs to test on
+        "byte_pairs": 10_000,  # of "files", size of the joint vocabulary
+        "lower": True,  # of "files", whether sentences are lower-cased
+        "lengths": (16,),  # of the buckets, tokens
     },
     "model": {
-        "kind": "transformer",  # or "recurrent"
-        "width": 64, "heads": 4, "hidden": 128, "layers": 2, "dropout": 0.1, "pre_norm": False, "bias": False,
-        "dtype": "float32",
+        "kind": "transformer",  # "transformer" or "recurrent"
+        "width": 64,  # d_model; of "recurrent" the size of embeddings and states
+        "heads": 4,  # of each attention
+        "hidden": 128,  # d_ff, of the feed-forward layers
+        "layers": 2,  # of the encoder and of the decoder
+        "dropout": 0.1,  # rate, 0..1
+        "pre_norm": False,  # whether each sublayer's input is normalised, not its sum
+        "bias": False,  # whether the attention's projections have biases
+        "dtype": "float32",  # of the computation
     },
-    "loss": {"smoothing": 0.1},
-    "optim": {"warmup": 150, "factor": 1.0, "b2": 0.98, "ema": 0.99},
-    # batch_size: tokens a side, padding included
+    "loss": {"smoothing": 0.1},  # part of the target spread over the vocabulary, 0..1
+    "optim": {
+        "warmup": 150,  # updates over which the rate rises
+        "factor": 1.0,  # multiplies the paper's learning rate
+        "b2": 0.98,  # Adam's decay of the squared gradients' average
+        "ema": 0.99,  # decay of the moving average of the parameters, which is evaluated
+    },
+    # batch_size counts tokens of each side, padding included
     "train": asdict(Options(batch_size=1024, steps=800, log_every=100, save_every=200, devices=1)),
-    "eval": {"batch_size": 100, "beam": 4, "alpha": 0.6, "extra": 3},  # tokens beyond the source's
-}  # fmt: skip
+    "eval": {
+        "batch_size": 100,  # sentences a call
+        "beam": 4,  # hypotheses kept
+        "alpha": 0.6,  # exponent of the length penalty
+        "extra": 3,  # tokens that a translation may have beyond its source
+    },
+}
 
 
 def wmt14(width: int, heads: int, dropout: float, steps: int, keep: int) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def build(config: ConfigDict) -> Experiment:
     net = make_network(config, size)
     rate = transformer.noam(model.width, config.optim.warmup, config.optim.factor)
     tx = optim.optimizer("adam", rate, b2=config.optim.b2, eps=1e-9)
-    read = functools.cache(lambda: corpus(config))  # byte pairs take a while to learn
+    read = functools.cache(lambda: corpus(config))  # learning byte pairs takes minutes
 
     def init(rng: jax.Array) -> TrainState:
         one = jnp.ones((1, lengths[0]), jnp.int32)
@@ -163,7 +164,7 @@ def build(config: ConfigDict) -> Experiment:
 
     def train_step(state: TrainState, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
         real = batch["target"] != text.PAD
-        share = lax.pmean(real.mean(), AXIS)  # of all devices' places, so that every real token counts alike
+        share = lax.pmean(real.mean(), AXIS)  # averaged over devices, so every real token has equal weight
         return step(state, {**batch, "weight": real / share}, rng)
 
     def train_data() -> Any:
@@ -188,9 +189,13 @@ def build(config: ConfigDict) -> Experiment:
         ]
         figures = {}
         if model.kind == "transformer":
-            figures["Attention to the source"] = attention_figure(net, state.ema, vocabulary, sources[0], found[0])
+            figures["Attention to the source"] = translation.attention_figure(
+                net, state.ema, vocabulary, sources[0], found[0]
+            )
         return Report(
-            scores(config, found, references),
+            translation.scores(
+                found, references, tokenized=config.data.source == "grammar", cased=not config.data.lower
+            ),
             tables={"Translations": examples[:12]},
             figures=figures,
         )
@@ -205,17 +210,8 @@ def build(config: ConfigDict) -> Experiment:
     )
 
 
-def scores(config: ConfigDict, found: list[str], references: list[str]) -> dict[str, float]:
-    """BLEU and exact translations, in percent. Files: lower-cased, and as it is written where capitals are kept."""
-    exact = {"exact_match": translation.exact_match(found, references)}
-    if config.data.source == "grammar":
-        return exact | {"bleu": translation.bleu(found, references, tokenize="none")}
-    cased = {} if config.data.lower else {"bleu": translation.bleu(found, references)}
-    return {"bleu_lower": translation.bleu(found, references, lowercase=True), **cased, **exact}
-
-
 def make_network(config: ConfigDict, vocabulary: int) -> Any:
-    """The network that the configuration names, for so many tokens."""
+    """The network that the configuration names, for a vocabulary of that size."""
     model = config.model
     if model.kind == "recurrent":
         return transformer.Recurrent(vocabulary, model.width, model.dropout)
@@ -234,7 +230,7 @@ def make_network(config: ConfigDict, vocabulary: int) -> Any:
 
 
 def corpus(config: ConfigDict) -> tuple[Any, ...]:
-    """Sentences to learn from (source, target), the vocabulary, sentences to translate and their references."""
+    """Training sentences (source, target), the vocabulary, test sentences and their references."""
     data = config.data
     if data.source == "grammar":
         pairs = language.pairs(data.pairs + data.test_pairs, config.seed)
@@ -244,47 +240,12 @@ def corpus(config: ConfigDict) -> tuple[Any, ...]:
         return source, target, text.Words(language.words()), sources, references
     if not data.path:
         raise ValueError("data.path is empty: expected a folder with train and test files of both languages")
-    source, target, sources, references = (
-        side for part in ("train", data.test) for side in read_pairs(pathlib.Path(data.path), part, data)
-    )
+    train, test = (text.read_pairs(data.path, part, data.languages, data.lower) for part in ("train", data.test))
+    (source, target), (sources, references) = train, test
     vocabulary = text.BytePairs([*source, *target], data.byte_pairs)
     longest = max(data.lengths)
     kept = [p for p in zip(source, target, strict=True) if max(len(vocabulary.encode(s)) for s in p) <= longest]
     return *zip(*kept, strict=True), vocabulary, sources, references
-
-
-def read_pairs(folder: pathlib.Path, part: str, data: ConfigDict) -> list[list[str]]:
-    """The sentences of both languages. ValueError where they are not equally many, or one is empty."""
-    sides = [read_lines(folder / f"{part}.{name}", data.lower) for name in data.languages]
-    if len(sides[0]) != len(sides[1]):
-        counts = " and ".join(f"{part}.{n} {len(side)}" for n, side in zip(data.languages, sides, strict=True))
-        raise ValueError(f"{folder}: {counts} sentences, expected equally many")
-    for name, side in zip(data.languages, sides, strict=True):
-        if "" in side:
-            raise ValueError(f"{folder / part}.{name}: line {side.index('') + 1} is empty, expected a sentence a line")
-    return sides
-
-
-def read_lines(path: pathlib.Path, lower: bool) -> list[str]:
-    """Sentences of a file, one a line, or of the same file with .gz behind its name."""
-    packed = path.with_name(f"{path.name}.gz")
-    whole = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
-    lines = whole.decode("utf-8").splitlines()
-    return [line.strip().lower() if lower else line.strip() for line in lines]
-
-
-def attention_figure(net: Any, params: Any, vocabulary: Any, source: str, found: str) -> Any:
-    """Mean over the heads of the last layer's attention from the words written to the words read."""
-    rows, target = (np.array([vocabulary.encode(s)]) for s in (source, found))
-    _, seen = net.apply({"params": params}, rows, text.shift(target), train=False, mutable=["attention"])
-    layer = seen["attention"][f"decoder_{net.layers - 1}"]["other"]["weights"][0]
-    words, written = ([vocabulary.decode([t]) or "</s>" for t in side[0]] for side in (rows, target))
-    figure, axis = new_figure(0.45 * len(words) + 1.5, 0.4 * len(written) + 1.5)
-    axis.imshow(np.asarray(layer[0].mean(0)), cmap="magma_r", aspect="auto")
-    axis.set_xticks(range(len(words)), words, rotation=60)
-    axis.set_yticks(range(len(written)), written)
-    axis.grid(False)
-    return figure
 
 
 if __name__ == "__main__":

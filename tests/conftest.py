@@ -127,3 +127,29 @@ def coloured(tmp_path_factory, picture_folder):
         return picture_folder(tmp_path_factory.mktemp("coloured"), classes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def coco_folder(tmp_path_factory):
+    """A folder laid out as COCO's: eight images of noise with a person in each, in both splits."""
+    import json
+
+    from facejax.data.synthetic.faces import png
+
+    root, rng = tmp_path_factory.mktemp("coco"), np.random.default_rng(0)
+    (root / "annotations").mkdir()
+    for split in ("train2017", "val2017"):
+        (root / "images" / split).mkdir(parents=True)
+        images, annotations = [], []
+        for i in range(1, 9):
+            (root / "images" / split / f"{i}.png").write_bytes(png(rng.integers(0, 255, (90, 120, 3)).astype(np.uint8)))
+            images.append({"id": i, "file_name": f"{i}.png", "width": 120, "height": 90})
+            points = np.concatenate([rng.integers(10, 70, (17, 2)), np.full((17, 1), 2)], 1)
+            box = [5, 5, 70, 70]
+            annotations.append({
+                "id": i, "image_id": i, "category_id": 1, "iscrowd": 0, "area": 4000.0, "bbox": box,
+                "keypoints": points.ravel().tolist(), "num_keypoints": 17,
+            })  # fmt: skip
+        found = {"images": images, "annotations": annotations}
+        (root / "annotations" / f"person_keypoints_{split}.json").write_text(json.dumps(found))
+    return root

@@ -1,11 +1,11 @@
-"""HRNet: parallel branches from stride 4 to 32 that exchange what they see, so the finest map is never rebuilt.
+"""HRNet: parallel branches of strides 4 to 32 exchange features, so the finest map is never upsampled from coarse ones.
 
 Sun, Xiao, Liu, Wang. Deep high-resolution representation learning for human pose estimation. CVPR 2019.
 arXiv:1902.09212. Wang et al. Deep high-resolution representation learning for visual recognition. TPAMI 2020.
-arXiv:1908.07919. A trunk that gives four named maps, with a head that draws a heat map for each keypoint or one that
-names a class; and the network that the first paper compares itself with.
-Differs from the papers: nothing known. Sizes that 32 does not divide, which fail in the authors' code where maps are
-added, are refused at the entrance.
+arXiv:1908.07919. The trunk returns four named maps; one head predicts a heat map per keypoint, one classifies. The
+baseline of the first paper is here too.
+Differs from the papers: nothing known. Sizes that are no multiples of 32, which the authors' code can't add up, raise
+an error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from facejax.ops.pooling import upsample_nearest
 Dtype = Any
 
 HEAD_WIDTHS = (32, 64, 128, 256)
-"""Inner widths of the classifier's bottlenecks, a branch each; four times as many channels leave them."""
+"""Inner width of the classifier's bottleneck on each branch; its output has four times as many channels."""
 
 
 class HighResolutionModule(nn.Module):
@@ -36,7 +36,7 @@ class HighResolutionModule(nn.Module):
 
     Attributes:
       blocks: of two 3x3 convolutions, on each branch.
-      outputs: the branches that come out, finest first; 0 is all of them.
+      outputs: number of branches returned, finest first; 0 returns all.
       axis_name, dtype: see `HRNet`.
     """
 
@@ -47,7 +47,7 @@ class HighResolutionModule(nn.Module):
 
     @nn.compact
     def __call__(self, branches: Sequence[jax.Array], *, train: bool) -> list[jax.Array]:
-        """Maps [N, H / 2^i, W / 2^i, C_i], and again."""
+        """Maps [N, H / 2^i, W / 2^i, C_i] of branch i -> maps of the same shapes."""
         maps = []
         for i, x in enumerate(branches):
             for block in range(self.blocks):
@@ -94,10 +94,10 @@ class HRNet(nn.Module):
       width: C, channels of the finest branch; each next branch has twice as many.
       modules: of stages 2, 3 and 4, which have two, three and four branches.
       blocks: residual blocks on each branch of a module.
-      stem_width: channels of the two convolutions that bring the picture to stride 4.
-      first_blocks, first_width: stage 1, bottlenecks and their inner width.
-      finest_only: the last module gives its finest map only, as for heat maps.
-      axis_name: shares batch statistics over this mapped axis; the published runs do not.
+      stem_width: channels of the two stem convolutions of stride 2.
+      first_blocks, first_width: number of bottlenecks of stage 1 and their inner width.
+      finest_only: whether the last module returns only its finest map, which suffices for heat maps.
+      axis_name: mapped axis over which batch statistics are averaged; the published runs average over none.
       dtype: of the computation.
     """
 
@@ -113,11 +113,11 @@ class HRNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-        """Maps of a picture.
+        """Feature maps of images.
 
         Args:
-          images: [N, H, W, 3] RGB, of mean 0 and deviation 1 by channel; H and W multiples of 32.
-          train: batch statistics of training.
+          images: [N, H, W, 3] RGB, normalised to mean 0 and deviation 1 per channel; H and W multiples of 32.
+          train: whether batch norm uses the batch's statistics.
 
         Returns:
           {"c2", "c3", "c4", "c5"} of strides 4, 8, 16, 32 and C, 2C, 4C, 8C channels; "c2" alone if `finest_only`.
@@ -173,7 +173,7 @@ hrnet_w48 = partial(HRNet, 48)
 
 
 class PoseNet(nn.Module):
-    """One heat map for each keypoint, from the finest map by a 1x1 convolution.
+    """One heat map per keypoint, by a 1x1 convolution on the finest map.
 
     Attributes:
       trunk: gives "c2"; an `HRNet` that is `finest_only` has no parameters to spare.
@@ -191,7 +191,7 @@ class PoseNet(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Class scores: each branch widened by a bottleneck, the finer ones halved into the coarser, and the mean of all.
+    """Class scores: bottlenecks widen each branch, strided convolutions add finer maps to coarser ones, then a mean.
 
     Attributes:
       trunk: an `HRNet` with all four maps.
@@ -219,7 +219,7 @@ class Classifier(nn.Module):
 
 
 class SimpleBaseline(nn.Module):
-    """What the paper compares with: a trunk down to stride 32, and three transposed convolutions back to stride 4.
+    """The paper's baseline: a trunk of stride 32 and three transposed convolutions up to stride 4.
 
     Xiao, Wu, Wei. Simple baselines for human pose estimation and tracking. ECCV 2018. arXiv:1804.06208.
 
@@ -247,7 +247,7 @@ class SimpleBaseline(nn.Module):
 
 
 def small_kernels(rng: jax.Array, params: Any, deviation: float = 1e-3) -> Any:
-    """Every kernel drawn anew from N(0, deviation^2), which is how the authors' pose networks start."""
+    """Every kernel redrawn from N(0, deviation^2), as the authors initialise their pose networks."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(rng, len(leaves))
     drawn = [

@@ -1,12 +1,12 @@
-"""Inception: GoogLeNet (V1), BN-Inception and Inception V3, classifiers of filters of several sizes side by side.
+"""Inception: GoogLeNet (V1), BN-Inception and Inception V3, classifiers with filters of several sizes in parallel.
 
 V1: Szegedy et al. "Going deeper with convolutions". CVPR 2015. arXiv:1409.4842.
 BN-Inception: Ioffe & Szegedy. "Batch normalization". ICML 2015. arXiv:1502.03167, its Fig. 5; TF-slim's inception_v2.
 V3: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna. "Rethinking the Inception architecture for computer vision". CVPR 2016.
 arXiv:1512.00567.
-What the papers leave open is as in public code: V1 as Caffe's bvlc_googlenet (padding of the first layer, Xavier's
-uniform, biases of 0.2, dropout), the others as TF-slim (96 channels after the pools of 4c and 4d, batch
-norm, He's normal).
+Choices that the papers leave open follow public code: V1 Caffe's bvlc_googlenet (padding of the first layer, Xavier's
+uniform, biases of 0.2, dropout), the others TF-slim (96 channels after the pools of 4c and 4d, batch norm, He's
+normal).
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ Kernel = int | tuple[int, int]
 
 Outputs = jax.Array | list[jax.Array] | dict[str, jax.Array]
 
-xavier_uniform = nn.initializers.lecun_uniform()  # Caffe's "xavier" looks at the inputs only
+xavier_uniform = nn.initializers.lecun_uniform()  # Caffe's "xavier" counts inputs only
 he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
 class Plan(NamedTuple):
-    """What a module does with its input, side by side.
+    """The parallel branches of a module.
 
     Attributes:
-      branches: of each the convolutions in a row, (channels, kernel); several kernels, (channels, kernel, kernel), look
-        at the same input, and their outputs are joined.
-      pool: the last branch: "max", "avg" or, for none, "".
-      pool_channels: of a 1x1 convolution after the pool; 0 passes it on as it is.
+      branches: of each its successive convolutions, (channels, kernel); several kernels, (channels, kernel, kernel),
+        are parallel convolutions whose outputs are concatenated.
+      pool: the last branch: "max", "avg", or "" for none.
+      pool_channels: of a 1x1 convolution after the pool; 0 has none.
       stride: of every branch's last convolution and of the pool.
       window: side of the pool's window.
     """
@@ -59,7 +59,7 @@ def v1_modules(kernel: int = 5, last_window: int = 3) -> Modules:
     """V1's modules and pools (Table 1): 1x1; 1x1, 3x3; 1x1, 5x5; maximum, 1x1.
 
     Args:
-      kernel: in place of 5x5.
+      kernel: side of the largest filters, which are 5x5 in the paper.
       last_window: of the last pool.
     """
 
@@ -114,7 +114,7 @@ def _v3_17(c: int) -> Plan:
 
 
 _V3_8 = Plan((((320, 1),), ((384, 1), (384, (1, 3), (3, 1))), ((448, 1), (384, 3), (384, (1, 3), (3, 1)))), "avg", 192)
-"""V3's Fig. 7, on maps of 8 pixels: many channels by 1x3 and 3x1 side by side."""
+"""V3's Fig. 7, on maps of 8 pixels: parallel 1x3 and 3x1 convolutions with many channels."""
 
 V3_MODULES: Modules = (
     ("5b", _v3_35(32)),
@@ -129,11 +129,11 @@ V3_MODULES: Modules = (
     ("7b", _V3_8),
     ("7c", _V3_8),
 )
-"""Under TF-slim's and torchvision's names, less "Mixed_"."""
+"""By the names of TF-slim and torchvision without "Mixed_"."""
 
 
 class ConvRelu(nn.Module):
-    """A convolution with bias and a ReLU, called as `ConvNorm` is; fields as of `facejax.nn.conv.Conv`."""
+    """A convolution with bias and a ReLU, with the interface of `ConvNorm`; fields as in `facejax.nn.conv.Conv`."""
 
     features: int
     kernel_size: Kernel
@@ -152,14 +152,14 @@ class ConvRelu(nn.Module):
 
 
 class Mixed(nn.Module):
-    """An Inception module: the branches of a plan over one input, joined by channels.
+    """An Inception module: the branches of a plan on one input, concatenated along the channels.
 
     Attributes:
       plan: the branches.
       width: multiplies their channels.
-      block: makes a convolution with all that follows it.
-      valid: strides take whole windows only, as V3 does; otherwise they pad as TensorFlow's "SAME".
-      count_padding: average pools divide by the whole window at the edges too, as in PyTorch's versions.
+      block: constructor of a convolution with its norm and activation.
+      valid: whether strided layers use no padding, as in V3; if not, TensorFlow's "SAME".
+      count_padding: whether average pools count the padding at the edges, as PyTorch's versions do.
     """
 
     plan: Plan
@@ -193,15 +193,15 @@ class Mixed(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """Inception V1: images in, class scores out.
+    """Inception V1: images to class scores.
 
     Attributes:
       num_classes: C.
       width: multiplies all channels.
-      auxiliary: side classifiers after 4a and 4d, for training; the paper gives their losses a weight of 0.3.
-      dropout, auxiliary_dropout: before the last layers.
-      modules: what follows the stem.
-      batch_norm: in place of biases and of local response normalisation, as in torchvision.
+      auxiliary: side classifiers after 4a and 4d, in training only; the paper weights their losses by 0.3.
+      dropout, auxiliary_dropout: rates before the last layers.
+      modules: after the stem.
+      batch_norm: whether batch norm replaces biases and local response normalisation, as in torchvision.
       momentum, epsilon, axis_name: of batch norms; see `facejax.nn.norm.BatchNorm`.
       dtype: of the trunk; scores are float32.
     """
@@ -225,8 +225,8 @@ class GoogLeNet(nn.Module):
         Args:
           images: [N, H, W, 3], RGB in 0..255 less the mean; 224 pixels in the paper. With side classifiers the size
             that the variables were made for is fixed.
-          train: side classifiers, dropout and batch statistics of training.
-          features: return every named intermediate instead.
+          train: whether side classifiers, dropout and the batch's statistics are used.
+          features: whether to return every named intermediate.
 
         Returns:
           [N, C] logits; in training with side classifiers a list [main, after 4a, after 4d]; or {"conv1", "pool1",
@@ -271,7 +271,7 @@ class AuxiliaryHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[N, H, W, C] -> [N, num_classes]; maps of fewer than 5 pixels (the paper's have 14) are averaged whole."""
+        """[N, H, W, C] -> [N, num_classes]; maps below 5 pixels (14 in the paper) are averaged globally."""
         x = _averages(x)
         x = self.block(scaled(128, self.width), 1, name="conv")(x, train=train).reshape(x.shape[0], -1)
         hidden = nn.Dense(scaled(1024, self.width), kernel_init=xavier_uniform, dtype=self.dtype, name="fc1")
@@ -316,8 +316,8 @@ class InceptionV3(nn.Module):
     """Inception V3; fields as in `GoogLeNet`, and
 
     Attributes:
-      auxiliary: a side classifier after 6e, for training; TF-slim gives its loss a weight of 0.4.
-      count_padding: see `Mixed`; torchvision's version has it, which its weights want.
+      auxiliary: a side classifier after 6e, in training only; TF-slim weights its loss by 0.4.
+      count_padding: see `Mixed`; torchvision's weights need it.
     """
 
     num_classes: int = 1000
@@ -336,8 +336,8 @@ class InceptionV3(nn.Module):
 
         Args:
           images: [N, H, W, 3] RGB in -1..1, of 75 pixels or more; 299 in the paper.
-          train: the side classifier, dropout and batch statistics of training.
-          features: return every named intermediate instead.
+          train: whether the side classifier, dropout and the batch's statistics are used.
+          features: whether to return every named intermediate.
 
         Returns:
           [N, C] logits; in training with a side classifier a list [main, after 6e]; or {"conv1", "conv2", "conv3",
@@ -364,7 +364,7 @@ class InceptionV3(nn.Module):
         return _classify(self, x, found, he_normal, train, features)
 
     def _side(self, block: Callable[..., nn.Module], x: jax.Array, train: bool) -> jax.Array:
-        """5x5 averages with stride 3, 1x1, a convolution over all that is left, a dense layer."""
+        """5x5 averages with stride 3, 1x1, a convolution over the whole map, a dense layer."""
         y = block(scaled(128, self.width), 1, name="auxiliary_conv1")(_averages(x), train=train)
         whole, small = (min(5, y.shape[1]), min(5, y.shape[2])), nn.initializers.truncated_normal(0.01)
         y = block(scaled(768, self.width), whole, kernel_init=small, name="auxiliary_conv2")(y, train=train)
@@ -373,7 +373,7 @@ class InceptionV3(nn.Module):
 
 
 def scaled(channels: int, width: float) -> int:
-    """Channels times the width multiplier, four at least."""
+    """Channels times the width multiplier, at least 4."""
     return max(4, int(channels * width))
 
 
@@ -389,12 +389,12 @@ def pool(
 
 
 def join(parts: Sequence[jax.Array]) -> jax.Array:
-    """Maps [N, H, W, C_i] joined by channels."""
+    """Maps [N, H, W, C_i] concatenated along the channels."""
     return jnp.concatenate(parts, -1)
 
 
 def _averages(x: jax.Array) -> jax.Array:
-    """5x5 averages with stride 3; smaller maps are averaged whole."""
+    """5x5 averages with stride 3; smaller maps are averaged globally."""
     return avg_pool(x, (min(5, x.shape[1]), min(5, x.shape[2])), (3, 3))
 
 
@@ -421,7 +421,7 @@ def _check(net: nn.Module, images: jax.Array, side: int) -> None:
 def _classify(
     net: nn.Module, x: jax.Array, found: dict[str, jax.Array], kernel_init: Any, train: bool, features: bool
 ) -> Outputs:
-    """Global mean, dropout, dense layer, inside the caller's module, and what its caller asked for."""
+    """Global mean, dropout and dense layer, in the caller's scope; returns logits, or all features."""
     found["pooled"] = x.astype(jnp.float32).mean((1, 2))
     kept = nn.Dropout(net.dropout, deterministic=not train)(found["pooled"])
     found["logits"] = nn.Dense(net.num_classes, kernel_init=kernel_init, name="fc")(kept)

@@ -22,7 +22,7 @@ Dtype = Any
 
 
 class IBasicBlock(nn.Module):
-    """BN, 3x3, BN, PReLU, 3x3 with the stride, BN, and the shortcut added; nothing after the sum."""
+    """BN, 3x3, BN, PReLU, 3x3 with the stride, BN, plus the shortcut; no activation after the sum."""
 
     features: int
     stride: int
@@ -45,7 +45,7 @@ class IBasicBlock(nn.Module):
 
 
 class EmbeddingHead(nn.Module):
-    """BN, dropout, dense, BN: the last feature map to embeddings, in float32. Its variables lie among the network's.
+    """BN, dropout, dense, BN: from the last feature map to embeddings, in float32, in the scope of its caller.
 
     Attributes:
       embedding_size, dropout, axis_name, dtype: as in IResNet.
@@ -58,7 +58,7 @@ class EmbeddingHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool, drop: bool | None = None, flat: bool = False) -> jax.Array:
-        """[N, H, W, C] -> [N, D]; `flat`: what the dense layer takes [N, HWC]; `drop`: `train` of the dropout alone."""
+        """[N, H, W, C] -> [N, D]; `flat`: input of the dense layer [N, HWC]; `drop`: `train` of dropout alone."""
         norm = partial(BatchNorm, self.axis_name)
         x = norm(dtype=self.dtype, name="bn2")(x, train=train)
         x = nn.Dropout(self.dropout, deterministic=not (train if drop is None else drop))(x.reshape(x.shape[0], -1))
@@ -69,14 +69,14 @@ class EmbeddingHead(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Images in, embeddings out.
+    """Images to embeddings.
 
     Attributes:
       depths: blocks in each stage; the first block of every stage halves the resolution.
       widths: channels of each stage; the stem has the first's.
       embedding_size: D.
       dropout: before the dense layer; 0 in the published PyTorch runs, 0.4 in the paper.
-      axis_name: shares batch statistics over this mapped axis; the published runs do not.
+      axis_name: mapped axis over which batch statistics are averaged; the published runs average over none.
       dtype: of the trunk; the dense layer and its batch norm stay in float32.
     """
 
@@ -93,8 +93,8 @@ class IResNet(nn.Module):
 
         Args:
           images: [N, H, W, 3] RGB, (x - 127.5) / 127.5.
-          train: batch statistics and dropout of training.
-          features: return every named intermediate instead.
+          train: whether dropout and the batch's statistics are used.
+          features: whether to return every named intermediate.
 
         Returns:
           [N, D], not normalised; or {"stem", "stage1", ..., "embedding"}.

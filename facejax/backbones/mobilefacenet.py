@@ -1,7 +1,7 @@
 """MobileFaceNet: a face embedder of a million parameters.
 
 Chen, Liu, Gao, Han. "MobileFaceNets: efficient CNNs for accurate real-time face verification on mobile devices".
-CCBR 2018. arXiv:1804.07573. Inverted residuals with PReLU and, at the end, a learnt weighting of all positions (a
+CCBR 2018. arXiv:1804.07573. Inverted residuals with PReLU and, at the end, a learned weighting of all positions (a
 global depthwise convolution) instead of an average.
 """
 
@@ -50,7 +50,7 @@ class ConvBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 up to `expanded`, depthwise 3x3 with the stride, linear 1x1 down; the input is added where `residual`."""
+    """1x1 to `expanded` channels, depthwise 3x3 with the stride, linear 1x1; if `residual`, plus the input."""
 
     features: int
     expanded: int
@@ -69,13 +69,13 @@ class Bottleneck(nn.Module):
 
 
 class MobileFaceNet(nn.Module):
-    """Images in, embeddings out.
+    """Images to embeddings.
 
     Attributes:
       blocks: residual blocks after the stem and after each of the three reductions.
       scale: multiplies the widths 64 and 128, but not the expansions.
       stem_groups: groups of the second layer, counted in the widths of scale 1.
-      embedding_size: D; 0 leaves all layers behind the last feature map out, for `features`.
+      embedding_size: D; 0 has no layers after the last feature map, for `features`.
       last: "global_depthwise" for the arcface_torch head (depthwise 7x7, dense, BN), "linear" for the paper's
         (depthwise, linear 1x1 with batch norm).
       axis_name, dtype: as in IResNet.

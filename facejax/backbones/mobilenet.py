@@ -3,9 +3,9 @@
 V1: Howard et al. "MobileNets: efficient convolutional neural networks for mobile vision applications". 2017.
 arXiv:1704.04861. A 3x3 convolution becomes a depthwise 3x3 and a 1x1: 1 / N + 1 / 9 of the operations.
 V2: Sandler, Howard, Zhu, Zhmoginov, Chen. "MobileNetV2: inverted residuals and linear bottlenecks". CVPR 2018.
-arXiv:1801.04381. Blocks expand, filter depthwise and project linearly; shortcuts join the narrow ends.
-Differs from the papers: the last depthwise layer of V1 has stride 1 (its Table 1 prints 2, which its sizes contradict).
-What they leave open is as in the authors' code: ReLU6 in V1 too, convolutions from a truncated normal of 0.09.
+arXiv:1801.04381. Blocks expand, filter depthwise and project linearly; shortcuts connect the narrow layers.
+Differs from the papers: the last depthwise layer of V1 has stride 1 (its Table 1 prints 2, against its own sizes).
+Choices that they leave open follow the authors' code: ReLU6 in V1 too, kernels from a truncated normal of 0.09.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def rounded(channels: float, divisor: int = 8) -> int:
 
 
 class InvertedResidual(nn.Module):
-    """1x1 up to `expansion` times the input, depthwise 3x3, 1x1 down (Table 1 of V2).
+    """1x1 to `expansion` times the input's channels, depthwise 3x3, 1x1 to `features` (Table 1 of V2).
 
     Attributes:
-      features: channels out.
+      features: output channels.
       expansion: t; 1 has no first convolution.
-      stride: of the depthwise convolution. With 1 and as many channels out as in, the input is added.
-      linear: nothing after the projection; False puts a ReLU6 there, which the paper shows to lose information.
-      block: the convolution block, with its settings.
+      stride: of the depthwise convolution. With stride 1 and equal input and output channels, the input is added.
+      linear: whether the projection has no activation; if not, a ReLU6, which the paper shows to lose information.
+      block: constructor of the convolution block.
     """
 
     features: int
@@ -69,17 +69,17 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV1(nn.Module):
-    """Images in, class scores out.
+    """Images to class scores.
 
     Attributes:
-      num_classes: C; 0 leaves the classifier out, and the output is the pooled features.
+      num_classes: C; 0 has no classifier and returns the pooled features.
       width: alpha, multiplies all channels.
-      separable: depthwise and 1x1; False is the paper's comparison, one full 3x3 convolution for both (its Table 4).
-      dropout: before the classifier.
-      stem_stride: of the first layer; 1 is for pictures of half the size.
+      separable: depthwise and 1x1 convolutions; if not, one full 3x3 convolution, the baseline of Table 4.
+      dropout: rate before the classifier.
+      stem_stride: of the first layer; 1 suits images of half the size.
       padding: of the 3x3 convolutions: "SAME" as in TensorFlow, or 1 as in PyTorch's versions.
       momentum, epsilon: of batch norms; the authors' code, 0.9997 and 1e-3.
-      axis_name: shares batch statistics over this mapped axis.
+      axis_name: mapped axis over which batch statistics are averaged.
       dtype: of the trunk; the classifier stays in float32.
     """
 
@@ -100,8 +100,8 @@ class MobileNetV1(nn.Module):
 
         Args:
           images: [N, H, W, 3] RGB in -1..1.
-          train: batch statistics and dropout of training.
-          features: return every named intermediate instead.
+          train: whether dropout and the batch's statistics are used.
+          features: whether to return every named intermediate.
 
         Returns:
           [N, C] logits; or {"stride2", "stride4", ..., "stride32", "pooled", "logits"}, of each stride the last layer.
@@ -122,7 +122,7 @@ class MobileNetV1(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Images in, class scores out; fields and call as in `MobileNetV1`, and
+    """Images to class scores; fields and call as in `MobileNetV1`, and
 
     Attributes:
       linear: linear bottlenecks; False is the paper's ablation (its Fig. 6a), a ReLU6 after every projection.
@@ -162,7 +162,7 @@ class MobileNetV2(nn.Module):
 
 
 def _block(net: MobileNetV1 | MobileNetV2, images: jax.Array) -> Any:
-    """The convolution block with the net's settings, once its input is checked."""
+    """The convolution block with the network's settings. Checks the input."""
     if images.ndim != 4:
         raise ValueError(f"{type(net).__name__}: images {images.shape}, expected [N, H, W, 3]")
     if net.width <= 0:
@@ -182,7 +182,7 @@ def _block(net: MobileNetV1 | MobileNetV2, images: jax.Array) -> Any:
 def _classify(
     net: MobileNetV1 | MobileNetV2, x: jax.Array, found: dict[str, jax.Array], train: bool, features: bool
 ) -> jax.Array | dict[str, jax.Array]:
-    """Global mean, dropout, dense layer, inside the caller's module."""
+    """Global mean, dropout and dense layer, in the caller's scope."""
     pooled = x.mean((1, 2)).astype(jnp.float32)
     found = {**found, "pooled": pooled}
     if net.num_classes:

@@ -2,10 +2,9 @@
 
 He, Zhang, Ren, Sun. Deep Residual Learning for Image Recognition. CVPR 2016. arXiv:1512.03385.
 The layout is torchvision's, "v1.5": a bottleneck's stride is in its 3x3 convolution; `stride_in_1x1` puts it in the
-first 1x1, as the paper ("v1") and the detectors of its authors have it. The last stage can keep the resolution and
-dilate instead, and 3x3 convolutions can be of another kind, as detectors with deformable convolution have them. With
-`output_stride` 16 every 3x3 of stage 5 is dilated by 2 (R-FCN, DeepLab); torchvision's `replace_stride_with_dilation`
-leaves the first one undilated.
+first 1x1, as in the paper ("v1") and its authors' detectors. The last stage can dilate its convolutions in place of a
+stride, and 3x3 convolutions can be of another kind, such as deformable. With `output_stride` 16 every 3x3 of stage 5 is
+dilated by 2 (R-FCN, DeepLab); torchvision's `replace_stride_with_dilation` does not dilate the first one.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ class ResidualBlock(nn.Module):
       features: width of the inner convolutions.
       stride: of the block; in its first 3x3 convolution, or see `stride_in_1x1`.
       dilation: of its 3x3 convolutions.
-      bottleneck: which of the two.
-      conv: makes the 3x3 convolutions.
+      bottleneck: whether the block has three convolutions.
+      conv: constructor of the 3x3 convolutions.
       stride_in_1x1, axis_name, dtype: see `ResNet`.
     """
 
@@ -80,19 +79,19 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images in, class scores or feature maps out.
+    """Images to class scores or feature maps.
 
     Attributes:
       depths: blocks of stages 2 to 5.
-      bottleneck: blocks of three convolutions instead of two.
+      bottleneck: whether blocks have three convolutions, not two.
       num_classes: C.
       widths: inner channels of stages 2 to 5; the stem has the first's.
-      output_stride: 32, or 16, where stage 5 dilates its 3x3 convolutions by 2 instead of taking its stride.
+      output_stride: 32, or 16: stage 5 then has stride 1 and dilates its 3x3 convolutions by 2.
       stride_in_1x1: a bottleneck's stride is in its first convolution (v1), not in its 3x3 (v1.5).
-      conv: makes the 3x3 convolutions of `conv_stages`; called as `conv(features, 3, strides=..., padding=...,
+      conv: constructor of the 3x3 convolutions of `conv_stages`; called as `conv(features, 3, strides=..., padding=...,
         dilation=..., kernel_init=..., dtype=..., name=...)`. All others are `Conv`.
       conv_stages: of 2 to 5.
-      axis_name: shares batch statistics over this mapped axis; the published runs do not.
+      axis_name: mapped axis over which batch statistics are averaged; the published runs average over none.
       dtype: of the trunk; the dense layer stays in float32.
     """
 
@@ -112,9 +111,9 @@ class ResNet(nn.Module):
         """Scores of classes.
 
         Args:
-          images: [N, H, W, 3] RGB, of mean 0 and deviation 1 by channel.
-          train: batch statistics of training.
-          features: return the stages' outputs instead; the dense layer then does not exist.
+          images: [N, H, W, 3] RGB, normalised to mean 0 and deviation 1 per channel.
+          train: whether batch norm uses the batch's statistics.
+          features: whether to return the stages' outputs; there is then no dense layer.
 
         Returns:
           [N, num_classes]; or {"c2", "c3", "c4", "c5"}, of strides 4, 8, 16 and `output_stride`.

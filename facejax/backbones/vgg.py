@@ -1,10 +1,10 @@
 """VGG: the networks of 3 x 3 convolutions with 16 and 19 layers, and the earlier, faster VGG-M.
 
 Simonyan & Zisserman, ICLR 2015, arXiv:1409.1556 (configurations D and E); Chatfield, Simonyan, Vedaldi, Zisserman,
-BMVC 2014, arXiv:1405.3531 (CNN-M). Every intermediate has its Caffe name ("relu1_2", "pool4"), which is how perceptual
-losses, style transfer and detectors ask for them.
+BMVC 2014, arXiv:1405.3531 (CNN-M). Every intermediate has its Caffe name ("relu1_2", "pool4"), by which perceptual
+losses, style transfer and detectors select them.
 
-Differs from the papers: kernels start from He's normal (fan out), as in torchvision, and not from a shallower net.
+Differs from the papers: He's normal (fan out) initialises the kernels, as in torchvision, not a shallower network.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Classifier(nn.Module):
     Attributes:
       num_classes: C.
       hidden: width of fc6 and fc7.
-      dropout: after each of them.
+      dropout: rate after each of them.
       dtype: of the computation; the scores are float32.
     """
 
@@ -54,12 +54,12 @@ class Classifier(nn.Module):
 
 
 class VGG(nn.Module):
-    """3 x 3 convolutions in stages, each ended by a 2 x 2 maximum.
+    """3 x 3 convolutions in stages, each followed by 2 x 2 max pooling.
 
     Attributes:
       depths: convolutions in each stage.
       widths: channels of each stage.
-      num_classes: C of the classifier head; None is the trunk alone.
+      num_classes: C of the classifier; None has no classifier.
       hidden, dropout: of the head.
       dtype: of the computation.
     """
@@ -78,8 +78,8 @@ class VGG(nn.Module):
         Args:
           images: [N, H, W, 3], as the weights expect them (torchvision's: RGB in 0..1, less the ImageNet mean, divided
             by its deviation). With a head the sides fix its size: 224 in the paper.
-          train: dropout of training.
-          features: return every named intermediate instead; under jit, what is not used costs nothing.
+          train: whether dropout is used.
+          features: whether to return every named intermediate; under jit, unused ones cost nothing.
 
         Returns:
           [N, C] scores, or without a head [N, H / 32, W / 32, 512] of the last pool; or
@@ -126,12 +126,12 @@ def _conv(features: int, *args: Any, **options: Any) -> Conv:
 
 
 def _ceil_padding(shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """What a 3 x 3 window with stride 2 lacks at the far edges to cover every pixel, as Caffe counts."""
+    """Padding at the far edges with which 3 x 3 windows of stride 2 cover every pixel, as in Caffe."""
     return tuple((0, (n - 3) % 2) for n in shape)
 
 
 def _finish(net: VGG | VGGM, x: jax.Array, found: dict[str, jax.Array], train: bool, features: bool) -> Any:
-    """The head, where there is one, and what the caller asked for."""
+    """The classifier, if any; returns logits, the last map, or all features."""
     if 0 in x.shape[1:3]:
         raise ValueError(
             f"{type(net).__name__}: a last map of {x.shape[1]} x {x.shape[2]} pixels: expected larger images"

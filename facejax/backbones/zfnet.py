@@ -1,9 +1,9 @@
-"""ZFNet: AlexNet with smaller filters and strides at its entrance, the winner of ImageNet 2013.
+"""ZFNet: AlexNet with smaller filters and strides in its first layers; it won ImageNet 2013.
 
 Zeiler & Fergus, ECCV 2014, arXiv:1311.2901, Fig. 3.
 
-Differs from the paper: it normalises contrast across feature maps and does not say with which constants; here they are
-AlexNet's. The padding is what gives the paper's sizes (110, 55, 26, 13, 6).
+Differs from the paper: it does not give the constants of the contrast normalisation across feature maps; here they are
+AlexNet's. The padding reproduces the paper's map sizes (110, 55, 26, 13, 6).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Initializer = Any
 
 
 class ZFNet(nn.Module):
-    """Five convolutions, of 7 x 7, 5 x 5 and thrice 3 x 3, and three dense layers.
+    """Five convolutions (7 x 7, 5 x 5 and three of 3 x 3) and three dense layers.
 
     Attributes:
-      num_classes: C of the classifier head; None is the trunk alone.
+      num_classes: C of the classifier; None has no classifier.
       widths: channels of the convolutions.
       hidden, dropout: of the head.
-      kernel_init: of the convolutions; the default is the paper's, under which a narrow network hardly starts.
+      kernel_init: of the convolutions; the default is the paper's, with which a narrow network barely trains.
       dtype: of the computation; the scores are float32.
     """
 
@@ -47,9 +47,9 @@ class ZFNet(nn.Module):
         """Class scores or features of images.
 
         Args:
-          images: [N, H, W, 3], RGB in 0..255 less its mean. With a head the sides fix its size: 224 in the paper.
-          train: dropout of training.
-          features: return every named intermediate instead.
+          images: [N, H, W, 3], RGB in 0..255 less its mean. The classifier is for one size: 224 in the paper.
+          train: whether dropout is used.
+          features: whether to return every named intermediate.
 
         Returns:
           [N, C] scores, or without a head the last pool [N, H', W', 256]; or {"relu1", "pool1", "norm1", "relu2",

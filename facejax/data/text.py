@@ -1,10 +1,13 @@
 """Sentences to tokens and to batches: vocabularies of words or byte pairs, and buckets of equal length.
 
-Token 0 is padding, 1 begins and 2 ends a sequence, 3 is what a vocabulary does not know.
+Token 0 is padding, 1 begins and 2 ends a sequence, 3 is unknown to the vocabulary.
 """
 
 from __future__ import annotations
 
+import gzip
+import os
+import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +15,39 @@ import numpy as np
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 PAD, BEGIN, END, UNKNOWN = range(4)
+
+
+def read_pairs(
+    folder: str | os.PathLike[str], part: str, languages: Sequence[str], lower: bool = False
+) -> list[list[str]]:
+    """Sentences of each language, from files folder/PART.LANGUAGE (or with .gz), one sentence a line.
+
+    Args:
+      folder: of the files.
+      part: their names before the language, such as "train".
+      languages: the names' endings.
+      lower: whether sentences are lower-cased.
+
+    Raises:
+      ValueError: the languages have different numbers of sentences, or one is empty.
+    """
+    sides = [read_lines(pathlib.Path(folder) / f"{part}.{name}", lower) for name in languages]
+    if len(set(map(len, sides))) > 1:
+        counts = " and ".join(f"{part}.{n} {len(side)}" for n, side in zip(languages, sides, strict=True))
+        raise ValueError(f"{folder}: {counts} sentences, expected equally many")
+    for name, side in zip(languages, sides, strict=True):
+        if "" in side:
+            file = f"{pathlib.Path(folder) / part}.{name}"
+            raise ValueError(f"{file}: line {side.index('') + 1} is empty, expected a sentence a line")
+    return sides
+
+
+def read_lines(path: pathlib.Path, lower: bool) -> list[str]:
+    """Sentences of a UTF-8 file, one a line; of the file with .gz behind its name where that exists."""
+    packed = path.with_name(f"{path.name}.gz")
+    whole = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
+    lines = whole.decode("utf-8").splitlines()
+    return [line.strip().lower() if lower else line.strip() for line in lines]
 
 
 class Words:
@@ -37,11 +73,14 @@ class Words:
 
 
 class BytePairs:
-    """A joint byte-pair vocabulary, learnt from sentences by the tokenizers library. Unseen characters become <unk>.
+    """A joint byte-pair vocabulary, learnt by the tokenizers library; characters that it lacks become <unk>.
 
     Args:
       sentences: of both languages.
-      size: tokens, the four special ones included; ValueError where the sentences do not give as many.
+      size: tokens, the four special ones included.
+
+    Raises:
+      ValueError: the sentences give fewer byte pairs.
     """
 
     def __init__(self, sentences: Iterable[str], size: int):
@@ -52,7 +91,7 @@ class BytePairs:
         model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=SPECIAL[UNKNOWN]))
         model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
             [tokenizers.pre_tokenizers.Metaspace(), tokenizers.pre_tokenizers.Punctuation()]
-        )  # marks of punctuation are tokens of their own; decoding puts back what was there
+        )  # punctuation marks become tokens of their own; decoding restores the sentence
         model.decoder = tokenizers.decoders.Metaspace()
         trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
         model.train_from_iterator(sentences, trainer)

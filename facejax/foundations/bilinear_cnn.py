@@ -1,12 +1,12 @@
 """Bilinear CNN models for fine-grained visual recognition.
 
 Lin, RoyChowdhury, Maji. ICCV 2015. arXiv:1504.07889.
-Two streams of convolutional features meet at every place of the image in an outer product; its sum over the places,
-signed square roots and unit length describe the image without order of place. `compact` replaces the C x C products by
-a sketch of some thousand numbers with nearly the same inner products (Gao, Beijbom, Zhang, Darrell, CVPR 2016,
+The outer product of two streams of convolutional features at every position, summed over the positions, with signed
+square roots and unit length, is an orderless descriptor of the image. `compact` replaces its C x C entries by a sketch
+of a few thousand numbers whose inner products are nearly the same (Gao, Beijbom, Zhang, Darrell, CVPR 2016,
 arXiv:1511.06062).
 
-Differs from the paper: outer products are averaged over the places and not summed, which the unit length cancels.
+Differs from the paper: outer products are averaged over the positions, not summed; the unit length cancels the factor.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Pooling = Literal["bilinear", "compact", "average"]
 
 
 def bilinear_pool(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Mean over the places of the outer products of two streams, Eqs. 1 and 2.
+    """Outer products of two streams, averaged over the positions, Eqs. 1 and 2.
 
     Args:
       a: [N, H, W, A].
@@ -40,14 +40,14 @@ def bilinear_pool(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def compact_bilinear_pool(a: jax.Array, b: jax.Array, hash_a: CountSketch, hash_b: CountSketch) -> jax.Array:
-    """Tensor sketch of `bilinear_pool`: the count sketches' circular convolution, averaged over the places.
+    """Tensor sketch of `bilinear_pool`: the count sketches' circular convolution, averaged over the positions.
 
-    Spectra are multiplied at every place and summed, so that one inverse transform an image is enough. Inner products
-    of two images' sketches are those of their bilinear matrices in expectation over the hashes.
+    Spectra are multiplied at every position and summed, so each image needs one inverse transform. In expectation over
+    the hashes, inner products of two images' sketches equal those of their bilinear matrices.
 
     Args:
       a, b: [N, H, W, A] and [N, H, W, B].
-      hash_a, hash_b: of A and B channels, drawn apart, of one size D.
+      hash_a, hash_b: independent, of A and B channels, of the same size D.
 
     Returns:
       [N, D] float32.
@@ -59,7 +59,7 @@ def compact_bilinear_pool(a: jax.Array, b: jax.Array, hash_a: CountSketch, hash_
 
 
 class CountSketch:
-    """A random projection of C channels onto D bins: channel c is added to bin `bins[c]` with the sign `signs[c]`."""
+    """A random projection of C channels onto D bins: channel c times `signs[c]` is added to bin `bins[c]`."""
 
     def __init__(self, seed: int, channels: int, size: int):
         rng = np.random.default_rng([seed, channels, size])
@@ -74,7 +74,7 @@ def count_sketch(x: jax.Array, sketch: CountSketch) -> jax.Array:
 
 @jax.custom_jvp
 def signed_sqrt(x: jax.Array, epsilon: float = 1e-5) -> jax.Array:
-    """sign(x) sqrt(|x|), exactly; its slope is taken as 0.5 / sqrt(|x| + epsilon), which is finite at zero."""
+    """sign(x) sqrt(|x|); its derivative is approximated by 0.5 / sqrt(|x| + epsilon), which is finite at zero."""
     del epsilon
     return jnp.sign(x) * jnp.sqrt(jnp.abs(x))
 
@@ -95,11 +95,11 @@ class BilinearCNN(nn.Module):
 
     Attributes:
       num_classes: C.
-      trunk: a backbone that gives its named intermediates with `features=True`.
-      layer: which of them is pooled ("relu5_3" of VGG-16: the last pool is left out).
-      other: the second stream's trunk; None lets the first meet itself.
+      trunk: a backbone that returns its named intermediates with `features=True`.
+      layer: the intermediate that is pooled ("relu5_3" of VGG-16, before its last pool).
+      other: the second stream's trunk; None pairs the first stream with itself.
       other_layer: of the second trunk.
-      pooling: "bilinear"; "compact", its sketch; "average", the first stream's means, for comparison.
+      pooling: "bilinear"; "compact", its sketch; "average", the first stream's mean, a baseline.
       sketch_size: D of "compact".
     """
 

@@ -1,13 +1,13 @@
 """Visualizing and understanding convolutional networks.
 
 Zeiler & Fergus. ECCV 2014. arXiv:1311.2901.
-One activation is sent back to the pixels through the network that made it: filters transposed, maxima put back where
-they were found (switches), the signal rectified at every ReLU. Grey squares slid over the image say which part the
-decision needs. A function's own jaxpr is followed backwards with other rules, so any network can be looked into.
+An activation is projected to pixel space through its own network: with transposed filters, maxima unpooled to their
+positions (switches), and a rectifier at every ReLU. A grey square slid over the image shows which part the decision
+depends on. The projection evaluates a function's jaxpr with other backward rules, so it works for any network.
 
-Differs from the paper: where windows overlap and choose the same pixel, their signals are added, which the paper leaves
-open. PReLU, sigmoids and pooling by `reduce_window` keep their own derivatives; so do affine norms, which act as part
-of the filters before them.
+Differs from the paper: signals of overlapping windows with the same maximum are added; the paper leaves this open.
+PReLU, sigmoids and pooling by `reduce_window` keep their own derivatives; so do affine norms, which act as part of the
+filters before them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import optax
 from jax.extend import core
 
 Rule = Callable[..., Any]
-"""(signal coming back, the operation's inputs) -> the signal for each input."""
+"""(signal at the output, the operation's inputs) -> signal at each input."""
 
 
 def _rectify(signal: jax.Array, x: jax.Array) -> jax.Array:
@@ -54,15 +54,15 @@ GRADIENT: Mapping[str, Rule] = {}
 DECONVNET: Mapping[str, Rule] = {
     "relu": _rectify, "relu6": _rectify, "lax.max": _switch, "local_response_norm": _skip,
 }  # fmt: skip
-"""The paper's. `lax.max` is what `facejax.ops.pooling.max_pool` is made of: the first of equal maxima is the switch."""
+"""The paper's. `facejax.ops.pooling.max_pool` consists of `lax.max`: the first of equal maxima is the switch."""
 GUIDED: Mapping[str, Rule] = {**DECONVNET, "relu": _rectify_both, "relu6": _rectify_both}
-"""Guided backpropagation (Springenberg et al., arXiv:1412.6806): forward and backward signal must both be positive."""
+"""Guided backpropagation (Springenberg et al., arXiv:1412.6806): where forward and backward signal are positive."""
 NO_SWITCHES: Mapping[str, Rule] = {**DECONVNET, "lax.max": _everywhere}
-"""The deconvnet without memory of the image: every place of a window gets the signal of its maximum."""
+"""The deconvnet without switches: every position of a window gets the signal of its maximum."""
 
 
 def follow(fn: Callable[..., Any], rules: Mapping[str, Rule]) -> Callable[..., Any]:
-    """The same function with other rules for the way back.
+    """The same function with other backward rules.
 
     Args:
       fn: arrays -> arrays, any JAX function.
@@ -73,7 +73,7 @@ def follow(fn: Callable[..., Any], rules: Mapping[str, Rule]) -> Callable[..., A
       A function with `fn`'s values, whose `jax.vjp` uses the rules.
 
     Raises:
-      NotImplementedError: an operation with a rule lies within a loop or branch, which is not followed.
+      NotImplementedError: an operation with a rule is inside a loop or branch.
     """
 
     def run(*args: Any) -> Any:
@@ -111,19 +111,19 @@ def _evaluate(closed: Any, rules: Mapping[str, Rule], inputs: Sequence[Any]) -> 
 
 
 def _name(equation: Any) -> str:
-    """What rules call an equation: its function's name, or its primitive's."""
+    """The key of an equation in the rules: its function's name, or its primitive's."""
     if equation.primitive.name == "max":
         constants = [v.val for v in equation.invars if isinstance(v, core.Literal)]
         if not constants:
             return "lax.max"
         return "relu" if np.all(np.asarray(constants[0]) == 0) else ""
     if equation.primitive.name == "custom_jvp_call" and len(equation.params["call_jaxpr"].jaxpr.eqns) == 1:
-        return _name(equation.params["call_jaxpr"].jaxpr.eqns[0])  # jax.nn.relu: the jitted function within tells
+        return _name(equation.params["call_jaxpr"].jaxpr.eqns[0])  # jax.nn.relu: the name of the jitted function inside
     return equation.params.get("name") or f"lax.{equation.primitive.name}"
 
 
 def _hidden(equation: Any, rules: Mapping[str, Rule]) -> bool:
-    """Whether something with a rule lies inside. A maximum within a custom derivative (softplus) has none."""
+    """Whether an operation with a rule is inside. A maximum within a custom derivative (softplus) has none."""
     if equation.primitive.name.startswith("custom_"):
         rules = {name: rule for name, rule in rules.items() if name != "lax.max"}
     inner = [e for jaxpr in core.jaxprs_in_params(equation.params) for e in getattr(jaxpr, "jaxpr", jaxpr).eqns]
@@ -136,7 +136,7 @@ def _bind(equation: Any, arguments: Sequence[Any]) -> list[Any]:
 
 
 def _ruled(equation: Any, rule: Rule, arguments: Sequence[Any]) -> list[Any]:
-    """An equation of one output whose variables (not its constants) get the rule's signals."""
+    """An equation of one output; its variables, not its constants, get the rule's signals."""
     places = [i for i, v in enumerate(equation.invars) if not isinstance(v, core.Literal)]
 
     @jax.custom_vjp
@@ -155,12 +155,12 @@ def _ruled(equation: Any, rule: Rule, arguments: Sequence[Any]) -> list[Any]:
 
 
 def layer_of(net: nn.Module, variables: Any, layer: str, **options: Any) -> Callable[[jax.Array], jax.Array]:
-    """What one layer of any Linen network gives, as a function of the images.
+    """The output of one layer of any Linen network, as a function of the images.
 
     Args:
       net, variables: the network.
-      layer: path of the submodule, such as "conv3" or "classifier/fc7"; empty is the network itself. Where a layer is
-        called several times, its first call.
+      layer: path of the submodule, such as "conv3" or "classifier/fc7"; empty is the network itself. Of a layer that
+        is called several times, the first call.
       **options: passed to the network's call (`train=False`).
     """
     path = tuple(filter(None, layer.split("/")))
@@ -184,13 +184,13 @@ def layer_of(net: nn.Module, variables: Any, layer: str, **options: Any) -> Call
 def project(
     fn: Callable[[jax.Array], jax.Array], images: jax.Array, units: jax.Array, rules: Mapping[str, Rule] = DECONVNET
 ) -> jax.Array:
-    """One activation of each image, all others zero, sent back to the pixels.
+    """One activation of each image, with all others set to zero, projected to pixel space.
 
     Args:
       fn: images -> activations [N, ..., C] (`layer_of`).
       images: [N, H, W, 3].
-      units: [N, k] int, where in the k axes after the first: (row, column, channel), or (channel,) of a dense layer.
-      rules: of the way back.
+      units: [N, k] int, index into the k axes after the first: (row, column, channel), or (channel,) of a dense layer.
+      rules: backward rules.
 
     Returns:
       [N, H, W, 3], in units of the images times those of the activation.
@@ -203,14 +203,14 @@ def project(
 
 
 def strongest(activations: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every feature map's strongest activations, one an image.
+    """Every feature map's strongest activations, at most one per image.
 
     Args:
       activations: [N, ..., C].
       count: how many of each map.
 
     Returns:
-      [C, count] images' numbers, strongest first, and [C, count, k] units of them, as `project` takes them.
+      [C, count] rows of the images, strongest first, and [C, count, k] their units for `project`.
     """
     n, *shape, channels = activations.shape
     flat = activations.reshape(n, -1, channels)
@@ -221,7 +221,7 @@ def strongest(activations: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarr
 
 
 def cover(images: jax.Array, places: jax.Array, size: int, value: jax.Array | float = 0.0) -> jax.Array:
-    """Images [N, H, W, C] with a square of `size` pixels in one value; `places` [N, 2] are its first row and column."""
+    """Images [N, H, W, C] with a square of `size` pixels set to `value`; `places` [N, 2]: its first row and column."""
     rows, columns = (
         (jnp.arange(n) >= place[:, None]) & (jnp.arange(n) < place[:, None] + size)
         for n, place in zip(images.shape[1:3], places.T, strict=True)
@@ -232,16 +232,16 @@ def cover(images: jax.Array, places: jax.Array, size: int, value: jax.Array | fl
 def occlusion(
     fn: Callable[[jax.Array], Any], images: jax.Array, *, size: int, stride: int, value: jax.Array | float = 0.0
 ) -> tuple[Any, np.ndarray, np.ndarray]:
-    """What a function of images gives while a square is slid over them (Sec. 4.2).
+    """Values of a function of images with a square at every position of a grid (Sec. 4.2).
 
     Args:
       fn: images -> pytree of [N, ...], such as class probabilities.
       images: [N, H, W, C].
       size, stride: of the square, in pixels.
-      value: the square's, a number or [C]; 0 is grey where the mean is taken off.
+      value: of the square, a number or [C]; 0 is grey if the mean is subtracted.
 
     Returns:
-      The pytree with leading axes [N, H', W'], and the squares' centres [H'] and [W'] in pixels from the top left edge.
+      The pytree with leading axes [N, H', W'], and the squares' centres [H'] and [W'] in pixels from the top left.
     """
     height, width = images.shape[1:3]
     if not 0 < size <= min(height, width):
@@ -259,14 +259,14 @@ def occlusion(
 
 
 def correspondence(features: jax.Array, occluded: jax.Array) -> jax.Array:
-    """How differently a layer of several images changes when the same part of each is covered (Sec. 4.3).
+    """Disagreement of a layer's changes between images when the same part of each is covered (Sec. 4.3).
 
     Args:
       features, occluded: [N, ...] of whole and covered images.
 
     Returns:
-      [] the mean over ordered pairs of images and dimensions of sign(e_i) != sign(e_j), e = features - occluded; the
-      paper's sum per pair and dimension. Lower is more consistent.
+      [] the mean of sign(e_i) != sign(e_j), e = features - occluded, over ordered pairs of images and dimensions; the
+      paper sums. Lower is more consistent.
     """
     count = features.shape[0]
     if count < 2:
@@ -277,7 +277,7 @@ def correspondence(features: jax.Array, occluded: jax.Array) -> jax.Array:
 
 
 def limit_filters(radius: float = 0.1) -> optax.GradientTransformation:
-    """Last in a chain of updates: a convolution's filter whose root mean square passes `radius` is scaled to it."""
+    """Last in an optimizer chain: limits the root mean square of each convolution filter to `radius` by scaling."""
 
     def update(updates: Any, state: Any, params: Any) -> tuple[Any, Any]:
         def limited(step: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -1,13 +1,13 @@
-"""Deformable convolution and RoI pooling: filters that learn where to look.
+"""Deformable convolution and RoI pooling: filters with learned sampling positions.
 
 v1: Dai, Qi, Xiong, Li, Zhang, Hu, Wei. Deformable Convolutional Networks. ICCV 2017. arXiv:1703.06211.
 v2: Zhu, Hu, Lin, Dai. Deformable ConvNets v2: More Deformable, Better Results. CVPR 2019. arXiv:1811.11168.
-Every tap of a filter, and every bin of a pooled region, reads its input at a place of its own, shifted by an offset
-that a small zero-initialised layer predicts from the same input; v2 also predicts how much each reading counts.
+Every tap of a filter, and every bin of a pooled region, samples its input at a position shifted by an offset that a
+zero-initialised layer predicts from the same input; v2 also predicts a weight (mask) for each sample.
 
 Differs from the papers: v2's feature mimicking, which needs a detector, is not here. Differs from the authors' code:
-readings outside the image follow v2 and torchvision unless `boundary="v1"`; a sampling point that falls exactly on a
-pixel takes its offset's gradient from the right and from below, as torchvision's does.
+samples outside the image follow v2 and torchvision unless `boundary="v1"`; at a sampling position exactly on a pixel,
+the offset's gradient is the one-sided derivative to the right and downwards, as in torchvision.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ def deform_conv2d(
 ) -> jax.Array:
     """y(p) = sum_k w_k m_k x(p + p_k + dp_k), with bilinear x (v1 Eq. 2, v2 Eq. 1).
 
-    One tap at a time, in the backward pass again: nothing of the size of all taps' readings, [N, H', W', kh * kw * C],
-    is ever in memory.
+    Taps are computed one at a time and again in the backward pass, so no array of all taps' samples,
+    [N, H', W', kh * kw * C], is in memory.
 
     Args:
       x: [N, H, W, C].
-      offset: [N, H', W', 2 * G * kh * kw] in pixels of `x`. Channels run over the G offset groups, within one over the
-        taps row by row, within one (dy, dx); group g moves channels g * C / G and on.
+      offset: [N, H', W', 2 * G * kh * kw] in pixels of `x`. Axes in order: the G offset groups, the taps row by
+        row, (dy, dx). Group g shifts C / G channels from g * C / G on.
       kernel: [kh, kw, C / groups, features].
-      mask: [N, H', W', G * kh * kw], v2's m; None is v1. Channels as those of `offset`.
+      mask: [N, H', W', G * kh * kw], v2's m; None is v1. Axes in the order of `offset`.
       stride, dilation: (vertical, horizontal), or one number for both.
       padding: pixels on every side, or ((top, bottom), (left, right)), or "SAME".
-      groups: groups of channels that do not meet.
-      boundary: "zero" surrounds the image by zeros, so that a reading fades out over one pixel; "v1" reads zero from
-        the first pixel's centre outwards and repeats the last row and column for less than a pixel.
+      groups: of the convolution.
+      boundary: "zero" pads the image with zeros, so samples fade out over one pixel; "v1" is zero outside the centre of
+        the first row and column, and repeats the last ones for less than a pixel.
 
     Returns:
       [N, H', W', features] in the dtype of `x`.
@@ -68,7 +68,7 @@ def deform_conv2d(
     columns = (width + left + right - dilation[1] * (kw - 1) - 1) // stride[1] + 1
     if rows < 1 or columns < 1:
         raise ValueError(
-            f"deform_conv2d: an image of {height} x {width} with padding {((top, bottom), (left, right))} has no room "
+            f"deform_conv2d: an image of {height} x {width} with padding {((top, bottom), (left, right))} is too small "
             f"for a {kh} x {kw} kernel of dilation {dilation}"
         )
     offset_groups, rest = divmod(offset.shape[-1], 2 * kh * kw)
@@ -83,7 +83,7 @@ def deform_conv2d(
         )
     if channels != inner * groups or features % groups:
         raise ValueError(
-            f"deform_conv2d: {channels} channels, kernel {kernel.shape} and {groups} groups do not fit together"
+            f"deform_conv2d: {channels} channels, kernel {kernel.shape} and {groups} groups are inconsistent"
         )
     images = _framed(x.reshape(n, height, width, offset_groups, channels // offset_groups))
     image, group = jnp.arange(n)[:, None, None, None], jnp.arange(offset_groups)
@@ -128,21 +128,21 @@ def deform_roi_pool(
 ) -> jax.Array:
     """Deformable RoI pooling (v1 Eq. 6), position-sensitive with `groups` above 1, modulated with `mask` (v2 Eq. 2).
 
-    A region reaches from round(x1) * scale - 0.5 to (round(x2) + 1) * scale - 0.5 and is at least 0.1 wide. A bin is
-    the mean over `samples` x `samples` readings that start at its corner; those more than half a pixel outside the
-    image do not count, and a bin without any is 0.
+    A region extends from round(x1) * scale - 0.5 to (round(x2) + 1) * scale - 0.5 and is at least 0.1 wide. A bin is
+    the mean of `samples` x `samples` samples from its corner on, except those more than half a pixel outside the image;
+    a bin without any is 0.
 
     Args:
-      features: [N, H, W, D * groups * groups]; channel d of bin (i, j) is read from (d * groups + gi) * groups + gj,
+      features: [N, H, W, D * groups * groups]; channel d of bin (i, j) comes from (d * groups + gi) * groups + gj,
         where gi = i * groups // bins.
       rois: [R, 4] left, top, right, bottom in pixels of the network's input.
-      image: [R] int, the image that a region lies in.
-      offset: [R, bins, bins, K, 2] as (x, y), in parts of the region's size over `gamma`; K kinds of offsets, one for
-        each D / K channels in turn (class-aware pooling has K classes). None is ordinary pooling.
-      mask: [R, bins, bins], what a bin counts; None is 1.
+      image: [R] int, the image of each region.
+      offset: [R, bins, bins, K, 2] as (x, y), in units of `gamma` times the region's size; K kinds of offsets, each
+        for D / K successive channels (class-aware pooling has K classes). None is ordinary pooling.
+      mask: [R, bins, bins], factor of each bin; None is 1.
       scale: pixels of `features` per pixel of the input.
-      bins, samples: of a region, and of a bin, along each side.
-      gamma: part of the region's size that an offset of 1 moves a bin by.
+      bins, samples: per side of a region, and of a bin.
+      gamma: shift of a bin by an offset of 1, in parts of the region's size.
 
     Returns:
       [R, bins, bins, D].
@@ -186,10 +186,10 @@ def deform_roi_pool(
 
 
 class DeformableConv(nn.Module):
-    """A drop-in for `nn.conv.Conv`: offsets, and with `modulated` masks, come from a convolution of the same geometry.
+    """A drop-in for `nn.conv.Conv` that predicts offsets, and masks if `modulated`, by a convolution of equal geometry.
 
-    That convolution, named "offset", starts at zero, so the layer starts as an ordinary convolution (of half the
-    strength where modulated: sigmoid(0)). v2 trains it at a tenth of the learning rate: see `scale_offset_updates`.
+    That convolution, named "offset", is initialised with zeros, so the layer is an ordinary convolution at first (times
+    sigmoid(0) = 0.5 if modulated). v2 trains it at a tenth of the learning rate: see `scale_offset_updates`.
 
     Attributes:
       features, kernel_size, strides, padding, dilation, groups, use_bias, kernel_init, dtype: of `Conv`.
@@ -246,11 +246,11 @@ class DeformableConv(nn.Module):
 
 
 class DeformableRoIPool(nn.Module):
-    """RoI pooling whose bins are moved by offsets that dense layers find in the ordinarily pooled region (v1 Fig. 3).
+    """RoI pooling whose bins dense layers shift, from the ordinarily pooled region (v1 Fig. 3).
 
     Attributes:
       scale, bins: see `deform_roi_pool`.
-      modulated: v2: two layers of `hidden` come before the last one, which also gives each bin's mask.
+      modulated: v2: two layers of `hidden` units precede the last one, which also predicts each bin's mask.
       hidden: width of v2's two layers.
     """
 
@@ -273,11 +273,11 @@ class DeformableRoIPool(nn.Module):
 
 
 class DeformablePSRoIPool(nn.Module):
-    """Position-sensitive RoI pooling whose offsets, one for each bin and class, are pooled likewise (v1 Fig. 4).
+    """Position-sensitive RoI pooling; offsets per bin and class are pooled in the same way (v1 Fig. 4).
 
     Attributes:
-      classes: kinds of offsets; 1 shares them among all channels.
-      channels: D, after pooling; a multiple of the classes.
+      classes: kinds of offsets; with 1 all channels share them.
+      channels: D, of the output; a multiple of the classes.
       scale, bins: see `deform_roi_pool`.
     """
 
@@ -288,7 +288,7 @@ class DeformablePSRoIPool(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, rois: jax.Array, image: jax.Array) -> jax.Array:
-        """[N, H, W, C], [R, 4] and [R] -> [R, bins, bins, channels]: score maps and offset fields are 1x1 conv."""
+        """[N, H, W, C], [R, 4], [R] -> [R, bins, bins, channels]; 1x1 convolutions give scores and offsets."""
         options = {"scale": self.scale, "bins": self.bins, "groups": self.bins}
         maps = Conv(self.channels * self.bins**2, 1, use_bias=True, name="maps")(features)
         fields = Conv(
@@ -300,7 +300,7 @@ class DeformablePSRoIPool(nn.Module):
 
 
 def scale_offset_updates(factor: float) -> optax.GradientTransformation:
-    """Multiplies the updates of all layers named "offset": their learning rate, when it comes last in a chain.
+    """Multiplies the updates of all layers named "offset"; last in a chain, this scales their learning rate.
 
     v1 trains offset convolutions at 1 and the offset layer of RoI pooling at 0.01 times the rate, v2 its convolutions
     at 0.1.
@@ -323,14 +323,14 @@ def _check_boundary(boundary: str) -> None:
 
 
 def _framed(images: jax.Array) -> jax.Array:
-    """Images [N, H, W, G, D] between a row and column of zeros before and two behind, for `_read`."""
+    """Images [N, H, W, G, D] with one row and column of zeros before and two after, for `_read`."""
     return jnp.pad(images, ((0, 0), (1, 2), (1, 2), (0, 0), (0, 0)))
 
 
 def _read(framed: jax.Array, image: jax.Array, group: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:
-    """Bilinear readings [..., D] of `_framed` images; numbers of image and group, rows and columns broadcast.
+    """Bilinear samples [..., D] of `_framed` images; indices of image and group, rows and columns broadcast.
 
-    One gather of 2 x 2 pixels a reading: on a CPU twice as fast as four gathers, backward included.
+    One gather of 2 x 2 pixels per sample: on a CPU twice as fast as four gathers, backward included.
     """
     height, width, depth = framed.shape[1] - 3, framed.shape[2] - 3, framed.shape[4]
     y, x = _clamped(y, height), _clamped(x, width)
@@ -348,10 +348,10 @@ def _read(framed: jax.Array, image: jax.Array, group: jax.Array, y: jax.Array, x
 
 
 def _clamped(x: jax.Array, size: int) -> jax.Array:
-    """Far outside, infinity included: onto the frame. Unlike `jnp.clip` it keeps the whole slope at -1 itself."""
+    """Clips to -1..size, infinity included. Unlike that of `jnp.clip`, the derivative at -1 is 1."""
     return jnp.where(x < -1, -1.0, jnp.where(x > size, float(size), x))
 
 
 def _round(x: jax.Array) -> jax.Array:
-    """To the nearest whole number, halves away from zero."""
+    """To the nearest integer, halves away from zero."""
     return jnp.sign(x) * jnp.floor(jnp.abs(x) + 0.5)

@@ -1,11 +1,11 @@
 """Transformer: sequences to sequences by attention alone.
 
 Vaswani, Shazeer, Parmar, Uszkoreit, Jones, Gomez, Kaiser, Polosukhin. "Attention is all you need". NeurIPS 2017.
-arXiv:1706.03762. An encoder attends to the source, a decoder to what it has written and to the encoder's output; no
-recurrence, so all positions train at once.
-Differs from the paper: beam search admits an end only among the best `beam` continuations and stops a sentence once
-`beam` translations ended, so that a beam of one is greedy search; padding is never written. `pre_norm` is an option
-that the paper lacks.
+arXiv:1706.03762. The encoder attends to the source, the decoder to its own previous outputs and to the encoder's.
+Without recurrence all positions train in parallel.
+Differs from the paper: beam search accepts END only among the best `beam` continuations and stops a sentence after
+`beam` finished translations, so beam 1 is greedy search; PAD is never an output. `pre_norm` is an option that the paper
+lacks.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ IMPOSSIBLE = -1e7
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
-    """Positions [length, width] (Sec. 3.5): sin(p / 10000^(2i / width)) at 2i, the cosine at 2i + 1."""
+    """Position encodings [length, width] (Sec. 3.5): sin(p / 10000^(2i / width)) at 2i, the cosine at 2i + 1."""
     angles = np.arange(length)[:, None] / 10000 ** (np.arange(0, width, 2) / width)
     return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, -1)[:, :width].astype(np.float32)
 
 
 def noam(width: int, warmup: int, factor: float = 1.0) -> optax.Schedule:
-    """Learning rate (Eq. 3): factor width^-0.5 min(step^-0.5, step warmup^-1.5), the first step being 1."""
+    """Learning rate (Eq. 3): factor width^-0.5 min(step^-0.5, step warmup^-1.5), steps counted from 1."""
 
     def rate(count: jax.Array) -> jax.Array:
         step = jnp.asarray(count, jnp.float32) + 1
@@ -45,9 +45,9 @@ def noam(width: int, warmup: int, factor: float = 1.0) -> optax.Schedule:
 
 
 def smoothed_cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float = 0.1) -> jax.Array:
-    """Cross-entropy [...] in nats of logits [..., V] against 1 - smoothing at the target, the rest shared equally.
+    """Cross-entropy [...] in nats of logits [..., V]; the target has probability 1 - smoothing, the others the rest.
 
-    The entropy of that distribution is subtracted, so the least value is 0 (the authors' code).
+    The entropy of that distribution is subtracted, so the minimum is 0 (the authors' code).
     """
     others = logits.shape[-1] - 1
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
@@ -59,7 +59,7 @@ def smoothed_cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: flo
 
 
 class FeedForward(nn.Module):
-    """Eq. 2: a ReLU layer of `hidden` units at every position, and back."""
+    """Eq. 2: two dense layers at every position with `hidden` ReLU units between."""
 
     hidden: int
     dtype: Dtype = jnp.float32
@@ -106,7 +106,7 @@ class Layer(nn.Module):
     def step(
         self, x: jax.Array, position: jax.Array, cache: tuple[jax.Array, jax.Array], other: Any, other_mask: Any
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """The same for the one token x [N, 1, D] at `position`, with the keys and values [N, L, H, d] before it."""
+        """`__call__` for one token x [N, 1, D] at `position`, with cached keys and values [N, L, H, d]."""
         updated = cache
 
         def attend(y: jax.Array) -> jax.Array:
@@ -139,8 +139,8 @@ class Transformer(nn.Module):
     Attributes:
       vocabulary: V, shared by source, target and the output projection.
       width, heads, hidden, layers, dropout: d_model, h, d_ff, N and P_drop; the defaults are the base model's.
-      max_length: tokens that a sequence may have.
-      pre_norm: normalises each sublayer's input, not its sum, and the stacks' outputs.
+      max_length: largest number of tokens of a sequence.
+      pre_norm: whether each sublayer's input is normalised, not its sum, and the stacks' outputs too.
       bias: whether the attention's projections have biases.
       dtype: of the computation.
     """
@@ -185,7 +185,7 @@ class Transformer(nn.Module):
         return self.final[0](x) if self.pre_norm else x
 
     def start(self, source: jax.Array, length: int) -> tuple[Cache, Any]:
-        """An empty cache for `length` tokens, and what every step sees of the source; leading axes are N."""
+        """An empty cache for `length` tokens, and the encoded source for every step; leading axes are N."""
         self._check(length)
         memory = self.encode(source)
         other = [layer.project(memory) for layer in self.decoder]
@@ -220,9 +220,9 @@ class Transformer(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """The kind of model that the paper replaces: a GRU reads the source and another writes the target, no attention.
+    """The baseline: one GRU encodes the source, another decodes the target, without attention.
 
-    It is called, started and stepped as `Transformer` is.
+    It has the interface of `Transformer`.
 
     Attributes:
       vocabulary: V, shared as in the Transformer.
@@ -251,7 +251,7 @@ class Recurrent(nn.Module):
         return self.embedding.attend(self.drop(x, deterministic=not train))
 
     def start(self, source: jax.Array, length: int) -> tuple[Cache, Any]:
-        """The state after the source; the other arguments are not needed."""
+        """The state after the source, and an empty context; `length` is not used."""
         del length
         return self._read(source, False), ()
 
@@ -272,26 +272,26 @@ def visible(tokens: jax.Array) -> jax.Array:
 
 
 def length_penalty(length: jax.Array, alpha: float) -> jax.Array:
-    """((5 + length) / 6)^alpha, by which log-probabilities are divided."""
+    """((5 + length) / 6)^alpha, the divisor of log-probabilities."""
     return ((5.0 + length) / 6.0) ** alpha
 
 
 def beam_search(
     net: Any, variables: Any, source: jax.Array, limits: jax.Array, *, length: int, beam: int = 4, alpha: float = 0.6
 ) -> tuple[jax.Array, jax.Array]:
-    """Translations by cached decoding, all in one loop.
+    """Translations by beam search with cached decoding, of all sentences in one loop.
 
     Args:
       net: a module with `start` and `step`.
       variables: of the module.
       source: [N, S] tokens.
-      limits: [N] tokens that a translation may have, END included; at most `length`.
+      limits: [N] largest number of tokens of a translation, END included; at most `length`.
       length: static size of the output.
       beam: hypotheses kept; 1 is greedy search.
       alpha: of the length penalty.
 
     Returns:
-      Tokens [N, length], END included and PAD behind it, and their log-probabilities over the length penalty [N].
+      Tokens [N, length], END included and PAD after it, and their log-probabilities over the length penalty [N].
     """
     count = len(source)
     cache, context = net.apply(variables, source, length, method="start")
@@ -342,7 +342,7 @@ def beam_search(
 
 
 def greedy_search(net: Any, variables: Any, source: jax.Array, limits: jax.Array, *, length: int) -> jax.Array:
-    """Tokens [N, length], each the likeliest after those before it; arguments as of `beam_search`."""
+    """Tokens [N, length], each the most probable next one; arguments as of `beam_search`."""
     cache, context = net.apply(variables, source, length, method="start")
 
     def body(state: Any) -> Any:

@@ -1,13 +1,13 @@
 """Deep VIB: a deep variational information bottleneck.
 
 Alemi, Fischer, Dillon, Murphy. ICLR 2017. arXiv:1612.00410.
-A network maps its input to a Gaussian over a code z, and classifies a sample of it; a bound on I(Z; X), the divergence
-of that Gaussian from a unit one, is paid for with `beta`. The code forgets what the label does not need, which
-regularises the classifier and makes it harder to attack. All information is in bits.
+A network maps its input to a Gaussian over a code z and classifies a sample of it. An upper bound on I(Z; X), the KL
+divergence of that Gaussian from a unit Gaussian, is penalised with weight `beta`. This regularises the classifier and
+makes it more robust to attacks. Information is in bits.
 
-Differs from the paper: the full-covariance posterior's Cholesky diagonal is softplus(rho - 5), as the diagonal one's
-standard deviations are in the authors' notebook; the paper does not say. Of the attacks only the fast gradient sign is
-here, and the ImageNet experiment is not: `VIBHead` stands on any backbone's features.
+Differs from the paper: the Cholesky diagonal of the full-covariance posterior, which the paper does not specify, is
+softplus(rho - 5), like the standard deviations in the authors' notebook. The fast gradient sign is the only attack
+here. The ImageNet experiment is missing; `VIBHead` takes the features of any backbone.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class Posterior(NamedTuple):
 
 
 def posterior(raw: jax.Array, covariance: Covariance = "diagonal") -> Posterior:
-    """The Gaussian that an encoder's outputs mean.
+    """The Gaussian that an encoder's outputs parameterise.
 
     Args:
       raw: [N, 2K] means and rho (K of them) for "diagonal"; [N, K + K (K + 1) / 2] means, rho and the entries below
-        the diagonal for "full". Standard deviations begin near softplus(-5) = 0.0067.
-      covariance: see above.
+        the diagonal for "full". Standard deviations start near softplus(-5) = 0.0067.
+      covariance: see `raw`.
     """
     if covariance not in get_args(Covariance):
         raise ValueError(f"posterior: covariance {covariance!r}, expected one of {get_args(Covariance)}")
@@ -68,7 +68,7 @@ def posterior(raw: jax.Array, covariance: Covariance = "diagonal") -> Posterior:
 
 
 def encoder_width(latent: int, covariance: Covariance) -> int:
-    """Numbers that describe a Gaussian of `latent` dimensions."""
+    """Number of parameters of a Gaussian of `latent` dimensions."""
     return 2 * latent if covariance == "diagonal" else latent + latent * (latent + 1) // 2
 
 
@@ -81,7 +81,7 @@ def sample(posterior: Posterior, rng: jax.Array, samples: int) -> jax.Array:
 
 
 def kl_bits(posterior: Posterior) -> jax.Array:
-    """KL(p(z|x) || N(0, I)) in closed form, [N] bits: its mean bounds I(Z; X) from above."""
+    """KL(p(z|x) || N(0, I)) in closed form, [N] bits. Its mean is an upper bound of I(Z; X)."""
     log_scale = jnp.log(jnp.maximum(posterior.diagonal, jnp.finfo(jnp.float32).tiny))
     squared = jnp.square(posterior.scale).reshape(*posterior.mean.shape[:1], -1).sum(1)
     nats = 0.5 * (squared + jnp.sum(jnp.square(posterior.mean) - 1.0 - 2.0 * log_scale, 1))
@@ -91,12 +91,12 @@ def kl_bits(posterior: Posterior) -> jax.Array:
 def cross_entropy_bits(
     logits: jax.Array, labels: jax.Array, *, label_smoothing: float = 0.0, confidence_penalty: float = 0.0
 ) -> jax.Array:
-    """-log2 q(y|z), and the two regularisers that the paper compares with.
+    """-log2 q(y|z), with the regularisers of the paper's baselines.
 
     Args:
       logits: [..., N, C].
       labels: [N] int, 0..C-1.
-      label_smoothing: part of the target that is spread evenly over all classes.
+      label_smoothing: part of the target that is spread evenly over all classes, 0..1.
       confidence_penalty: weight of the negative entropy of q (Pereyra et al., arXiv:1701.06548).
 
     Returns:
@@ -117,12 +117,12 @@ def averaged_log_probabilities(logits: jax.Array) -> jax.Array:
 
 
 class VIBHead(nn.Module):
-    """A classifier behind a stochastic code, for the features of any backbone.
+    """A stochastic code and a classifier of it, for the features of any backbone.
 
     Attributes:
       num_classes: C.
-      latent: K, numbers in the code.
-      covariance: of the posterior; "full" is what the paper takes for K = 2.
+      latent: K, size of the code.
+      covariance: of the posterior; the paper uses "full" for K = 2.
       dtype: of the two dense layers.
     """
 
@@ -141,7 +141,7 @@ class VIBHead(nn.Module):
 
         Args:
           features: [N, D].
-          samples: S, drawn with the key "latent"; 0 decodes the mean instead, and S is 1 in what returns.
+          samples: S, drawn with the key "latent"; 0 decodes the mean, and the result has S = 1.
 
         Returns:
           (logits [S, N, C], posterior).
@@ -156,7 +156,7 @@ class VIBHead(nn.Module):
 
 
 class Classifier(nn.Module):
-    """The paper's multilayer perceptron with its stochastic head, or as the baseline without one.
+    """The paper's multilayer perceptron with its stochastic head, or without one as a baseline.
 
     Attributes:
       num_classes: C.
@@ -197,11 +197,11 @@ class Classifier(nn.Module):
 def fast_gradient_sign(
     objective: Callable[[jax.Array], jax.Array], images: jax.Array, size: float | jax.Array
 ) -> jax.Array:
-    """Images moved by `size` in every pixel, the way that raises the loss (Goodfellow et al., arXiv:1412.6572).
+    """Images changed by `size` in every pixel to raise the loss (Goodfellow et al., arXiv:1412.6572).
 
     Args:
       objective: images -> losses [N].
-      images: [N, ...], in -1..1, and so is what returns.
+      images: [N, ...], in -1..1, as is the result.
       size: of the step.
     """
     gradient = jax.grad(lambda x: objective(x).sum())(images)

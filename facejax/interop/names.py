@@ -86,6 +86,11 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
     return tree.unflatten([np.asarray(found[name], leaf.dtype) for name, leaf in wanted.items()])
 
 
+def subtree(tree: Any, template: Any) -> Any:
+    """The part of nested dicts `tree` that `template` has too. Raises KeyError at what the tree lacks."""
+    return {k: subtree(tree[k], v) for k, v in template.items()} if isinstance(template, dict) else tree
+
+
 def laid_out(tensor: np.ndarray, rule: Rule) -> np.ndarray:
     """A tensor in Flax's layout."""
     if rule.layout == "same":

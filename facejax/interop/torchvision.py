@@ -37,6 +37,24 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
     return convert(tensors, [*parts, *rules], template)
 
 
+def load_vgg_convolutions(path: str | os.PathLike[str], template: Any) -> Any:
+    """Parameters of a VGG's convolutions, of any depth.
+
+    Args:
+      path: a state dict, or a checkpoint that holds one; of it only `features` is read.
+      template: shapes of the convolutions' parameters, whose names sort in the order of the layers.
+
+    Raises:
+      ValueError: another number of layers, or weights of other shapes.
+    """
+    tensors = {k: v for k, v in read_state_dict(path).items() if k.startswith("features.")}
+    places = sorted({int(name.split(".")[1]) for name in tensors})
+    if len(places) != len(template):
+        raise ValueError(f"{path} holds {len(places)} layers under 'features': expected {len(template)} convolutions")
+    rules = vgg_convolution_rules(dict(zip(places, sorted(template), strict=True)))
+    return convert(tensors, rules, {"params": template})["params"]
+
+
 def resnet_rules() -> list[Rule]:
     """models/resnet.py, of any depth: conv1, the blocks layer1.0 and up, each with its downsample, fc."""
     block, ours = r"layer(\d)\.(\d+)\.", r"layer\1_\2/"

@@ -61,6 +61,18 @@ def count(tree: Any) -> int:
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
+def multiply_adds(net: Any, variables: Any, size: int) -> float:
+    """Multiply-adds of one image's convolutions and matrix products in evaluation, in millions.
+
+    Args:
+      net: (images, train=) -> anything, a Linen module.
+      variables: of the module, arrays or their shapes.
+      size: side of the image, pixels.
+    """
+    image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    return flops(jax.make_jaxpr(lambda v, x: net.apply(v, x, train=False))(variables, image).jaxpr) / 2e6
+
+
 def flops(jaxpr: Any) -> int:
     """Operations in the convolutions and matrix products of a jaxpr, loops multiplied out.
 

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classification_common as common
 from experiments import inception as experiment
 from facejax.backbones import inception
 from facejax.backbones.inception import BNInception, GoogLeNet, InceptionV3, Mixed, Plan
 from facejax.train import Options, app
-from facejax.train.dry_run import count, dry_run
+from facejax.train.dry_run import count, dry_run, multiply_adds
 
 
 def shapes(net, size):
@@ -74,7 +73,7 @@ def test_parameter_counts_of_slim(net, size, total):
 )
 def test_multiply_adds(net, size, millions):
     """torchvision's "_ops"."""
-    assert common.multiply_adds(net, shapes(net, size), size) == pytest.approx(millions, rel=0.002)
+    assert multiply_adds(net, shapes(net, size), size) == pytest.approx(millions, rel=0.002)
 
 
 def test_named_features_of_v1():
@@ -244,7 +243,7 @@ def test_the_plain_net_costs_as_much():
     for preset in ("synthetic", "plain"):
         config = experiment.get_config(preset)
         net = experiment.make_net(config)
-        costs.append(common.multiply_adds(net, shapes(net, config.data.image_size), config.data.image_size))
+        costs.append(multiply_adds(net, shapes(net, config.data.image_size), config.data.image_size))
     assert costs[1] == pytest.approx(costs[0], rel=0.02)
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import facejax
-from experiments import classification_common as common
 from experiments import mobilenet as experiment
 from facejax.backbones import mobilenet
 from facejax.backbones.mobilenet import InvertedResidual, MobileNetV1, MobileNetV2, rounded
 from facejax.nn.blocks import ConvNorm
+from facejax.recipes.classifier import Optimizer, decayed
 from facejax.train import Options, app
-from facejax.train.dry_run import count, dry_run
+from facejax.train.dry_run import count, dry_run, multiply_adds
 from tests.selection import full_but
 
 
@@ -51,14 +51,14 @@ def test_parameter_counts_of_parts():
 )  # fmt: skip
 def test_multiply_adds(net, size, millions):
     """The papers' and TF-slim's numbers, which round."""
-    assert common.multiply_adds(net, shapes(net, size), size) == pytest.approx(millions, rel=0.005, abs=0.6)
+    assert multiply_adds(net, shapes(net, size), size) == pytest.approx(millions, rel=0.005, abs=0.6)
 
 
 def test_a_separable_layer_costs_one_nth_plus_one_ninth_of_a_full_one():
     costs = []
     for separable in (True, False):
         net = MobileNetV1(0, separable=separable)
-        costs.append(common.multiply_adds(net, shapes(net, 64), 64))
+        costs.append(multiply_adds(net, shapes(net, 64), 64))
     stem, maps = 32**2 * 27 * 32, 32
     separable = full = stem
     channels = 32
@@ -184,7 +184,7 @@ def test_smoke(coloured, tmp_path):
 
 def test_depthwise_kernels_do_not_decay():
     params = shapes(MobileNetV1(3, width=0.25), 32)["params"]
-    mask = common.decayed(params)
+    mask = decayed(params)
     assert not mask["depthwise1"]["conv"]["kernel"]
     assert not mask["pointwise1"]["bn"]["norm"]["scale"]
     assert mask["pointwise1"]["conv"]["kernel"]
@@ -195,7 +195,7 @@ def test_depthwise_kernels_do_not_decay():
 def test_the_rate_falls_in_stairs():
     config = experiment.get_config("imagenet_v1").optim
     params = {"kernel": jnp.zeros((1, 1))}
-    tx = common.make_optimizer(config, 10)
+    tx = Optimizer(**config).make(10)
     state = tx.init(params)
     state = jax.tree.map(lambda x: jnp.full_like(x, 50_045) if x.dtype == jnp.int32 else x, state)
     step, _ = tx.update({"kernel": jnp.ones((1, 1))}, state, params)
@@ -207,7 +207,7 @@ def test_both_sides_of_the_claim_cost_the_same():
     for preset in ("synthetic", "full_convolution"):
         config = experiment.get_config(preset)
         net = experiment.make_net(config)
-        costs.append(common.multiply_adds(net, shapes(net, config.data.image_size), config.data.image_size))
+        costs.append(multiply_adds(net, shapes(net, config.data.image_size), config.data.image_size))
     assert costs[1] == pytest.approx(costs[0], rel=0.01)
 
 

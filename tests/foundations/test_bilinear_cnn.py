@@ -7,7 +7,7 @@ import pytest
 from experiments import bilinear_cnn as experiment
 from facejax.backbones import vgg
 from facejax.foundations import bilinear_cnn
-from facejax.interop import pytorch
+from facejax.interop import torchvision
 from facejax.train import Options, app
 from facejax.train.dry_run import dry_run
 
@@ -26,13 +26,13 @@ def bilinear_pool(a, b):
     return np.asarray(bilinear_cnn.bilinear_pool(a, b))
 
 
-def test_pooling_is_the_sum_of_outer_products(streams):
+def test_pooling_equals_the_sum_of_outer_products(streams):
     a, b = streams
     expected = np.stack([sum(np.outer(p, q) for p, q in zip(x, y)) / 12 for x, y in zip(rows(a), rows(b))])
     np.testing.assert_allclose(bilinear_pool(a, b), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradient_is_the_papers_closed_form(streams):
+def test_gradient_equals_the_papers_closed_form(streams):
     """dL/dA = B (dL/dX)^T and dL/dB = A dL/dX, here of a mean over 12 places."""
     a, b = streams
     weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, 5, 6)), jnp.float32)
@@ -52,7 +52,7 @@ def test_one_stream_with_itself(streams):
     np.testing.assert_allclose(bilinear_pool(a @ rotation.T, a @ rotation.T), rotation @ pooled @ rotation.T, atol=1e-5)
 
 
-def test_what_does_not_change_the_descriptor(streams):
+def test_invariances_of_the_descriptor(streams):
     def describe(a, b):
         return np.asarray(bilinear_cnn.normalize(bilinear_cnn.bilinear_pool(a, b).reshape(2, -1)))
 
@@ -112,7 +112,7 @@ def test_compact_keeps_inner_products_in_expectation(streams):
     assert abs(np.mean(products) - exact) < 4 * np.std(products) / np.sqrt(300)
 
 
-def test_textures_that_only_products_tell_apart():
+def test_textures_that_only_products_separate():
     """Channels with equal means; a class is the sign of the correlation of the first two."""
     rng = np.random.default_rng(5)
     labels = rng.integers(2, size=400)
@@ -151,22 +151,20 @@ def test_network(fields, size):
     np.testing.assert_allclose(jnp.linalg.norm(described, axis=1), 1, rtol=1e-4)
 
 
-def test_two_streams_of_different_resolution_meet():
+def test_two_streams_of_different_resolution_are_resized():
     a, b = bilinear_cnn.same_size(jnp.ones((1, 28, 28, 2)), jnp.ones((1, 27, 27, 3)))
     assert (a.shape, b.shape) == ((1, 27, 27, 2), (1, 27, 27, 3))
 
 
-def test_weights_of_another_network_are_said(monkeypatch):
-    monkeypatch.setattr(pytorch, "read_state_dict", lambda path: {"features.0.weight": np.zeros((8, 3, 3, 3))})
-    config = smoke("", **{"model.weights": "vgg.pth"})
+def test_weights_of_another_network_raise(monkeypatch):
+    monkeypatch.setattr(torchvision, "read_state_dict", lambda path: {"features.0.weight": np.zeros((8, 3, 3, 3))})
     with pytest.raises(ValueError, match=r"vgg\.pth holds 1 layers under 'features': expected 2 convolutions"):
-        experiment.read_weights(config, {"trunk": {"conv1_1": {}, "conv2_1": {}}})
-    config = smoke("", **{"model.other_weights": "vgg.pth"})
+        experiment.read_weights({"trunk": "vgg.pth"}, {"trunk": {"conv1_1": {}, "conv2_1": {}}})
     with pytest.raises(ValueError, match=r"model\.other_weights is 'vgg\.pth', but model\.other names no second trunk"):
-        experiment.read_weights(config, {"trunk": {}})
+        experiment.read_weights({"trunk": "", "other": "vgg.pth"}, {"trunk": {}})
 
 
-def test_bad_input_is_said(streams):
+def test_bad_input_raises(streams):
     a, b = streams
     with pytest.raises(ValueError, match=r"streams \(2, 3, 4, 5\) and \(2, 3, 3, 6\), expected \[N, H, W, A\]"):
         bilinear_cnn.bilinear_pool(a, b[:, :, :3])
@@ -210,7 +208,7 @@ def test_smoke_with_both_steps_and_the_svm(folder):
     assert np.abs(frozen.params["head"]["kernel"]).max() > 0
 
 
-def test_the_first_step_leaves_the_trunk_alone(folder):
+def test_the_first_stage_does_not_change_the_trunk(folder):
     runs = [
         app.run(smoke(folder, **{"train.steps": n, "optim.frozen": 9.0}), experiment.build, quiet=True) for n in (1, 2)
     ]

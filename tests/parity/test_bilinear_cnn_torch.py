@@ -46,10 +46,10 @@ def test_vgg_from_a_torchvision_file_and_bilinear_pooling_with_gradients(tmp_pat
     torch.save(theirs.state_dict(), tmp_path / "vgg.pth")
     monkeypatch.setitem(experiment.TRUNKS, "tiny", (lambda **o: vgg.VGG((1, 2), (4, 5), **o), "relu2_2"))
     config = experiment.get_config()
-    config.model.weights = str(tmp_path / "vgg.pth")
     images = np.random.default_rng(0).normal(size=(2, 12, 12, 3)).astype(np.float32)
     net = experiment.make_network(config)
-    params = experiment.read_weights(config, net.init(jax.random.key(0), jnp.asarray(images), train=False)["params"])
+    params = net.init(jax.random.key(0), jnp.asarray(images), train=False)["params"]
+    params |= experiment.read_weights({"trunk": str(tmp_path / "vgg.pth")}, params)
 
     def loss(trunk):
         described = net.apply({"params": {**params, "trunk": trunk}}, images, train=False, method="describe")

@@ -1,4 +1,4 @@
-"""People's crops, their augmentation, and the files that they come from."""
+"""Crops of people, their augmentation, and the annotation files."""
 
 import json
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import io
 
-from facejax.data import people
+from facejax.data import keypoints
 from facejax.data.landmarks import MIRROR_68, MIRROR_98
 from facejax.data.readers.people import CocoPeople, PeopleSource, read_mpii, read_mpii_truth
 
@@ -26,7 +26,7 @@ def dots(points, height=60, width=80):
     return image
 
 
-@pytest.mark.parametrize("partners", [MIRROR_68, MIRROR_98, people.COCO.partners, people.MPII.partners])
+@pytest.mark.parametrize("partners", [MIRROR_68, MIRROR_98, keypoints.COCO.partners, keypoints.MPII.partners])
 def test_mirror_partners_are_mutual(partners):
     np.testing.assert_array_equal(partners[partners], np.arange(len(partners)))
 
@@ -34,25 +34,25 @@ def test_mirror_partners_are_mutual(partners):
 def test_partners_of_some_points():
     assert [MIRROR_68[i] for i in (0, 36, 48, 8, 67, 31)] == [16, 45, 54, 8, 65, 35]
     assert [MIRROR_98[i] for i in (0, 33, 60, 96, 16, 88)] == [32, 46, 72, 97, 16, 92]
-    assert people.MPII.partners[0] == 5
-    assert people.COCO.partners[15] == 16
+    assert keypoints.MPII.partners[0] == 5
+    assert keypoints.COCO.partners[15] == 16
 
 
 def test_boxes_get_the_networks_shape():
-    np.testing.assert_allclose(people.shaped((30, 80), 0.75), [60, 80])
-    np.testing.assert_allclose(people.shaped((90, 80), 0.75), [90, 120])
+    np.testing.assert_allclose(keypoints.shaped((30, 80), 0.75), [60, 80])
+    np.testing.assert_allclose(keypoints.shaped((90, 80), 0.75), [90, 120])
 
 
 def test_crop_by_hand():
     """A region of 40 x 30 pixels to 80 x 60: twice as large, its middle in the middle; turned by a right angle."""
-    matrix = people.crop_matrix(np.array([25.0, 20]), 40, 0, (60, 80))
+    matrix = keypoints.crop_matrix(np.array([25.0, 20]), 40, 0, (60, 80))
     np.testing.assert_allclose(
-        people.moved(np.array([[25, 20], [5, 5], [45, 35]]), matrix), [[40, 30], [0, 0], [80, 60]]
+        keypoints.moved(np.array([[25, 20], [5, 5], [45, 35]]), matrix), [[40, 30], [0, 0], [80, 60]]
     )
-    turned = people.crop_matrix(np.array([25.0, 20]), 40, 90, (60, 80))
-    np.testing.assert_allclose(people.moved(np.array([25, 10]), turned), [20, 30], atol=1e-9)
+    turned = keypoints.crop_matrix(np.array([25.0, 20]), 40, 90, (60, 80))
+    np.testing.assert_allclose(keypoints.moved(np.array([25, 10]), turned), [20, 30], atol=1e-9)
     with pytest.raises(ValueError, match="a region 0 pixels wide around"):
-        people.crop_matrix(np.zeros(2), 0, 0, (60, 80))
+        keypoints.crop_matrix(np.zeros(2), 0, 0, (60, 80))
 
 
 POINTS = np.array([[20, 15], [50, 20], [35, 40]])
@@ -60,10 +60,10 @@ POINTS = np.array([[20, 15], [50, 20], [35, 40]])
 
 @pytest.mark.parametrize("seed", range(6))
 def test_augmented_points_stay_on_their_pixels(seed):
-    layout = people.Layout(np.array([1, 0, 2]))
+    layout = keypoints.Layout(np.array([1, 0, 2]))
     given = example(dots(POINTS), POINTS, (36, 27), (60, 60), [1, 0, 1])
-    augmentation = people.Augmentation(scale=0.3, rotation=30, half_body=0)
-    found = people.augmented(given, (64, 48), layout, augmentation, 1.25, np.random.default_rng(seed))
+    augmentation = keypoints.Augmentation(scale=0.3, rotation=30, half_body=0)
+    found = keypoints.augmented(given, (64, 48), layout, augmentation, 1.25, np.random.default_rng(seed))
     assert found["image"].shape == (64, 48, 3)
     mirrored = bool(found["visible"][1])
     assert found["visible"].tolist() == ([False, True, True] if mirrored else [True, False, True])
@@ -73,10 +73,10 @@ def test_augmented_points_stay_on_their_pixels(seed):
 
 
 def test_mirror_image_exchanges_partners():
-    layout = people.Layout(np.array([1, 0, 2]))
-    still = people.Augmentation(scale=0, rotation=0, flip=1.0, half_body=0)
+    layout = keypoints.Layout(np.array([1, 0, 2]))
+    still = keypoints.Augmentation(scale=0, rotation=0, flip=1.0, half_body=0)
     given = example(dots(POINTS), POINTS, (40, 30), (80, 60))
-    found = people.augmented(given, (60, 80), layout, still, 1.0, np.random.default_rng(0))
+    found = keypoints.augmented(given, (60, 80), layout, still, 1.0, np.random.default_rng(0))
     expected = [[80 - 50, 20], [80 - 20, 15], [80 - 35, 40]]  # the region's middle, 40, became 39
     np.testing.assert_allclose(found["points"], expected)
 
@@ -84,14 +84,14 @@ def test_mirror_image_exchanges_partners():
 def test_half_body():
     points = np.concatenate([np.random.default_rng(0).uniform(0, 20, (11, 2)), 60 + POINTS[[0, 1, 2, 0, 1, 2]]])
     visible = np.ones(17, bool)
-    drawn = [people.half_body(points, visible, people.COCO.upper, np.random.default_rng(i)) for i in range(400)]
+    drawn = [keypoints.half_body(points, visible, keypoints.COCO.upper, np.random.default_rng(i)) for i in range(400)]
     upper = np.mean([d[0][0] < 30 for d in drawn])
     assert upper == pytest.approx(0.69, abs=0.06)
     lower = next(d for d in drawn if d[0][0] > 30)
     np.testing.assert_allclose(lower[0], (60 + POINTS).mean(0))
     np.testing.assert_allclose(lower[1], 1.5 * np.array([30, 25]))
-    assert people.half_body(points, np.arange(17) < 1, people.COCO.upper, np.random.default_rng(0)) is None
-    only_lower = people.half_body(points, np.arange(17) >= 11, people.COCO.upper, np.random.default_rng(0))
+    assert keypoints.half_body(points, np.arange(17) < 1, keypoints.COCO.upper, np.random.default_rng(0)) is None
+    only_lower = keypoints.half_body(points, np.arange(17) >= 11, keypoints.COCO.upper, np.random.default_rng(0))
     np.testing.assert_allclose(only_lower[0], (60 + POINTS).mean(0))
 
 
@@ -156,7 +156,7 @@ def test_mpii_files(tmp_path):
     np.testing.assert_array_equal(truth["heads"][1], [1, 4, 7, 10])
 
 
-def test_bad_files_are_said(tmp_path):
+def test_bad_files_raise(tmp_path):
     with pytest.raises(ValueError, match=r"none\.json: not a JSON file that can be read"):
         CocoPeople(tmp_path / "none.json", tmp_path)
     (tmp_path / "list.json").write_text("[]")
@@ -174,3 +174,22 @@ def test_bad_files_are_said(tmp_path):
         ValueError, match=r"gt\.mat: expected a MATLAB file with pos_gt_src, jnt_missing, headboxes_src"
     ):
         read_mpii_truth(tmp_path / "gt.mat")
+
+
+def test_faces_are_placed_with_their_landmarks():
+    """A dark rectangle with its corners as landmarks, rotated and scaled: the points stay on its corners."""
+    image = np.full((64, 64, 3), 250, np.uint8)
+    image[20:40, 16:44] = 10
+    points = np.array([[16, 20], [44, 20], [44, 40], [16, 40]], np.float32)
+    encoded = cv2.imencode(".png", image)[1].tobytes()
+    example, size = {"image": encoded, "landmarks68": points}, 96
+    load = keypoints.placed_loader(size, keypoints.Placement(face=(0.25, 0.4)))
+    batch = load([example] * 8, [np.random.default_rng(i) for i in range(8)])
+    dark, corners = batch["image"].mean(-1) < 130, batch["points"] * size
+    middle = corners.mean(1, keepdims=True)
+    for part, expected in ((0.8, True), (1.25, False)):
+        columns, rows = np.moveaxis(middle + part * (corners - middle), -1, 0).astype(int)
+        np.testing.assert_array_equal(dark[np.arange(8)[:, None], rows, columns], expected)
+    sides = np.linalg.norm(corners - np.roll(corners, 1, 1), axis=-1)
+    np.testing.assert_allclose(dark.sum((1, 2)), sides[:, 0] * sides[:, 1], rtol=0.08)
+    assert np.ptp(sides[:, 1]) > 3  # of different sizes

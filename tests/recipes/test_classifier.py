@@ -1,4 +1,4 @@
-"""What the classifiers' experiments share: smoothed labels, side losses, averaged parameters."""
+"""The classifier's run: smoothed labels, side losses, averaged parameters, the optimizer."""
 
 import chex
 import flax.linen as nn
@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import classification_common as common
 from experiments import inception, mobilenet
-from facejax.train import Report, parallel
+from facejax.data.classification import LabelledImages
+from facejax.evaluate import classification
+from facejax.recipes.classifier import Optimizer, Schedule, classifier
+from facejax.train import Options, Report, parallel
 
 
 class Colours(nn.Module):
@@ -22,20 +24,18 @@ class Colours(nn.Module):
         return [main, side] if train else main
 
 
-def experiment(auxiliary=0.0, **changes):
-    config = inception.get_config()
-    config.update_from_flattened_dict(
-        {
-            "data.image_size": 4,
-            "data.classes": 3,
-            "train.batch_size": 6,
-            "optim.ema": 0.0,
-            "optim.schedule.kind": "constant",
-            "optim.schedule.warmup": 0,
-            **changes,
-        }
+def experiment(auxiliary=0.0, label_smoothing=0.0, **changes):
+    return classifier(
+        Colours(),
+        LabelledImages(image_size=4, classes=3),
+        Optimizer("adam", schedule=Schedule("constant", peak=1e-3), **changes),
+        Options(batch_size=6, steps=300),
+        seed=0,
+        eval_batch_size=6,
+        label_smoothing=label_smoothing,
+        auxiliary=auxiliary,
+        preprocess=lambda x: x / 255.0,
     )
-    return common.classifier(config, Colours(), auxiliary=auxiliary, preprocess=lambda x: x / 255.0)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def stepped(built, batch):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_labels_are_smoothed(batch, smoothing):
-    start, _, metrics = stepped(experiment(**{"loss.label_smoothing": smoothing}), batch)
+    start, _, metrics = stepped(experiment(label_smoothing=smoothing), batch)
     scores = (batch["image"] / 255.0).mean((1, 2)) @ start["main"]["kernel"] + start["main"]["bias"]
     targets = (1 - smoothing) * np.eye(3)[batch["label"]] + smoothing / 3
     expected = -(targets * np.asarray(jax.nn.log_softmax(jnp.float32(scores)))).sum(1).mean()
@@ -62,19 +62,18 @@ def test_labels_are_smoothed(batch, smoothing):
 
 
 @pytest.mark.parametrize("auxiliary", [0.0, 0.3])
-def test_side_classifiers_learn_by_their_weight(batch, auxiliary):
-    changes = {"optim.weight_decay": 0.0}
-    start, state, _ = stepped(experiment(auxiliary, **changes), batch)
+def test_side_classifiers_train_with_their_weight(batch, auxiliary):
+    start, state, _ = stepped(experiment(auxiliary, weight_decay=0.0), batch)
     moved = np.abs(np.asarray(state.params["side"]["bias"]) - start["side"]["bias"]).max()
     assert (moved > 1e-6) == (auxiliary > 0)
 
 
-def test_averaged_parameters_are_judged(batch, monkeypatch):
-    monkeypatch.setattr(common.classification, "splits", lambda *a: (None, None))
+def test_averaged_parameters_are_evaluated(batch, monkeypatch):
+    monkeypatch.setattr(LabelledImages, "split", lambda self: (None, None))
     monkeypatch.setattr(
-        common, "classification_report", lambda config, net, variables, *a: Report({}, arrays=variables["params"])
+        classification, "report", lambda net, variables, *a, **options: Report({}, arrays=variables["params"])
     )
-    built = experiment(**{"optim.ema": 0.9})
+    built = experiment(ema=0.9)
     _, state, _ = stepped(built, batch)
     chex.assert_trees_all_equal(built.evaluate(state).arrays, state.ema)
     assert np.abs(np.asarray(state.ema["main"]["kernel"] - state.params["main"]["kernel"])).max() > 1e-6
