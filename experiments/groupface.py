@@ -13,10 +13,7 @@ AgeDB-30 98.28 (accuracy); MegaFace refined: identification 98.74, verification 
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import pathlib
-from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -25,50 +22,57 @@ import numpy as np
 import optax
 from jax import lax
 from ml_collections import ConfigDict
-from scipy.spatial.distance import cdist
 
-from experiments import arcface as common
-from experiments import quality_common as judged
-from facejax.data import pipeline
-from facejax.data.readers.verification import read_pack
+from facejax.data import normalize
+from facejax.data.identities import Identities
 from facejax.data.synthetic import faces
-from facejax.metrics import verification
-from facejax.metrics.clustering import normalized_mutual_information
+from facejax.evaluate import groups, verification
+from facejax.evaluate.embedder import Backbone, embed_flipped
+from facejax.metrics.verification import flip_embedding
+from facejax.recipes import recogniser
+from facejax.recipes.recogniser import Recogniser
 from facejax.recognition import groupface
+from facejax.recognition.heads import Head
 from facejax.train import (
     AXIS,
     Experiment,
     Mean,
+    Options,
     Report,
     TrainState,
     app,
-    image_grid,
     map_batches,
-    new_figure,
     optim,
     supervised_step,
+    warm_start,
 )
 from facejax.train.claims import Claim
 
 BASE = {
-    **common.BASE,
-    "data": {**common.BASE["data"], "task": "groups", "classes": 400, "image_size": 32},
-    "optim": {**common.BASE["optim"], "schedule": {**common.BASE["optim"]["schedule"], "peak": 0.02}},
-    "train": {**common.BASE["train"], "steps": 200},
+    "seed": 0,
+    "data": asdict(Identities(task="groups", classes=400, image_size=32)),
     "model": {
-        **common.BASE["model"],
-        "shared": 256,  # width of the feature that all branches begin with
+        **asdict(Backbone("tiny", 64)),
+        "shared": 256,  # width of the feature that all branches share
         "groups": 4,  # 0: ArcFace, the backbone's own embedding of `embedding_size`
-        "hidden": (32, 32),
-        "ensemble": "soft",  # or "hard"
+        "hidden": (32, 32),  # widths of the group decision network
+        "ensemble": "soft",  # group features weighted by probability; "hard": the most probable group's alone
     },
-    "recogniser": {**judged.RECOGNISER, "dropout": 0.0, "steps": 300},  # whose trunk is begun from; 0 steps: of none
+    "recogniser": asdict(Recogniser(dropout=0.0)),  # whose trunk training begins with; 0 steps: random weights
+    "loss": asdict(Head()),
     "groups": {
-        "weight": 0.1,
-        "labels": "self_distributed",  # or "argmax": the most probable group as it is
-        "window": 128,  # batches whose mean is expected
+        "weight": 0.1,  # of the grouping loss
+        "labels": "self_distributed",  # or "argmax": the most probable group
+        "window": 128,  # batches over which the expected probabilities are averaged
     },
-    "eval": {**common.BASE["eval"], "beta": 0.1, "gamma": 1 / 3},
+    "optim": {**recogniser.OPTIM, "schedule": {**recogniser.OPTIM["schedule"], "peak": 0.02}},
+    "train": asdict(Options(batch_size=64, steps=200)),
+    "eval": {
+        "batch_size": 128,
+        "packs": "",  # .bin files of InsightFace, with commas between, evaluated in place of held-out people
+        "beta": 0.1,  # weight of the group distance in the group-aware similarity
+        "gamma": 1 / 3,  # its exponent
+    },
 }
 PRESETS = {
     "synthetic": {},
@@ -124,43 +128,62 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run: ArcFace's data, a network with groups, two losses, and a window of the groups' probabilities."""
-    plain = common.build(config)
+    data, head, groups_of = Identities(**config.data), Head(**config.loss), config.groups
+    if groups_of.labels not in LABELS:
+        raise ValueError(f"groups.labels is {groups_of.labels!r}: expected one of {', '.join(LABELS)}")
+    count, batch_size = config.model.groups, config.eval.batch_size
+    net, tx = make_net(config.model), optim.from_config(config.optim, config.train.steps)
+    plain = recogniser.training(
+        net,
+        head,
+        tx,
+        image_size=data.image_size,
+        embedding_size=config.model.embedding_size,
+        num_classes=data.classes,
+        batch_size=config.train.batch_size,
+        devices=config.train.devices,
+        microbatches=config.train.microbatches,
+    )
+
+    def init(rng: jax.Array, start: Any = None) -> TrainState:
+        state = plain["init"](rng)
+        variables = {"params": state.params["backbone"], "batch_stats": state.model_state}
+        if count:
+            trunk = begun(start, {kind: part["backbone"] for kind, part in variables.items()})
+            variables = {kind: {**part, "backbone": trunk[kind]} for kind, part in variables.items()}
+        else:
+            variables = begun(start, variables)
+        held = variables["batch_stats"]
+        if count:
+            held = {"batch_stats": held, "window": jnp.zeros((groups_of.window, count))}
+        return state.replace(params={**state.params, "backbone": variables["params"]}, model_state=held)
+
+    def prepare() -> Any:
+        ours, task = Recogniser(**config.recogniser), config.data.task
+        if not (ours.steps or ours.weights):
+            return None
+        options = {"image_size": data.image_size, "data_dir": data.data_dir, "task": task}
+        everybody = faces.TASKS[task].train
+        return ours.embedder(config.seed, classes=everybody, photographs=data.source == "path", **options).variables
 
     def train_data() -> Any:
-        if config.recogniser.steps:
-            trained(config)
-        return plain.train_data()
-
-    if config.model.groups == 0:
-        return dataclasses.replace(plain, init=functools.partial(arcface_begun, config, plain), train_data=train_data)
-    if config.groups.labels not in LABELS:
-        raise ValueError(f"groups.labels is {config.groups.labels!r}: expected one of {', '.join(LABELS)}")
-    size, classes, groups = config.data.image_size, config.data.classes, config.model.groups
-    net, tx = make_net(config.model), optim.from_config(config.optim, config.train.steps)
-    head = jax.eval_shape(plain.init, jax.random.key(0)).params["head"]
-
-    def init(rng: jax.Array) -> TrainState:
-        variables = net.init(rng, jnp.zeros((2, size, size, 3)), train=False)
-        trunk = begun(config, {kind: part["backbone"] for kind, part in variables.items()})
-        variables = {kind: {**part, "backbone": trunk[kind]} for kind, part in variables.items()}
-        centres = 0.01 * jax.random.normal(jax.random.fold_in(rng, 1), head.shape)
-        held = {"batch_stats": variables["batch_stats"], "window": jnp.zeros((config.groups.window, groups))}
-        return TrainState.create(rng, {"backbone": variables["params"], "head": centres}, tx, model_state=held)
+        train, _ = data.split(config.seed, packs=config.eval.packs)
+        return data.batches(train, config.train.batch_size, config.seed)
 
     def loss_fn(params: Any, held: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
         found, updated = net.apply(
             {"params": params["backbone"], "batch_stats": held["batch_stats"]},
-            common.preprocess(batch["image"]),
+            normalize.symmetric(batch["image"]),
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": rng},
         )
-        identity = common.head_loss(config.loss, classes, found.embedding, params["head"], batch["label"], rng)
+        identity = head.loss(found.embedding, params["head"], batch["label"], num_classes=data.classes, rng=rng)
         probabilities = lax.stop_gradient(jax.nn.softmax(found.logits))
         window = groupface.observe(held["window"], lax.pmean(probabilities.mean(0), AXIS))
         expected = groupface.expectation(window)
         labels = jnp.argmax(probabilities, 1)
-        if config.groups.labels == "self_distributed":
+        if groups_of.labels == "self_distributed":
             labels = groupface.self_distributed_labels(probabilities, expected)
         grouping = optax.softmax_cross_entropy_with_integer_labels(found.logits, labels)
         metrics = {
@@ -170,10 +193,10 @@ def build(config: ConfigDict) -> Experiment:
             "most_probable": Mean.of(probabilities.max(1)),
         }
         held = {"batch_stats": updated["batch_stats"], "window": window}
-        return identity.mean() + config.groups.weight * grouping.mean(), (held, metrics)
+        return identity.mean() + groups_of.weight * grouping.mean(), (held, metrics)
 
-    def embed(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        views = [net.apply(variables, common.preprocess(x), train=False) for x in (images, images[:, :, ::-1])]
+    def look(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+        views = [net.apply(variables, normalize.symmetric(x), train=False) for x in (images, images[:, :, ::-1])]
         return {
             "plain": views[0].embedding,
             "mirrored": views[1].embedding,
@@ -182,160 +205,45 @@ def build(config: ConfigDict) -> Experiment:
         }
 
     def evaluate(state: TrainState) -> Report:
-        variables = {"params": state.params["backbone"], "batch_stats": state.model_state["batch_stats"]}
+        variables = {"params": state.params["backbone"], "batch_stats": state.model_state}
+        if not count:
+            return verification.verify(
+                data, config.eval.packs, config.seed, lambda x: embed_flipped(net, variables, x, batch_size)
+            )
+        variables["batch_stats"] = state.model_state["batch_stats"]
 
-        def seen(images: np.ndarray) -> dict[str, np.ndarray]:
-            found = map_batches(embed, variables, images, config.eval.batch_size)
-            return {"embedding": verification.flip_embedding(found.pop("plain"), found.pop("mirrored")), **found}
+        def grouped(images: np.ndarray) -> groups.Grouped:
+            found = map_batches(look, variables, images, batch_size)
+            embedding = flip_embedding(found["plain"], found["mirrored"])
+            return groups.Grouped(embedding, found["decision"], found["probability"])
 
+        similarity = {"beta": config.eval.beta, "gamma": config.eval.gamma}
         if config.eval.packs:
-            return judge_packs(config, seen)
-        report = common.verify_unseen(config, lambda images: seen(images)["embedding"])
-        return judge_groups(config, report, seen)
+            return groups.verify_packs(config.eval.packs, data.image_size, grouped, **similarity)
+        return groups.verify_held_out(data.split(config.seed)[1], data.image_size, grouped, **similarity)
 
-    step = supervised_step(loss_fn, tx, sharded=plain.sharded, microbatches=config.train.microbatches)
-    return dataclasses.replace(plain, init=init, train_step=step, train_data=train_data, evaluate=evaluate)
-
-
-def make_net(model: ConfigDict) -> groupface.GroupFace:
-    """The network that the configuration names."""
-    trunk = common.make_backbone(ConfigDict({**model, "embedding_size": model.shared}))
-    return groupface.GroupFace(trunk, model.groups, model.embedding_size, tuple(model.hidden), model.ensemble)
+    step = supervised_step(loss_fn, tx, sharded=plain["sharded"], microbatches=config.train.microbatches)
+    parts = {**plain, "init": init, "prepare": prepare, **({"train_step": step} if count else {})}
+    return Experiment(evaluate=evaluate, train_data=train_data, **parts)
 
 
-def trained(config: ConfigDict) -> judged.Recogniser:
-    """The recogniser whose trunk is begun from, trained on all people of the face world's task."""
-    task = config.data.task
-    return judged.recogniser(config, config.seed, task, data__classes=faces.TASKS[task].train)
+def make_net(model: ConfigDict) -> Any:
+    """The network that the configuration names; a plain backbone without groups."""
+    trunk = Backbone(model.name, model.shared if model.groups else model.embedding_size, model.dropout, model.dtype)
+    if not model.groups:
+        return trunk.make()
+    return groupface.GroupFace(trunk.make(), model.groups, model.embedding_size, tuple(model.hidden), model.ensemble)
 
 
-def begun(config: ConfigDict, trunk: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The variables of a trunk with a recogniser's in place of all but the last layers', which stay random."""
-    if not (config.recogniser.steps or config.recogniser.weights):
+def begun(start: Any, trunk: Any) -> Any:
+    """A trunk's variables with a recogniser's in place of all but the last layers', which stay random."""
+    if start is None:
         return trunk
-    shapes = {kind: {k: v for k, v in part.items() if k not in ("fc", "features")} for kind, part in trunk.items()}
-
-    def read() -> Any:
-        found = trained(config).variables
-        return {kind: {name: found[kind][name] for name in part} for kind, part in shapes.items()}
-
-    found = judged.read_later(read, shapes)
-    return {kind: {**trunk[kind], **found[kind]} for kind in trunk}
-
-
-def arcface_begun(config: ConfigDict, plain: Experiment, rng: jax.Array) -> TrainState:
-    """ArcFace's first state, its trunk the same recogniser's."""
-    state = plain.init(rng)
-    trunk = begun(config, {"params": state.params["backbone"], "batch_stats": state.model_state})
-    params = {**state.params, "backbone": trunk["params"]}
-    return state.replace(params=params, model_state=trunk["batch_stats"])
-
-
-def judge_groups(config: ConfigDict, report: Report, seen: Any) -> Report:
-    """Adds to the verification of unseen people what the groups are, and the similarity that looks at them.
-
-    "group_entropy" is that of the sizes of groups by the most probable one, over the greatest possible: 1 for even
-    groups, 0 for one; "nmi_" compares groups with what is known of a picture.
-    """
-    _, source = common.people(config)
-    examples = pipeline.fetch(source, range(len(source)))
-    images = np.stack([common.picture(e, config.data.image_size) for e in examples])
-    found, labels = seen(images), report.arrays["labels"]
-    group = found["probability"].argmax(1)
-    shares = np.bincount(group, minlength=config.model.groups) / len(group)
-    metrics = {"group_entropy": entropy(shares), "largest_group": float(shares.max())}
-    known = attributes(examples, labels)
-    metrics |= {f"nmi_{name}": normalized_mutual_information(truth, group) for name, truth in known.items()}
-    fars = (1e-1, 1e-2, 1e-3)
-    rates = verification.tar_at_far(*group_aware_pairs(config, found, labels), fars)
-    metrics |= {f"tar_at_far_{f:.0e}_group_aware".replace("e-0", "e-"): float(r) for f, r in zip(fars, rates)}
-    return dataclasses.replace(
-        report,
-        metrics={**report.metrics, **metrics},
-        figures={**report.figures, "What the groups hold": groups_figure(group, known, config.model.groups)},
-        images={**report.images, "Groups, the surest pictures": surest(images, found["probability"], labels)},
-        arrays={**report.arrays, "probabilities": found["probability"], "decisions": found["decision"]},
-    )
-
-
-def entropy(shares: np.ndarray) -> float:
-    """Entropy of shares [K] that sum to 1 over that of even ones; 1 where there is one group only."""
-    some = shares[shares > 0]
-    return float(np.sum(some * np.log(1 / some)) / np.log(len(shares))) if len(shares) > 1 else 1.0
-
-
-def attributes(examples: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """What is known of pictures, as classes [N]: the person, and of the face world also what was rendered."""
-    known = {"person": labels}
-    if "glasses" in examples[0]:
-        measured = {
-            "age": [e["age"] for e in examples],
-            "skin": [e["albedo"][0] for e in examples],
-            "yaw": [e["pose"][1] for e in examples],
-            "light": [e["light"][0] for e in examples],
-        }
-        known["glasses"] = np.array([int(e["glasses"] > 0) for e in examples])
-        known |= {name: np.digitize(x, np.quantile(x, (1 / 3, 2 / 3))) for name, x in measured.items()}
-    return known
-
-
-def group_aware_pairs(
-    config: ConfigDict, found: Mapping[str, np.ndarray], labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Group-aware similarities [P] of all pairs of pictures, and whether the person is the same."""
-    upper = np.triu_indices(len(labels), 1)
-    cosine = (found["embedding"] @ found["embedding"].T)[upper]
-    distance = cdist(found["decision"], found["decision"])[upper]
-    similarity = groupface.group_aware_similarity(cosine, distance, beta=config.eval.beta, gamma=config.eval.gamma)
-    return similarity, (labels[:, None] == labels)[upper]
-
-
-def judge_packs(config: ConfigDict, seen: Any) -> Report:
-    """The 10-fold protocol on InsightFace's .bin packs, by cosine and by the group-aware similarity."""
-    metrics, arrays = {}, {}
-    for path in config.eval.packs.split(","):
-        pack, name = read_pack(path), pathlib.Path(path).stem
-        found = seen(np.stack([common.picture({"image": x}, config.data.image_size) for x in pack.images]))
-        embeddings, decisions = found["embedding"], found["decision"]
-        squared = verification.squared_distances(embeddings[::2], embeddings[1::2])
-        apart = np.linalg.norm(decisions[::2] - decisions[1::2], axis=1)
-        aware = groupface.group_aware_similarity(1 - squared / 2, apart, beta=config.eval.beta, gamma=config.eval.gamma)
-        metrics[f"{name}_accuracy"] = verification.kfold_accuracy(squared, pack.same).mean
-        metrics[f"{name}_accuracy_group_aware"] = verification.kfold_accuracy(2 - 2 * aware, pack.same).mean
-        arrays[f"{name}_embeddings"] = embeddings
-    return Report(metrics, arrays=arrays)
-
-
-def groups_figure(group: np.ndarray, known: Mapping[str, np.ndarray], groups: int) -> Any:
-    """Sizes of the groups, and for each attribute of few classes how a group's pictures are made up."""
-    few = {name: truth for name, truth in known.items() if name != "person"}
-    figure, axes = new_figure(2.4 * (1 + len(few)), 3.4, 1, 1 + len(few))
-    first, *others = np.ravel(axes)
-    places, sizes = np.arange(groups), np.bincount(group, minlength=groups)
-    first.bar(places, sizes)
-    numbers = {"xlabel": "group", "xticks": places[:: -(-groups // 8)]}
-    first.set(title="pictures", **numbers)
-    for axis, (name, truth) in zip(others, few.items(), strict=True):
-        below = np.zeros(groups)
-        names = ("without", "with") if name == "glasses" else ("lowest third", "middle third", "highest third")
-        for value in np.unique(truth):
-            share = np.bincount(group[truth == value], minlength=groups) / np.maximum(sizes, 1)
-            axis.bar(places, share, bottom=below, label=names[value])
-            below += share
-        axis.set(title=name, **numbers, ylim=(0, 1))
-        axis.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2))
-    return figure
-
-
-def surest(images: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, rows: int = 8, columns: int = 12) -> Any:
-    """A row for each group, the first `rows` of them: of different people, the pictures most probably in it."""
-    grid = np.full((min(rows, probabilities.shape[1]), columns, *images.shape[1:]), 255, np.uint8)
-    for k in range(len(grid)):
-        order = np.argsort(-probabilities[:, k], kind="stable")
-        _, first = np.unique(labels[order], return_index=True)
-        best = order[np.sort(first)][:columns]
-        grid[k, : len(best)] = images[best]
-    return image_grid(grid.reshape(-1, *images.shape[1:]), columns)
+    last = ("fc", "features")
+    return {
+        kind: {name: tree if name in last else warm_start.taken(start[kind][name], tree) for name, tree in part.items()}
+        for kind, part in trunk.items()
+    }
 
 
 if __name__ == "__main__":

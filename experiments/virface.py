@@ -22,7 +22,7 @@ settings are spread over defaults and remarks, which are taken at their word: a 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -33,45 +33,43 @@ from flax import linen as nn
 from jax import lax
 from ml_collections import ConfigDict
 
-from experiments import arcface as common
-from experiments import quality_common
-from facejax.data import pipeline, readers, transforms
+from facejax.data import normalize, readers, sources, streams
+from facejax.data.identities import Identities, one_each
 from facejax.data.synthetic import faces
+from facejax.evaluate import verification
+from facejax.evaluate.embedder import embed
 from facejax.ops import vectors
 from facejax.recognition import arcface, virface
-from facejax.train import AXIS, Experiment, Mean, Report, TrainState, app, map_batches, optim, supervised_step
+from facejax.train import AXIS, Experiment, Mean, Options, Report, TrainState, app, optim, supervised_step, warm_start
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
     "stage": "virface",  # one of STAGES
     "start": {
-        "workdir": "",  # of a run of the stage before; empty trains the stages before first, in memory
+        "workdir": "",  # of a finished run of the previous stage; empty trains the previous stages in memory
         "steps": 0,  # of each of those; 0 is as their presets have it
     },
     "data": {
-        "source": "face_world",  # or "path": whatever facejax.data.readers.read opens
-        "path": "",
-        "unlabelled": "",  # likewise; its labels serve only to draw no two pictures of a person in one step
-        "task": "recognition",
-        "data_dir": "",
-        "image_size": 32,
-        "classes": 24,
-        "held_out": 0.0,
-        "augment": "flip",
-        "unlabelled_batch": 128,
-        "threads": 2,
-        "workers": 0,
+        **asdict(Identities(image_size=32, classes=24)),
+        "unlabelled": "",  # with source "path": images whose labels only keep a batch from holding an identity twice
+        "unlabelled_batch": 128,  # unlabelled images a step
     },
-    "model": {"name": "tiny", "embedding_size": 16, "hidden": 256, "latent": 128, "dtype": "float32"},
+    "model": {
+        "name": "tiny",  # of BACKBONES
+        "embedding_size": 16,
+        "hidden": 256,  # width of the generator's layers
+        "latent": 128,  # of its code
+        "dtype": "float32",  # to compute in
+    },
     "loss": {
-        "scale": 16.0,
-        "angle": 0.5,
-        "dropout": 0.0,  # of labelled embeddings, beside unlabelled ones
-        "overlap": 0.0,  # above 0: who is of a labelled class with this probability becomes no class (0.8)
-        "draws": 5,
-        "fit": 5e3 * 16 / 512,  # the mean over fewer numbers of a unit vector is larger
-        "prior": 2.0,
+        "scale": 16.0,  # of the cosines
+        "angle": 0.5,  # margin, radians
+        "dropout": 0.0,  # of labelled embeddings, in the stages with unlabelled ones
+        "overlap": 0.0,  # above 0, a face with this probability of a labelled class is no class of its own (0.8)
+        "draws": 5,  # generated embeddings for each unlabelled face
+        "fit": 5e3 * 16 / 512,  # weight of the generator's error, a mean over embedding_size numbers
+        "prior": 2.0,  # weight of its divergence
     },
     "optim": {
         "name": "sgd",
@@ -80,18 +78,11 @@ BASE = {
         "clip_only": "backbone",
         "schedule": {"kind": "cosine", "peak": 0.1, "boundaries": ()},
     },
-    "train": {
-        "batch_size": 64,
-        "steps": 100,
-        "log_every": 50,
-        "eval_every": 0,
-        "save_every": 50,
-        "save_seconds": 60.0,
-        "keep": 2,
-        "parallel": "shard_map",
-        "devices": 0,
+    "train": asdict(Options(batch_size=64, steps=100)),
+    "eval": {
+        "batch_size": 128,
+        "packs": "",  # .bin files of InsightFace, with commas between, evaluated in place of held-out people
     },
-    "eval": {"batch_size": 128, "packs": ""},
 }
 STAGES = {
     "pretrain": "",
@@ -100,7 +91,7 @@ STAGES = {
     "virclass": "pretrain",
     "virface": "generator",
 }
-"""Every stage, and the one that it begins from."""
+"""Every stage, and the stage whose weights it begins with."""
 TRAINED = {"generator": ("generator",), "virface": ("backbone", "head", "generator")}
 
 
@@ -174,7 +165,11 @@ def build(config: ConfigDict) -> Experiment:
     if config.stage not in STAGES:
         raise ValueError(f"stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
     loss, size, batch, classes = config.loss, config.data.image_size, config.train.batch_size, config.data.classes
-    net, generator = make_backbone(config.model), virface.Generator(config.model.hidden, config.model.latent)
+    data, net, generator = (
+        app.section(Identities, config.data),
+        make_backbone(config.model),
+        virface.Generator(config.model.hidden, config.model.latent),
+    )
     trained = TRAINED.get(config.stage, ("backbone", "head"))
     tx = optax.multi_transform(
         {"trained": optim.from_config(config.optim, config.train.steps), "frozen": optax.set_to_zero()},
@@ -183,7 +178,7 @@ def build(config: ConfigDict) -> Experiment:
     options = {"scale": loss.scale, "margins": arcface.Margins(angle=loss.angle)}
     both = config.stage in ("virclass", "virface")
 
-    def init(rng: jax.Array) -> TrainState:
+    def init(rng: jax.Array, start: Any = None) -> TrainState:
         variables = net.init(rng, jnp.zeros((2, size, size, 3)), train=False)
         embedding = jnp.zeros((1, config.model.embedding_size))
         params = {
@@ -191,14 +186,12 @@ def build(config: ConfigDict) -> Experiment:
             "head": 0.01 * jax.random.normal(jax.random.fold_in(rng, 1), (classes, embedding.shape[1])),
             "generator": generator.init(jax.random.fold_in(rng, 2), embedding, rng)["params"],
         }
-        begun = params, variables["batch_stats"]
-        if STAGES[config.stage]:
-            begun = quality_common.read_later(lambda: beginning(config), begun)
+        begun = warm_start.taken(start, (params, variables["batch_stats"]))
         return TrainState.create(rng, begun[0], tx, model_state=begun[1])
 
     def loss_of_generator(params: Any, batch_stats: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
         variables = {"params": params["backbone"], "batch_stats": batch_stats}
-        features = net.apply(variables, common.preprocess(batch["image"]), train=False)
+        features = net.apply(variables, normalize.symmetric(batch["image"]), train=False)
         losses, metrics = fitting(params, features, batch["label"], rng)
         return losses.mean(), (batch_stats, {"loss": Mean.of(losses), **metrics})
 
@@ -207,7 +200,7 @@ def build(config: ConfigDict) -> Experiment:
         images = jnp.concatenate([batch["image"], batch["unlabelled"]]) if both else batch["image"]
         features, updated = net.apply(
             {"params": params["backbone"], "batch_stats": batch_stats},
-            common.preprocess(images),
+            normalize.symmetric(images),
             train=True,
             mutable=["batch_stats"],
         )
@@ -245,28 +238,20 @@ def build(config: ConfigDict) -> Experiment:
         return loss.fit * error + loss.prior * code, found
 
     def train_data() -> Any:
-        if STAGES[config.stage]:
-            beginning(config)
-        options = {"seed": config.seed, "threads": config.data.threads, "workers": config.data.workers}
-        known = pipeline.train_batches(labelled_people(config), common.loader(config.data), batch, **options)
+        known = data.batches(data.first_people(config.seed, packs=config.eval.packs), batch, config.seed)
         if not both:
             return known
         source = unlabelled_people(config)
-        people = Shallow([common.label(source[i]) for i in range(len(source))])
-        load = functools.partial(load_shallow, source, size)
-        unknown = pipeline.train_batches(people, load, config.data.unlabelled_batch, **options)
-        return Together(known, unknown)
-
-    def embed(variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-        return {"features": net.apply(variables, common.preprocess(images), train=False)}
+        groups, load = sources.Groups(sources.labels(source)), one_each(source, size, "unlabelled")
+        return streams.Zip(known, data.stream(groups, load, config.data.unlabelled_batch, config.seed))
 
     def evaluate(state: TrainState) -> Report:
         variables = {"params": state.params["backbone"], "batch_stats": state.model_state}
 
-        def embeddings(images: np.ndarray) -> np.ndarray:  # of the picture alone, as in the reference
-            return vectors.unit_rows(map_batches(embed, variables, images, config.eval.batch_size)["features"])
+        def embeddings(images: np.ndarray) -> np.ndarray:  # of the image alone, as in the reference
+            return vectors.unit_rows(embed(net, variables, images, config.eval.batch_size))
 
-        return (common.verify_packs if config.eval.packs else common.verify_unseen)(config, embeddings)
+        return verification.verify(data, config.eval.packs, config.seed, embeddings)
 
     fields = {
         "image": jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
@@ -280,6 +265,7 @@ def build(config: ConfigDict) -> Experiment:
         train_step=supervised_step(loss_of_generator if config.stage == "generator" else loss_of_faces, tx),
         train_data=train_data,
         batch=fields,
+        prepare=(lambda: beginning(config)) if STAGES[config.stage] else None,
     )
 
 
@@ -291,85 +277,26 @@ def make_backbone(model: ConfigDict) -> virface.FaceResNet:
 
 
 def beginning(config: ConfigDict) -> tuple[Any, Any]:
-    """Parameters and batch statistics that the stage before left: read from its workdir, or trained now and kept."""
+    """Parameters and batch statistics of the previous stage."""
     settings = get_config(STAGES[config.stage])
+    if config.data.source == "path" and not config.start.workdir:
+        raise ValueError(f"start.workdir is empty: expected the folder of a finished {settings.stage} run")
     for part in ("seed", "start", "data", "model", "loss"):
         settings[part] = config[part]
     settings.train.steps = config.start.steps or settings.train.steps
     same = ("data.image_size", "data.classes", "model.name", "model.embedding_size", "model.hidden", "model.latent")
-    return quality_common.stage_before(config, settings, build, same)
-
-
-def labelled_people(config: ConfigDict) -> Any:
-    """The first data.classes people of the face world's task, or those at data.path."""
-    data = config.data
-    if data.source == "path":
-        return common.people(config)[0]
-    task = faces.TASKS[data.task]
-    if not 0 < data.classes <= task.train:
-        raise ValueError(f"data.classes is {data.classes}: expected 1 to {task.train}, the face world's")
-    source = faces.load(data.task, "train", data.data_dir or None)
-    labels = np.array([common.label(example) for example in pipeline.fetch(source, range(len(source)))])
-    rows = np.flatnonzero(labels < data.classes)
-    return common.Subset(source, rows, labels[rows])
+    state = warm_start.previous_stage(settings, build, config.start.workdir, same)
+    return state.params, state.model_state
 
 
 def unlabelled_people(config: ConfigDict) -> Any:
-    """Pictures of people of whom training is not told who they are."""
+    """Images whose identities training does not use."""
     data = config.data
     if data.source == "path":
         if not data.unlabelled:
-            raise ValueError("data.unlabelled is empty: expected what holds the unlabelled pictures")
+            raise ValueError("data.unlabelled is empty: expected what holds the unlabelled images")
         return readers.read(data.unlabelled)
     return faces.load(SHALLOW, "train", data.data_dir or None)
-
-
-class Shallow:
-    """Each example is a person, as the rows [M] of their pictures: a batch of these never holds anybody twice."""
-
-    def __init__(self, labels: Any):
-        order = np.argsort(labels, kind="stable")
-        starts = np.flatnonzero(np.diff(np.asarray(labels)[order], prepend=np.nan))
-        self._rows = np.split(order, starts[1:])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        return self._rows[index]
-
-
-def load_shallow(source: Any, size: int, people: Any, rngs: Any) -> dict[str, np.ndarray]:
-    """One picture of each person, drawn and mirrored by chance."""
-    rows = [int(rng.choice(rows)) for rows, rng in zip(people, rngs, strict=True)]
-    images = [common.picture(example, size) for example in pipeline.fetch(source, rows)]
-    return {
-        "unlabelled": np.stack([transforms.random_flip(x, rng) for x, rng in zip(images, rngs, strict=True)]),
-    }
-
-
-class Together:
-    """Two endless streams of batches as one; its position is both of theirs."""
-
-    def __init__(self, *streams: Any):
-        self._streams = streams
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        return {name: array for stream in self._streams for name, array in next(stream).items()}
-
-    def get_state(self) -> list[Any]:
-        return [stream.get_state() for stream in self._streams]
-
-    def set_state(self, state: list[Any]) -> None:
-        for stream, part in zip(self._streams, state, strict=True):
-            stream.set_state(part)
-
-    def close(self) -> None:
-        for stream in self._streams:
-            stream.close()
 
 
 if __name__ == "__main__":

@@ -11,29 +11,42 @@ as another paper quotes it, MegaFace refined: identification 98.80, verification
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import asdict
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 from ml_collections import ConfigDict
 
-from experiments import arcface as common
+from facejax.data import normalize
+from facejax.data.identities import Identities
+from facejax.evaluate import verification
+from facejax.evaluate.embedder import Backbone, embed_flipped
 from facejax.ops import vectors
+from facejax.recipes import recogniser
 from facejax.recognition import vpl
-from facejax.train import AXIS, Experiment, Mean, Report, TrainState, app, ema_update, optim, reduce_gradients
+from facejax.recognition.heads import Head
+from facejax.train import AXIS, Experiment, Mean, Options, Report, TrainState, app, ema_update, optim, reduce_gradients
 from facejax.train.claims import Claim
 
 BASE = {
-    **common.BASE,
-    "data": {**common.BASE["data"], "image_size": 32},
-    "train": {**common.BASE["train"], "steps": 200},
+    "seed": 0,
+    "data": asdict(Identities(image_size=32)),
+    "model": asdict(Backbone("tiny", 64)),
+    "loss": asdict(Head()),
+    "optim": recogniser.OPTIM,
+    "train": asdict(Options(batch_size=64, steps=200)),
+    "eval": {
+        "batch_size": 128,
+        "packs": "",  # .bin files of InsightFace, with commas between, evaluated in place of held-out people
+    },
     "vpl": {
-        "rate": 0.15,
-        "start": 60,
-        "lifetime": 50,
+        "rate": 0.15,  # share of the last sample in a prototype, 0..1
+        "start": 60,  # steps before samples are injected
+        "lifetime": 50,  # steps that a sample stays in the memory
         "momentum": 0.0,  # above 0: samples are of a moving average of the backbone; the authors' is 0.999
     },
 }
@@ -82,24 +95,37 @@ def build(config: ConfigDict) -> Experiment:
         raise ValueError(
             f"train.microbatches is {config.train.microbatches}: expected 1, the memory is written once a step"
         )
-    plain = common.build(config)
-    net, tx = common.make_backbone(config.model), optim.from_config(config.optim, config.train.steps)
-    classes, momentum = config.data.classes, config.vpl.momentum
+    data, head, net = Identities(**config.data), Head(**config.loss), Backbone(**config.model).make()
+    tx, classes, momentum = optim.from_config(config.optim, config.train.steps), data.classes, config.vpl.momentum
     limits = {name: config.vpl[name] for name in ("rate", "start", "lifetime")}
-    sharded = ("head", "memory") if config.loss.sharded else ()
+    sharded = ("head", "memory") if head.sharded else ()
+    plain = recogniser.training(
+        net,
+        head,
+        tx,
+        image_size=data.image_size,
+        embedding_size=config.model.embedding_size,
+        num_classes=classes,
+        batch_size=config.train.batch_size,
+        devices=config.train.devices,
+    )
 
     def init(rng: jax.Array) -> TrainState:
-        state = plain.init(rng)
+        state = plain["init"](rng)
         memory = vpl.Memory.create(jax.random.fold_in(rng, 2), *state.params["head"].shape)
         return state.replace(
             model_state={"batch_stats": state.model_state, "memory": memory},
             ema=jax.tree.map(jnp.copy, state.params["backbone"]) if momentum else None,
         )
 
+    def train_data() -> Any:
+        train, _ = data.split(config.seed, packs=config.eval.packs)
+        return data.batches(train, config.train.batch_size, config.seed)
+
     def forward(params: Any, batch_stats: Any, images: jax.Array, rng: jax.Array) -> tuple[jax.Array, Any]:
         features, updated = net.apply(
             {"params": params, "batch_stats": batch_stats},
-            common.preprocess(images),
+            normalize.symmetric(images),
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": rng},
@@ -114,7 +140,7 @@ def build(config: ConfigDict) -> Experiment:
         def loss_fn(params: Any) -> Any:
             features, stats = forward(params["backbone"], batch_stats, batch["image"], rng)
             prototypes = vpl.inject(params["head"], memory, rates)
-            losses = common.head_loss(config.loss, classes, features, prototypes, batch["label"], rng)
+            losses = head.loss(features, prototypes, batch["label"], num_classes=classes, rng=rng)
             return losses.mean(), (losses, features, stats)
 
         grads, (losses, features, stats) = jax.grad(loss_fn, has_aux=True)(state.params)
@@ -148,9 +174,14 @@ def build(config: ConfigDict) -> Experiment:
         return state, metrics
 
     def evaluate(state: TrainState) -> Report:
-        return plain.evaluate(state.replace(model_state=state.model_state["batch_stats"]))
+        variables = {"params": state.params["backbone"], "batch_stats": state.model_state["batch_stats"]}
 
-    return dataclasses.replace(plain, init=init, train_step=train_step, evaluate=evaluate, sharded=sharded)
+        def embed(images: np.ndarray) -> np.ndarray:
+            return embed_flipped(net, variables, images, config.eval.batch_size)
+
+        return verification.verify(data, config.eval.packs, config.seed, embed)
+
+    return Experiment(evaluate, init, train_step, train_data, plain["batch"], sharded)
 
 
 def shuffled(embed: Any, images: jax.Array, rng: jax.Array) -> jax.Array:

@@ -71,6 +71,16 @@ class Identities:
         train = sources.Subset(source, np.flatnonzero(~unseen), numbers[np.searchsorted(names, labels[~unseen])])
         return train, sources.Subset(source, np.flatnonzero(unseen), labels[unseen])
 
+    def first_people(self, seed: int, *, packs: str = "") -> Source:
+        """The first `classes` people of the face world's task; at a path, the identities to train on (see `split`)."""
+        if self.source == "path":
+            return self.split(seed, packs=packs)[0]
+        most = faces.TASKS[self.task].train
+        if not 0 < self.classes <= most:
+            raise ValueError(f"data.classes is {self.classes}: expected 1 to {most}, the face world's")
+        source = faces.load(self.task, "train", self.data_dir or None)
+        return sources.Subset(source, np.flatnonzero(sources.labels(source) < self.classes))
+
     def batches(self, source: Source, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
         """Endless batches {"image": uint8 [n, S, S, 3], "label": int32 [n]}, decoded and augmented."""
         return self.stream(source, self.load(), batch_size, seed)
@@ -94,3 +104,20 @@ class Identities:
             return {"image": np.stack(images), "label": labels}
 
         return load
+
+
+def one_each(source: Source, size: int, name: str) -> pipeline.Load:
+    """Batches {name: uint8 [n, size, size, 3]} of `sources.Groups`: a random image of every identity, mirrored or not.
+
+    Args:
+      source: that the groups hold rows of.
+      size: pixels.
+      name: of the images in the batch.
+    """
+
+    def load(groups: Any, rngs: Any) -> dict[str, np.ndarray]:
+        rows = [int(rng.choice(rows)) for rows, rng in zip(groups, rngs, strict=True)]
+        images = [sources.image(example, size) for example in pipeline.fetch(source, rows)]
+        return {name: np.stack([transforms.random_flip(x, rng) for x, rng in zip(images, rngs, strict=True)])}
+
+    return load

@@ -1,1 +1,1 @@
-"""Training runs that several papers share, wired from plain arguments: recogniser, scorer of images, pooling of sets."""
+"""Training runs that several papers share, from plain arguments: a recogniser, a scorer of images, pooling of sets."""

@@ -24,21 +24,21 @@ Kind = Literal["arcface", "cosface"]
 
 
 class Magnitudes(NamedTuple):
-    """Lengths from `lower` to `upper` (l_a, u_a) get margins from `least` to `most` (l_m, u_m), and a pull of `pull`.
+    """Lengths from `lower` to `upper` (l_a, u_a) get margins from `least` to `most` (l_m, u_m).
 
-    Margins are in radians (Mag-ArcFace) or in cosine (Mag-CosFace); `pull` is lambda_g. Shorter and longer embeddings
-    count as of length `lower` and `upper`, and nothing pushes their length.
+    Margins are in radians (Mag-ArcFace) or in cosine (Mag-CosFace). Shorter and longer embeddings count as of length
+    `lower` and `upper`, and their length has no gradient. `lambda_g` weighs the regulariser.
     """
 
     lower: float = 10.0
     upper: float = 110.0
     least: float = 0.45
     most: float = 0.8
-    pull: float = 35.0
+    lambda_g: float = 35.0
 
 
 MAG_ARCFACE = Magnitudes()
-MAG_COSFACE = Magnitudes(least=0.35, pull=150.0)
+MAG_COSFACE = Magnitudes(least=0.35, lambda_g=150.0)
 
 
 class Magnified(nn.Module):
@@ -76,7 +76,7 @@ def regulariser(length: jax.Array, magnitudes: Magnitudes = MAG_ARCFACE) -> jax.
     return length / magnitudes.upper**2 + 1 / length
 
 
-def least_pull(magnitudes: Magnitudes, scale: float = 64.0) -> float:
+def least_lambda_g(magnitudes: Magnitudes, scale: float = 64.0) -> float:
     """The lambda_g from which every embedding has one best length: s K u_a^2 l_a^2 / (u_a^2 - l_a^2), K the slope."""
     lower, upper, least, most, _ = _checked(magnitudes)
     slope = (most - least) / (upper - lower)
@@ -122,7 +122,7 @@ def magface_loss(
     margins = arcface.Margins(angle=wanted) if kind == "arcface" else arcface.Margins(cosine=wanted)
     logits = arcface.margin_logits(cosine, labels, scale=scale, margins=margins)
     identity = jax.nn.logsumexp(logits, 1) - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
-    return identity + magnitudes.pull * regulariser(length, magnitudes)
+    return identity + magnitudes.lambda_g * regulariser(length, magnitudes)
 
 
 def _checked(magnitudes: Magnitudes) -> Magnitudes:

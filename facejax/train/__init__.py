@@ -4,6 +4,7 @@ It knows no paper. An experiment is a `facejax.train.Experiment`; `app.main` run
 `app.run` from Python.
 """
 
+from facejax.train import warm_start
 from facejax.train.loop import Options, train
 from facejax.train.parallel import map_batches
 from facejax.train.report import Report, image_grid, new_figure
@@ -37,4 +38,5 @@ __all__ = [
     "supervised_step",
     "train",
     "value_and_grad",
+    "warm_start",
 ]

@@ -6,6 +6,7 @@ The one place that knows flags. An experiment's file ends with `app.main(get_con
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib.util
 import json
@@ -14,7 +15,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -29,6 +30,7 @@ from facejax.train.loop import Options, train
 from facejax.train.report import Report, write_html
 from facejax.train.state import Experiment, RunError
 
+T = TypeVar("T")
 GetConfig = Callable[[str], ConfigDict]
 Build = Callable[[ConfigDict], Experiment]
 
@@ -61,6 +63,11 @@ def preset(base: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], na
         except (KeyError, AttributeError) as error:
             raise ValueError(f"preset {name!r} sets {field!r}, which the base configuration lacks") from error
     return config
+
+
+def section(kind: type[T], config: Mapping[str, Any]) -> T:
+    """A dataclass made of those fields of a configuration section that it has; the section may hold more."""
+    return kind(**{field.name: config[field.name] for field in dataclasses.fields(kind)})
 
 
 def main(get_config: GetConfig, build: Build) -> None:

@@ -35,6 +35,11 @@ class Report:
     images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
+    def __or__(self, other: Report) -> Report:
+        """Both in one; this one's entries come first, the other's replace those of the same name."""
+        fields = (field.name for field in dataclasses.fields(self))
+        return Report(*({**getattr(self, name), **getattr(other, name)} for name in fields))
+
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }

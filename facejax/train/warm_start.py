@@ -7,7 +7,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import chex
@@ -41,13 +41,26 @@ def restore(workdir: str | os.PathLike[str], build: Build, expected: Mapping[str
         raise ValueError(f"{folder} holds no config.json: expected a finished run")
     config = ConfigDict(json.loads((folder / "config.json").read_text())["config"])
     for field, wanted in expected.items():
-        found = functools.reduce(lambda section, name: section.get(name, {}), field.split("."), config)
-        if found != wanted:
+        if (found := _field(config, field)) != wanted:
             raise ValueError(f"{folder} is a run with {field} {found!r}: expected {wanted!r}")
     state, step = newest(folder, build(config), devices=0)
     if step != config.train.steps:
         raise ValueError(f"{folder} has come to step {step}: expected the last, {config.train.steps}")
     return jax.tree.map(_to_numpy, state)
+
+
+def previous_stage(settings: ConfigDict, build: Build, workdir: str, same: Sequence[str]) -> TrainState:
+    """What the previous stage of a paper left: read from its workdir, or trained now where that is "".
+
+    Args:
+      settings: of the previous stage; its field `stage` names it.
+      build: of the experiment.
+      workdir: of a finished run of that stage.
+      same: dotted fields in which that run must agree with `settings`, besides `stage`.
+    """
+    if not workdir:
+        return trained(settings, build)
+    return restore(workdir, build, {field: _field(settings, field) for field in ("stage", *same)})
 
 
 def newest(folder: pathlib.Path, experiment: Experiment, devices: int, average: int = 1) -> tuple[TrainState, int]:
@@ -108,6 +121,10 @@ def taken(start: Any, made: Any) -> Any:
         return made
     chex.assert_trees_all_equal_shapes(start, made)
     return jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), start, made)
+
+
+def _field(config: ConfigDict, field: str) -> Any:
+    return functools.reduce(lambda section, name: section.get(name, ConfigDict()), field.split("."), config)
 
 
 def _to_numpy(x: Any) -> Any:

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.parity
 
 def torch_loss(features, centres, labels, kind, magnitudes, scale):
     """The paper's formulas with the addition theorem, as the reference computes them."""
-    lower, upper, least, most, pull = magnitudes
+    lower, upper, least, most, lambda_g = magnitudes
     length = features.norm(dim=1).clamp(lower, upper)
     margin = (most - least) / (upper - lower) * (length - lower) + least
     cosine = torch.nn.functional.normalize(features) @ torch.nn.functional.normalize(centres).T
@@ -22,7 +22,7 @@ def torch_loss(features, centres, labels, kind, magnitudes, scale):
         moved = torch.where(cosine > 0, cosine - margin[:, None], cosine)
     hit = torch.nn.functional.one_hot(labels, len(centres)).bool()
     identity = torch.nn.functional.cross_entropy(scale * torch.where(hit, moved, cosine), labels, reduction="none")
-    return identity + pull * (length / upper**2 + 1 / length)
+    return identity + lambda_g * (length / upper**2 + 1 / length)
 
 
 @pytest.mark.parametrize(("kind", "magnitudes"), [("arcface", magface.MAG_ARCFACE), ("cosface", magface.MAG_COSFACE)])

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import arcface as common
+from experiments import arcface
 from experiments import groupface as experiment
 from facejax.backbones import iresnet
+from facejax.evaluate import embedder, groups
 from facejax.nn.norm import BatchNorm
+from facejax.recipes import recogniser as recipe
 from facejax.recognition import groupface
 from facejax.train import AXIS, Options, app
 from facejax.train.dry_run import count, dry_run
@@ -134,7 +136,7 @@ def test_one_group_is_certain(images):
     p = jax.nn.softmax(soft.logits)
     np.testing.assert_array_equal(p, 1)
     assert not groupface.self_distributed_labels(p, p.mean(0)).any()
-    assert experiment.entropy(np.ones(1)) == 1
+    assert groups.entropy(np.ones(1)) == 1
 
 
 def test_group_aware_similarity_by_hand():
@@ -162,7 +164,7 @@ def test_parameters_at_full_size(groups):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setitem(common.BACKBONES, "small", lambda **options: Small(axis_name=AXIS, **options))
+    monkeypatch.setitem(embedder.BACKBONES, "small", lambda **options: Small(axis_name=AXIS, **options))
 
 
 def smoke(path, preset="synthetic", **changes):
@@ -194,13 +196,17 @@ def test_smoke_and_packs(photographs, pack, tmp_path):
 
 def test_without_groups_it_is_arcface():
     config = smoke("", "arcface")
-    ours, plain = experiment.build(config), common.build(config)
+    settings = arcface.get_config()
+    for part in ("data", "loss", "optim", "train"):
+        settings[part].update(config[part])
+    for field in settings.model:
+        settings.model[field] = config.model[field]
+    ours, plain = experiment.build(config), arcface.build(settings)
     states = [built.init(jax.random.key(0)) for built in (ours, plain)]
     for part in ("params", "model_state"):
         chex.assert_trees_all_equal(*(getattr(state, part) for state in states))
     assert ours.batch == plain.batch
     assert ours.train_step.__code__ is plain.train_step.__code__
-    assert ours.evaluate.__code__ is plain.evaluate.__code__
 
 
 def steps(kind, devices, **changes):
@@ -244,13 +250,14 @@ def test_a_recogniser_starts_the_trunk(monkeypatch, preset):
     variables = net.init(jax.random.key(9), jnp.zeros((1, 8, 8, 3)), train=False)
     loaded, asked = jax.tree.map(lambda x: np.asarray(x) + 3, variables), []
 
-    def read(settings, net):
-        asked.append((settings.eval.weights, net.embedding_size))
+    def read(path, net, image_size):
+        asked.append((path, net.embedding_size))
         return loaded
 
-    monkeypatch.setattr(common, "read_weights", read)
+    monkeypatch.setattr(recipe, "read_weights", read)
     recogniser = {"recogniser.weights": "r.pth", "recogniser.name": "small", "recogniser.embedding_size": 8}
-    state = experiment.build(smoke("", preset, **{"data.image_size": 8, **recogniser})).init(jax.random.key(0))
+    wired = experiment.build(smoke("", preset, **{"data.image_size": 8, **recogniser}))
+    state = wired.init(jax.random.key(0), wired.prepare())
     found, stats = state.params["backbone"], state.model_state
     if preset == "synthetic":
         found, stats = found["backbone"], stats["batch_stats"]["backbone"]
@@ -277,14 +284,14 @@ def test_what_the_groups_are_is_found():
         {"glasses": g, "age": a, "albedo": rng.normal(size=3), "pose": rng.normal(size=3), "light": rng.normal(size=9)}
         for g, a in zip(rng.integers(0, 2, 90), np.arange(90), strict=True)
     ]
-    known = experiment.attributes(examples, np.arange(90) // 9)
+    known = groups.attributes(examples, np.arange(90) // 9)
     np.testing.assert_array_equal(np.bincount(known["age"]), [30, 30, 30])
     assert (np.diff(known["age"]) >= 0).all()
     assert set(known["glasses"]) == {0, 1}
-    assert set(experiment.attributes([{"label": 1}], np.ones(1))) == {"person"}
-    np.testing.assert_allclose(experiment.entropy(np.array([0.5, 0.5, 0, 0])), 0.5)
-    np.testing.assert_allclose(experiment.entropy(np.full(4, 0.25)), 1)
-    assert experiment.entropy(np.array([1.0, 0])) == 0
+    assert set(groups.attributes([{"label": 1}], np.ones(1))) == {"person"}
+    np.testing.assert_allclose(groups.entropy(np.array([0.5, 0.5, 0, 0])), 0.5)
+    np.testing.assert_allclose(groups.entropy(np.full(4, 0.25)), 1)
+    assert groups.entropy(np.array([1.0, 0])) == 0
 
 
 def test_bad_input_is_said():

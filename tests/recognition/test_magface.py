@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from experiments import magface as experiment
-from experiments import quality_common as judged
 from facejax.backbones import iresnet
+from facejax.data import identities, normalize, quality_faces
+from facejax.evaluate import embedder, magnitude, quality
 from facejax.ops import vectors
 from facejax.recognition import arcface, magface
 from facejax.recognition.magface import MAG_ARCFACE, MAG_COSFACE, Magnitudes
@@ -26,8 +27,8 @@ def test_golden_margin_regulariser_and_bound():
         np.testing.assert_allclose(magface.regulariser(jnp.array([1.0, 500.0])), [golden[0], golden[2]], rtol=1e-8)
         slope = jax.vmap(jax.grad(magface.regulariser))(jnp.array([10.0 + 1e-9, 110.0 - 1e-9]))
         np.testing.assert_allclose(slope, [-0.0099173554, 0], rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(magface.least_pull(MAG_ARCFACE), 22.5866667, rtol=1e-7)
-    np.testing.assert_allclose(magface.least_pull(MAG_COSFACE), 29.04, rtol=1e-7)
+    np.testing.assert_allclose(magface.least_lambda_g(MAG_ARCFACE), 22.5866667, rtol=1e-7)
+    np.testing.assert_allclose(magface.least_lambda_g(MAG_COSFACE), 29.04, rtol=1e-7)
 
 
 def test_golden_head():
@@ -36,8 +37,8 @@ def test_golden_head():
     np.testing.assert_allclose(length, [50.2493782, 10], rtol=1e-6)
 
     @jax.jit
-    def losses(features, pull):
-        return magface.magface_loss(features, jnp.eye(3), labels, magnitudes=MAG_ARCFACE._replace(pull=pull))
+    def losses(features, lambda_g):
+        return magface.magface_loss(features, jnp.eye(3), labels, magnitudes=MAG_ARCFACE._replace(lambda_g=lambda_g))
 
     np.testing.assert_allclose(losses(features, 0.0).mean(), 28.763920, rtol=1e-5)
     np.testing.assert_allclose((losses(features, 1.0) - losses(features, 0.0)).mean(), 0.0624400, rtol=1e-4)
@@ -58,11 +59,11 @@ def problem():
     return features, jnp.float32(centres), jnp.asarray(labels, jnp.int32)
 
 
-def test_constant_margin_without_pull_is_arcface_and_cosface(problem):
+def test_constant_margin_without_regulariser_is_arcface_and_cosface(problem):
     features, centres, labels = problem
     for kind, margins in (("arcface", arcface.ARCFACE), ("cosface", arcface.COSFACE)):
         constant = max(margins.angle, margins.cosine)
-        options = {"kind": kind, "magnitudes": Magnitudes(least=constant, most=constant, pull=0.0)}
+        options = {"kind": kind, "magnitudes": Magnitudes(least=constant, most=constant, lambda_g=0.0)}
         ours = magface.magface_loss(features, centres, labels, easy=False, **options)
         theirs = arcface.margin_softmax_loss(features, centres, labels, margins=margins)
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
@@ -73,7 +74,7 @@ def test_constant_margin_without_pull_is_arcface_and_cosface(problem):
 def test_easy_takes_the_margin_from_cosines_that_are_not_positive(problem):
     features, centres, labels = problem
     plain = arcface.margin_softmax_loss(-features, centres, labels, margins=arcface.SOFTMAX)
-    free = MAG_ARCFACE._replace(pull=0.0)
+    free = MAG_ARCFACE._replace(lambda_g=0.0)
     easy = magface.magface_loss(-features, centres, labels, magnitudes=free)
     np.testing.assert_allclose(easy, plain, rtol=1e-5)
     hard = magface.magface_loss(-features, centres, labels, magnitudes=free, easy=False)
@@ -97,7 +98,7 @@ def test_gradient_equals_finite_differences(problem, kind, magnitudes):
 @pytest.mark.parametrize(("kind", "magnitudes"), [("arcface", MAG_ARCFACE), ("cosface", MAG_COSFACE)])
 def test_each_angle_has_one_best_length_that_falls_with_the_angle(kind, magnitudes):
     """The paper's properties of convergence and monotonicity: lambda_g is above its bound."""
-    assert magnitudes.pull > magface.least_pull(magnitudes)
+    assert magnitudes.lambda_g > magface.least_lambda_g(magnitudes)
     lengths, theta = jnp.linspace(10.01, 109.99, 1000), jnp.radians(jnp.linspace(5, 60, 12))
     directions = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
 
@@ -159,7 +160,7 @@ def photographs(photographs):
     """The shared folder, and a backbone of two blocks in place of the miniature's."""
     with pytest.MonkeyPatch.context() as patch:
         small = functools.partial(iresnet.IResNet, (1, 1), (4, 8))
-        patch.setitem(experiment.common.BACKBONES, "tiny", small)
+        patch.setitem(embedder.BACKBONES, "tiny", small)
         yield photographs
 
 
@@ -180,9 +181,9 @@ def faces(count=64, people=8):
     """Faultless and faulty pictures with nothing on them."""
     rng = np.random.default_rng(0)
     fault = rng.random(count) * (np.arange(count) % 4 > 0)
-    kind = np.where(fault > 0, rng.integers(0, len(judged.FAULTS), count), -1)
+    kind = np.where(fault > 0, rng.integers(0, len(quality_faces.FAULTS), count), -1)
     images = rng.integers(0, 255, (count, 8, 8, 3)).astype(np.uint8)
-    found = judged.unmeasured(images, np.arange(count) % people)
+    found = quality_faces.unmeasured(images, np.arange(count) % people)
     return found._replace(fault=fault, kind=kind, yaw=rng.normal(size=count))
 
 
@@ -192,6 +193,10 @@ def embeddings_of(test, by_fault):
     directions = rng.normal(size=(test.people.max() + 1, 16))[test.people]
     unit = vectors.unit_rows(directions + 3 * test.fault[:, None] * rng.normal(size=directions.shape))
     return unit * (10 - by_fault * test.fault)[:, None]
+
+
+def assess(features, test):
+    return magnitude.assess(features, test, quality.QualityProtocol(), images=4, seed=0)
 
 
 def test_smoke_and_packs(photographs, pack, tmp_path):
@@ -210,8 +215,9 @@ def test_smoke_and_packs(photographs, pack, tmp_path):
 
 
 def test_single_pictures_of_the_face_world_are_learnt_from_and_judged_on(photographs, monkeypatch):
-    sources = dict(zip(("train", "test"), experiment.common.people(smoke(photographs)), strict=True))
-    monkeypatch.setattr(experiment.faces, "load", lambda task, split, data_dir: sources[split])
+    data = app.section(identities.Identities, smoke(photographs).data)
+    sources = dict(zip(("train", "test"), data.split(0), strict=True))
+    monkeypatch.setattr(identities.faces, "load", lambda task, split, data_dir: sources[split])
     config = smoke(photographs, **{"data.source": "face_world", "data.task": "recognition", "train.steps": 1})
     _, report = app.run(config, experiment.build, quiet=True)
     assert report.arrays["embeddings"].shape == (8, 8)
@@ -220,8 +226,8 @@ def test_single_pictures_of_the_face_world_are_learnt_from_and_judged_on(photogr
 
 
 def test_lengths_that_follow_the_fault_are_found_and_weighted_templates_gain():
-    config, test = experiment.get_config(), faces()
-    right, wrong = (experiment.judge_people(config, embeddings_of(test, s), test).metrics for s in (9.0, -9.0))
+    test = faces()
+    right, wrong = (assess(embeddings_of(test, s), test).metrics for s in (9.0, -9.0))
     np.testing.assert_allclose(right["fault_correlation"], 1, atol=1e-9)
     np.testing.assert_allclose(wrong["fault_correlation"], -1, atol=1e-9)
     assert right["edc_area"] < wrong["edc_area"]
@@ -237,12 +243,12 @@ def test_embeddings_of_zeros_are_said():
     for bad, count in ((0.0, 2), (np.nan, 2)):
         features[3:5] = bad
         with pytest.raises(ValueError, match=f"{count} of 64 embeddings are zero or not finite, expected none"):
-            experiment.judge_people(experiment.get_config(), features, faces())
+            assess(features, faces())
 
 
 def test_mean_cosine_with_the_persons_other_pictures():
     people, features = np.arange(12) % 3, np.random.default_rng(0).normal(size=(12, 5))
-    found = experiment.own_cosine(judged.compare(features, people, *np.triu_indices(12, 1)), 12)
+    found = magnitude.own_cosine(quality.compare(features, people, *np.triu_indices(12, 1)), 12)
     cosine = vectors.unit_rows(features) @ vectors.unit_rows(features).T
     others = (people[:, None] == people) & ~np.eye(12, dtype=bool)
     np.testing.assert_allclose(found, [row[mask].mean() for row, mask in zip(cosine, others, strict=True)], atol=1e-9)
@@ -252,34 +258,34 @@ def test_templates_are_of_one_person_each():
     people = np.repeat(np.arange(5), 4)
     directions = np.eye(5)[people]
     for seed in range(3):
-        assert experiment.template_rates(directions, people, 2, seed) == {"template_plain": 1, "template_weighted": 1}
+        assert magnitude.template_rates(directions, people, 2, seed) == {"template_plain": 1, "template_weighted": 1}
 
 
 def test_it_learns_from_more_people_than_the_scores_do_and_is_judged_on_the_same(monkeypatch):
     asked = []
-    monkeypatch.setattr(judged, "people", lambda data, *which: asked.append(which) or faces())
-    monkeypatch.setattr(judged, "batches", lambda config, source: source)
+    monkeypatch.setattr(experiment.QualityFaces, "load", lambda data, *which: asked.append(which) or faces())
+    monkeypatch.setattr(experiment.QualityFaces, "batches", lambda data, source, batch_size, seed: source)
     config = experiment.get_config()
     experiment.build(config).train_data()
-    experiment.unseen(config)
+    experiment.held_out(config)
     assert asked == [("train", "magnitude"), ("test",)]
 
 
 @pytest.mark.parametrize("preset", ["synthetic", "cosface", "ms1mv2_r100", "ms1mv2_r100_cosface"])
-def test_the_pull_is_above_its_bound(preset):
+def test_lambda_g_is_above_its_bound(preset):
     loss = experiment.get_config(preset).loss
-    magnitudes = Magnitudes(loss.lower, loss.upper, loss.least, loss.most, loss.pull)
-    assert loss.pull > magface.least_pull(magnitudes, loss.scale)
+    magnitudes = Magnitudes(loss.lower, loss.upper, loss.least, loss.most, loss.lambda_g)
+    assert loss.lambda_g > magface.least_lambda_g(magnitudes, loss.scale)
 
 
 def test_bgr_between_zero_and_one():
     pixels = np.array([[[[0, 102, 255]]]], np.uint8)
-    np.testing.assert_allclose(experiment.preprocess(pixels)[0, 0, 0], [1.0, 0.4, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(normalize.bgr_unit(pixels)[0, 0, 0], [1.0, 0.4, 0.0], rtol=1e-6)
 
 
 def test_without_unseen_people_it_says_so(photographs):
     with pytest.raises(ValueError, match="nobody is held out for verification"):
-        experiment.unseen(smoke(photographs, **{"data.held_out": 0.0}))
+        experiment.held_out(smoke(photographs, **{"data.held_out": 0.0}))
     with pytest.raises(ValueError, match=r"model\.name is 'resnet51': expected one of tiny, iresnet18"):
         experiment.build(smoke(photographs, **{"model.name": "resnet51"}))
 
@@ -304,6 +310,6 @@ def test_cosface_differs_in_the_loss_alone():
 def test_published_settings():
     loss = experiment.get_config("ms1mv2_r100").loss.to_dict()
     golden = {"kind": "arcface", "scale": 64.0, "easy": True, "lower": 10.0, "upper": 110.0}
-    assert loss == {**golden, "least": 0.45, "most": 0.8, "pull": 35.0}
-    cosface = {"kind": "cosface", "least": 0.35, "most": 0.8, "pull": 150.0}
+    assert loss == {**golden, "least": 0.45, "most": 0.8, "lambda_g": 35.0}
+    cosface = {"kind": "cosface", "least": 0.35, "most": 0.8, "lambda_g": 150.0}
     assert experiment.get_config("ms1mv2_r100_cosface").loss.to_dict() == {**loss, **cosface}

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import virface as experiment
+from facejax.data import identities, sources
 from facejax.ops import vectors
 from facejax.recognition import arcface, virface
 from facejax.train import AXIS, Options, Report, app
@@ -241,12 +242,13 @@ def test_one_device_equals_eight(folders, stages, monkeypatch):
 
 
 def test_a_batch_never_holds_a_person_twice(folders):
-    people = experiment.Shallow([3, 1, 3, 2, 1, 3])
+    people = sources.Groups([3, 1, 3, 2, 1, 3])
     assert [list(people[i]) for i in range(len(people))] == [[1, 4], [3], [0, 2, 5]]
     source = experiment.unlabelled_people(smoke(folders, "virclass"))
     rngs = [np.random.default_rng(i) for i in range(3)]
-    drawn = [experiment.load_shallow(source, 24, [np.arange(3, 6)], [rng])["unlabelled"] for rng in rngs]
-    pictures = [experiment.common.picture(source[i], 24) for i in range(3, 6)]
+    load = identities.one_each(source, 24, "unlabelled")
+    drawn = [load([np.arange(3, 6)], [rng])["unlabelled"] for rng in rngs]
+    pictures = [sources.image(source[i], 24) for i in range(3, 6)]
     for image in drawn:
         assert any(np.array_equal(image[0], view) for x in pictures for view in (x, x[:, ::-1]))
     assert not all(np.array_equal(drawn[0], x) for x in drawn)
@@ -255,10 +257,8 @@ def test_a_batch_never_holds_a_person_twice(folders):
 def test_labelled_people_keep_their_own_names(monkeypatch):
     """The face world is stored in random order."""
     stored = [{"image": i, "person": person} for i, person in enumerate([2, 0, 1, 79, 0, 2])]
-    monkeypatch.setattr(experiment.faces, "load", lambda *_: stored)
-    config = experiment.get_config("pretrain")
-    config.data.classes = 2
-    people = experiment.labelled_people(config)
+    monkeypatch.setattr(identities.faces, "load", lambda *_: stored)
+    people = identities.Identities(classes=2).first_people(0)
     assert [people[i] for i in range(len(people))] == [
         {"image": 1, "label": 0}, {"image": 2, "label": 1}, {"image": 4, "label": 0}
     ]  # fmt: skip
@@ -278,10 +278,10 @@ def test_stages_before_are_trained_where_no_workdir_is_given(folders, small, mon
     config = smoke(folders, "synthetic", **{"start.steps": 1})
     with pytest.raises(ValueError, match=r"start\.workdir is empty: expected the folder of a finished generator run"):
         experiment.beginning(config)
-    known = experiment.common.people(config)[0]
+    known = app.section(identities.Identities, config.data).split(0)[0]
     often = np.tile(np.arange(len(known)), 3)  # the presets' batch of 64 is more than there are
-    source = experiment.common.Subset(known, often, np.array([known[i]["label"] for i in often]))
-    monkeypatch.setattr(experiment, "labelled_people", lambda config: source)
+    source = sources.Subset(known, often, np.array([known[i]["label"] for i in often]))
+    monkeypatch.setattr(identities.Identities, "first_people", lambda data, seed, packs: source)
     config.data.source = "face_world"
     params, _ = experiment.beginning(config)
     assert set(params) == {"backbone", "head", "generator"}
@@ -290,15 +290,18 @@ def test_stages_before_are_trained_where_no_workdir_is_given(folders, small, mon
 
 def test_bad_settings_are_said(folders, stages, tmp_path):
     def opened(preset, **changes):
-        experiment.build(smoke(folders, preset, **changes)).train_data()
+        wired = experiment.build(smoke(folders, preset, **changes))
+        if wired.prepare:
+            wired.prepare()
+        wired.train_data()
 
     with pytest.raises(ValueError, match="stage is 'all': expected one of pretrain, generator, arcface, virclass"):
         opened("pretrain", stage="all")
     with pytest.raises(ValueError, match=r"model\.name is 'iresnet': expected one of tiny, faceresnet18"):
         opened("pretrain", **{"model.name": "iresnet"})
-    with pytest.raises(ValueError, match=r"holds no config\.json: expected a finished run of pretrain"):
+    with pytest.raises(ValueError, match=r"holds no config\.json: expected a finished run"):
         opened("virclass", **{"start.workdir": str(tmp_path)})
-    with pytest.raises(ValueError, match="is a run of stage 'pretrain': expected 'generator'"):
+    with pytest.raises(ValueError, match="is a run with stage 'pretrain': expected 'generator'"):
         opened("synthetic", **{"start.workdir": str(stages["pretrain"][0])})
     with pytest.raises(ValueError, match=r"data\.unlabelled is empty"):
         opened("virclass", **{"start.workdir": str(stages["pretrain"][0]), "data.unlabelled": ""})

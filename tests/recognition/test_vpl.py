@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import arcface as common
 from experiments import vpl as experiment
+from facejax.data import normalize
+from facejax.evaluate import embedder
 from facejax.nn.norm import BatchNorm
 from facejax.recognition import arcface, vpl
 from facejax.recognition.vpl import Memory
@@ -164,7 +165,7 @@ class Small(nn.Module):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setitem(common.BACKBONES, "small", Small)
+    monkeypatch.setitem(embedder.BACKBONES, "small", Small)
 
 
 def smoke(path, preset="synthetic", **changes):
@@ -236,7 +237,7 @@ def test_the_samples_are_the_features_of_the_network_that_the_step_began_with():
     net = Small(8, axis_name=None)
     features, _ = net.apply(
         {"params": state.params["backbone"], "batch_stats": state.model_state["batch_stats"]},
-        common.preprocess(batch["image"]),
+        normalize.symmetric(batch["image"]),
         train=True,
         mutable=["batch_stats"],
     )

@@ -1,0 +1,137 @@
+"""Trained face embedders: images in, embeddings out."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from facejax.backbones import iresnet, mobilefacenet
+from facejax.data import normalize, transforms
+from facejax.data.sources import Images
+from facejax.metrics import verification
+from facejax.train import map_batches
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "tiny": lambda **options: iresnet.IResNet((1, 1, 1, 1), (16, 32, 64, 128), **options),
+    "iresnet18": iresnet.iresnet18,
+    "iresnet34": iresnet.iresnet34,
+    "iresnet50": iresnet.iresnet50,
+    "iresnet100": iresnet.iresnet100,
+    "iresnet200": iresnet.iresnet200,
+    "mobilefacenet": mobilefacenet.mobilefacenet,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """The `model` section of a recognition experiment: an embedding network by name.
+
+    Attributes:
+      name: of `BACKBONES`; "tiny" is an IResNet of four blocks, for rendered faces on a CPU.
+      embedding_size: D.
+      dropout: before the last layer of an IResNet; MobileFaceNet has none.
+      dtype: to compute in.
+    """
+
+    name: str = "iresnet50"
+    embedding_size: int = 512
+    dropout: float = 0.0
+    dtype: str = "float32"
+
+    def make(self) -> nn.Module:
+        """The untrained network. Raises ValueError at an unknown name."""
+        if self.name not in BACKBONES:
+            raise ValueError(f"model.name is {self.name!r}: expected one of {', '.join(BACKBONES)}")
+        options = {"embedding_size": self.embedding_size, "dtype": jnp.dtype(self.dtype)}
+        if "mobilefacenet" not in self.name:
+            options["dropout"] = self.dropout
+        return BACKBONES[self.name](**options)
+
+
+def read_weights(path: str | os.PathLike[str], net: nn.Module, image_size: int) -> Any:
+    """Variables of `net` from a state dict of arcface_torch.
+
+    Args:
+      path: a PyTorch file.
+      net: of `Backbone`.
+      image_size: side of the input, pixels.
+    """
+    from facejax.interop import arcface_torch  # only published weights need it
+
+    images = jnp.zeros((2, image_size, image_size, 3))
+    template = jax.eval_shape(lambda key: net.init(key, images, train=False), jax.random.key(0))
+    return arcface_torch.load(path, template)
+
+
+class Embedder(NamedTuple):
+    """A trained embedder.
+
+    Attributes:
+      net: Linen module; takes images made -1..1.
+      variables: its parameters and batch statistics.
+      image_size: side of its input, pixels; other images are resized.
+      centres: [C, D] of the classes it was trained on; [0, D] where they are unknown.
+    """
+
+    net: nn.Module
+    variables: Mapping[str, Any]
+    image_size: int
+    centres: np.ndarray
+
+    @classmethod
+    def load(cls, name: str, weights: str | os.PathLike[str], *, embedding_size: int = 512, image_size: int = 112):
+        """The backbone `name` with published weights of arcface_torch."""
+        net = Backbone(name, embedding_size).make()
+        return cls(net, read_weights(weights, net, image_size), image_size, np.zeros((0, embedding_size)))
+
+    def __call__(self, images: np.ndarray | Images, batch_size: int = 128) -> np.ndarray:
+        """[N, S, S, 3] uint8 -> [N, D] embeddings, not normalised."""
+        return embed(self.net, self.variables, images, batch_size, image_size=self.image_size)
+
+
+def embed(
+    net: nn.Module,
+    variables: Any,
+    images: np.ndarray | Images,
+    batch_size: int,
+    *,
+    preprocess: Callable[[jax.Array], jax.Array] = normalize.symmetric,
+    image_size: int = 0,
+) -> np.ndarray:
+    """Embeddings [N, D] of images [N, S, S, 3] uint8, not normalised.
+
+    Args:
+      net: (images, train) -> [N, D].
+      variables: of `net`.
+      images: an array, or images decoded batch by batch.
+      batch_size: images a call.
+      preprocess: uint8 images -> what the network takes.
+      image_size: the images are resized to it; 0 leaves them.
+    """
+
+    def apply(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
+        return {"embedding": net.apply(variables, preprocess(batch), train=False)}
+
+    def fitted(part: np.ndarray) -> np.ndarray:
+        if not image_size or part.shape[1] == image_size:
+            return part
+        return np.stack([transforms.resize(x, image_size, image_size) for x in part])
+
+    return map_batches(apply, variables, images, batch_size, fitted)["embedding"]
+
+
+def embed_flipped(net: nn.Module, variables: Any, images: np.ndarray | Images, batch_size: int) -> np.ndarray:
+    """Unit embeddings [N, D]: those of an image and of its mirror image added up (arcface_torch)."""
+
+    def apply(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
+        views = {"features": batch, "flipped": batch[:, :, ::-1]}
+        return {name: net.apply(variables, normalize.symmetric(x), train=False) for name, x in views.items()}
+
+    return verification.flip_embedding(**map_batches(apply, variables, images, batch_size, np.asarray))

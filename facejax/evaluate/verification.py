@@ -1,0 +1,134 @@
+"""1:1 verification of embeddings: people held out from training, and InsightFace's 10-fold packs."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from facejax.data import pipeline, sources
+from facejax.data.identities import Identities
+from facejax.data.pipeline import Source
+from facejax.data.readers.verification import read_pack
+from facejax.metrics import verification
+from facejax.train import Report, image_grid, new_figure
+
+FARS = (1e-1, 1e-2, 1e-3)
+Embed = Callable[[np.ndarray], np.ndarray]
+
+
+def tar_metrics(features: np.ndarray, labels: np.ndarray, name: str = "tar_at_far_{}") -> dict[str, float]:
+    """TAR of all pairs at the FARs 1e-1, 1e-2 and 1e-3.
+
+    Args:
+      features: [N, D] embeddings of any length.
+      labels: [N] identities.
+      name: of the metrics; "{}" becomes "1e-1" and so on.
+    """
+    return named(verification.all_pairs_tar(features, labels, FARS), name)
+
+
+def named(rates: Iterable[float], name: str = "tar_at_far_{}") -> dict[str, float]:
+    """Rates at `FARS` by name."""
+    return {name.format(f"{far:.0e}".replace("e-0", "e-")): float(r) for far, r in zip(FARS, rates, strict=True)}
+
+
+def images_of(source: Source, image_size: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+    """All images [N, S, S, 3] uint8 of a source, their labels [N] and examples."""
+    examples = pipeline.fetch(source, range(len(source)))
+    images = np.stack([sources.image(e, image_size) for e in examples])
+    return images, np.array([sources.label(e) for e in examples]), examples
+
+
+def verify(data: Identities, packs: str, seed: int, embed: Embed) -> Report:
+    """`verify_packs` where there are packs, else `verify_held_out` of the people that `data` holds out for `seed`."""
+    if packs:
+        return verify_packs(packs, data.image_size, embed)
+    return verify_held_out(data.split(seed)[1], data.image_size, embed)
+
+
+def verify_held_out(source: Source | None, image_size: int, embed: Embed) -> Report:
+    """Verifies all pairs of held-out people by cosine.
+
+    Args:
+      source: of the held-out people's images.
+      image_size: pixels.
+      embed: images [N, S, S, 3] uint8 -> unit embeddings [N, D].
+
+    Returns:
+      "tar_at_far_1e-1" and so on, "equal_error_rate", "rank1" (leave-one-out) and the mean "genuine_angle" and
+      "impostor_angle" in degrees; the ROC; the embeddings and labels.
+
+    Raises:
+      ValueError: nobody is held out.
+    """
+    if source is None:
+        raise ValueError("nobody is held out for verification: set data.held_out, or eval.packs")
+    images, labels, _ = images_of(source, image_size)
+    features = embed(images)
+    upper = np.triu_indices(len(labels), 1)
+    cosine, same = (features @ features.T)[upper], (labels[:, None] == labels)[upper]
+    metrics = tar_metrics(features, labels) | {
+        "equal_error_rate": verification.equal_error_rate(cosine, same),
+        "rank1": verification.leave_one_out_rank1(features, labels),
+        "genuine_angle": float(np.degrees(np.arccos(np.clip(cosine[same], -1, 1))).mean()),
+        "impostor_angle": float(np.degrees(np.arccos(np.clip(cosine[~same], -1, 1))).mean()),
+    }
+    return Report(
+        metrics,
+        figures={"Verification of held-out people": roc_figure(cosine, same)},
+        images={
+            "Held-out people": image_grid(images[: 8 * 12], 12),
+            "Most similar impostors": hardest_impostors(images, features, labels),
+        },
+        arrays={"embeddings": features, "labels": labels},
+    )
+
+
+def verify_packs(packs: str, image_size: int, embed: Embed) -> Report:
+    """The 10-fold protocol on InsightFace's .bin packs: `packs` are paths with commas between; `embed` as above."""
+    metrics, arrays = {}, {}
+    for name, images, same in read_packs(packs, image_size):
+        features = embed(images)
+        distances = verification.squared_distances(features[::2], features[1::2])
+        if len(same) >= 10:
+            metrics[f"{name}_accuracy"] = float(verification.kfold_accuracy(distances, same).mean)
+        metrics[f"{name}_genuine_cosine"] = float(1 - distances[same].mean() / 2)
+        arrays[f"{name}_embeddings"] = features
+    return Report(metrics, arrays=arrays)
+
+
+def read_packs(packs: str, image_size: int) -> Iterable[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, images [2 P, S, S, 3] uint8 (pairs side by side) and whether each pair is genuine [P], pack by pack."""
+    for path in packs.split(","):
+        pack = read_pack(path)
+        images = np.stack([sources.image({"image": data}, image_size) for data in pack.images])
+        yield pathlib.Path(path).stem, images, pack.same
+
+
+def roc_figure(cosine: np.ndarray, same: np.ndarray) -> Any:
+    """The ROC of pairs [P] with a logarithmic axis, beside the histograms of genuine and impostor angles."""
+    figure, (left, right) = new_figure(9, 3.6, 1, 2)
+    far, tar, _ = verification.roc(cosine, same)
+    left.semilogx(np.maximum(far, 1e-6), tar)
+    left.set(xlabel="false acceptance rate", ylabel="true acceptance rate", xlim=(1e-5, 1), ylim=(0, 1.01))
+    angles = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    for mask, name in ((same, "genuine"), (~same, "impostor")):
+        right.hist(angles[mask], bins=90, range=(0, 180), density=True, alpha=0.6, label=name)
+    right.set(xlabel="angle between embeddings, degrees", yticks=[])
+    right.legend(frameon=False)
+    return figure
+
+
+def hardest_impostors(images: np.ndarray, features: np.ndarray, labels: np.ndarray, pairs: int = 8) -> np.ndarray:
+    """A grid of the pairs of different people with the nearest embeddings, one above the other."""
+    scores = np.where(labels[:, None] == labels, -np.inf, features @ features.T)
+    order = np.argsort(scores, axis=None)[::-1][: 2 * pairs * len(labels)]
+    found: dict[tuple[int, int], tuple[int, int]] = {}
+    for i, j in zip(*np.unravel_index(order, scores.shape), strict=True):
+        found.setdefault(tuple(sorted((labels[i], labels[j]))), (i, j))
+        if len(found) == pairs:
+            break
+    return image_grid(images[[i for i, _ in found.values()] + [j for _, j in found.values()]], len(found))
