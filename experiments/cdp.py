@@ -11,8 +11,8 @@ threshold has the best pairwise F on the labelled identities.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -27,20 +27,18 @@ from facejax.data.synthetic.embeddings import Embeddings
 from facejax.evaluate.clustering import choose
 from facejax.metrics import clustering
 from facejax.ops import knn
-from facejax.train import Experiment, Mean, Report, TrainState, app, share, supervised_step
+from facejax.train import Experiment, Mean, Options, Report, TrainState, app, share, supervised_step
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": dataclasses.asdict(embeddings.Source(views=4)),
+    "data": asdict(embeddings.Source(views=4)),
     "graph": {"k": 15, "method": "exact"},
     "pairs": {"kind": "mediator", "accept": 3, "max_size": 40, "step": 0.05},  # kind: mediator or vote
     "mediator": {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-4},
-    "train": {  # batch_size: pairs
-        "batch_size": 1024, "steps": 2000, "log_every": 200, "eval_every": 0, "save_every": 500, "save_seconds": 60.0,
-        "keep": 2, "parallel": "shard_map", "devices": 0,
-    },
-    "eval": dataclasses.asdict(embeddings.HeldOut()),
+    # batch_size: pairs
+    "train": asdict(Options(batch_size=1024, steps=2000, log_every=200, save_every=500)),
+    "eval": asdict(embeddings.HeldOut()),
 }  # fmt: skip
 PRESETS = {
     "synthetic": {},
@@ -74,7 +72,7 @@ def build(config: ConfigDict) -> Experiment:
     def neighbours(people: Embeddings) -> list[knn.Neighbours]:
         return [knn.knn(view, config.graph.k, method=config.graph.method) for view in people.views]
 
-    def read(people: Embeddings) -> tuple[cdp.Pairs, np.ndarray]:
+    def read(people: Embeddings) -> tuple[cdp.Pairs, jax.Array]:
         """All candidate pairs and the mediator's inputs [P, 3M + 2]."""
         near = neighbours(people)
         pairs = cdp.undirected(cdp.candidates(near[0]))

@@ -12,8 +12,8 @@ settings and tables are unknown; ms1m has the sizes of the other experiments on 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -29,22 +29,20 @@ from facejax.evaluate.clustering import choose, spread
 from facejax.metrics import clustering
 from facejax.ops import knn
 from facejax.ops.segment import propagate
-from facejax.train import Experiment, Mean, Report, TrainState, app, map_batches, share, supervised_step
+from facejax.train import Experiment, Mean, Options, Report, TrainState, app, map_batches, share, supervised_step
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": dataclasses.asdict(embeddings.Source(labelled=800, width=32, noise=0.7, drift=0.5)),
+    "data": asdict(embeddings.Source(labelled=800, width=32, noise=0.7, drift=0.5)),
     "graph": {"k": 6, "method": "exact", "chunk": 0},  # neighbours; method and edges at a time: see ops.knn, ops.graph
     "rank": 5,  # the threshold is a quantile of the cosines with neighbours of this rank
     "method": "chains",  # or "local": the graph convolution alone; or "none": the embeddings as they are
     "model": {"hidden": 128, "features": 64, "length": 8},  # length: nodes of a chain, at most
     "optim": {"learning_rate": 3e-3, "weight_decay": 1e-4, "scale": 30.0},
-    "train": {  # batch_size: nodes
-        "batch_size": 512, "steps": 300, "log_every": 20, "eval_every": 0, "save_every": 100, "save_seconds": 60.0,
-        "keep": 2, "parallel": "shard_map", "devices": 0,
-    },
-    "eval": dataclasses.asdict(embeddings.HeldOut(people=200)),
+    # batch_size: nodes
+    "train": asdict(Options(batch_size=512, steps=300, log_every=20, save_every=100)),
+    "eval": asdict(embeddings.HeldOut(people=200)),
 }  # fmt: skip
 PRESETS = {
     "synthetic": {},
@@ -97,14 +95,14 @@ def build(config: ConfigDict) -> Experiment:
         near = neighbours(features)
         nodes, lengths = density_aware.density_chains(near, knn.density(near), model.length)
         means = propagate(spread(knn.affinity(near)), jnp.asarray(features), chunk=config.graph.chunk)
-        return {"features": features, "aggregated": np.asarray(means), "nodes": nodes, "lengths": lengths}
+        return {"features": features, "aggregated": means, "nodes": nodes, "lengths": lengths}
 
     def refined(state: TrainState | None, features: np.ndarray) -> np.ndarray:
         """Refined embeddings [N, D']; without a state the given ones."""
         if state is None:
             return features
         given = inputs(features)
-        whole = {"params": state.params["net"]}, given["features"], given["aggregated"]
+        whole = {"params": state.params["net"]}, given["features"], np.asarray(given["aggregated"])
         chains = given["nodes"], given["lengths"]
         size = min(batch_size, len(features))
         return map_batches(lambda whole, chains: net.apply(*whole, *chains), whole, chains, size)

@@ -11,8 +11,8 @@ identities kept from training (0.7 in the paper); that of the intimacy is a sett
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -30,12 +30,12 @@ from facejax.evaluate.clustering import choose, spread
 from facejax.metrics import clustering
 from facejax.ops import knn
 from facejax.ops.segment import Graph
-from facejax.train import Experiment, Mean, Report, TrainState, app, optim, parallel, supervised_step
+from facejax.train import Experiment, Mean, Options, Report, TrainState, app, optim, parallel, supervised_step
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": dataclasses.asdict(embeddings.Source(labelled=2000, width=32, noise=0.7, drift=1.5)),
+    "data": asdict(embeddings.Source(labelled=2000, width=32, noise=0.7, drift=1.5)),
     "graph": {"k": 20, "method": "exact", "chunk": 0},  # neighbours; method and edges at a time: see ops.knn, ops.graph
     "method": "star_fc",  # or "components" of the neighbours
     "intimacy": 0.72,  # below 0 for edges alone
@@ -47,11 +47,9 @@ BASE = {
         "name": "adam", "weight_decay": 1e-5, "clip": 0.0,
         "schedule": {"kind": "step", "peak": 3e-3, "boundaries": (300,)},
     },
-    "train": {  # batch_size: sub-graphs
-        "batch_size": 1, "steps": 400, "log_every": 50, "eval_every": 0, "save_every": 100, "save_seconds": 60.0,
-        "keep": 2, "parallel": "shard_map", "devices": 0,
-    },
-    "eval": dataclasses.asdict(embeddings.HeldOut(people=500)),
+    # batch_size: sub-graphs
+    "train": asdict(Options(batch_size=1, steps=400, save_every=100)),
+    "eval": asdict(embeddings.HeldOut(people=500)),
 }  # fmt: skip
 PRESETS = {
     "synthetic": {},

@@ -14,8 +14,8 @@ Published (authors' README, MS1M part 1, pairwise F, BCubed F, NMI): GCN-V 87.14
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import jax
@@ -33,12 +33,24 @@ from facejax.evaluate.clustering import choose, spread
 from facejax.metrics import clustering
 from facejax.ops import knn, vectors
 from facejax.ops.segment import Graph, propagate
-from facejax.train import AXIS, Experiment, Mean, Report, TrainState, app, new_figure, parallel, reduce_gradients, share
+from facejax.train import (
+    AXIS,
+    Experiment,
+    Mean,
+    Options,
+    Report,
+    TrainState,
+    app,
+    new_figure,
+    parallel,
+    reduce_gradients,
+    share,
+)
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": dataclasses.asdict(embeddings.Source(labelled=700, width=32, noise=0.7, drift=1.5)),
+    "data": asdict(embeddings.Source(labelled=700, width=32, noise=0.7, drift=1.5)),
     "graph": {"k": 20, "method": "exact", "chunk": 0},  # neighbours; method and edges at a time: see ops.knn, ops.graph
     "confidence": "gcn_v",  # or "density", or "none": components of the neighbours instead of trees
     "connectivity": "gcn_e",  # or "nearest"
@@ -52,11 +64,9 @@ BASE = {
         "ignore_train": 0.0,  # share of the least confident nodes, 0..1, that GCN-E does not train on
         "ignore_test": 0.0,  # ... or does not connect
     },
-    "train": {  # batch_size: sub-graphs of GCN-E; steps: those of GCN-V, one between, those of GCN-E
-        "batch_size": 64, "steps": 150 + 1 + 300, "log_every": 50, "eval_every": 0, "save_every": 100,
-        "save_seconds": 60.0, "keep": 2, "parallel": "shard_map", "devices": 0,
-    },
-    "eval": dataclasses.asdict(embeddings.HeldOut()),
+    # batch_size: sub-graphs of GCN-E; steps: those of GCN-V, one between, those of GCN-E
+    "train": asdict(Options(batch_size=64, steps=150 + 1 + 300, save_every=100)),
+    "eval": asdict(embeddings.HeldOut()),
 }  # fmt: skip
 PRESETS = {
     "synthetic": {},

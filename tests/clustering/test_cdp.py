@@ -86,7 +86,7 @@ def test_parameter_count_of_the_mediator():
 
 def test_smoke():
     config = experiment.get_config()
-    config.update_from_flattened_dict({"data.people": 25, "data.labelled": 25, "mediator.steps": 50})
+    config.update_from_flattened_dict({"eval.people": 25, "data.labelled": 25, "train.steps": 50})
     _, report = app.run(config, experiment.build, quiet=True)
     assert 0.5 < report.metrics["pairwise_f"] <= 1
     assert report.metrics["discarded"] < 0.3
