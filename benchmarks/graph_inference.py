@@ -28,7 +28,7 @@ import numpy as np
 from facejax.clustering import star_fc, vegcn
 from facejax.nn.graph import GraphConv, PReLUHead
 from facejax.ops import knn
-from facejax.ops.segment import Graph, make_graph, propagate
+from facejax.ops.graph import Graph, make_graph, propagate
 
 WIDTH, HIDDEN, ROWS, CHUNK = 256, 512, 2**14, 2**15
 
@@ -47,7 +47,7 @@ def random_people(nodes: int, k: int) -> tuple[np.ndarray, knn.Neighbours]:
 
 def runs(graph: Graph, rows: int) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
     """Runs of nodes with the edges that end at them, all of the same length."""
-    source, destination, weight = (np.asarray(x) for x in graph[:3])
+    source, destination, weight = (np.asarray(x) for x in graph.edges)
     starts = np.arange(0, graph.num_nodes, rows)
     ends = np.searchsorted(destination, np.append(starts, graph.num_nodes))
     longest = np.diff(ends).max()

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.compare import compare
 from facejax.graph import graphsage
-from facejax.ops import segment
+from facejax.ops import graph as graphs
 
 try:
     import torch
@@ -60,8 +60,8 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     ends = rng.integers(0, args.nodes, (2, int(args.nodes * args.degree / 2)))
-    graph = segment.make_graph(*segment.undirected(*ends), args.nodes)
-    starts = segment.offsets(graph)
+    graph = graphs.make_graph(*graphs.undirected(*ends), args.nodes)
+    starts = graphs.offsets(graph)
     seeds = rng.integers(0, args.nodes, (args.batches, args.batch))
     source, first = np.asarray(graph.source), np.asarray(starts)
     print(f"{args.nodes:,} nodes, {len(source):,} edges; {args.batches} batches of {args.batch}, 10 then 25 neighbours")

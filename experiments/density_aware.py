@@ -28,7 +28,7 @@ from facejax.data.synthetic import embeddings
 from facejax.evaluate.clustering import choose, spread
 from facejax.metrics import clustering
 from facejax.ops import knn
-from facejax.ops.segment import propagate
+from facejax.ops.graph import propagate
 from facejax.train import Experiment, Mean, Options, Report, TrainState, app, map_batches, share, supervised_step
 from facejax.train.claims import Claim
 

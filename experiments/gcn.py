@@ -1,4 +1,4 @@
-"""GCN: a few labelled nodes and the graph label all the others.
+"""GCN: semi-supervised node classification from a few labelled nodes and the graph.
 
     python -m experiments.gcn                                            # a stochastic block model, seconds
     python -m experiments.gcn --config=karate                            # 34 people, one labelled of each community
@@ -6,12 +6,13 @@
     python -m experiments.gcn --config=cora_chebyshev --config.data.path=DIR   # polynomials of degree 3; paper 79.5 %
     python -m experiments.gcn --config=citeseer --config.data.path=DIR   # paper 70.3 %
 
-Numbers are means over `runs` initialisations of the weights that the last epoch left, as in the paper.
+Metrics are means over `optim.runs` initialisations; as in the paper, the weights of the last epoch are tested.
+`--eval_only --config.eval.path=DIR` tests a trained network on another folder of the same format.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
@@ -21,18 +22,31 @@ import optax
 from jax import lax
 from ml_collections import ConfigDict
 
+from facejax.data.graphs import NodeSource
 from facejax.data.readers.planetoid import Citations
-from facejax.data.synthetic import graphs
+from facejax.evaluate import graphs
 from facejax.graph import gcn
-from facejax.train import Experiment, Report, app, new_figure
+from facejax.train import Experiment, Mean, Options, Report, TrainState, app
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": {"source": "blocks", "path": "", "nodes": 600, "classes": 4, "degree_in": 6.0, "degree_out": 3.0},
-    "model": {"hidden": 16, "dropout": 0.5, "graph": True, "degree": 0},
-    "optim": {"learning_rate": 0.01, "l2": 5e-4, "epochs": 200, "patience": 10},
-    "eval": {"runs": 5},
+    "data": dataclasses.asdict(NodeSource()),
+    "model": {
+        "hidden": 16,  # width of the first layer
+        "dropout": 0.5,
+        "graph": True,  # False removes all edges
+        "degree": 0,  # of the Chebyshev polynomials; 0 is the renormalised adjacency
+    },
+    "optim": {
+        "learning_rate": 0.01,
+        "l2": 5e-4,  # regulariser weight of the first layer
+        "patience": 10,  # epochs; training stops when the validation loss exceeds its mean over so many
+        "epochs_per_step": 20,  # epochs that one training step runs
+        "runs": 5,  # independent trainings from different initial weights
+    },
+    "train": dataclasses.asdict(Options(batch_size=1, steps=10, log_every=1, save_every=1, devices=1)),
+    "eval": {"path": ""},  # folder of another graph to test on; empty is data.path
 }
 PRESETS = {
     "synthetic": {},
@@ -41,14 +55,14 @@ PRESETS = {
         "data.source": "karate",
         "model.dropout": 0.0,
         "optim.l2": 0.0,
-        "optim.epochs": 300,
         "optim.patience": 300,
+        "train.steps": 15,
     },
-    "cora": {"data.source": "cora", "eval.runs": 20},
-    "cora_no_graph": {"data.source": "cora", "model.graph": False, "eval.runs": 20},
-    "cora_chebyshev": {"data.source": "cora", "model.degree": 3, "eval.runs": 20},
-    "citeseer": {"data.source": "citeseer", "eval.runs": 20},
-    "pubmed": {"data.source": "pubmed", "eval.runs": 20},
+    "cora": {"data.source": "cora", "optim.runs": 20},
+    "cora_no_graph": {"data.source": "cora", "model.graph": False, "optim.runs": 20},
+    "cora_chebyshev": {"data.source": "cora", "model.degree": 3, "optim.runs": 20},
+    "citeseer": {"data.source": "citeseer", "optim.runs": 20},
+    "pubmed": {"data.source": "pubmed", "optim.runs": 20},
 }
 CLAIM = Claim(
     "graph convolution labels nodes better than the same network without the graph",
@@ -65,104 +79,86 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Wires the run: all of it is one jitted scan, so `evaluate` does the work."""
+    """Wires the run: one step is `optim.epochs_per_step` epochs of every one of `optim.runs` trainings."""
+    source, model, optim = NodeSource(**config.data), config.model, config.optim
+    data = source.load(config.seed)
+    problem = arrays(data, edges=model.graph, degree=model.degree)
+    net = gcn.GCN(int(data.labels.max()) + 1, model.hidden, model.dropout, model.degree)
+    tx = optax.adam(optim.learning_rate)
 
-    def evaluate(_: Any) -> Report:
-        data = graphs.load(config.data, config.seed)
-        found = jax.tree.map(np.asarray, train(config, data))
-        accuracy = 100 * found["test"]
+    def init(rng: jax.Array) -> TrainState:
+        none, features = np.zeros(0, int), gcn.SparseFeatures.from_dense(np.zeros((1, data.features.shape[1])))
+        graph = gcn.renormalized(none, none, 1)
+        keys = jax.random.split(rng, optim.runs)
+        params = lax.map(lambda key: net.init(key, features, graph, train=False)["params"], keys)
+        memory = {"recent": jnp.zeros((optim.runs, optim.patience)), "stopped": jnp.zeros(optim.runs, jnp.int32)}
+        return TrainState(jnp.int32(0), rng, params, jax.vmap(tx.init)(params), memory)
+
+    def step(state: TrainState, batch: Any, _: jax.Array) -> tuple[TrainState, dict[str, Mean]]:
+        def objective(params: Any, mask: jax.Array, rng: jax.Array | None) -> jax.Array:
+            rngs = None if rng is None else {"dropout": rng}
+            logits = net.apply({"params": params}, batch["features"], batch["graph"], train=rng is not None, rngs=rngs)
+            decay = 0.5 * optim.l2 * jnp.sum(params["first"] ** 2)
+            return gcn.masked_cross_entropy(logits, batch["labels"], mask) + decay
+
+        def epoch(carry: Any, index: jax.Array) -> tuple[Any, Any]:
+            rng, params, opt, memory = carry
+            loss, gradient = jax.value_and_grad(objective)(params, batch["train"], jax.random.fold_in(rng, index))
+            updates, new_opt = tx.update(gradient, opt)
+            moved = optax.apply_updates(params, updates)
+            recent, stopped = memory["recent"], memory["stopped"]
+            params, opt = jax.tree.map(lambda a, b: jnp.where(stopped > 0, a, b), (params, opt), (moved, new_opt))
+            validation = objective(params, batch["validation"], None)
+            over = (index > optim.patience) & (validation > recent.mean())
+            after = jnp.where((stopped == 0) & over, index + 1, stopped)
+            memory = {"recent": jnp.append(recent[1:], validation), "stopped": after}
+            return (rng, params, opt, memory), (loss, validation, stopped == 0)
+
+        numbers = state.step * optim.epochs_per_step + jnp.arange(optim.epochs_per_step)
+        carries = (jax.random.split(state.rng, optim.runs), state.params, state.opt_state, state.model_state)
+        (_, params, opt, memory), (loss, validation, active) = lax.map(lambda c: lax.scan(epoch, c, numbers), carries)
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt, model_state=memory)
+        return state, {"loss": Mean.of(loss, active), "validation_loss": Mean.of(validation, active)}
+
+    def evaluate(state: TrainState) -> Report:
+        other = source.load(config.seed, config.eval.path) if config.eval.path else data
+        tested = arrays(other, edges=model.graph, degree=model.degree) if config.eval.path else problem
+
+        def test(batch: Any, params: Any) -> dict[str, jax.Array]:
+            inputs = {"params": params}, batch["features"], batch["graph"]
+            predictions = net.apply(*inputs, train=False).argmax(1)
+            right = predictions == batch["labels"]
+            found = {k: 100 * jnp.sum(right * batch[k]) / jnp.sum(batch[k]) for k in ("validation", "test")}
+            return {**found, "predictions": predictions, "hidden": net.apply(*inputs, train=False, embed=True)}
+
+        every = jax.jit(lambda batch, params: lax.map(lambda p: test(batch, p), params))
+        found = jax.tree.map(np.asarray, every(tested, state.params))
+        stopped = np.asarray(state.model_state["stopped"])
+        epochs = np.where(stopped > 0, stopped, int(state.step) * optim.epochs_per_step)
         return Report(
-            {
-                "test_accuracy": float(accuracy.mean()),
-                "test_accuracy_std": float(accuracy.std()),
-                "validation_accuracy": float(100 * found["validation"].mean()),
-                "epochs": float(found["stopped"].mean()),
-            },
-            figures={
-                "Embedding of the first run": embedding_figure(found["hidden"][0], data),
-                "Training": curves(found),
-            },
+            graphs.spread("accuracy", found["test"], found["validation"], epochs),
+            figures={"Embedding of the first run": graphs.principal_plane(found["hidden"][0], other)},
             arrays={"predictions": found["predictions"], "hidden": found["hidden"]},
         )
 
-    return Experiment(evaluate)
+    return Experiment(evaluate, init, step, resident=lambda: problem)
 
 
-def train(config: ConfigDict, data: Citations) -> dict[str, jax.Array]:
-    """`runs` trainings, one after the other in one compiled program: the arrays have a leading axis of runs."""
-    run = training(config, data)
-    keys = jax.random.split(jax.random.key(config.seed), config.eval.runs)
-    return jax.jit(lambda keys: lax.map(run, keys))(keys)
+def arrays(data: Citations, *, edges: bool, degree: int) -> dict[str, Any]:
+    """What the steps read: sparse "features", normalised "graph", "labels" and the masks of the split.
 
-
-def training(config: ConfigDict, data: Citations) -> Callable[[jax.Array], dict[str, jax.Array]]:
-    """One training as a function of a key: all epochs are one scan, with the validation loss after each."""
-    count, classes = len(data.labels), int(data.labels.max()) + 1
-    edges = (data.source, data.destination) if config.model.graph else (np.zeros(0, int), np.zeros(0, int))
-    graph = (gcn.scaled_laplacian if config.model.degree else gcn.renormalized)(*edges, count)
-    features = gcn.SparseFeatures(gcn.row_normalized(data.features))
-    net = gcn.GCN(classes, config.model.hidden, config.model.dropout, config.model.degree)
-    labels, masks = (
-        jnp.asarray(data.labels),
-        {k: jnp.asarray(getattr(data, k)) for k in ("train", "validation", "test")},
-    )
-    tx, optim = optax.adam(config.optim.learning_rate), config.optim
-
-    def objective(params: Any, mask: jax.Array, rng: jax.Array | None) -> jax.Array:
-        rngs = None if rng is None else {"dropout": rng}
-        logits = net.apply({"params": params}, features, graph, train=rng is not None, rngs=rngs)
-        decay = 0.5 * optim.l2 * jnp.sum(params["first"] ** 2)  # the first layer only
-        return gcn.masked_cross_entropy(logits, labels, mask) + decay
-
-    def run(rng: jax.Array) -> dict[str, jax.Array]:
-        params = net.init(rng, features, graph, train=False)["params"]
-
-        def epoch(state: Any, index: jax.Array) -> tuple[Any, Any]:
-            params, opt, recent, stopped = state
-            gradient = jax.grad(objective)(params, masks["train"], jax.random.fold_in(rng, index))
-            updates, new_opt = tx.update(gradient, opt)
-            moved = optax.apply_updates(params, updates)
-            params, opt = jax.tree.map(lambda a, b: jnp.where(stopped > 0, a, b), (params, opt), (moved, new_opt))
-            loss = objective(params, masks["validation"], None)
-            worse = (index > optim.patience) & (loss > recent.mean())
-            stopped = jnp.where((stopped == 0) & worse, index + 1, stopped)
-            return (params, opt, jnp.append(recent[1:], loss), stopped), loss
-
-        start = params, tx.init(params), jnp.full(optim.patience, jnp.inf), jnp.int32(0)
-        (params, _, _, stopped), losses = lax.scan(epoch, start, jnp.arange(optim.epochs))
-        predictions = net.apply({"params": params}, features, graph, train=False).argmax(1)
-        right = predictions == labels
-        found = {k: jnp.sum(right * masks[k]) / jnp.sum(masks[k]) for k in ("validation", "test")}
-        return {
-            **found,
-            "stopped": jnp.where(stopped > 0, stopped, optim.epochs),
-            "losses": losses,
-            "predictions": predictions,
-            "hidden": net.apply({"params": params}, features, graph, train=False, embed=True),
-        }
-
-    return run
-
-
-def embedding_figure(hidden: np.ndarray, data: Citations) -> Any:
-    """The hidden layer's two main directions, coloured by true class; labelled nodes are ringed, edges are grey."""
-    centred = hidden - hidden.mean(0)
-    plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
-    figure, axis = new_figure(5.5, 4.5)
-    ends = np.stack([plane[data.source], plane[data.destination], np.full((len(data.source), 2), np.nan)], 1)
-    axis.plot(*ends.reshape(-1, 2).T, color="lightgrey", lw=0.3 if len(hidden) > 100 else 1, zorder=0)
-    axis.scatter(*plane.T, c=data.labels, cmap="tab10", vmax=9, s=6 if len(hidden) > 100 else 60)
-    axis.scatter(*plane[data.train].T, s=40 if len(hidden) > 100 else 160, facecolors="none", edgecolors="black", lw=1)
-    axis.set(xticks=[], yticks=[])
-    return figure
-
-
-def curves(found: dict[str, np.ndarray]) -> Any:
-    """Validation loss of every run."""
-    figure, axis = new_figure(5, 3)
-    axis.plot(found["losses"].T, alpha=0.6)
-    axis.set(xlabel="epoch", ylabel="validation loss")
-    return figure
+    Args:
+      data: the graph.
+      edges: False leaves all edges out.
+      degree: above 0, the graph is the scaled Laplacian of Chebyshev polynomials.
+    """
+    ends = (data.source, data.destination) if edges else (np.zeros(0, int), np.zeros(0, int))
+    return {
+        "features": gcn.SparseFeatures.from_dense(gcn.row_normalized(data.features)),
+        "graph": (gcn.scaled_laplacian if degree else gcn.renormalized)(*ends, len(data.labels)),
+        "labels": jnp.asarray(data.labels),
+        **{name: jnp.asarray(getattr(data, name)) for name in ("train", "validation", "test")},
+    }
 
 
 if __name__ == "__main__":

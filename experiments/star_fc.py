@@ -29,7 +29,7 @@ from facejax.data.synthetic.embeddings import Embeddings
 from facejax.evaluate.clustering import choose, spread
 from facejax.metrics import clustering
 from facejax.ops import knn
-from facejax.ops.segment import Graph
+from facejax.ops.graph import Graph
 from facejax.train import Experiment, Mean, Options, Report, TrainState, app, optim, parallel, supervised_step
 from facejax.train.claims import Claim
 

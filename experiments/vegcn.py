@@ -32,7 +32,7 @@ from facejax.data.synthetic.embeddings import Embeddings
 from facejax.evaluate.clustering import choose, spread
 from facejax.metrics import clustering
 from facejax.ops import knn, vectors
-from facejax.ops.segment import Graph, propagate
+from facejax.ops.graph import Graph, propagate
 from facejax.train import (
     AXIS,
     Experiment,

@@ -9,11 +9,12 @@ from nbclient import NotebookClient
 SMALL = """
 from functools import partial
 
-from experiments import arcface, virface
+from experiments import virface
 from facejax.backbones.iresnet import IResNet
+from facejax.evaluate import embedder
 from facejax.recognition.virface import FaceResNet
 
-arcface.BACKBONES["tiny"] = partial(IResNet, (1,), (8,))
+embedder.BACKBONES["tiny"] = partial(IResNet, (1,), (8,))
 virface.BACKBONES["tiny"] = partial(FaceResNet, (1,), False, (8,))
 virface.SHALLOW = "recognition"
 """

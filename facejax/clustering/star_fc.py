@@ -23,8 +23,8 @@ from facejax.nn.graph import GraphConv
 from facejax.nn.norm import PReLU
 from facejax.ops import knn, vectors
 from facejax.ops.components import connected_components
+from facejax.ops.graph import Graph, propagate
 from facejax.ops.knn import Neighbours
-from facejax.ops.segment import Graph, propagate
 
 
 class EdgeNet(nn.Module):
@@ -162,7 +162,7 @@ def subgraph_sampler(
             faces, seeds = np.flatnonzero(np.isin(labels, chosen)), seeds + 1
         faces = rng.choice(faces, nodes, replace=False)
         graph = knn.affinity(knn.knn(features[faces], k, method=method))
-        source, destination, weight = (np.asarray(x) for x in (graph.source, graph.destination, graph.weight))
+        source, destination, weight = (np.asarray(x) for x in graph.edges)
         edge = rng.integers(len(source), size=edges)
         first, second = destination[edge], source[edge]
         spare = (0, arcs - len(source))

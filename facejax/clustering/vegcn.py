@@ -18,8 +18,8 @@ import numpy as np
 
 from facejax.nn.graph import GraphConv, PReLUHead
 from facejax.ops.components import connected_components
+from facejax.ops.graph import Graph, propagate
 from facejax.ops.knn import Neighbours
-from facejax.ops.segment import Graph, propagate
 
 
 class GCNV(nn.Module):

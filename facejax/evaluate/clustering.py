@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from facejax.metrics import clustering
-from facejax.ops.segment import Graph, split
+from facejax.ops.graph import Graph, split
 from facejax.train import new_figure, parallel
 
 

@@ -1,11 +1,11 @@
 """GAT: graph attention networks.
 
 Velickovic, Cucurull, Casanova, Romero, Lio, Bengio. ICLR 2018. arXiv:1710.10903.
-A node's new features are a weighted mean over its neighbours' mapped features; the weights are a softmax of scores that
-both ends' features give, and several heads of this kind work side by side.
+A node's new features are a weighted mean of its neighbours' projected features. The weights are a softmax of scores
+that depend on the features of both ends of an edge. Several attention heads work in parallel.
 
-As in the authors' code and not in the paper's equations: the two halves of a score have a bias each, dropout falls on
-the mapped features too, and the skip connection is a learned map with a bias.
+The module follows the authors' code where it departs from the paper's equations: each half of a score has a bias,
+dropout is also applied to the projected features, and the skip connection is a learned linear map with a bias.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.graph.gcn import SparseFeatures
-from facejax.ops import segment
-from facejax.ops.segment import Graph
+from facejax.ops.graph import Graph, add_self_loops, make_graph, segment_softmax, segment_sum
 
 SLOPE = 0.2
 
 
 def neighborhood(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> Graph:
-    """The set N_i of Sec. 2.1 as edges: every given one once, and one from each node to itself."""
-    pairs = np.stack(segment.add_self_loops(source, destination, num_nodes), 1)
-    return segment.make_graph(*np.unique(pairs, axis=0).T, num_nodes)
+    """Edges of the neighbourhoods N_i of Sec. 2.1: the given edges without duplicates, and a self-loop at each node."""
+    pairs = np.stack(add_self_loops(source, destination, num_nodes), 1)
+    return make_graph(*np.unique(pairs, axis=0).T, num_nodes)
 
 
 class GATLayer(nn.Module):
@@ -38,9 +37,9 @@ class GATLayer(nn.Module):
     Attributes:
       width: D, of one head.
       heads: H.
-      concat: joins the heads (Eq. 5); otherwise their mean (Eq. 6).
-      dropout: rate on inputs, mapped features and attention, drawn for each head.
-      skip: adds a learned map of the inputs.
+      concat: concatenates the heads (Eq. 5); False averages them (Eq. 6).
+      dropout: rate on inputs, projected features and attention, drawn independently for each head.
+      skip: adds a learned linear map of the inputs.
       constant: equal weights on all neighbours ("Const-GAT" of the paper).
       dtype: of the computation; the softmax is in float32.
     """
@@ -55,7 +54,7 @@ class GATLayer(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array | SparseFeatures, graph: Graph, *, train: bool) -> jax.Array:
-        """[N, F] -> [N, H D], or [N, D] of averaged heads. A node without edges gets the bias."""
+        """[N, F] -> [N, H D], or [N, D] for averaged heads. The output of a node without edges is the bias."""
         glorot, zeros = nn.initializers.glorot_uniform(batch_axis=0), nn.initializers.zeros
         matrix = (self.heads, inputs.shape[1], self.width)
 
@@ -81,10 +80,10 @@ class GATLayer(nn.Module):
                 for end in ("destination", "source")
             ]
             scores = nn.leaky_relu(halves[0][graph.destination] + halves[1][graph.source], SLOPE)
-        attention = segment.segment_softmax(scores.astype(jnp.float32), graph)
+        attention = segment_softmax(scores.astype(jnp.float32), graph)
         self.sow("intermediates", "attention", attention)
         weights = drop(attention).astype(self.dtype)
-        outputs = segment.segment_sum(weights[..., None] * drop(mapped)[graph.source], graph)
+        outputs = segment_sum(weights[..., None] * drop(mapped)[graph.source], graph)
         outputs = outputs + own("bias", zeros, self.heads, self.width)
         if self.skip:
             outputs = outputs + jnp.einsum("hnf,hfd->nhd", values, own("skip", glorot, *matrix))
@@ -93,13 +92,13 @@ class GATLayer(nn.Module):
 
 
 class GAT(nn.Module):
-    """Layers of joined heads with ELU after each, and one of averaged heads that gives logits.
+    """Layers of concatenated heads, each followed by ELU, and an output layer of averaged heads.
 
     Attributes:
       num_classes: C.
-      widths: of a head, for each hidden layer.
-      heads: how many, for each layer; the last number is the output's.
-      dropout: rate of all three kinds.
+      widths: features per head, for each hidden layer.
+      heads: number of heads for each layer, the output layer last.
+      dropout: rate on inputs, projected features and attention.
       skip: a skip connection at every hidden layer but the first.
       constant: equal attention on all neighbours.
       dtype: of the computation.
@@ -117,7 +116,7 @@ class GAT(nn.Module):
     def __call__(self, features: jax.Array | SparseFeatures, graph: Graph, *, train: bool) -> jax.Array:
         """Features [N, F] -> logits [N, C]. Embeddings [N, H D] are sown as "embeddings" into "intermediates"."""
         if len(self.heads) != len(self.widths) + 1:
-            raise ValueError(f"heads {self.heads} for widths {self.widths}: expected one number more, the output's")
+            raise ValueError(f"heads {self.heads} for widths {self.widths}: expected one more, for the output")
         shared = {"dropout": self.dropout, "constant": self.constant, "dtype": self.dtype}
         rows = features
         for i, (width, heads) in enumerate(zip(self.widths, self.heads[:-1], strict=True)):
@@ -134,10 +133,10 @@ def gat_citations(num_classes: int, output_heads: int = 1) -> GAT:
 
 
 def gat_ppi() -> GAT:
-    """Protein interactions: 121 labels that do not exclude each other, sigmoid."""
+    """Protein interactions: 121 labels, of which a node can have several."""
     return GAT(121, (256, 256), (4, 4, 6), dropout=0.0, skip=True)
 
 
 def l2(params: Any) -> jax.Array:
-    """Half the squared sum of all variables, biases too."""
+    """Half the sum of squares of all parameters, biases included."""
     return 0.5 * sum(jnp.sum(p**2) for p in jax.tree.leaves(params))

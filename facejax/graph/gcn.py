@@ -1,10 +1,9 @@
 """GCN: semi-supervised classification with graph convolutional networks.
 
 Kipf & Welling. ICLR 2017. arXiv:1609.02907.
-A layer mixes every node's features with its neighbours' by the symmetrically normalised adjacency with self-loops, and
-multiplies by a matrix; two of them, trained on a few labelled nodes, label all others. The paper compares it with
-Chebyshev polynomials of the Laplacian (Defferrard, Bresson, Vandergheynst. NeurIPS 2016. arXiv:1606.09375), which are
-here too.
+A layer multiplies the features by the symmetrically normalised adjacency matrix with self-loops and by a weight matrix.
+Two layers, trained on a few labelled nodes, classify all others. The module also implements the paper's baseline,
+Chebyshev polynomials of the Laplacian (Defferrard, Bresson, Vandergheynst. NeurIPS 2016. arXiv:1606.09375).
 """
 
 from __future__ import annotations
@@ -14,30 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse.linalg
+from flax import struct
 
-from facejax.ops import segment
-from facejax.ops.segment import Graph
+from facejax.ops.graph import Graph, add_self_loops, make_graph, propagate, symmetric_normalization
 
 
 def renormalized(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> Graph:
     """D~^-1/2 (A + I) D~^-1/2, the renormalisation trick of Sec. 2.2, for undirected edges given in both directions."""
-    return segment.symmetric_normalization(
-        segment.make_graph(*segment.add_self_loops(source, destination, num_nodes), num_nodes)
-    )
+    return symmetric_normalization(make_graph(*add_self_loops(source, destination, num_nodes), num_nodes))
 
 
 def scaled_laplacian(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> Graph:
     """2 / lambda_max (I - D^-1/2 A D^-1/2) - I, whose eigenvalues lie in -1..1, for edges given in both directions."""
-    normal = segment.symmetric_normalization(segment.make_graph(source, destination, num_nodes))
+    normal = symmetric_normalization(make_graph(source, destination, num_nodes))
     weights = (np.asarray(normal.weight), (np.asarray(normal.destination), np.asarray(normal.source)))
     matrix = scipy.sparse.identity(num_nodes) - scipy.sparse.coo_matrix(weights, (num_nodes, num_nodes))
     largest = scipy.sparse.linalg.eigsh(matrix, 1, which="LM", return_eigenvectors=False, v0=np.ones(num_nodes))[0]
     scaled = (2 / largest * matrix - scipy.sparse.identity(num_nodes)).tocoo()
-    return segment.make_graph(scaled.col, scaled.row, num_nodes, scaled.data)
+    return make_graph(scaled.col, scaled.row, num_nodes, scaled.data)
 
 
 def chebyshev(graph: Graph, terms: jax.Array) -> jax.Array:
-    """sum_k T_k(L) Y_k by Clenshaw's recurrence, which spreads over the edges K times.
+    """sum_k T_k(L) Y_k by Clenshaw's recurrence: K sparse products with the Laplacian.
 
     Args:
       graph: `scaled_laplacian`.
@@ -45,17 +42,31 @@ def chebyshev(graph: Graph, terms: jax.Array) -> jax.Array:
     """
     later = after = jnp.zeros_like(terms[0])
     for term in terms[:0:-1]:
-        later, after = term + 2 * segment.propagate(graph, later) - after, later
-    return terms[0] + segment.propagate(graph, later) - after
+        later, after = term + 2 * propagate(graph, later) - after, later
+    return terms[0] + propagate(graph, later) - after
 
 
+@struct.dataclass
 class SparseFeatures:
-    """Rows of mostly zeros: [N, F] by the places and values of the others, sorted by row."""
+    """A matrix [N, F] of mostly zeros: its K non-zero entries, sorted by row. A pytree with a static shape.
 
-    def __init__(self, matrix: np.ndarray):
+    Attributes:
+      rows, columns: [K] int32.
+      values: [K] float32.
+      shape: (N, F).
+    """
+
+    rows: jax.Array
+    columns: jax.Array
+    values: jax.Array
+    shape: tuple[int, int] = struct.field(pytree_node=False)
+
+    @classmethod
+    def from_dense(cls, matrix: np.ndarray) -> SparseFeatures:
+        """The non-zero entries of `matrix` [N, F]."""
         rows, columns = np.nonzero(matrix)
-        self.rows, self.columns = jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32)
-        self.values, self.shape = jnp.asarray(matrix[rows, columns], jnp.float32), matrix.shape
+        values = jnp.asarray(matrix[rows, columns], jnp.float32)
+        return cls(jnp.asarray(rows, jnp.int32), jnp.asarray(columns, jnp.int32), values, matrix.shape)
 
 
 class GCN(nn.Module):
@@ -64,9 +75,9 @@ class GCN(nn.Module):
     Attributes:
       num_classes: C.
       hidden: width of the first layer.
-      dropout: rate; on sparse features it falls on the values that are not zero.
-      degree: above 0, K of Chebyshev polynomials of a `scaled_laplacian`, with K + 1 matrices a layer (Eq. 5), in place
-        of S, which `renormalized` gives.
+      dropout: rate, applied to the non-zero features and to the hidden layer.
+      degree: 0 expects the graph S of `renormalized`; above 0, it is the degree K of Chebyshev polynomials of a
+        `scaled_laplacian`, with K + 1 matrices per layer (Eq. 5).
     """
 
     num_classes: int
@@ -76,7 +87,7 @@ class GCN(nn.Module):
 
     @nn.compact
     def __call__(self, features: SparseFeatures, graph: Graph, *, train: bool, embed: bool = False) -> jax.Array:
-        """Logits [N, C] of all nodes; or, to `embed` them, the hidden layer [N, hidden]."""
+        """Logits [N, C] of all nodes; with `embed`, the hidden layer [N, hidden]."""
         first = self._matrices("first", features.shape[1], self.hidden)
         second = self._matrices("second", self.hidden, self.num_classes)
         values = nn.Dropout(self.dropout, deterministic=not train)(features.values)
@@ -90,14 +101,14 @@ class GCN(nn.Module):
         return self._spread(graph, hidden @ second)
 
     def _matrices(self, name: str, inputs: int, outputs: int) -> jax.Array:
-        """The layer's matrices side by side, [inputs, (K + 1) * outputs], each by Glorot's range."""
+        """The layer's K + 1 Glorot-uniform matrices, concatenated: [inputs, (K + 1) * outputs]."""
         glorot = nn.initializers.glorot_uniform(in_axis=1, out_axis=2, batch_axis=0)
         weights = self.param(name, glorot, (self.degree + 1, inputs, outputs))
         return jnp.moveaxis(weights, 0, 1).reshape(inputs, -1)
 
     def _spread(self, graph: Graph, mixed: jax.Array) -> jax.Array:
         terms = jnp.moveaxis(mixed.reshape(len(mixed), self.degree + 1, -1), 1, 0)
-        return chebyshev(graph, terms) if self.degree else segment.propagate(graph, terms[0])
+        return chebyshev(graph, terms) if self.degree else propagate(graph, terms[0])
 
 
 def row_normalized(matrix: np.ndarray) -> np.ndarray:
@@ -107,6 +118,6 @@ def row_normalized(matrix: np.ndarray) -> np.ndarray:
 
 
 def masked_cross_entropy(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean cross-entropy [] over the nodes [N] that `mask` marks."""
+    """Mean cross-entropy [] of logits [N, C] over the nodes where `mask` [N] is True."""
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], 1)[:, 0]
     return jnp.sum(losses * mask) / jnp.sum(mask)

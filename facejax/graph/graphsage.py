@@ -1,14 +1,14 @@
 """GraphSAGE: inductive representation learning on large graphs.
 
 Hamilton, Ying, Leskovec. NeurIPS 2017. arXiv:1706.02216.
-A layer joins a node's own features with an aggregate of a few sampled neighbours'; what is learned are the aggregators,
-not embeddings of nodes, so nodes that were never seen in training are embedded too.
+A layer concatenates projections of a node's features and of an aggregate of a few sampled neighbours. The network
+learns the aggregators instead of one embedding per node, so it also embeds nodes that were absent during training.
 
 Differs from the paper: embeddings are normalised once, after the last layer, as in the authors' code (Algorithm 1:
-after every layer). Neighbours are drawn anew for every node, without replacement, from all of its edges; nodes with
-fewer give each once (the authors draw from a table of 128 columns filled with replacement, and shuffle its columns
-alike for all nodes of a batch). The LSTM reads the neighbours that exist (the authors': as many as have features that
-are not zero).
+after every layer). Neighbours are drawn independently for every node, without replacement, from all of its edges; a
+node with fewer returns each once (the authors draw from a table of 128 columns filled with replacement, with one
+permutation of the columns per batch). The LSTM's sequence has as many entries as there are neighbours (the authors: as
+there are neighbours with non-zero features).
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from facejax.ops import segment, vectors
-from facejax.ops.segment import Graph
+from facejax.ops import vectors
+from facejax.ops.graph import Graph, sample_neighbors
 
 POOL_HIDDEN, LSTM_HIDDEN = 512, 128
 
 
 class Block(NamedTuple):
-    """What one layer reads for M nodes: row numbers of the layer below, or of the features.
+    """Inputs of one layer for M nodes, as row numbers of the previous layer's output or of the features.
 
     Attributes:
       nodes: [M] the nodes themselves.
       neighbors: [M, S] sampled neighbours.
-      mask: [M, S] bool, those that exist.
+      mask: [M, S] bool, False where a node has fewer than S neighbours.
     """
 
     nodes: jax.Array
@@ -50,24 +50,24 @@ def sample_blocks(
     *,
     shuffle: bool = False,
 ) -> tuple[Block, ...]:
-    """What the layers read to embed a minibatch: lines 1 to 7 of Algorithm 2.
+    """Sampled neighbourhoods from which the layers embed a mini-batch: lines 1 to 7 of Algorithm 2.
 
     Args:
       rng: key; equal keys give equal samples.
       graph: without padding edges.
-      starts: `segment.offsets(graph)`.
-      nodes: [B] the minibatch.
-      samples: neighbours for layer 1 (the farthest from the minibatch), 2, ...: (25, 10) in the paper.
-      shuffle: puts a node's neighbours in random order, for the LSTM.
+      starts: `offsets(graph)`.
+      nodes: [B] the mini-batch.
+      samples: neighbours for layer 1 (the farthest from the mini-batch), 2, ...: (25, 10) in the paper.
+      shuffle: puts the neighbours of every node in random order, for the LSTM.
 
     Returns:
-      One block a layer; the first one's rows are node numbers, the last one's first field is 0..B-1.
+      One block per layer; the first block holds node numbers, `nodes` of the last block is 0..B-1.
     """
     keys = jax.random.split(rng, len(samples))
     blocks = []
     for key, count in zip(keys, reversed(samples), strict=True):
         draw, order = jax.random.split(key)
-        neighbors, mask = segment.sample_neighbors(draw, graph, starts, nodes, count)
+        neighbors, mask = sample_neighbors(draw, graph, starts, nodes, count)
         if shuffle:
             rank = jnp.argsort(jnp.where(mask, jax.random.uniform(order, mask.shape), 1.0), axis=1)
             neighbors = jnp.take_along_axis(neighbors, rank, 1)
@@ -85,12 +85,12 @@ def sample_blocks(
 
 
 def mapped_rows(function: Any, rows: jax.Array, index: jax.Array) -> jax.Array:
-    """function(rows)[index], or function(rows[index]) where that is fewer rows to compute."""
+    """function(rows)[index], computed as function(rows[index]) where that is fewer rows."""
     return function(rows)[index] if len(rows) < index.size else function(rows[index])
 
 
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean over the neighbours that exist, zeros where there are none: [M, S, F], [M, S] -> [M, F]."""
+    """Mean over the entries where `mask` is True, zeros without any: [M, S, F], [M, S] -> [M, F]."""
     count = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(values.dtype)
     return jnp.sum(jnp.where(mask[..., None], values, 0), 1) / count
 
@@ -117,7 +117,7 @@ class MeanAggregator(nn.Module):
 
 
 class GCNAggregator(nn.Module):
-    """mean(neighbours and the node itself) W, Eq. 2, twice as wide as there is nothing to join: -> [M, 2 width]."""
+    """mean(neighbours and the node itself) W, Eq. 2; W is twice as wide, without a concatenation: -> [M, 2 width]."""
 
     width: int
     hidden: int = 0
@@ -135,8 +135,8 @@ class MaxPoolAggregator(nn.Module):
     """[x W_own, pool(relu(neighbours W_pool + b)) W_near], Eq. 3: -> [M, 2 width].
 
     Attributes:
-      width: of either half of the output.
-      hidden: of the pooled layer; 0 is 512 (the authors' big model: 1024).
+      width: features of each half of the output.
+      hidden: units of the pooled layer; 0 is 512 (the authors' big model: 1024).
     """
 
     width: int
@@ -144,7 +144,7 @@ class MaxPoolAggregator(nn.Module):
     dtype: Any = jnp.float32
 
     def pool(self, values: jax.Array, mask: jax.Array) -> jax.Array:
-        """[M, S, hidden], none below zero -> [M, hidden]."""
+        """Maximum over the neighbours of non-negative values [M, S, hidden] -> [M, hidden]."""
         return jnp.max(jnp.where(mask[..., None], values, 0), 1)
 
     @nn.compact
@@ -156,19 +156,19 @@ class MaxPoolAggregator(nn.Module):
 
 
 class MeanPoolAggregator(MaxPoolAggregator):
-    """The same with the mean in place of the maximum."""
+    """MaxPoolAggregator with the mean in place of the maximum."""
 
     def pool(self, values: jax.Array, mask: jax.Array) -> jax.Array:
         return masked_mean(values, mask)
 
 
 class LSTMAggregator(nn.Module):
-    """[x W_own, LSTM(neighbours in the given order) W_near]: -> [M, 2 width]; no neighbours count as a zero state.
+    """[x W_own, LSTM(neighbours in the given order) W_near]: -> [M, 2 width]; the state without neighbours is zero.
 
     Attributes:
-      width: of either half of the output.
-      hidden: of the LSTM; 0 is 128 (the authors' big model: 256). Gates lie as input, cell, forget, output; 1 is
-        added to the forget gate's bias.
+      width: features of each half of the output.
+      hidden: units of the LSTM; 0 is 128 (the authors' big model: 256). The gates' order is input, cell, forget,
+        output; the forget gate adds 1 to its bias.
     """
 
     width: int
@@ -207,13 +207,13 @@ AGGREGATORS = {
 
 
 class GraphSAGE(nn.Module):
-    """Aggregators with ReLU between them, unit embeddings, and a linear layer to the classes.
+    """Aggregators with ReLU between them, L2-normalised embeddings, and a linear classifier.
 
     Attributes:
-      num_classes: C; None returns the embeddings.
+      num_classes: C; None omits the classifier.
       aggregator: a name in `AGGREGATORS`.
-      width: half of every layer's output.
-      hidden: of pool and LSTM; 0 is theirs.
+      width: half the features of every layer's output.
+      hidden: units of pooling layer and LSTM; 0 is their default.
     """
 
     num_classes: int | None = None
@@ -224,7 +224,7 @@ class GraphSAGE(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, blocks: tuple[Block, ...]) -> jax.Array:
-        """Features of all nodes [N, F] and the blocks of B nodes, one a layer -> logits [B, C] or [B, 2 width]."""
+        """Features of all nodes [N, F] and the blocks of B nodes, one per layer -> logits [B, C] or [B, 2 width]."""
         if self.aggregator not in AGGREGATORS:
             raise ValueError(f"aggregator is {self.aggregator!r}: expected one of {', '.join(AGGREGATORS)}")
         rows = features
@@ -236,7 +236,7 @@ class GraphSAGE(nn.Module):
 
 
 def supervised_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy [N] of logits [N, C]: softmax for labels [N]; mean of the classes' sigmoids for [N, C] of 0, 1."""
+    """Cross-entropy [N] of logits [N, C]: softmax for labels [N]; mean over sigmoids for labels [N, C] of 0 and 1."""
     logits = logits.astype(jnp.float32)
     if labels.ndim == 1:
         return -jnp.take_along_axis(nn.log_softmax(logits), labels[:, None], 1)[:, 0]
@@ -250,25 +250,25 @@ def unsupervised_loss(anchors: jax.Array, positives: jax.Array, negatives: jax.A
 
 
 def random_walks(rng: jax.Array, graph: Graph, starts: jax.Array, nodes: jax.Array, steps: int) -> jax.Array:
-    """Nodes that walks from `nodes` [B] visit, each step to a uniform neighbour: [B, steps].
+    """Random walks from `nodes` [B], each step to a uniformly drawn neighbour: visited nodes [B, steps].
 
     Args:
       rng: key; equal keys give equal walks.
       graph: edges in both directions, without padding.
-      starts: `segment.offsets(graph)`.
-      nodes: [B]; a node without edges is never left.
-      steps: how many; the starting node is not among them.
+      starts: `offsets(graph)`.
+      nodes: [B]; a walk stays at a node without edges.
+      steps: steps of a walk; the result excludes the starting node.
     """
 
     def step(nodes: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        nodes = segment.sample_neighbors(key, graph, starts, nodes, 1)[0][:, 0]
+        nodes = sample_neighbors(key, graph, starts, nodes, 1)[0][:, 0]
         return nodes, nodes
 
     return lax.scan(step, nodes, jax.random.split(rng, steps))[1].T
 
 
 def negative_distribution(starts: np.ndarray, power: float = 0.75) -> jax.Array:
-    """Cumulative probabilities [N] of nodes, proportional to degree ** power; `starts` is `segment.offsets(graph)`."""
+    """Cumulative probabilities [N] of nodes, proportional to degree ** power; `starts` is `offsets(graph)`."""
     weight = np.diff(np.asarray(starts)).astype(np.float64) ** power
     if weight.sum() == 0:
         raise ValueError("negative samples: the graph has no edges; expected at least one")
@@ -282,6 +282,6 @@ def draw_nodes(rng: jax.Array, cumulative: jax.Array, count: int) -> jax.Array:
 
 
 def micro_f1(predicted: jax.Array, labels: jax.Array, where: jax.Array) -> jax.Array:
-    """2 TP / (2 TP + FP + FN) over all classes of the nodes [N] that `where` marks; both [N, C] bool. 0 for 0 / 0."""
+    """2 TP / (2 TP + FP + FN) over all classes [N, C] bool of the nodes where `where` [N] is True; 0 / 0 is 0."""
     hits = jnp.sum(predicted & labels & where[:, None])
     return 2 * hits / jnp.maximum(jnp.sum((predicted.astype(int) + labels) * where[:, None]), 1)

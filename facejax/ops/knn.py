@@ -13,7 +13,8 @@ import numpy as np
 import scipy.sparse
 from jax import lax
 
-from facejax.ops import segment, vectors
+from facejax.ops import vectors
+from facejax.ops.graph import Graph
 
 
 class Neighbours(NamedTuple):
@@ -179,7 +180,7 @@ def density(neighbours: Neighbours) -> np.ndarray:
     return neighbours.similarity[:, 1:].sum(1)
 
 
-def affinity(neighbours: Neighbours, min_similarity: float = 0.0) -> segment.Graph:
+def affinity(neighbours: Neighbours, min_similarity: float = 0.0) -> Graph:
     """The graph of the mean aggregator: row-stochastic D^-1 (max(A, A^T) + I), A the cosines without the diagonal.
 
     Args:
@@ -195,7 +196,7 @@ def affinity(neighbours: Neighbours, min_similarity: float = 0.0) -> segment.Gra
     matrix.sort_indices()
     degree = np.diff(matrix.indptr)
     weight = matrix.data / np.repeat(np.add.reduceat(matrix.data, matrix.indptr[:-1]), degree)
-    return segment.Graph(
+    return Graph(
         jnp.asarray(matrix.indices, jnp.int32),
         jnp.asarray(np.repeat(np.arange(count), degree), jnp.int32),
         jnp.asarray(weight, jnp.float32),

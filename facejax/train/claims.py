@@ -158,6 +158,10 @@ def main() -> None:
 
 
 def _commit() -> str:
+    """Describes the checked out commit; "unknown" without a repository or a git program."""
     command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent, check=False)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent, check=False)
+    except FileNotFoundError:
+        return "unknown"
     return result.stdout.strip() or "unknown"

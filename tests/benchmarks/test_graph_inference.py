@@ -3,7 +3,7 @@ import pytest
 
 from benchmarks import graph_inference as benchmark
 from facejax.ops import knn
-from facejax.ops.segment import propagate
+from facejax.ops.graph import propagate
 
 
 @pytest.mark.parametrize("rows", [7, 64, 1000])

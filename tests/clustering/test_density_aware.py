@@ -10,7 +10,7 @@ from experiments import density_aware as experiment
 from facejax.clustering import density_aware
 from facejax.data.synthetic.embeddings import hypersphere
 from facejax.ops import knn
-from facejax.ops.segment import propagate
+from facejax.ops.graph import propagate
 from facejax.train import app
 from facejax.train.logging import read_metrics
 

@@ -11,7 +11,7 @@ from facejax.data.synthetic import embeddings
 from facejax.evaluate.clustering import spread
 from facejax.ops import knn, vectors
 from facejax.ops.components import connected_components
-from facejax.ops.segment import make_graph, random_walk_normalization
+from facejax.ops.graph import make_graph, random_walk_normalization
 from facejax.train import app, parallel
 from facejax.train.dry_run import count
 

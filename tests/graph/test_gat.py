@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 
@@ -11,9 +12,10 @@ from experiments import gat as experiment
 from facejax.data.readers.planetoid import read_planetoid
 from facejax.graph import gat, gcn
 from facejax.interop import tensorflow
-from facejax.ops import segment
-from facejax.train import app
+from facejax.ops import graph as graphs
+from facejax.train import Options, Report, app, train
 from facejax.train.dry_run import count
+from facejax.train.logging import read_metrics
 
 
 def dense_layer(params, x, adjacency, concat=True, skip=False):
@@ -74,7 +76,9 @@ def test_sparse_features_give_the_same(problem):
     graph, _, features = problem
     net = gat.GAT(3)
     variables = randomized(net.init(jax.random.key(0), features, graph, train=False))
-    dense, sparse = (net.apply(variables, x, graph, train=False) for x in (features, gcn.SparseFeatures(features)))
+    dense, sparse = (
+        net.apply(variables, x, graph, train=False) for x in (features, gcn.SparseFeatures.from_dense(features))
+    )
     np.testing.assert_allclose(dense, sparse, rtol=1e-5, atol=1e-5)
 
 
@@ -89,7 +93,7 @@ def test_attention(problem):
         ][0]
 
     found = attention(variables)
-    np.testing.assert_allclose(segment.segment_sum(found, graph), 1, rtol=1e-5)
+    np.testing.assert_allclose(graphs.segment_sum(found, graph), 1, rtol=1e-5)
     np.testing.assert_allclose(found[-1], 1)  # the last node has itself only
     assert float(found.std()) > 0.1
     params = variables["params"]
@@ -101,7 +105,7 @@ def test_attention(problem):
     np.testing.assert_allclose(attention(rest, constant), uniform[:, None].repeat(3, 1), rtol=1e-5)
 
 
-def test_the_order_of_nodes_does_not_matter(problem):
+def test_permuted_nodes_give_permuted_outputs(problem):
     graph, _, features = problem
     order = np.random.default_rng(1).permutation(13)
     place = np.argsort(order)
@@ -113,7 +117,7 @@ def test_the_order_of_nodes_does_not_matter(problem):
 
 
 def test_padding_edges_and_edgeless_nodes_have_finite_gradients():
-    graph = segment.make_graph(np.array([0, 1, 2, 0]), np.array([0, 0, 2, 2]), 3, np.array([1, 1, 0, 0]))
+    graph = graphs.make_graph(np.array([0, 1, 2, 0]), np.array([0, 0, 2, 2]), 3, np.array([1, 1, 0, 0]))
     net = gat.GATLayer(2, 2)
     x = jnp.arange(12.0).reshape(3, 4)
     params = randomized(net.init(jax.random.key(0), x, graph, train=False)["params"])
@@ -141,7 +145,7 @@ def test_dropout_is_drawn_for_each_head_and_each_place(problem):
     np.testing.assert_allclose(draws.mean(), 7, rtol=0.05)  # the mean is kept
     # the lonely node: Binomial(7, 1/2) * 2, and two more draws that keep it or not, each doubling what is kept
     np.testing.assert_allclose((draws[:, -1] == 0).mean(), 0.75, atol=0.06)
-    sparse = np.stack([layer(gcn.SparseFeatures(np.asarray(ones)), seed) for seed in range(50)])
+    sparse = np.stack([layer(gcn.SparseFeatures.from_dense(np.asarray(ones)), seed) for seed in range(50)])
     assert not np.allclose(sparse[..., 0], sparse[..., 1])
 
 
@@ -183,35 +187,43 @@ def test_l2_takes_biases_too():
 def test_batches_of_graphs_are_one_graph_side_by_side():
     config = experiment.get_config("inductive")
     config.data.update(nodes=20, graphs=5)
-    problem = experiment.load(config.data, 0)
-    assert [len(problem.splits[k].mask) for k in ("train", "validation", "test")] == [3, 1, 1]
-    train = problem.splits["train"]
+    splits = experiment.load(config.data, 0)
+    assert [len(splits[k].mask) for k in ("train", "validation", "test")] == [3, 1, 1]
+    train = splits["train"]
     net = gat.GAT(4, (5, 6), (3, 2, 2), skip=True)
-    whole = train.graph()
+    whole = train.graph
     assert (np.diff(whole.destination) >= 0).all()
-    variables = randomized(net.init(jax.random.key(0), train.features[0], whole._replace(num_nodes=20), train=False))
+    variables = randomized(net.init(jax.random.key(0), train.features[0], whole.replace(num_nodes=20), train=False))
     together = net.apply(variables, train.features.reshape(60, -1), whole, train=False)
     for i in range(3):
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], train)
-        alone = net.apply(variables, one.features[0], one.graph(), train=False)
+        alone = net.apply(variables, one.features[0], one.graph, train=False)
         np.testing.assert_allclose(together[20 * i : 20 * i + 20], alone, rtol=1e-4, atol=1e-4)
 
 
 def smoke(preset="synthetic", **changes):
     config = experiment.get_config(preset)
-    config.update_from_flattened_dict({"data.nodes": 200, "optim.epochs": 12, "eval.runs": 2, **changes})
+    config.update_from_flattened_dict(
+        {"data.nodes": 200, "optim.epochs_per_step": 4, "train.steps": 3, "optim.runs": 2, **changes}
+    )
     return config
+
+
+def validation_losses(folder):
+    name = "train/validation_loss"
+    return {p["step"]: p[name] for p in read_metrics(folder / "metrics.jsonl") if name in p}
 
 
 def test_smoke(tmp_path):
     _, report = app.run(smoke(), experiment.build, workdir=tmp_path, quiet=True)
     assert report.metrics["epochs"] == 12
-    assert set(report.figures) == {"Training", "Embeddings", "Attention"}
+    assert set(report.figures) == {"Embeddings", "Attention"}
+    assert list(validation_losses(tmp_path)) == [1, 2, 3]
     assert (tmp_path / "report.html").stat().st_size > 20_000
 
 
 def test_smoke_of_the_inductive_task():
-    config = smoke("inductive", **{"data.nodes": 30, "data.graphs": 5, "optim.epochs": 3, "eval.runs": 1})
+    config = smoke("inductive", **{"data.nodes": 30, "data.graphs": 5, "train.steps": 1, "optim.runs": 1})
     _, report = app.run(config, experiment.build, quiet=True)
     assert 0 <= report.metrics["test_micro_f1"] <= 1
     config.optim.batch_size = 4
@@ -219,17 +231,40 @@ def test_smoke_of_the_inductive_task():
         app.run(config, experiment.build, quiet=True)
 
 
-def test_stopping_by_both_criteria_and_the_kept_weights():
-    """Without a step of learning loss and score stand still, so nothing stops; with huge steps both get worse."""
-    config = smoke(**{"optim.learning_rate": 0.0, "optim.patience": 3, "eval.runs": 1})
-    problem = experiment.load(config.data, 0)
-    assert int(experiment.train(config, problem)["epochs"][0]) == 12
-    config.update_from_flattened_dict({"optim.learning_rate": 3.0, "optim.epochs": 40})
-    found = jax.tree.map(np.asarray, experiment.train(config, problem))
-    epochs, losses = int(found["epochs"][0]), found["losses"][0]
+def test_stopping_by_both_criteria_and_the_kept_weights(tmp_path):
+    """At learning rate 0 loss and score stay constant, which is no reason to stop; at rate 3 the loss grows."""
+    config = smoke(**{"optim.learning_rate": 0.0, "optim.patience": 3, "optim.runs": 1})
+    state, _ = app.run(config, experiment.build, quiet=True)
+    assert int(state.model_state["epochs"][0]) == 12
+    config.update_from_flattened_dict(
+        {"optim.learning_rate": 3.0, "optim.epochs_per_step": 1, "train.steps": 40, "train.log_every": 1}
+    )
+    state, _ = app.run(config, experiment.build, workdir=tmp_path, quiet=True)
+    logged = validation_losses(tmp_path)
+    epochs, losses = int(state.model_state["epochs"][0]), list(logged.values())
     assert epochs < 40
-    assert np.isfinite(losses[:epochs]).all() and np.isnan(losses[epochs:]).all()
-    assert np.nanargmin(losses) <= epochs - 1 - 3  # three epochs of patience after the lowest loss, or later
+    assert list(logged) == list(range(1, epochs + 1)) and np.isfinite(losses).all()
+    assert np.argmin(losses) <= epochs - 1 - 3  # three epochs of patience after the lowest loss, or later
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    config = smoke(**{"data.nodes": 100, "train.save_seconds": 0.0})
+    states = []
+    for folder, steps in ((tmp_path, 1), (tmp_path, 3), (None, 3)):
+        run = dataclasses.replace(experiment.build(config), evaluate=lambda state: Report({}))
+        options = Options(**dict(config.train) | {"steps": steps})
+        states.append(train(run, options, seed=0, workdir=folder, quiet=True)[0])
+    for name in ("params", "opt_state", "model_state"):
+        chex.assert_trees_all_equal(getattr(states[1], name), getattr(states[2], name))
+
+
+def test_graph_passes_through_jit(problem):
+    graph, _, features = problem
+    net = gat.GAT(3)
+    variables = randomized(net.init(jax.random.key(0), features, graph, train=False))
+    for x in (features, gcn.SparseFeatures.from_dense(features)):
+        found = jax.jit(lambda g, x: net.apply(variables, x, g, train=False))(graph, x)
+        np.testing.assert_allclose(found, net.apply(variables, x, graph, train=False), rtol=1e-4, atol=1e-5)
 
 
 def write_ppi(folder, split, sizes, damage=()):
@@ -247,11 +282,11 @@ def test_ppi_files(tmp_path):
         write_ppi(tmp_path, split, (3, 2))
     config = experiment.get_config("ppi")
     config.data.path = str(tmp_path)
-    problem = experiment.load(config.data, 0)
-    assert problem.classes == 4 and problem.splits["validation"].features.shape == (2, 3, 5)
-    assert problem.splits["train"].mask.tolist() == [[True] * 3, [True, True, False]]
+    splits = experiment.load(config.data, 0)
+    assert splits["train"].labels.shape == (2, 3, 4) and splits["validation"].features.shape == (2, 3, 5)
+    assert splits["train"].mask.tolist() == [[True] * 3, [True, True, False]]
     features = np.load(tmp_path / "train_feats.npy")
-    np.testing.assert_allclose(problem.splits["train"].features[1, :2], features[3:], rtol=1e-6)
+    np.testing.assert_allclose(splits["train"].features[1, :2], features[3:], rtol=1e-6)
     write_ppi(tmp_path, "test", (3, 2), damage=[{"source": 0, "target": 4}])
     with pytest.raises(ValueError, match=r"test_graph\.json: an edge joins two graphs"):
         experiment.load(config.data, 0)
@@ -266,13 +301,32 @@ def test_ppi_files(tmp_path):
         experiment.load(config.data, 0)
 
 
+def test_eval_only_tests_other_graphs(tmp_path):
+    for split in ("train", "valid", "test"):
+        write_ppi(tmp_path, split, (3, 2))
+    config = experiment.get_config("ppi")
+    config.update_from_flattened_dict(
+        {"data.path": str(tmp_path), "model.widths": (2,), "model.heads": (2, 1), "optim.runs": 1, "train.steps": 1,
+         "optim.batch_size": 1, "optim.epochs_per_step": 2}
+    )  # fmt: skip
+    _, report = app.run(config, experiment.build, workdir=tmp_path / "run", quiet=True)
+    other = shutil.copytree(tmp_path, tmp_path / "other", ignore=shutil.ignore_patterns("run"))
+    write_ppi(other, "test", (4, 3, 2))
+    config.eval.path = str(other)
+    _, again = app.run(config, experiment.build, workdir=tmp_path / "run", eval_only=True, quiet=True)
+    assert (report.arrays["logits"].shape, again.arrays["logits"].shape) == ((1, 6, 4), (1, 12, 4))
+    assert report.metrics["validation_micro_f1"] == again.metrics["validation_micro_f1"]
+
+
 WEIGHTS = "(?!.*Adam)(conv1d|BiasAdd).*"  # without the optimizer's
 
 
 @pytest.fixture(scope="module")
 def cora(test_data):
     data = read_planetoid(test_data / "planetoid", "cora")
-    return gat.neighborhood(data.source, data.destination, 2708), gcn.SparseFeatures(gcn.row_normalized(data.features))
+    return gat.neighborhood(data.source, data.destination, 2708), gcn.SparseFeatures.from_dense(
+        gcn.row_normalized(data.features)
+    )
 
 
 def test_the_authors_trained_network(cora, test_data):
@@ -283,15 +337,15 @@ def test_the_authors_trained_network(cora, test_data):
     template = jax.eval_shape(lambda key: net.init(key, features, graph, train=False), jax.random.key(0))
     variables = tensorflow.gat(tensorflow.read_checkpoint(folder / "mod_cora.ckpt", WEIGHTS), template)
     reference = np.load(folder / "reference.npz")
-    logits, seen = net.apply(variables, features, graph, train=False, mutable="intermediates")
-    seen = seen["intermediates"]
+    logits, inner = net.apply(variables, features, graph, train=False, mutable="intermediates")
+    inner = inner["intermediates"]
     np.testing.assert_allclose(logits, reference["logits"], atol=1e-4)
-    np.testing.assert_allclose(seen["embeddings"][0], reference["hidden"], atol=1e-4)
+    np.testing.assert_allclose(inner["embeddings"][0], reference["hidden"], atol=1e-4)
     right = np.asarray(logits).argmax(1) == reference["labels"]
     assert right[reference["test_mask"]].mean() == pytest.approx(0.844)
     first = np.asarray(graph.destination) == 0
     assert np.asarray(graph.source)[first].tolist() == reference["attention_node0_neighbours"].tolist()
-    np.testing.assert_allclose(seen["layer1"]["attention"][0][first], reference["attention_node0_layer1"].T, atol=1e-5)
+    np.testing.assert_allclose(inner["layer1"]["attention"][0][first], reference["attention_node0_layer1"].T, atol=1e-5)
 
 
 def test_every_tensor_of_the_checkpoint(test_data):
@@ -303,7 +357,7 @@ def test_every_tensor_of_the_checkpoint(test_data):
         np.testing.assert_array_equal(tensors[name.replace("__", "/")], recorded[name])
 
 
-def test_damaged_checkpoints_are_said(cora, test_data, tmp_path):
+def test_damaged_checkpoints_raise(cora, test_data, tmp_path):
     for file in (test_data / "weights" / "gat_cora").glob("mod_cora.ckpt.[id]*"):
         shutil.copyfile(file, tmp_path / file.name)
     index, data = tmp_path / "mod_cora.ckpt.index", tmp_path / "mod_cora.ckpt.data-00000-of-00001"

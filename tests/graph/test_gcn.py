@@ -10,7 +10,7 @@ from scipy.sparse import csr_matrix
 from experiments import gcn as experiment
 from facejax.data.readers.planetoid import read_planetoid
 from facejax.graph import gcn
-from facejax.ops import segment
+from facejax.ops import graph as graphs
 from facejax.train import app
 from facejax.train.dry_run import count
 
@@ -22,7 +22,7 @@ def dense(graph):
 
 
 def test_a_path_of_three_nodes():
-    graph = gcn.renormalized(*segment.undirected(np.array([0, 1]), np.array([1, 2])), 3)
+    graph = gcn.renormalized(*graphs.undirected(np.array([0, 1]), np.array([1, 2])), 3)
     r = 1 / np.sqrt(6)
     np.testing.assert_allclose(dense(graph), [[1 / 2, r, 0], [r, 1 / 3, r], [0, r, 1 / 2]], rtol=1e-6)
 
@@ -30,7 +30,7 @@ def test_a_path_of_three_nodes():
 @pytest.fixture(scope="module")
 def problem():
     rng = np.random.default_rng(0)
-    source, destination = segment.undirected(rng.integers(0, 12, 30), rng.integers(0, 12, 30))
+    source, destination = graphs.undirected(rng.integers(0, 12, 30), rng.integers(0, 12, 30))
     features = (rng.random((13, 7)) < 0.4).astype(np.float32)
     features[12] = 0
     return gcn.renormalized(source, destination, 13), gcn.row_normalized(features)
@@ -40,14 +40,14 @@ def test_normalisation(problem):
     matrix = dense(problem[0])
     assert np.linalg.eigvalsh(matrix).max() == pytest.approx(1, abs=1e-5)
     assert matrix[12, 12] == 1  # a node without neighbours keeps itself
-    walk = segment.random_walk_normalization(problem[0]._replace(weight=jnp.ones_like(problem[0].weight)))
+    walk = graphs.random_walk_normalization(problem[0].replace(weight=jnp.ones_like(problem[0].weight)))
     np.testing.assert_allclose(dense(walk).sum(1), 1, rtol=1e-6)
 
 
 def test_equals_dense_matrices_in_values_and_gradients(problem):
     graph, features = problem
     net = gcn.GCN(3, 5)
-    sparse = gcn.SparseFeatures(features)
+    sparse = gcn.SparseFeatures.from_dense(features)
     params = net.init(jax.random.key(0), sparse, graph, train=False)["params"]
     s = jnp.asarray(dense(graph), jnp.float32)
 
@@ -64,7 +64,7 @@ def test_equals_dense_matrices_in_values_and_gradients(problem):
 
 def test_chebyshev_equals_dense_polynomials(problem):
     rng = np.random.default_rng(0)
-    source, destination = segment.undirected(rng.integers(0, 12, 30), rng.integers(0, 12, 30))
+    source, destination = graphs.undirected(rng.integers(0, 12, 30), rng.integers(0, 12, 30))
     graph, features = gcn.scaled_laplacian(source, destination, 13), problem[1]
     scaled = dense(graph)
     values = np.linalg.eigvalsh(scaled)
@@ -72,7 +72,7 @@ def test_chebyshev_equals_dense_polynomials(problem):
     polynomials = [np.eye(13), scaled]
     for _ in range(2):
         polynomials.append(2 * scaled @ polynomials[-1] - polynomials[-2])
-    net, sparse = gcn.GCN(3, 5, degree=3), gcn.SparseFeatures(features)
+    net, sparse = gcn.GCN(3, 5, degree=3), gcn.SparseFeatures.from_dense(features)
     params = net.init(jax.random.key(0), sparse, graph, train=False)["params"]
     assert params["first"].shape == (4, 7, 5)
     t = jnp.asarray(np.stack(polynomials), jnp.float32)
@@ -95,9 +95,9 @@ def test_karate_club_from_one_member_of_each_community():
     assert report.arrays["hidden"].shape == (5, 34, 16)
 
 
-def test_dropout_falls_on_what_is_not_zero(problem):
+def test_dropout_of_sparse_features(problem):
     graph, features = problem
-    sparse = gcn.SparseFeatures(features)
+    sparse = gcn.SparseFeatures.from_dense(features)
     net = gcn.GCN(3, 5, dropout=0.5)
     variables = net.init(jax.random.key(0), sparse, graph, train=False)
     draws = [net.apply(variables, sparse, graph, train=True, rngs={"dropout": jax.random.key(i)}) for i in range(2)]
@@ -105,13 +105,13 @@ def test_dropout_falls_on_what_is_not_zero(problem):
 
 
 def test_softmax_over_the_edges_of_a_node():
-    graph = segment.make_graph(np.array([0, 1, 2, 0]), np.array([2, 2, 2, 0]), 4, np.array([1, 1, 0, 1]))
+    graph = graphs.make_graph(np.array([0, 1, 2, 0]), np.array([2, 2, 2, 0]), 4, np.array([1, 1, 0, 1]))
     logits = jnp.array([5.0, 1.0, 3.0, 900.0])
-    weights = segment.segment_softmax(logits, graph)
+    weights = graphs.segment_softmax(logits, graph)
     np.testing.assert_allclose(
         weights, [1, np.exp(1) / (np.exp(1) + np.exp(3)), np.exp(3) / (np.exp(1) + np.exp(3)), 0], rtol=1e-5
     )
-    assert np.isfinite(jax.jacobian(segment.segment_softmax)(logits, graph)).all()
+    assert np.isfinite(jax.jacobian(graphs.segment_softmax)(logits, graph)).all()
 
 
 @pytest.mark.parametrize(
@@ -120,28 +120,28 @@ def test_softmax_over_the_edges_of_a_node():
 )
 def test_parameter_counts(nodes, features, classes, parameters):
     graph = gcn.renormalized(np.zeros(0, int), np.zeros(0, int), nodes)
-    sparse = gcn.SparseFeatures(np.zeros((nodes, features), np.float32))
+    sparse = gcn.SparseFeatures.from_dense(np.zeros((nodes, features), np.float32))
     shapes = jax.eval_shape(lambda key: gcn.GCN(classes).init(key, sparse, graph, train=False), jax.random.key(0))
     assert count(shapes["params"]) == parameters
 
 
-def test_the_order_of_nodes_does_not_matter(problem):
+def test_permuted_nodes_give_permuted_outputs(problem):
     graph, features = problem
     order = np.random.default_rng(1).permutation(13)
     place = np.argsort(order)
-    moved = segment.make_graph(
+    moved = graphs.make_graph(
         place[np.asarray(graph.source)], place[np.asarray(graph.destination)], 13, np.asarray(graph.weight)
     )
     net = gcn.GCN(3, 5)
-    params = net.init(jax.random.key(0), gcn.SparseFeatures(features), graph, train=False)
-    a = net.apply(params, gcn.SparseFeatures(features), graph, train=False)
-    b = net.apply(params, gcn.SparseFeatures(features[order]), moved, train=False)
+    params = net.init(jax.random.key(0), gcn.SparseFeatures.from_dense(features), graph, train=False)
+    a = net.apply(params, gcn.SparseFeatures.from_dense(features), graph, train=False)
+    b = net.apply(params, gcn.SparseFeatures.from_dense(features[order]), moved, train=False)
     np.testing.assert_allclose(a[order], b, rtol=1e-5, atol=1e-6)
 
 
 def test_a_graph_without_edges_is_a_network_without_a_graph(problem):
-    """Every node keeps itself, by either way of spreading."""
-    none, features = np.zeros(0, int), gcn.SparseFeatures(problem[1])
+    """Every node keeps itself, with the renormalised adjacency and with the scaled Laplacian."""
+    none, features = np.zeros(0, int), gcn.SparseFeatures.from_dense(problem[1])
     np.testing.assert_array_equal(dense(gcn.renormalized(none, none, 13)), np.eye(13))
     np.testing.assert_allclose(dense(gcn.scaled_laplacian(none, none, 13)), np.eye(13), atol=1e-6)
     net = gcn.GCN(3, 5)
@@ -153,7 +153,7 @@ def test_a_graph_without_edges_is_a_network_without_a_graph(problem):
 
 def test_smoke():
     config = experiment.get_config()
-    config.update_from_flattened_dict({"data.nodes": 200, "optim.epochs": 60, "eval.runs": 2})
+    config.update_from_flattened_dict({"data.nodes": 200, "train.steps": 3, "optim.runs": 2})
     _, report = app.run(config, experiment.build, quiet=True)
     config.model.graph = False
     _, without = app.run(config, experiment.build, quiet=True)
@@ -167,7 +167,7 @@ def test_cora(test_data):
     assert [int(m.sum()) for m in (data.train, data.validation, data.test)] == [140, 500, 1000]
     assert np.bincount(data.labels).tolist() == [351, 217, 418, 818, 426, 298, 180]
     config = experiment.get_config("cora")
-    config.update_from_flattened_dict({"data.path": str(test_data / "planetoid"), "eval.runs": 5})
+    config.update_from_flattened_dict({"data.path": str(test_data / "planetoid"), "optim.runs": 5})
     _, report = app.run(config, experiment.build, quiet=True)
     assert report.metrics["test_accuracy"] > 80.5
 
@@ -179,30 +179,63 @@ def test_citeseer_has_its_gaps_filled(test_data):
     assert not (data.train & data.test).any()
 
 
-def test_wrong_graphs_and_files_are_said(tmp_path):
+def test_wrong_graphs_and_missing_files_raise(tmp_path):
     with pytest.raises(ValueError, match="edges name nodes outside 0 to 2"):
-        segment.make_graph(np.array([0]), np.array([3]), 3)
+        graphs.make_graph(np.array([0]), np.array([3]), 3)
     with pytest.raises(ValueError, match="graph: edges name nodes outside 0 to -1"):
-        segment.make_graph(np.zeros(0), np.zeros(0), 0)
+        graphs.make_graph(np.zeros(0), np.zeros(0), 0)
     with pytest.raises(ValueError, match=r"\(2,\) sources, \(1,\) destinations"):
-        segment.make_graph(np.array([0, 1]), np.array([0]), 3)
+        graphs.make_graph(np.array([0, 1]), np.array([0]), 3)
     with pytest.raises(ValueError, match=r"ind\.cora\.y: not a Planetoid file"):
         read_planetoid(tmp_path, "cora")
 
 
-def test_features_that_are_no_numbers_are_said(tmp_path):
-    rows = csr_matrix(np.float32([[1, 0], [0, np.nan]]))
-    one_hot = np.eye(2)
-    parts = {
-        "y": one_hot[:1],
-        "tx": rows[:1],
-        "ty": one_hot[:1],
-        "allx": rows,
-        "ally": one_hot,
-        "graph": {0: [1], 1: [2]},
-    }
-    for part, value in parts.items():
-        (tmp_path / f"ind.small.{part}").write_bytes(pickle.dumps(value))
-    (tmp_path / "ind.small.test.index").write_text("2")
+def write_planetoid(folder, features):
+    """A path of nodes with two classes: the first two for training, the last one for the test."""
+    rows, one_hot = csr_matrix(np.float32(features)), np.eye(2)[np.arange(len(features)) % 2]
+    path = {i: [i + 1] for i in range(len(features) - 1)}
+    parts = {"y": one_hot[:2], "tx": rows[-1:], "ty": one_hot[-1:], "allx": rows[:-1], "ally": one_hot[:-1]}
+    folder.mkdir(exist_ok=True)
+    for part, value in (parts | {"graph": path}).items():
+        (folder / f"ind.cora.{part}").write_bytes(pickle.dumps(value))
+    (folder / "ind.cora.test.index").write_text(str(len(features) - 1))
+
+
+def test_features_that_are_not_finite_raise(tmp_path):
+    write_planetoid(tmp_path, [[1, 0], [0, np.nan], [1, 1]])
     with pytest.raises(ValueError, match="features of node 1 are not finite"):
-        read_planetoid(tmp_path, "small")
+        read_planetoid(tmp_path, "cora")
+
+
+def test_eval_only_tests_another_graph(tmp_path):
+    for name, last in (("one", [1, 0]), ("other", [0, 1])):
+        write_planetoid(tmp_path / name, [*np.eye(2), *np.eye(2), last])
+    config = experiment.get_config("cora")
+    config.update_from_flattened_dict(
+        {"data.path": str(tmp_path / "one"), "model.graph": False, "model.dropout": 0.0, "optim.runs": 1}
+    )
+    _, report = app.run(config, experiment.build, workdir=tmp_path / "run", quiet=True)
+    config.eval.path = str(tmp_path / "other")
+    _, other = app.run(config, experiment.build, workdir=tmp_path / "run", eval_only=True, quiet=True)
+    assert (report.metrics["test_accuracy"], other.metrics["test_accuracy"]) == (100, 0)
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    config = experiment.get_config()
+    config.update_from_flattened_dict(
+        {"data.nodes": 100, "optim.epochs_per_step": 5, "optim.runs": 2, "train.save_seconds": 0.0}
+    )
+    states = []
+    for folder, steps in ((tmp_path, 2), (tmp_path, 4), (None, 4)):
+        config.train.steps = steps
+        states.append(app.run(config, experiment.build, workdir=folder, quiet=True)[0])
+    for name in ("params", "opt_state", "model_state"):
+        chex.assert_trees_all_equal(getattr(states[1], name), getattr(states[2], name))
+
+
+def test_graph_and_sparse_features_pass_through_jit(problem):
+    graph, features = problem[0], gcn.SparseFeatures.from_dense(problem[1])
+    net = gcn.GCN(3, 5)
+    params = net.init(jax.random.key(0), features, graph, train=False)
+    found = jax.jit(lambda g, x: net.apply(params, x, g, train=False))(graph, features)
+    np.testing.assert_allclose(found, net.apply(params, features, graph, train=False), rtol=1e-5, atol=1e-6)

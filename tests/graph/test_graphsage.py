@@ -1,5 +1,7 @@
+import dataclasses
 import functools
 import json
+import shutil
 
 import chex
 import jax
@@ -9,29 +11,32 @@ import pytest
 from sklearn.metrics import f1_score
 
 from experiments import graphsage as experiment
+from facejax.data.readers.node_graphs import read_graphsage
 from facejax.data.readers.planetoid import Citations
 from facejax.graph import graphsage
 from facejax.graph.graphsage import Block
-from facejax.ops import segment
-from facejax.train import app
+from facejax.ops import graph as graphs
+from facejax.train import Options, Report, app, train
 from facejax.train.dry_run import count
+from facejax.train.logging import read_metrics
 
 WIDTH, HIDDEN = 3, 4
+sample_blocks = jax.jit(graphsage.sample_blocks, static_argnums=4, static_argnames="shuffle")
 
 
 @pytest.fixture(scope="module")
 def graph():
     """Ten nodes; 9 has no edges."""
     rng = np.random.default_rng(0)
-    source, destination = segment.undirected(rng.integers(0, 9, 20), rng.integers(0, 9, 20))
-    return segment.make_graph(source, destination, 10)
+    source, destination = graphs.undirected(rng.integers(0, 9, 20), rng.integers(0, 9, 20))
+    return graphs.make_graph(source, destination, 10)
 
 
 @pytest.fixture(scope="module")
 def block(graph):
     """Every node with all of its neighbours."""
-    degree = np.diff(segment.offsets(graph)).max()
-    found = graphsage.sample_blocks(jax.random.key(0), graph, segment.offsets(graph), jnp.arange(10), (int(degree),))
+    degree = np.diff(graphs.offsets(graph)).max()
+    found = sample_blocks(jax.random.key(0), graph, graphs.offsets(graph), jnp.arange(10), (int(degree),))
     return found[0]
 
 
@@ -69,9 +74,10 @@ def by_hand(name, params, rows, block):
 def aggregator(name):
     layer = graphsage.AGGREGATORS[name](WIDTH, HIDDEN)
     empty = Block(jnp.zeros(1, int), jnp.zeros((1, 1), int), jnp.ones((1, 1), bool))
-    params = layer.init(jax.random.key(1), jnp.zeros((1, 5)), empty)["params"]
-    shake = lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape)  # noqa: E731
-    return jax.tree.map(shake, params), jax.jit(lambda params, *inputs: layer.apply({"params": params}, *inputs))
+    params = jax.jit(layer.init)(jax.random.key(1), jnp.zeros((1, 5)), empty)["params"]
+    rng = np.random.default_rng(2)
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
+    return params, jax.jit(lambda params, *inputs: layer.apply({"params": params}, *inputs))
 
 
 @pytest.mark.parametrize(
@@ -107,8 +113,8 @@ def test_constant_features_hide_the_graph(block):
 
 
 def test_blocks_are_the_tree_of_sampled_neighbours(graph):
-    starts, nodes = segment.offsets(graph), jnp.array([0, 9, 4])
-    first, second = graphsage.sample_blocks(jax.random.key(0), graph, starts, nodes, (2, 3))
+    starts, nodes = graphs.offsets(graph), jnp.array([0, 9, 4])
+    first, second = sample_blocks(jax.random.key(0), graph, starts, nodes, (2, 3))
     assert first.neighbors.shape == (12, 2) and second.neighbors.shape == (3, 3)
     assert first.nodes[:3].tolist() == [0, 9, 4] and second.nodes.tolist() == [0, 1, 2]
     assert sorted(second.neighbors.ravel().tolist()) == list(range(3, 12))
@@ -122,10 +128,8 @@ def test_blocks_are_the_tree_of_sampled_neighbours(graph):
 
 
 def test_shuffling_changes_the_order_alone(graph):
-    starts, nodes = segment.offsets(graph), jnp.full(64, int(jnp.argmax(jnp.diff(segment.offsets(graph)))))
-    blocks = [
-        graphsage.sample_blocks(jax.random.key(0), graph, starts, nodes, (9,), shuffle=s)[0] for s in (False, True)
-    ]
+    starts, nodes = graphs.offsets(graph), jnp.full(64, int(jnp.argmax(jnp.diff(graphs.offsets(graph)))))
+    blocks = [sample_blocks(jax.random.key(0), graph, starts, nodes, (9,), shuffle=s)[0] for s in (False, True)]
     plain, mixed = (np.where(b.mask, b.neighbors, -1) for b in blocks)
     np.testing.assert_array_equal(np.sort(plain), np.sort(mixed))
     assert len(np.unique(mixed, axis=0)) > 30 > len(np.unique(plain, axis=0)) == 1
@@ -136,7 +140,7 @@ def test_two_layers_over_all_neighbours_equal_dense_matrices(graph):
     matrix[np.asarray(graph.destination), np.asarray(graph.source)] = 1
     mean = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     features = jax.random.normal(jax.random.key(0), (10, 5))
-    blocks = graphsage.sample_blocks(jax.random.key(1), graph, segment.offsets(graph), jnp.arange(10), (9, 9))
+    blocks = sample_blocks(jax.random.key(1), graph, graphs.offsets(graph), jnp.arange(10), (9, 9))
     net = graphsage.GraphSAGE(4, width=WIDTH)
     params = net.init(jax.random.key(2), features, blocks)["params"]
 
@@ -160,7 +164,7 @@ def shapes(name, features, classes, width=128, hidden=0):
     blocks = jax.eval_shape(
         lambda: graphsage.sample_blocks(
             jax.random.key(0),
-            segment.Graph(jnp.zeros(9, int), jnp.zeros(9, int), jnp.ones(9), 600),
+            graphs.Graph(jnp.zeros(9, int), jnp.zeros(9, int), jnp.ones(9), 600),
             jnp.zeros(601, int),
             jnp.zeros(512, int),
             (25, 10),
@@ -189,8 +193,9 @@ def test_parameter_counts_on_ppi(name, parameters):
 def test_published_settings():
     for name in ("ppi", "reddit", "citation"):
         config = experiment.get_config(name)
-        assert config.optim.to_dict() == {"learning_rate": 0.01, "clip": 5.0, "batch_size": 512, "epochs": 10}
-        assert config.loss.to_dict() == {"kind": "supervised", "walks": 50, "walk_length": 5, "negatives": 20}
+        assert config.optim.to_dict() == {"learning_rate": 0.01, "clip": 5.0, "batch_size": 512}
+        assert config.train.steps == 10  # passes over the training nodes
+        assert config.loss.to_dict() == {"kind": "supervised", "walk_length": 5, "negatives": 20}
 
 
 def test_losses():
@@ -208,8 +213,8 @@ def test_losses():
 
 
 def test_walks_follow_edges_uniformly_and_are_seeded():
-    path = segment.make_graph(*segment.undirected(np.array([0, 1, 1]), np.array([1, 2, 3])), 5)
-    starts = segment.offsets(path)
+    path = graphs.make_graph(*graphs.undirected(np.array([0, 1, 1]), np.array([1, 2, 3])), 5)
+    starts = graphs.offsets(path)
     walk = jax.jit(lambda key, nodes: graphsage.random_walks(key, path, starts, nodes, 3))
     visited = np.asarray(walk(jax.random.key(0), jnp.zeros(3000, int)))
     assert (visited[:, 0] == 1).all() and (visited[:, 2] == 1).all()
@@ -240,14 +245,53 @@ def test_micro_f1_equals_scikit_learn():
 def smoke(preset="synthetic", **changes):
     config = experiment.get_config(preset)
     config.update_from_flattened_dict(
-        {"data.nodes": 400, "data.labelled": 40, "model.width": 16, "model.samples": (8, 4), "optim.epochs": 20,
-         "eval.compare": (), **changes}
+        {"data.nodes": 400, "data.labelled": 40, "model.width": 16, "model.samples": (8, 4), "train.steps": 20,
+         "model.aggregators": ("mean",), "eval.features": False, **changes}
     )  # fmt: skip
     return config
 
 
-def test_neighbours_help_on_unseen_nodes():
-    _, report = app.run(smoke(**{"eval.compare": ("none",)}), experiment.build, quiet=True)
+def trained(config, steps=None, **options):
+    """The state after training without an evaluation."""
+    run = dataclasses.replace(experiment.build(config), evaluate=lambda state: Report({}))
+    settings = dict(config.train) | ({"steps": steps} if steps else {})
+    return train(run, Options(**settings), seed=config.seed, quiet=True, **options)[0]
+
+
+def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
+    config = smoke(**{"data.nodes": 200, "train.save_seconds": 0.0})
+    for steps in (2, 3):
+        state = trained(config, steps, workdir=tmp_path)
+    whole = trained(config, 3)
+    chex.assert_trees_all_equal(
+        *((s.params, s.opt_state, s.model_state, jax.random.key_data(s.rng)) for s in (state, whole))
+    )
+
+
+def test_eval_only_tests_another_graph(files, tmp_path):
+    config = smoke("ppi", **{"data.path": files, "model.samples": (2, 2), "train.steps": 2})
+    _, report = app.run(config, experiment.build, workdir=tmp_path / "run", quiet=True)
+    other = shutil.copytree(tmp_path, tmp_path / "other", ignore=shutil.ignore_patterns("run"))
+    (other / "toy-class_map.json").write_text(json.dumps({f"n{i}": [1, 0] for i in range(4)}))
+    config.eval.path = str(other / "toy")
+    _, again = app.run(config, experiment.build, workdir=tmp_path / "run", eval_only=True, quiet=True)
+    np.testing.assert_array_equal(report.arrays["outputs"], again.arrays["outputs"])
+    config.eval.path = str(tmp_path / "absent")
+    with pytest.raises(ValueError, match="not a graph in GraphSAGE's format"):
+        app.run(config, experiment.build, workdir=tmp_path / "run", eval_only=True, quiet=True)
+
+
+def test_graphs_pass_through_jit(graph):
+    def sample(graph, starts, features):
+        blocks = graphsage.sample_blocks(jax.random.key(0), graph, starts, jnp.arange(10), (2, 2))
+        return graphsage.GraphSAGE(3, width=WIDTH).init_with_output(jax.random.key(1), features, blocks)[0]
+
+    inputs = graph, graphs.offsets(graph), jax.random.normal(jax.random.key(2), (10, 5))
+    np.testing.assert_allclose(jax.jit(sample)(*inputs), sample(*inputs), rtol=1e-5, atol=1e-6)
+
+
+def test_neighbours_improve_on_features_for_held_out_nodes():
+    _, report = app.run(smoke(**{"eval.features": True}), experiment.build, quiet=True)
     ours, features = next(iter(report.tables.values()))
     assert (ours["aggregator"], features["aggregator"]) == ("mean", "none")
     assert report.metrics["test_f1"] == pytest.approx(ours["test_f1"], abs=1e-4)
@@ -255,22 +299,19 @@ def test_neighbours_help_on_unseen_nodes():
     assert report.arrays["predictions"].shape == (400, 4)
 
 
-def test_walks_without_labels_give_embeddings_that_know_the_classes():
-    config = smoke("unsupervised", **{"optim.epochs": 4, "data.degree_out": 1.0})
-    data = experiment.load(config.data, 0)
-    embeddings, losses, parameters = experiment.train(config, data, "mean")
-    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
-    assert losses[-20:].mean() < losses[:5].mean() - 0.5
-    assert parameters == 100 * 32 + 32 * 32
-    score = graphsage.micro_f1(
-        experiment.logistic_regression(embeddings, data), experiment.indicators(data.labels), data.test
-    )
-    assert score > 0.45
+def test_embeddings_trained_without_labels_separate_the_classes(tmp_path):
+    config = smoke("unsupervised", **{"train.steps": 32, "data.degree_out": 1.0})
+    state, report = app.run(config, experiment.build, workdir=tmp_path, quiet=True)
+    np.testing.assert_allclose(np.linalg.norm(report.arrays["outputs"], axis=1), 1, rtol=1e-5)
+    losses = [p["train/mean_loss"] for p in read_metrics(tmp_path / "metrics.jsonl") if "train/mean_loss" in p]
+    assert np.mean(losses[-4:]) < losses[0] - 0.5
+    assert count(state.params) == 100 * 32 + 32 * 32
+    assert report.metrics["test_f1"] > 0.45
 
 
-def test_training_never_reads_validation_and_test_nodes():
-    """Their features, labels and edges may be anything: the losses stay bit for bit."""
-    config = smoke(**{"optim.epochs": 2, "data.nodes": 200})
+def test_training_never_reads_validation_and_test_nodes(monkeypatch):
+    """Other features, labels and edges of these nodes give the same bits of all parameters."""
+    config = smoke(**{"train.steps": 2, "data.nodes": 200})
     data = experiment.load(config.data, 0)
     hidden = data.validation | data.test
     features, labels = data.features.copy(), data.labels.copy()
@@ -279,7 +320,11 @@ def test_training_never_reads_validation_and_test_nodes():
         np.where(hidden[ends], np.flatnonzero(hidden)[0], ends) for ends in (data.source, data.destination)
     )
     other = Citations(features, labels, source, destination, data.train, data.validation, data.test)
-    np.testing.assert_array_equal(experiment.train(config, data, "mean")[1], experiment.train(config, other, "mean")[1])
+    states = []
+    for given in (data, other):
+        monkeypatch.setattr(experiment, "load", lambda *_, given=given: given)
+        states.append(trained(config))
+    chex.assert_trees_all_equal(*(state.params for state in states))
 
 
 @pytest.fixture
@@ -300,7 +345,7 @@ def files(tmp_path):
 
 
 def test_the_authors_files(files):
-    data = experiment.read_files(files)
+    data = read_graphsage(files)
     assert data.train.tolist() == [True, False, False, True]
     assert (data.validation.tolist(), data.test.tolist()) == ([False, False, True, False], [False, True, False, False])
     assert data.labels.tolist() == [[1, 1], [0, 1], [1, 1], [0, 1]]
@@ -308,19 +353,19 @@ def test_the_authors_files(files):
     assert edges == [(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 2)]
 
 
-def test_bad_words_and_files_are_said(files, tmp_path):
+def test_unknown_names_and_damaged_files_raise(files, tmp_path):
     with pytest.raises(ValueError, match=r"nowhere-\*: not a graph in GraphSAGE's format: FileNotFoundError"):
-        experiment.read_files(str(tmp_path / "nowhere"))
+        read_graphsage(str(tmp_path / "nowhere"))
     whole = np.load(tmp_path / "toy-feats.npy")
     np.save(tmp_path / "toy-feats.npy", np.where(np.arange(4)[:, None] == 2, np.inf, whole))
     with pytest.raises(ValueError, match=r"toy-feats\.npy: row 2 is not finite"):
-        experiment.read_files(files)
+        read_graphsage(files)
     np.save(tmp_path / "toy-feats.npy", whole)
     (tmp_path / "toy-id_map.json").write_text(json.dumps({"n0": 7}))
     with pytest.raises(ValueError, match=r"not a graph in GraphSAGE's format: IndexError"):
-        experiment.read_files(files)
+        read_graphsage(files)
     with pytest.raises(ValueError, match=r"aggregator is 'sum': expected one of mean, gcn, meanpool, maxpool, lstm"):
-        app.run(smoke(**{"model.aggregator": "sum", "data.nodes": 200}), experiment.build, quiet=True)
+        app.run(smoke(**{"model.aggregators": ("sum",), "data.nodes": 200}), experiment.build, quiet=True)
     with pytest.raises(ValueError, match=r"loss\.kind is 'hinge': expected supervised or unsupervised"):
         app.run(smoke(**{"loss.kind": "hinge", "data.nodes": 200}), experiment.build, quiet=True)
     with pytest.raises(ValueError, match=r"data\.source is 'web'"):

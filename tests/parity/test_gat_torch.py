@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from facejax.graph import gat
-from facejax.ops import segment
+from facejax.ops import graph as graphs
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 pyg = pytest.importorskip("torch_geometric.nn", reason="needs torch_geometric")
@@ -23,7 +23,7 @@ def test_values_attention_and_gradients(concat, duplicates):
     if duplicates:  # kept, as GATConv keeps them; self-loops are replaced by one each in both
         edges = np.concatenate([edges, edges[:, :6]], 1)
         plain = edges[:, edges[0] != edges[1]]
-        graph = segment.make_graph(*segment.add_self_loops(*plain, NODES), NODES)
+        graph = graphs.make_graph(*graphs.add_self_loops(*plain, NODES), NODES)
     else:
         edges = np.unique(edges, axis=1)
         graph = gat.neighborhood(*edges, NODES)
@@ -42,8 +42,8 @@ def test_values_attention_and_gradients(concat, duplicates):
     net = gat.GATLayer(4, 3, concat=concat)
 
     def ours(params, x):
-        out, seen = net.apply({"params": params}, x, graph, train=False, mutable="intermediates")
-        return jnp.sum(jnp.sin(out)), (out, seen["intermediates"]["attention"][0])
+        out, inner = net.apply({"params": params}, x, graph, train=False, mutable="intermediates")
+        return jnp.sum(jnp.sin(out)), (out, inner["intermediates"]["attention"][0])
 
     gradients, (out, attention) = jax.grad(ours, argnums=(0, 1), has_aux=True)(params, jnp.asarray(x))
     inputs = torch.from_numpy(x).requires_grad_()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from facejax.graph import gcn
-from facejax.ops import segment
+from facejax.ops import graph as graphs
 
 torch = pytest.importorskip("torch")
 geometric = pytest.importorskip("torch_geometric.nn")
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.parity
 def test_layer_equals_gcnconv_in_values_and_gradients():
     """A graph with a node without neighbours and an edge given twice; PyG adds the self-loops itself."""
     rng = np.random.default_rng(0)
-    source, destination = segment.undirected(rng.integers(0, 14, 40), rng.integers(0, 14, 40))
+    source, destination = graphs.undirected(rng.integers(0, 14, 40), rng.integers(0, 14, 40))
     source, destination = np.r_[source, source[:1]], np.r_[destination, destination[:1]]
     features = rng.normal(size=(15, 6)).astype(np.float32)
     layer = geometric.GCNConv(6, 4, bias=False)
@@ -24,7 +24,7 @@ def test_layer_equals_gcnconv_in_values_and_gradients():
     graph = gcn.renormalized(source, destination, 15)
 
     def ours(features, weight):
-        spread = segment.propagate(graph, features @ weight)
+        spread = graphs.propagate(graph, features @ weight)
         return jnp.cos(spread).sum(), spread
 
     weight = jnp.asarray(layer.lin.weight.detach().numpy().T)
@@ -36,7 +36,7 @@ def test_layer_equals_gcnconv_in_values_and_gradients():
 
 def test_polynomials_equal_chebconv():
     rng = np.random.default_rng(1)
-    source, destination = segment.undirected(rng.integers(0, 14, 40), rng.integers(0, 14, 40))
+    source, destination = graphs.undirected(rng.integers(0, 14, 40), rng.integers(0, 14, 40))
     features = rng.normal(size=(14, 6)).astype(np.float32)
     graph = gcn.scaled_laplacian(source, destination, 14)
     loops = np.asarray(graph.weight)[np.asarray(graph.source) == np.asarray(graph.destination)]

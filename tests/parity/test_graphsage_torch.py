@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from facejax.graph import gcn, graphsage
-from facejax.ops import segment
+from facejax.ops import graph as graphs
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 layers = pytest.importorskip("torch_geometric.nn", reason="needs torch_geometric")
@@ -29,9 +29,9 @@ def features():
 
 
 def every_neighbor(source, destination):
-    graph = segment.make_graph(source, destination, NODES)
+    graph = graphs.make_graph(source, destination, NODES)
     most = int(np.bincount(destination).max())
-    return graphsage.sample_blocks(jax.random.key(0), graph, segment.offsets(graph), jnp.arange(NODES), (most,))[0]
+    return graphsage.sample_blocks(jax.random.key(0), graph, graphs.offsets(graph), jnp.arange(NODES), (most,))[0]
 
 
 def ours(name, block, features, params):
@@ -83,7 +83,7 @@ def test_gcn_aggregator_is_the_mean_with_a_loop_added(edges, features):
     torch.manual_seed(0)
     theirs = layers.SAGEConv(FEATURES, 2 * WIDTH, "mean", root_weight=False, bias=False)
     x = torch.tensor(features, requires_grad=True)
-    values = theirs(x, torch.tensor(np.stack(segment.add_self_loops(*edges, NODES))))
+    values = theirs(x, torch.tensor(np.stack(graphs.add_self_loops(*edges, NODES))))
     weighted(values).backward()
     params = {"both": {"kernel": kernel(theirs.lin_l)}}
     found, gradients, features_gradient = ours("gcn", every_neighbor(*edges), features, params)
@@ -130,7 +130,7 @@ def test_lstm_aggregator(edges, features):
 def test_gcn_propagation(edges, features, undirected):
     """PyG gives a node that has a loop no second one: ours are added to a graph without loops."""
     torch.manual_seed(0)
-    source, destination = segment.undirected(*edges) if undirected else edges
+    source, destination = graphs.undirected(*edges) if undirected else edges
     source, destination = source[source != destination], destination[source != destination]
     theirs = layers.GCNConv(FEATURES, WIDTH, bias=False)
     x = torch.tensor(features, requires_grad=True)
@@ -138,7 +138,7 @@ def test_gcn_propagation(edges, features, undirected):
     weighted(values).backward()
     graph = gcn.renormalized(source, destination, NODES)
     weights = jnp.arange(1.0, NODES + 1)[:, None]
-    apply = lambda w, x: segment.propagate(graph, x @ w)  # noqa: E731
+    apply = lambda w, x: graphs.propagate(graph, x @ w)  # noqa: E731
     w = kernel(theirs.lin)
     close(apply(w, features), values.detach())
     loss = lambda w, x: jnp.sum(weights * jnp.cos(apply(w, x)))  # noqa: E731

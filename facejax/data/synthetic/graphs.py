@@ -1,24 +1,14 @@
-"""Graphs without any download: stochastic block models, and Zachary's karate club by networkx."""
+"""Graphs that need no download: stochastic block models, and Zachary's karate club from networkx."""
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import numpy as np
 
-from facejax.data.readers.planetoid import Citations, read_planetoid
-from facejax.ops import segment
-
-
-def load(data: Any, seed: int) -> Citations:
-    """The graph that `data.source` names: "blocks" and "karate" are made here, others read from `data.path`."""
-    if data.source == "blocks":
-        return blocks(data.nodes, data.classes, data.degree_in, data.degree_out, seed)
-    if data.source == "karate":
-        return karate_club()
-    if data.source not in ("cora", "citeseer", "pubmed"):
-        raise ValueError(f"data.source is {data.source!r}: expected blocks, karate, cora, citeseer or pubmed")
-    return read_planetoid(data.path, data.source)
+from facejax.data.readers.node_graphs import LabelledGraph
+from facejax.data.readers.planetoid import Citations
+from facejax.ops.graph import undirected
 
 
 def blocks(
@@ -29,15 +19,15 @@ def blocks(
     Args:
       nodes, classes: how many.
       degree_in, degree_out: expected neighbours of a node's own class and of all others.
-      seed: of everything.
-      features: how many; a twelfth of them are likelier in a class.
-      labelled: nodes of a class in the training mask; thirty more are for validation, the rest for the test.
+      seed: of labels, edges, features and split.
+      features: how many; each is with probability 0.08 a word of a class, set in 15 % of its nodes instead of 3 %.
+      labelled: training nodes per class; thirty more per class are validation nodes, all others test nodes.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=nodes)
     same = labels[:, None] == labels
     chance = np.where(same, degree_in * classes, degree_out * classes / (classes - 1)) / nodes
-    source, destination = segment.undirected(*np.nonzero(np.triu(rng.random(same.shape) < chance, 1)))
+    source, destination = undirected(*np.nonzero(np.triu(rng.random(same.shape) < chance, 1)))
     topics = rng.random((classes, features)) < 0.08
     values = (rng.random((nodes, features)) < 0.03 + 0.12 * topics[labels]).astype(np.float32)
     order = rng.permutation(nodes)
@@ -57,6 +47,52 @@ def karate_club() -> Citations:
     labels = np.zeros(34, int)
     for c, members in enumerate(networkx.community.louvain_communities(club, seed=0)):
         labels[list(members)] = c
-    source, destination = segment.undirected(*np.array(club.edges()).T)
+    source, destination = undirected(*np.array(club.edges()).T)
     train = np.isin(np.arange(34), [np.flatnonzero(labels == c)[0] for c in range(4)])
     return Citations(np.eye(34, dtype=np.float32), labels, source, destination, train, ~train, ~train)
+
+
+def mislead(citations: Citations, share: float, seed: int) -> Citations:
+    """Permutes the features of a share of the nodes and adds ten binary features that mark these nodes.
+
+    The marks are set with probability 0.4 in the permuted nodes and 0.03 in the others.
+    """
+    rng = np.random.default_rng([seed, 1])
+    wrong = rng.random(len(citations.labels)) < share
+    features = citations.features.copy()
+    features[wrong] = features[rng.permutation(np.flatnonzero(wrong))]
+    marks = rng.random((len(wrong), 10)) < np.where(wrong, 0.4, 0.03)[:, None]
+    return dataclasses.replace(citations, features=np.concatenate([features, marks], 1, dtype=np.float32))
+
+
+def several_blocks(
+    count: int, nodes: int, classes: int, degree_in: float, degree_out: float, misleading: float, seed: int
+) -> dict[str, list[LabelledGraph]]:
+    """Block models with the same classes: three fifths for training, one fifth for validation, one fifth for the test.
+
+    A node's features are eight numbers, normally distributed around the centre of its class, and a mark. Marked nodes
+    have the centre of another marked node instead, times two. All features are divided by four, so that attention
+    starts with nearly equal weights.
+
+    Args:
+      count: graphs.
+      nodes, classes: of every graph.
+      degree_in, degree_out: as in `blocks`.
+      misleading: share of marked nodes.
+      seed: of all draws.
+    """
+    whole = blocks(nodes * count, classes, degree_in * count, degree_out * count, seed)
+    rng = np.random.default_rng([seed, 1])
+    wrong = rng.random(len(whole.labels)) < misleading
+    content = rng.normal(size=(classes, 8))[whole.labels]
+    content[wrong] = 2 * content[rng.permutation(np.flatnonzero(wrong))]
+    features = np.c_[content + 2 * rng.normal(size=content.shape), 4 * wrong] / 4
+    made = []
+    for i in range(count):
+        inside = (whole.source // nodes == i) & (whole.destination // nodes == i)
+        part = slice(i * nodes, (i + 1) * nodes)
+        labels = np.eye(classes)[whole.labels[part]]
+        edges = (x[inside] - i * nodes for x in (whole.source, whole.destination))
+        made.append(LabelledGraph(features[part], labels, *edges))
+    a, b = count * 3 // 5, count * 4 // 5
+    return {"train": made[:a], "validation": made[a:b], "test": made[b:]}

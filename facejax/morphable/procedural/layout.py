@@ -283,7 +283,8 @@ def _skin() -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
     points = np.concatenate([kept, mirrored(kept[kept[:, 0] > 0])])
     flat = unroll(points)
     triangles = Delaunay(flat).simplices
-    area = np.cross(flat[triangles[:, 1]] - flat[triangles[:, 0]], flat[triangles[:, 2]] - flat[triangles[:, 0]])
+    first, second = (flat[triangles[:, i]] - flat[triangles[:, 0]] for i in (1, 2))
+    area = first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
     triangles = np.where((area > 0)[:, None], triangles, triangles[:, ::-1])
     triangles = triangles[~_in_hole(points[triangles].mean(1)) & (np.abs(area) > 1e-9)]
 

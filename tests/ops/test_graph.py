@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facejax.ops import segment
+from facejax.ops import graph as graphs
 from facejax.train import parallel
 
 
@@ -14,13 +14,13 @@ def graph():
     source = np.array([1, 2, 0, 3, 3, 4, 5, 6, 2, 5, 0])
     destination = np.array([0, 0, 0, 1, 1, 2, 3, 3, 6, 6, 8])
     weight = np.array([1.0, 2, 3, 1, 1, 0.5, 2, 1, 1, 4, 0])
-    return segment.make_graph(source, destination, 9, weight)
+    return graphs.make_graph(source, destination, 9, weight)
 
 
 @pytest.fixture(scope="module")
 def star():
     """Node 0 has twelve neighbours, 13 has one, 14 none."""
-    return segment.make_graph(np.append(np.arange(1, 13), 5), np.append(np.zeros(12, int), 13), 15)
+    return graphs.make_graph(np.append(np.arange(1, 13), 5), np.append(np.zeros(12, int), 13), 15)
 
 
 def by_node(graph, values):
@@ -31,7 +31,7 @@ def by_node(graph, values):
 @pytest.mark.parametrize("name", ["mean", "max"])
 def test_reductions_equal_loops_in_values_and_gradients(graph, name):
     values = jax.random.normal(jax.random.key(0), (11, 2, 3)) - 1
-    ours = getattr(segment, f"segment_{name}")
+    ours = getattr(graphs, f"segment_{name}")
     expected = np.stack([getattr(part, name)(0) if len(part) else np.zeros((2, 3)) for part in by_node(graph, values)])
     np.testing.assert_allclose(ours(values, graph), expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(ours(values, graph)[7:], 0)
@@ -44,8 +44,8 @@ def test_reductions_equal_loops_in_values_and_gradients(graph, name):
 
 
 def test_equal_maxima_share_the_gradient(graph):
-    gradient = jax.grad(lambda v: segment.segment_max(v, graph).sum())(jnp.zeros(11))
-    np.testing.assert_allclose(segment.segment_sum(gradient, graph), [1, 1, 1, 1, 0, 0, 1, 0, 0], rtol=1e-6)
+    gradient = jax.grad(lambda v: graphs.segment_max(v, graph).sum())(jnp.zeros(11))
+    np.testing.assert_allclose(graphs.segment_sum(gradient, graph), [1, 1, 1, 1, 0, 0, 1, 0, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 11, 50])
@@ -55,25 +55,25 @@ def test_propagation_in_chunks_equals_the_dense_product(graph, chunk):
     features = jax.random.normal(jax.random.key(0), (9, 5))
 
     def ours(x):
-        return jnp.sum(jnp.sin(segment.propagate(graph, x, chunk=chunk)))
+        return jnp.sum(jnp.sin(graphs.propagate(graph, x, chunk=chunk)))
 
-    np.testing.assert_allclose(segment.propagate(graph, features, chunk=chunk), matrix @ features, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(graphs.propagate(graph, features, chunk=chunk), matrix @ features, rtol=1e-5, atol=1e-5)
     gradients = jax.grad(ours)(features), jax.grad(lambda x: jnp.sum(jnp.sin(matrix @ x)))(features)
     np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
 
 
 def test_offsets_are_where_a_nodes_edges_lie(graph):
-    assert segment.offsets(graph).tolist() == [0, 3, 5, 6, 8, 8, 8, 10, 10, 11]
-    assert segment.offsets(segment.make_graph(np.zeros(0), np.zeros(0), 2)).tolist() == [0, 0, 0]
+    assert graphs.offsets(graph).tolist() == [0, 3, 5, 6, 8, 8, 8, 10, 10, 11]
+    assert graphs.offsets(graphs.make_graph(np.zeros(0), np.zeros(0), 2)).tolist() == [0, 0, 0]
 
 
 @pytest.fixture(scope="module")
 def draws(star):
     """Five neighbours of 0, 13, 14 and 0 again, 3000 times."""
-    starts, nodes = segment.offsets(star), jnp.array([0, 13, 14, 0])
+    starts, nodes = graphs.offsets(star), jnp.array([0, 13, 14, 0])
     keys = jax.random.split(jax.random.key(0), 3000)
     return jax.tree.map(
-        np.asarray, jax.jit(jax.vmap(lambda key: segment.sample_neighbors(key, star, starts, nodes, 5)))(keys)
+        np.asarray, jax.jit(jax.vmap(lambda key: graphs.sample_neighbors(key, star, starts, nodes, 5)))(keys)
     )
 
 
@@ -105,33 +105,33 @@ def test_few_neighbours_are_all_given_and_none_are_masked(draws, star):
     assert (found[:, 1, 0] == 5).all() and (found[:, 1, 1:] == 13).all()
     assert (mask[:, 1] == [True, False, False, False, False]).all()
     assert (found[:, 2] == 14).all() and not mask[:, 2].any()
-    every, there = segment.sample_neighbors(jax.random.key(3), star, segment.offsets(star), jnp.array([0]), 12)
+    every, there = graphs.sample_neighbors(jax.random.key(3), star, graphs.offsets(star), jnp.array([0]), 12)
     assert sorted(every[0].tolist()) == list(range(1, 13)) and there.all()
 
 
 def test_double_edges_are_two_neighbours_and_equal_keys_draw_alike(graph):
-    starts, nodes = segment.offsets(graph), jnp.array([1, 0])
-    found = segment.sample_neighbors(jax.random.key(0), graph, starts, nodes, 2)
+    starts, nodes = graphs.offsets(graph), jnp.array([1, 0])
+    found = graphs.sample_neighbors(jax.random.key(0), graph, starts, nodes, 2)
     assert found[0][0].tolist() == [3, 3] and found[1].all()
-    chex.assert_trees_all_equal(found, segment.sample_neighbors(jax.random.key(0), graph, starts, nodes, 2))
+    chex.assert_trees_all_equal(found, graphs.sample_neighbors(jax.random.key(0), graph, starts, nodes, 2))
 
 
 def test_samples_of_a_graph_without_edges():
-    empty = segment.make_graph(np.zeros(0), np.zeros(0), 3)
-    found, mask = segment.sample_neighbors(jax.random.key(0), empty, segment.offsets(empty), jnp.arange(3), 2)
+    empty = graphs.make_graph(np.zeros(0), np.zeros(0), 3)
+    found, mask = graphs.sample_neighbors(jax.random.key(0), empty, graphs.offsets(empty), jnp.arange(3), 2)
     assert found.tolist() == [[0, 0], [1, 1], [2, 2]] and not mask.any()
 
 
 @pytest.mark.parametrize(("nodes", "parts", "chunk"), [(40, 8, 0), (41, 8, 5), (10, 3, 0), (5, 8, 0)])
 def test_parts_on_several_devices_equal_the_whole(nodes, parts, chunk):
     rng = np.random.default_rng(0)
-    graph = segment.make_graph(*rng.integers(0, nodes, (2, 3 * nodes)), nodes, rng.uniform(size=3 * nodes))
+    graph = graphs.make_graph(*rng.integers(0, nodes, (2, 3 * nodes)), nodes, rng.uniform(size=3 * nodes))
     features = jnp.asarray(rng.normal(size=(nodes, 4)), jnp.float32)
-    cut = segment.split(graph, parts)
+    cut = graphs.split(graph, parts)
     if parts == jax.device_count():
         cut = parallel.shard(cut)
         assert len(cut.source.sharding.device_set) == parts
-    run = lambda graph, x: jnp.sum(segment.propagate(graph, x, chunk=chunk) ** 2, 1)  # noqa: E731
+    run = lambda graph, x: jnp.sum(graphs.propagate(graph, x, chunk=chunk) ** 2, 1)  # noqa: E731
     np.testing.assert_allclose(run(cut, features), run(graph, features), rtol=1e-5, atol=1e-6)
     found, expected = (jax.grad(lambda x, g=g: run(g, x).sum())(features) for g in (cut, graph))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

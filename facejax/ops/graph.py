@@ -1,19 +1,22 @@
-"""Graphs of static shape: edges sorted by where they end, reductions over a node's edges, samples, normalisation."""
+"""Graphs of static shape: edges sorted by destination, reductions over the edges of a node, sampling, normalisation."""
 
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from facejax.ops import sampling
 
 
-class Graph(NamedTuple):
+@struct.dataclass
+class Graph:
     """Directed, weighted edges of N nodes, sorted by destination; padding edges have weight 0 and end at node N - 1.
+
+    A pytree: the three arrays are its leaves, the number of nodes is static.
 
     Attributes:
       source, destination: [E] int32.
@@ -24,7 +27,12 @@ class Graph(NamedTuple):
     source: jax.Array
     destination: jax.Array
     weight: jax.Array
-    num_nodes: int
+    num_nodes: int = struct.field(pytree_node=False)
+
+    @property
+    def edges(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Sources, destinations and weights."""
+        return self.source, self.destination, self.weight
 
 
 def make_graph(source: np.ndarray, destination: np.ndarray, num_nodes: int, weight: np.ndarray | None = None) -> Graph:
@@ -36,7 +44,7 @@ def make_graph(source: np.ndarray, destination: np.ndarray, num_nodes: int, weig
       weight: [E], ones when None.
 
     Raises:
-      ValueError: lengths differ, or an edge names a node that is not there.
+      ValueError: lengths differ, or an edge names a node outside 0 to N - 1.
     """
     source, destination = np.asarray(source, np.int64), np.asarray(destination, np.int64)
     weight = np.ones(len(source)) if weight is None else np.asarray(weight)
@@ -55,7 +63,7 @@ def make_graph(source: np.ndarray, destination: np.ndarray, num_nodes: int, weig
 
 
 def undirected(source: np.ndarray, destination: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both directions of every edge, once; self-loops are left out. [E] each."""
+    """Every edge once in both directions, without self-loops: [E] sources and [E] destinations."""
     pairs = np.stack([np.concatenate([source, destination]), np.concatenate([destination, source])], 1)
     pairs = np.unique(pairs[pairs[:, 0] != pairs[:, 1]], axis=0)
     return pairs[:, 0], pairs[:, 1]
@@ -73,7 +81,7 @@ def segment_sum(values: jax.Array, graph: Graph) -> jax.Array:
 
 
 def segment_mean(values: jax.Array, graph: Graph) -> jax.Array:
-    """Mean over the live edges that end at a node, without their weights; zeros where there are none. [N, ...]."""
+    """Plain mean over the edges of positive weight that end at a node; zeros without any. [E, ...] -> [N, ...]."""
     live = (graph.weight > 0).astype(values.dtype)
     count = segment_sum(live, graph)
     wide = (-1, *(1,) * (values.ndim - 1))
@@ -81,7 +89,7 @@ def segment_mean(values: jax.Array, graph: Graph) -> jax.Array:
 
 
 def segment_max(values: jax.Array, graph: Graph) -> jax.Array:
-    """Largest over the live edges that end at a node; zeros where there are none. [E, ...] -> [N, ...]."""
+    """Maximum over the edges of positive weight that end at a node; zeros without any. [E, ...] -> [N, ...]."""
     live = (graph.weight > 0).reshape(-1, *(1,) * (values.ndim - 1))
     largest = jax.ops.segment_max(
         jnp.where(live, values, -jnp.inf), graph.destination, graph.num_nodes, indices_are_sorted=True
@@ -90,7 +98,7 @@ def segment_max(values: jax.Array, graph: Graph) -> jax.Array:
 
 
 def segment_softmax(logits: jax.Array, graph: Graph) -> jax.Array:
-    """Softmax over the edges that end at the same node, [E, ...]; edges of weight 0 get 0."""
+    """Softmax over the edges that end at the same node: [E, ...] -> [E, ...]; 0 for edges of weight 0."""
     live = (graph.weight > 0).reshape(-1, *(1,) * (logits.ndim - 1))
     logits = jnp.where(live, logits, -jnp.inf)
     largest = jax.ops.segment_max(logits, graph.destination, graph.num_nodes, indices_are_sorted=True)
@@ -101,7 +109,7 @@ def segment_softmax(logits: jax.Array, graph: Graph) -> jax.Array:
 
 
 def propagate(graph: Graph, features: jax.Array, *, chunk: int = 0) -> jax.Array:
-    """A H: the weighted sum of the sources' features, [N, F] -> [N, F].
+    """A H: sums the sources' features, times the weights, at every destination; [N, F] -> [N, F].
 
     Args:
       graph: N nodes, E edges; or its parts by `split`, for one device each.
@@ -110,7 +118,7 @@ def propagate(graph: Graph, features: jax.Array, *, chunk: int = 0) -> jax.Array
     """
     if graph.source.ndim == 2:
         rows = -(-graph.num_nodes // len(graph.source))
-        parts = jax.vmap(lambda *edges: propagate(Graph(*edges, rows), features, chunk=chunk))(*graph[:3])
+        parts = jax.vmap(lambda *edges: propagate(Graph(*edges, rows), features, chunk=chunk))(*graph.edges)
         return parts.reshape(-1, features.shape[1])[: graph.num_nodes]
     if not chunk:
         return segment_sum(features[graph.source] * graph.weight[:, None], graph)
@@ -129,9 +137,9 @@ def propagate(graph: Graph, features: jax.Array, *, chunk: int = 0) -> jax.Array
 
 
 def split(graph: Graph, parts: int) -> Graph:
-    """The graph cut into runs of ceil(N / parts) nodes: arrays [parts, E'], destinations counted within a run."""
+    """The graph in parts of ceil(N / parts) consecutive nodes: arrays [parts, E'], destinations counted per part."""
     rows = -(-graph.num_nodes // parts)
-    source, destination, weight = (np.asarray(x) for x in graph[:3])
+    source, destination, weight = (np.asarray(x) for x in graph.edges)
     ends = np.searchsorted(destination, rows * np.arange(parts + 1))
     length = np.diff(ends).max()
     cut = [np.zeros((parts, length), x.dtype) for x in (source, destination, weight)]
@@ -143,20 +151,20 @@ def split(graph: Graph, parts: int) -> Graph:
 
 
 def symmetric_normalization(graph: Graph) -> Graph:
-    """Weights w_ij / sqrt(d_i d_j), d the sum of weights that end at a node; a node without any keeps zeros."""
+    """Weights w_ij / sqrt(d_i d_j), where d is the sum of the weights that end at a node; 0 where that sum is 0."""
     degree = segment_sum(graph.weight, graph)
     inverse = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1.0)), 0.0)
-    return graph._replace(weight=inverse[graph.source] * graph.weight * inverse[graph.destination])
+    return graph.replace(weight=inverse[graph.source] * graph.weight * inverse[graph.destination])
 
 
 def random_walk_normalization(graph: Graph) -> Graph:
-    """Weights w_ij / d_i: every node takes the mean over its edges."""
+    """Weights w_ij / d_i: the weights that end at a node sum to 1."""
     degree = segment_sum(graph.weight, graph)
-    return graph._replace(weight=graph.weight / jnp.where(degree > 0, degree, 1.0)[graph.destination])
+    return graph.replace(weight=graph.weight / jnp.where(degree > 0, degree, 1.0)[graph.destination])
 
 
 def offsets(graph: Graph) -> jax.Array:
-    """Where the edges that end at node i begin and, at i + 1, stop: [N + 1] int32; padding counts at node N - 1."""
+    """[N + 1] int32: the edges that end at node i are offsets[i] to offsets[i + 1]; padding counts at node N - 1."""
     return jnp.searchsorted(graph.destination, jnp.arange(graph.num_nodes + 1)).astype(jnp.int32)
 
 

@@ -1,0 +1,52 @@
+"""The `data` section of experiments that classify the nodes of one graph."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from facejax.data.readers.planetoid import Citations, read_planetoid
+from facejax.data.synthetic import graphs
+
+
+@dataclasses.dataclass(frozen=True)
+class NodeSource:
+    """The graph that an experiment reads or generates.
+
+    Attributes:
+      source: "blocks" (a stochastic block model), "karate" (Zachary's karate club), or "cora", "citeseer", "pubmed"
+        (Planetoid's files).
+      path: folder with the files ind.NAME.* of Planetoid.
+      nodes: nodes of the block model.
+      classes: classes of the block model.
+      degree_in: expected number of neighbours of a node's own class in the block model.
+      degree_out: expected number of neighbours of all other classes in the block model.
+      labelled: training nodes per class in the block model.
+    """
+
+    source: str = "blocks"
+    path: str = ""
+    nodes: int = 600
+    classes: int = 4
+    degree_in: float = 6.0
+    degree_out: float = 3.0
+    labelled: int = 5
+
+    def load(self, seed: int, path: str = "") -> Citations:
+        """The graph with features, labels and split.
+
+        Args:
+          seed: of the block model.
+          path: a folder to read instead of the section's own; empty reads that.
+
+        Raises:
+          ValueError: an unknown source, or files that cannot be read.
+        """
+        if self.source == "blocks":
+            return graphs.blocks(
+                self.nodes, self.classes, self.degree_in, self.degree_out, seed, labelled=self.labelled
+            )
+        if self.source == "karate":
+            return graphs.karate_club()
+        if self.source not in ("cora", "citeseer", "pubmed"):
+            raise ValueError(f"data.source is {self.source!r}: expected blocks, karate, cora, citeseer or pubmed")
+        return read_planetoid(path or self.path, self.source)
