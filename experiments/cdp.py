@@ -1,46 +1,51 @@
-"""CDP: nets that agree on pairs, and labels that spread along them, cluster people nobody has labelled.
+"""CDP: a committee of networks decides which pairs match; labels that spread along them cluster held-out identities.
 
-    python -m experiments.cdp                                   # simulated embeddings of four nets, seconds
-    python -m experiments.cdp --config=vote                     # or single, components, mediator
-    python -m experiments.cdp --config=emore_u200k --config.data.path=DIR --config.data.test=base,net1,net2,net3,net4
+    python -m experiments.cdp                                   # simulated embeddings of four networks, seconds
+    python -m experiments.cdp --config=vote                     # or single, components: nothing is trained
+    python -m experiments.cdp --config=emore_u200k --config.data.path=DIR --config.eval.test=base,net1,net2,net3,net4
+    python -m experiments.cdp ... --eval_only --config.eval.people=200      # a trained mediator, other identities
 
-Published (authors' README, emore_u200k, pairwise F): single 89.16, vote of five nets 92.91, mediator 95.79. The
-thresholds are those that give the best pairwise F on the labelled people.
+Published (authors' README, emore_u200k, pairwise F): single 89.16, vote of five networks 92.91, mediator 95.79. The
+threshold has the best pairwise F on the labelled identities.
 """
 
 from __future__ import annotations
 
+import functools
+from dataclasses import asdict
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 from ml_collections import ConfigDict
 
-from experiments.clustering_common import choose
 from facejax.clustering import cdp
 from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
+from facejax.evaluate.clustering import choose
 from facejax.metrics import clustering
 from facejax.ops import knn
-from facejax.train import Experiment, Report, app
+from facejax.train import Experiment, Mean, Options, Report, TrainState, app, share, supervised_step
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": {**embeddings.SETTINGS, "views": 4},
+    "data": asdict(embeddings.Source(views=4)),
     "graph": {"k": 15, "method": "exact"},
     "pairs": {"kind": "mediator", "accept": 3, "max_size": 40, "step": 0.05},  # kind: mediator or vote
-    "mediator": {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-4, "batch_size": 1024, "steps": 2000},
-}
+    "mediator": {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-4},
+    # batch_size: pairs
+    "train": asdict(Options(batch_size=1024, steps=2000, log_every=200, save_every=500)),
+    "eval": asdict(embeddings.HeldOut()),
+}  # fmt: skip
 PRESETS = {
     "synthetic": {},
     "vote": {"pairs.kind": "vote"},
     "single": {"pairs.kind": "vote", "pairs.accept": 0},
     "components": {"pairs.kind": "vote", "pairs.accept": 0, "pairs.max_size": 10**9},
-    "emore_u200k": {"data.source": "files", "pairs.max_size": 600, "pairs.accept": 4},
+    "emore_u200k": {"data": {"source": "files", "width": 256}, "pairs.max_size": 600, "pairs.accept": 4},
 }
 CLAIM = Claim(
     "cdp.mediator",
@@ -59,19 +64,42 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Wires the run: nothing but the small mediator is trained, so `evaluate` does the work."""
-    if config.pairs.kind not in ("mediator", "vote"):
-        raise ValueError(f"pairs.kind is {config.pairs.kind!r}: expected mediator or vote")
+    """Wires the run: the mediator is the only network; its pairs lie on every device."""
+    settings, batch_size, net = config.pairs, config.train.batch_size, cdp.Mediator()
+    if settings.kind not in ("mediator", "vote"):
+        raise ValueError(f"pairs.kind is {settings.kind!r}: expected mediator or vote")
+    data = embeddings.Source(**config.data)
+    labelled = functools.cache(lambda: data.known(config.seed))
 
-    def evaluate(_: Any) -> Report:
-        labelled, people = embeddings.load(config.data, config.seed)
-        mediator = None
-        if config.pairs.kind == "mediator":
-            mediator = train_mediator(config, labelled)
-        scored = candidates(config, labelled, mediator)
-        thresholds = np.quantile(scored.score, np.linspace(0.02, 0.98, 49))
-        best, figure = choose(labelled.labels, lambda t: labels(config, scored, labelled, t), thresholds)
-        found = labels(config, candidates(config, people, mediator), people, best)
+    def neighbours(people: Embeddings) -> list[knn.Neighbours]:
+        return [knn.knn(view, config.graph.k, method=config.graph.method) for view in people.views]
+
+    def read(people: Embeddings) -> tuple[cdp.Pairs, jax.Array]:
+        """All candidate pairs and the mediator's inputs [P, 3M + 2]."""
+        near = neighbours(people)
+        pairs = cdp.undirected(cdp.candidates(near[0]))
+        return pairs, cdp.mediator_features(people.views, near, pairs)
+
+    def scored(people: Embeddings, state: TrainState | None) -> cdp.Pairs:
+        """All pairs that may be kept, scored by the mediator, or without one by the base network's cosine."""
+        if state is None:
+            near = neighbours(people)
+            return cdp.vote(near[0], near[1:], -1.0, settings.accept)
+        pairs, features = read(people)
+        logits = net.apply({"params": state.params}, features)
+        return pairs._replace(score=np.asarray(jax.nn.softmax(logits)[:, 1]))
+
+    def clusters(pairs: cdp.Pairs, count: int, threshold: float) -> np.ndarray:
+        """Clusters [N] of the pairs that score above the threshold; -1 for items without any."""
+        kept = cdp.Pairs(*(x[pairs.score > threshold] for x in pairs))
+        return cdp.propagate(kept, count, max_size=settings.max_size, step=settings.step)
+
+    def evaluate(state: TrainState | None) -> Report:
+        known, people = labelled(), data.unseen(config.seed, embeddings.HeldOut(**config.eval))
+        pairs = scored(known, state)
+        thresholds = np.quantile(pairs.score, np.linspace(0.02, 0.98, 49))
+        best, figure = choose(known.labels, lambda t: clusters(pairs, len(known.labels), t), thresholds)
+        found = clusters(scored(people, state), len(people.labels), best)
         return Report(
             {
                 **clustering.report(people.labels, found),
@@ -79,56 +107,41 @@ def build(config: ConfigDict) -> Experiment:
                 "threshold": best,
                 "people": float(people.labels.max() + 1),
             },
-            figures={"Threshold, chosen on labelled people": figure},
+            figures={"Threshold, chosen on labelled identities": figure},
             arrays={"clusters": found},
         )
 
-    return Experiment(evaluate)
-
-
-def candidates(config: ConfigDict, people: Embeddings, mediator: Any) -> cdp.Pairs:
-    """All pairs that may be kept, scored by the mediator or by the base net's cosine."""
-    near = [knn.knn(view, config.graph.k, method=config.graph.method) for view in people.views]
-    if mediator is None:
-        return cdp.vote(near[0], near[1:], -1.0, config.pairs.accept)
-    pairs = cdp.undirected(cdp.candidates(near[0]))
-    logits = cdp.Mediator().apply(mediator, cdp.mediator_features(people.views, near, pairs))
-    return pairs._replace(score=np.asarray(jax.nn.softmax(logits)[:, 1]))
-
-
-def labels(config: ConfigDict, pairs: cdp.Pairs, people: Embeddings, threshold: float) -> np.ndarray:
-    """Clusters [N] of the pairs that score above the threshold; -1 for items without any."""
-    kept = cdp.Pairs(*(x[pairs.score > threshold] for x in pairs))
-    return cdp.propagate(kept, len(people.labels), max_size=config.pairs.max_size, step=config.pairs.step)
-
-
-def train_mediator(config: ConfigDict, people: Embeddings) -> Any:
-    """The mediator's parameters after training on the labelled people's pairs: the whole run is one scan."""
-    near = [knn.knn(view, config.graph.k, method=config.graph.method) for view in people.views]
-    pairs = cdp.undirected(cdp.candidates(near[0]))
-    features = jnp.asarray(cdp.mediator_features(people.views, near, pairs))
-    same = jnp.asarray(people.labels[pairs.a] == people.labels[pairs.b], jnp.int32)
-    net, settings = cdp.Mediator(), config.mediator
+    if settings.kind == "vote":
+        return Experiment(evaluate)
     tx = optax.chain(
-        optax.add_decayed_weights(settings.weight_decay), optax.sgd(settings.learning_rate, settings.momentum)
+        optax.add_decayed_weights(config.mediator.weight_decay),
+        optax.sgd(config.mediator.learning_rate, config.mediator.momentum),
     )
 
-    def step(state: Any, rng: jax.Array) -> tuple[Any, jax.Array]:
-        variables, opt = state
-        index = jax.random.randint(rng, (settings.batch_size,), 0, len(same))
+    def init(rng: jax.Array) -> TrainState:
+        width = 3 * len(labelled().views) - 1
+        return TrainState.create(rng, net.init(jax.random.split(rng)[0], jnp.zeros((1, width)))["params"], tx)
 
-        def objective(variables: Any) -> jax.Array:
-            logits = net.apply(variables, features[index])
-            return optax.softmax_cross_entropy_with_integer_labels(logits, same[index]).mean()
+    def resident() -> dict[str, Any]:
+        pairs, features = read(labelled())
+        return {
+            "features": features,
+            "same": (labelled().labels[pairs.a] == labelled().labels[pairs.b]).astype(np.int32),
+        }
 
-        loss, gradient = jax.value_and_grad(objective)(variables)
-        updates, opt = tx.update(gradient, opt, variables)
-        return (optax.apply_updates(variables, updates), opt), loss
+    def loss_fn(params: Any, _: Any, batch: dict[str, jax.Array], __: jax.Array) -> Any:
+        logits = net.apply({"params": params}, batch["features"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["same"])
+        return losses.mean(), ({}, {"loss": Mean.of(losses)})
 
-    first, second = jax.random.split(jax.random.key(config.seed))
-    variables = net.init(first, features[:1])
-    keys = jax.random.split(second, settings.steps)
-    return jax.jit(lambda state: lax.scan(step, state, keys))((variables, tx.init(variables)))[0][0]
+    update = supervised_step(loss_fn, tx)
+
+    def train_step(state: TrainState, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
+        shared = jax.random.fold_in(jax.random.split(state.rng)[1], state.step)  # the same draw on all devices
+        chosen = jax.random.randint(shared, (batch_size,), 0, len(batch["same"]))[share(batch_size)[0]]
+        return update(state, {name: x[chosen] for name, x in batch.items()}, rng)
+
+    return Experiment(evaluate, init, train_step, resident=resident)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""Every clustering method and the usual baselines on the same people, in one table.
+"""Every clustering method and common baselines on the same held-out identities, in one table.
 
     python -m experiments.clustering_board                                  # simulated embeddings, some minutes
     python -m experiments.clustering_board --noise 0.9 --people 100 --only hac,star_fc
     python -m experiments.clustering_board --source arcface               # rendered faces, embedded by ArcFace
     python -m experiments.clustering_board --source arrays --path DIR     # embeddings.npy, labels.npy of --save_arrays
 
-Each runs in a process of its own, so that its seconds (imports, compilation and training included) and its peak memory
-are its own. Thresholds are those with the best pairwise F on labelled people; the k-means are told the true number.
-With --source arcface the labelled people are those that the recognition net learnt from, so thresholds and networks
-meet looser clusters than they were made for; --views trains as many nets, of which only CDP's committee uses all. ODC
-is not here: it learns its own features from pictures and clusters those.
+Each method runs in a process of its own, so that seconds (imports, compilation and training included) and peak memory
+belong to that method alone. Thresholds have the best pairwise F on labelled identities; only the two k-means receive
+the true number of identities. With --source arcface the labelled identities are those that the recognition network was
+trained on, so their clusters are tighter than those of held-out ones; --views trains as many networks, and only CDP
+uses more than the first. ODC learns its own features from images and clusters those, so it is left out.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from experiments import arcface
-from experiments.clustering_common import BASELINES, baseline, choose
 from facejax.clustering import ogmc
-from facejax.data import pipeline
+from facejax.clustering.baselines import BASELINES, baseline
+from facejax.data.identities import Identities
 from facejax.data.synthetic import embeddings
-from facejax.metrics import clustering, verification
-from facejax.train import Report, app, map_batches, new_figure
+from facejax.evaluate import verification
+from facejax.evaluate.clustering import choose
+from facejax.evaluate.embedder import Backbone, embed_flipped
+from facejax.metrics import clustering
+from facejax.train import Report, app, new_figure
 from facejax.train.report import write_html
 
 METHODS = {
@@ -52,30 +53,32 @@ EVERY = (*METHODS, "ogmc", *BASELINES)
 COLUMNS = ("pairwise_f", "bcubed_f", "nmi", "seconds", "peak MiB")
 
 
-def run(name: str, data: dict[str, Any], seed: int) -> dict[str, Any]:
+def run(name: str, data: dict[str, Any], held_out: dict[str, Any], seed: int) -> dict[str, Any]:
     """One line of the table.
 
     Args:
       name: of METHODS or BASELINES, or "ogmc".
-      data: settings as in `embeddings.SETTINGS`.
-      seed: of the people and of the training.
+      data: fields of `embeddings.Source`.
+      held_out: fields of `embeddings.HeldOut`.
+      seed: of the identities and of the training.
     """
     start = time.monotonic()
     if name in METHODS:
         module, preset = METHODS[name]
         module = importlib.import_module(f"experiments.{module}")
         config = module.get_config(preset)
-        config.update_from_flattened_dict({"seed": seed, **{f"data.{key}": value for key, value in data.items()}})
+        config.update({"seed": seed, "data": data, "eval": held_out})
         metrics = app.run(config, module.build, quiet=True)[1].metrics
     else:
-        labelled, people = embeddings.load(ConfigDict(data), seed)
+        source = embeddings.Source(**data)
+        labelled, people = source.known(seed), source.unseen(seed, embeddings.HeldOut(**held_out))
 
         def cluster(here: embeddings.Embeddings, threshold: float) -> np.ndarray:
             if name == "ogmc":
                 return online(here.features, threshold)
             return baseline(name, here.features, threshold, k=20, clusters=len(np.unique(here.labels)))
 
-        if name == "ogmc":  # a stream takes its time: not more people to choose on than there are to cluster
+        if name == "ogmc":  # streams are slow: the threshold is chosen on no more identities than are clustered
             part = len(np.unique(people.labels)) / len(np.unique(labelled.labels))
             labelled = embeddings.split(labelled, min(part, 1.0), seed)[0]
         thresholds = OGMC if name == "ogmc" else BASELINES[name]
@@ -89,15 +92,15 @@ def run(name: str, data: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def online(features: np.ndarray, scale: float) -> np.ndarray:
-    """OGMC's people [N], the rows of [N, D] arriving in order, with all its distances `scale` times the usual ones."""
+    """OGMC's identities [N] of the rows of [N, D] in order, with all its distances `scale` times the default ones."""
     usual = ogmc.RULES
     rules = usual._replace(fuse=scale * usual.fuse, strong=scale * usual.strong, weak=scale * usual.weak)
     state = ogmc.empty(len(features), features.shape[1], len(features))
     return ogmc.labels(ogmc.observe_all(state, jnp.asarray(features), rules)).identity
 
 
-def embed_faces(folder: pathlib.Path, nets: int, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Trains ArcFace nets on the face world and writes what they make of its training and of its unseen people.
+def embed_faces(folder: pathlib.Path, nets: int, overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Trains ArcFace networks on the face world and writes embeddings of its training and held-out identities.
 
     Args:
       folder: for features/*.bin and labels/*.meta.
@@ -105,8 +108,9 @@ def embed_faces(folder: pathlib.Path, nets: int, overrides: dict[str, Any]) -> d
       overrides: dotted fields of the ArcFace experiment.
 
     Returns:
-      Settings as in `embeddings.SETTINGS`.
+      Fields of `embeddings.Source` and of `embeddings.HeldOut`.
     """
+    arcface = importlib.import_module("experiments.arcface")
     names: dict[str, list[str]] = {"train": [], "test": []}
     for part in ("features", "labels"):
         (folder / part).mkdir(parents=True, exist_ok=True)
@@ -115,27 +119,20 @@ def embed_faces(folder: pathlib.Path, nets: int, overrides: dict[str, Any]) -> d
         config.update_from_flattened_dict({**overrides, "seed": seed, "model.embedding_size": 256})
         state = app.run(config, arcface.build, name=f"arcface, net {seed}", quiet=True)[0]
         variables = {"params": state.params["backbone"], "batch_stats": state.model_state}
-        net = arcface.make_backbone(config.model)
-
-        def embed(variables: Any, images: jax.Array, net: Any = net) -> jax.Array:
-            return net.apply(variables, arcface.preprocess(images), train=False)
-
-        for split, source in zip(names, arcface.people(config), strict=True):
-            examples = pipeline.fetch(source, range(len(source)))
-            images = np.stack([arcface.picture(example, config.data.image_size) for example in examples])
-            views = (map_batches(embed, variables, x, config.eval.batch_size) for x in (images, images[:, :, ::-1]))
+        net = Backbone(**config.model).make()
+        for split, source in zip(names, Identities(**config.data).split(seed), strict=True):
+            images, labels, _ = verification.images_of(source, config.data.image_size)
             name = f"{split}{seed}"
-            verification.flip_embedding(*views).astype("<f4").tofile(folder / "features" / f"{name}.bin")
-            labels = "".join(f"{arcface.label(example)}\n" for example in examples)
-            (folder / "labels" / f"{name}.meta").write_text(labels)
+            features = embed_flipped(net, variables, images, config.eval.batch_size)
+            features.astype("<f4").tofile(folder / "features" / f"{name}.bin")
+            (folder / "labels" / f"{name}.meta").write_text("".join(f"{label}\n" for label in labels))
             names[split].append(name)
-    return {
-        "source": "files", "path": str(folder), "width": 256, **{key: ",".join(made) for key, made in names.items()},
-    }  # fmt: skip
+    data = {"source": "files", "path": str(folder), "width": 256, "train": ",".join(names["train"])}
+    return data, {"test": ",".join(names["test"])}
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What the function returns in a process of its own, whose peak memory begins at this one's."""
+    """Result of the function in a process of its own."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *arguments).result()
 
@@ -155,37 +152,35 @@ def figure(rows: list[dict[str, Any]]) -> Any:
 def main() -> None:
     """Prints the table and writes report.html."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    chosen = {
-        **embeddings.SETTINGS,
-        "labelled": 1000,
-        "people": 200,
-        "width": 32,
-        "noise": 0.7,
-        "drift": 1.5,
-        "views": 4,
+    sections = {
+        "data": asdict(embeddings.Source(labelled=1000, width=32, noise=0.7, drift=1.5, views=4)),
+        "eval": asdict(embeddings.HeldOut(people=200)),
     }
-    for key, value in chosen.items():
-        parser.add_argument(f"--{key}", type=type(value), default=value, help=f"data.{key} (%(default)s)")
+    for section, fields in sections.items():
+        for key, value in fields.items():
+            parser.add_argument(f"--{key}", type=type(value), default=value, help=f"{section}.{key} (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default=",".join(EVERY), help="methods, with commas between them")
+    parser.add_argument("--only", default=",".join(EVERY), help="methods, separated by commas")
     parser.add_argument("--workdir", default="runs/clustering_board")
     arguments = vars(parser.parse_args())
-    data = {key: arguments[key] for key in chosen}
+    data, held_out = ({key: arguments[key] for key in fields} for fields in sections.values())
     names = arguments["only"].split(",")
     if unknown := [name for name in names if name not in EVERY]:
         parser.error(f"no method {unknown[0]!r}: expected some of {', '.join(EVERY)}")
     if data["source"] == "arcface":
-        data |= apart(embed_faces, pathlib.Path(arguments["workdir"]) / "embeddings", data["views"], {})
+        folder = pathlib.Path(arguments["workdir"]) / "embeddings"
+        for fields, made in zip((data, held_out), apart(embed_faces, folder, data["views"], {}), strict=True):
+            fields.update(made)
     rows = []
     print(f"{'method':18}" + "".join(f"{c:>12}" for c in COLUMNS))
     for name in names:
-        rows.append(apart(run, name, data, arguments["seed"]))
+        rows.append(apart(run, name, data, held_out, arguments["seed"]))
         print(f"{name:18}" + "".join(f"{rows[-1][c]:>12}" for c in COLUMNS), flush=True)
     rows.sort(key=lambda row: -row["pairwise_f"])
     page = pathlib.Path(arguments["workdir"]) / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     report = Report({}, tables={"Clustering": rows}, figures={"Both F": figure(rows)})
-    write_html(page, "clustering_board", report, [], str(data), __doc__.partition("\n")[0])
+    write_html(page, "clustering_board", report, [], str({"data": data, "eval": held_out}), __doc__.partition("\n")[0])
     print(f"report: {page}")
 
 

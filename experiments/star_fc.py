@@ -1,15 +1,18 @@
-"""STAR-FC: an edge classifier trained on sampled sub-graphs, then the whole graph at once, pruned by intimacy.
+"""STAR-FC: an edge classifier trained on sampled sub-graphs scores the whole graph at once; intimacy prunes it.
 
     python -m experiments.star_fc                     # simulated embeddings; half a minute
-    python -m experiments.star_fc --config=edges      # without intimacy; components learns nothing
+    python -m experiments.star_fc --config=edges      # without intimacy; components trains nothing
     python -m experiments.star_fc --config=ms1m --config.data.path=DIR     # DIR/features/*.bin, DIR/labels/*.meta
+    python -m experiments.star_fc ... --eval_only --config.eval.test=part3_test     # a trained run, other identities
 
-Published (authors' README, MS1M part 1): pairwise F 91.97. The threshold of P(same) is the one with the best pairwise F
-on labelled people kept from training (0.7 in the paper); the one of intimacy is the configuration's.
+Published (authors' README, MS1M part 1): pairwise F 91.97. The threshold of P(same) has the best pairwise F on labelled
+identities kept from training (0.7 in the paper); that of the intimacy is a setting.
 """
 
 from __future__ import annotations
 
+import functools
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -18,33 +21,35 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments.clustering_common import choose, neighbour_components, spread
 from facejax.clustering import star_fc
+from facejax.clustering.baselines import neighbour_components
 from facejax.data import pipeline
 from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
+from facejax.evaluate.clustering import choose, spread
 from facejax.metrics import clustering
-from facejax.ops import knn, vectors
+from facejax.ops import knn
 from facejax.ops.graph import Graph
-from facejax.train import Experiment, Mean, Report, TrainState, app, optim, parallel, supervised_step
+from facejax.train import Experiment, Mean, Options, Report, TrainState, app, optim, parallel, supervised_step
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": {**embeddings.SETTINGS, "labelled": 2000, "people": 500, "width": 32, "noise": 0.7, "drift": 1.5},
-    "graph": {"k": 20, "method": "exact", "chunk": 0},
+    "data": asdict(embeddings.Source(labelled=2000, width=32, noise=0.7, drift=1.5)),
+    "graph": {"k": 20, "method": "exact", "chunk": 0},  # neighbours; method and edges at a time: see ops.knn, ops.graph
     "method": "star_fc",  # or "components" of the neighbours
     "intimacy": 0.72,  # below 0 for edges alone
     "model": {"hidden": 256},
-    "sample": {"nodes": 1024, "edges": 4096, "nearest": 120, "people": 100, "threads": 1},
+    "sample": {  # a sub-graph: faces, scored edges; `people` of an identity's `nearest`; sub-graphs built at once
+        "nodes": 1024, "edges": 4096, "nearest": 120, "people": 100, "threads": 1,
+    },
     "optim": {
         "name": "adam", "weight_decay": 1e-5, "clip": 0.0,
         "schedule": {"kind": "step", "peak": 3e-3, "boundaries": (300,)},
     },
-    "train": {
-        "batch_size": 1, "steps": 400, "log_every": 50, "eval_every": 0, "save_every": 100, "save_seconds": 60.0,
-        "keep": 2, "parallel": "shard_map", "devices": 0,
-    },
+    # batch_size: sub-graphs
+    "train": asdict(Options(batch_size=1, steps=400, save_every=100)),
+    "eval": asdict(embeddings.HeldOut(people=500)),
 }  # fmt: skip
 PRESETS = {
     "synthetic": {},
@@ -79,24 +84,36 @@ def build(config: ConfigDict) -> Experiment:
     """Wires the run. A batch holds one sub-graph for every device, built on the host while the device works."""
     if config.method not in ("star_fc", "components"):
         raise ValueError(f"method is {config.method!r}: expected star_fc or components")
-    net = star_fc.EdgeNet(config.model.hidden)
-    sizes, width, k = config.sample, config.data.width, config.graph.k
-    arcs = sizes.nodes * (2 * k - 1)
+    data, sizes, k = embeddings.Source(**config.data), config.sample, config.graph.k
+    net, arcs = star_fc.EdgeNet(config.model.hidden), sizes.nodes * (2 * k - 1)
+    labelled = functools.cache(lambda: embeddings.split(data.known(config.seed), 0.8, config.seed))
 
-    def evaluate(state: TrainState) -> Report:
-        _, tuning, unseen = people(config)
-        tuned, tested = (clusterer(config, net, state, part) for part in (tuning, unseen))
-        score, figure = choose(tuning.labels, tuned, np.linspace(0.02, 0.98, 49))
-        found = tested(score)
+    def clusterer(here: Embeddings, state: TrainState | None) -> Any:
+        """Function threshold -> clusters [N]; all that does not depend on the threshold is computed here."""
+        near = knn.knn(here.features, k, method=config.graph.method)
+        if state is None:
+            return lambda threshold: neighbour_components(near, threshold)
+        variables, graph = parallel.replicate({"params": state.params}), spread(knn.affinity(near))
+        ends = net.apply(variables, jnp.asarray(here.features), graph, chunk=config.graph.chunk, method=net.ends)
+        edges = star_fc.directed_edges(near)
+        probability = np.asarray(star_fc.edge_probabilities(net, variables, ends, edges, chunk=2**14))
+        count, shared = len(here.labels), config.intimacy
+        return lambda score: star_fc.cluster(edges, probability, count, score=score, shared=shared)
+
+    def evaluate(state: TrainState | None) -> Report:
+        tuning, unseen = labelled()[1], data.unseen(config.seed, embeddings.HeldOut(**config.eval))
+        score, figure = choose(tuning.labels, clusterer(tuning, state), np.linspace(0.02, 0.98, 49))
+        found = clusterer(unseen, state)(score)
         metrics = clustering.report(unseen.labels, found) | {"score": score, "people": len(np.unique(unseen.labels))}
-        return Report(metrics, figures={"Threshold, chosen on labelled people": figure}, arrays={"clusters": found})
+        figures = {"Threshold, chosen on labelled identities": figure}
+        return Report(metrics, figures=figures, arrays={"clusters": found})
 
     if config.method == "components":
         return Experiment(evaluate)
     tx = optim.from_config(config.optim, config.train.steps)
 
     def init(rng: jax.Array) -> TrainState:
-        one, none = jnp.zeros(1, jnp.int32), jnp.zeros((1, width))
+        one, none = jnp.zeros(1, jnp.int32), jnp.zeros((1, data.width))
         params = net.init(rng, none, Graph(one, one, jnp.ones(1), 1), one, one)["params"]
         return TrainState.create(rng, params, tx)
 
@@ -110,16 +127,21 @@ def build(config: ConfigDict) -> Experiment:
         return losses.mean(), ({}, {"loss": Mean.of(losses)})
 
     def train_data() -> Any:
-        learnt = people(config)[0]
-        return pipeline.train_batches(
-            range(len(np.unique(learnt.labels))),
-            sampler(config, learnt, arcs),
-            config.train.batch_size,
-            seed=config.seed,
-            threads=sizes.threads,
-        )
+        learnt = labelled()[0]
+        draw = star_fc.subgraph_sampler(
+            learnt.features, learnt.labels, nodes=sizes.nodes, edges=sizes.edges, nearest=sizes.nearest,
+            people=sizes.people, k=k, method=config.graph.method,
+        )  # fmt: skip
 
-    shapes = {"features": (sizes.nodes, width), "source": (arcs,), "destination": (arcs,), "weight": (arcs,)}
+        def load(_: Any, rngs: Any) -> dict[str, np.ndarray]:
+            drawn = [draw(rng) for rng in rngs]
+            return {name: np.stack([part[name] for part in drawn]) for name in drawn[0]}
+
+        identities = range(len(np.unique(learnt.labels)))
+        batch, threads = config.train.batch_size, sizes.threads
+        return pipeline.train_batches(identities, load, batch, seed=config.seed, threads=threads)
+
+    shapes = {"features": (sizes.nodes, data.width), "source": (arcs,), "destination": (arcs,), "weight": (arcs,)}
     shapes |= dict.fromkeys(("first", "second", "same"), (sizes.edges,))
     return Experiment(
         evaluate=evaluate,
@@ -133,63 +155,6 @@ def build(config: ConfigDict) -> Experiment:
             for name, shape in shapes.items()
         },
     )
-
-
-def people(config: ConfigDict) -> tuple[Embeddings, Embeddings, Embeddings]:
-    """People to learn from, labelled people for the threshold, and people to cluster."""
-    labelled, unseen = embeddings.load(config.data, config.seed)
-    return *embeddings.split(labelled, 0.8, config.seed), unseen
-
-
-def sampler(config: ConfigDict, learnt: Embeddings, arcs: int) -> pipeline.Load:
-    """Makes a sub-graph of static size: sampled people, some of their faces, neighbours among these, some edges."""
-    names, labels = np.unique(learnt.labels, return_inverse=True)
-    centres = vectors.unit_rows(np.stack([learnt.features[labels == c].mean(0) for c in range(len(names))]))
-    sizes = config.sample
-    if len(labels) < sizes.nodes:
-        raise ValueError(f"sample.nodes is {sizes.nodes}: expected at most {len(labels)}, the labelled faces")
-
-    def one(rng: np.random.Generator) -> dict[str, np.ndarray]:
-        faces, seeds = np.zeros(0, int), 1
-        while len(faces) < sizes.nodes:
-            chosen = star_fc.sample_people(centres, rng, nearest=sizes.nearest, chosen=sizes.people, seeds=seeds)
-            faces, seeds = np.flatnonzero(np.isin(labels, chosen)), seeds + 1
-        faces = rng.choice(faces, sizes.nodes, replace=False)
-        features = learnt.features[faces]
-        graph = knn.affinity(knn.knn(features, config.graph.k, method=config.graph.method))
-        source, destination, weight = (np.asarray(x) for x in graph.edges)
-        edge = rng.integers(len(source), size=sizes.edges)
-        first, second = destination[edge], source[edge]
-        spare = (0, arcs - len(source))
-        return {
-            "features": features,
-            "source": np.pad(source, spare),
-            "destination": np.pad(destination, spare, constant_values=sizes.nodes - 1),
-            "weight": np.pad(weight, spare),
-            "first": first,
-            "second": second,
-            "same": (labels[faces[first]] == labels[faces[second]]).astype(np.int32),
-        }
-
-    def load(_: Any, rngs: Any) -> dict[str, np.ndarray]:
-        made = [one(rng) for rng in rngs]
-        return {name: np.stack([part[name] for part in made]) for name in made[0]}
-
-    return load
-
-
-def clusterer(config: ConfigDict, net: star_fc.EdgeNet, state: TrainState, here: Embeddings) -> Any:
-    """Clusters [N] of some people at a threshold; all that does not depend on it is done already."""
-    near = knn.knn(here.features, config.graph.k, method=config.graph.method)
-    if config.method == "components":
-        return lambda threshold: neighbour_components(near, threshold)
-    variables = parallel.replicate({"params": state.params})
-    graph = spread(knn.affinity(near))
-    ends = net.apply(variables, jnp.asarray(here.features), graph, chunk=config.graph.chunk, method=net.ends)
-    edges = star_fc.directed_edges(near)
-    probability = np.asarray(star_fc.edge_probabilities(net, variables, ends, edges, chunk=2**14))
-    shared = config.intimacy
-    return lambda score: star_fc.cluster(edges, probability, len(here.labels), score=score, shared=shared)
 
 
 if __name__ == "__main__":

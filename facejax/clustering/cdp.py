@@ -1,11 +1,11 @@
-"""CDP: pairs on which a committee of recognition nets agrees, and labels that spread along them.
+"""CDP: pairs on which a committee of recognition networks agrees, and labels that spread along them.
 
 Zhan, Liu, Yan, Lin & Loy, Consensus-Driven Propagation in Massive Unlabeled Data for Face Recognition. ECCV 2018.
-arXiv:1809.01407. Candidates are nearest neighbours in the base net's eyes; a vote, or a mediator that reads what all
-nets see of a pair, keeps some; connected components that grow too large are split at rising thresholds.
+arXiv:1809.01407. The base network's nearest neighbours are candidates; a vote, or a mediator with inputs of all
+networks, keeps some; connected components that grow too large are split at rising thresholds.
 
-Differs from the paper: the mediator reads the authors' code's structure feature (size of the common neighbourhood),
-not means and variances of similarities. Training a recognition net on the pseudo-labels is left to ArcFace's room.
+Differs from the paper: the mediator's structure input is that of the authors' code (size of the common neighbourhood),
+not means and variances of similarities. Training a recognition network on the pseudo-labels is left to ArcFace.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Pairs(NamedTuple):
 
 
 def candidates(base: Neighbours) -> Pairs:
-    """Every row with each of its neighbours, itself left out; both directions where both lists have it. [N (k - 1)]."""
+    """Every row with each of its neighbours but itself; both directions where both lists hold the pair. [N (k - 1)]."""
     count, k = base.ids.shape
     rows, ids = np.repeat(np.arange(count), k), base.ids.ravel()
     keep = rows != ids
@@ -58,12 +58,12 @@ def listed(neighbours: Neighbours, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def vote(base: Neighbours, committee: Sequence[Neighbours], threshold: float, accept: int) -> Pairs:
-    """Pairs that enough nets see (Sec. 3.2, voting).
+    """Pairs that enough networks list (Sec. 3.2, voting).
 
     Args:
-      base: neighbours by the base net.
-      committee: by the others; only the lists of a candidate's first row count, as in the authors' code.
-      threshold: the base net's cosine must be above it.
+      base: neighbours by the base network.
+      committee: by the others; only the lists of a candidate's first row are read, as in the authors' code.
+      threshold: lower bound, exclusive, of the base network's cosine.
       accept: how many of the committee must list the pair; 0 for the single-model form.
 
     Raises:
@@ -77,8 +77,8 @@ def vote(base: Neighbours, committee: Sequence[Neighbours], threshold: float, ac
     return undirected(Pairs(*(x[keep] for x in found)))
 
 
-def mediator_features(views: np.ndarray, neighbours: Sequence[Neighbours], pairs: Pairs) -> np.ndarray:
-    """What M + 1 nets, the base first, see of each pair: [P, 3M + 2] (Sec. 3.2, mediator).
+def mediator_features(views: np.ndarray, neighbours: Sequence[Neighbours], pairs: Pairs) -> jax.Array:
+    """Inputs of the mediator from M + 1 networks, the base first: [P, 3M + 2] (Sec. 3.2, mediator).
 
     M relationships (is either in the other's list?), M + 1 cosines, M + 1 shares of common neighbours.
 
@@ -90,17 +90,17 @@ def mediator_features(views: np.ndarray, neighbours: Sequence[Neighbours], pairs
     linked = [listed(other, pairs.a, pairs.b) | listed(other, pairs.b, pairs.a) for other in neighbours[1:]]
     cosines = [np.einsum("pd,pd->p", view[pairs.a], view[pairs.b]) for view in views]
     common = [_common(other.ids, pairs) / other.ids.shape[1] for other in neighbours]
-    return np.stack([*linked, *cosines, *common], 1).astype(np.float32)
+    return jnp.stack([*linked, *cosines, *common], 1).astype(jnp.float32)
 
 
-def _common(ids: np.ndarray, pairs: Pairs) -> np.ndarray:
+def _common(ids: np.ndarray, pairs: Pairs) -> jax.Array:
     """Size of the intersection of two rows' lists, [P]."""
     ids = jnp.asarray(ids)
 
     def one(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
         return jnp.sum(ids[pair[0]][:, None] == ids[pair[1]])
 
-    return np.asarray(jax.jit(lambda a, b: lax.map(one, (a, b), batch_size=4096))(pairs.a, pairs.b))
+    return jax.jit(lambda a, b: lax.map(one, (a, b), batch_size=4096))(pairs.a, pairs.b)
 
 
 class Mediator(nn.Module):
@@ -116,14 +116,14 @@ class Mediator(nn.Module):
 def propagate(
     pairs: Pairs, num_nodes: int, *, max_size: int = 600, step: float = 0.05, iterations: int = 100
 ) -> np.ndarray:
-    """Labels from pairs (Sec. 3.3): components; those above `max_size` again, over a threshold that rises.
+    """Labels from pairs (Sec. 3.3): components; those above `max_size` again, over a rising threshold.
 
     Args:
       pairs: kept ones.
       num_nodes: N.
-      max_size: largest component that stays whole.
+      max_size: most nodes of a component that is not split.
       step: the threshold t moves to t + (1 - t) step.
-      iterations: at most; what is still too large then is one component more.
+      iterations: at most; all nodes that remain then are one cluster.
 
     Returns:
       [N] labels from 0; -1 for nodes without any pair.

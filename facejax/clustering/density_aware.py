@@ -1,12 +1,12 @@
-"""DA-Net: a face's embedding learns from its neighbours and from the chain of ever denser faces that it begins.
+"""DA-Net: embeddings refined by neighbours and by density chains, sequences of ever denser faces.
 
 Guo, Xu, Chen, Zhang, Wang & Zhao, Density-Aware Feature Embedding for Face Clustering. CVPR 2020, pp. 6697-6705.
-A graph convolution gathers what is near; an LSTM reads the chain from the face up to a peak of density, which is what
-is far; an ordinary density-based clusterer then works on the embeddings that come out.
+A graph convolution aggregates the neighbourhood of a face; an LSTM reads the chain from the face up to a peak of
+density; an ordinary density-based clusterer then processes the refined embeddings.
 
-Known of the paper are the abstract's four parts: local graph convolution, density chains, the LSTM over them, the usual
-clusterer. Density, the step of a chain, widths, the sum of both parts and the loss are this file's own choices: no code
-and no table of settings is published.
+Only the abstract was available: it names the local graph convolution, the density chains, the LSTM over them and the
+clusterer. Density, the step of a chain, widths, the sum of both parts and the loss are choices made here: neither code
+nor a table of settings is published.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from facejax.ops.knn import Neighbours
 
 
 class Chains(NamedTuple):
-    """Ways up to a peak of density.
+    """Paths up to a peak of density.
 
     Attributes:
-      nodes: [N, L] int32, the node itself first; behind a chain's end the end again.
+      nodes: [N, L] int32, the node itself first; the last node is repeated up to L.
       lengths: [N] int32, 1 to L.
     """
 
@@ -36,9 +36,9 @@ class Chains(NamedTuple):
 
 
 def density_chains(neighbours: Neighbours, density: np.ndarray, length: int) -> Chains:
-    """Steps to the nearest neighbour that is denser, until there is none or `length` nodes are reached.
+    """Chains of steps to the nearest strictly denser neighbour, until there is none or `length` nodes are reached.
 
-    Denser is strictly denser, so no chain can return to where it was.
+    The density rises at every step, so no chain returns to a node.
 
     Args:
       neighbours: of N nodes.
@@ -61,12 +61,12 @@ def density_chains(neighbours: Neighbours, density: np.ndarray, length: int) -> 
 
 
 class DANet(nn.Module):
-    """Embeddings of length 1 from local features and, with `chains`, from what the LSTM reads on the way up.
+    """Embeddings of length 1 from local features and, with `chains`, from the LSTM's end states.
 
     Attributes:
       hidden: width of the graph convolution, and of the LSTM in each direction.
       features: D' of the embeddings.
-      chains: without them, local features alone.
+      chains: False uses local features alone.
     """
 
     hidden: int = 256
@@ -79,8 +79,8 @@ class DANet(nn.Module):
 
         Args:
           features: [N, D] of length 1, of all nodes.
-          aggregated: [N, D], their means over neighbours: `propagate` on the affinity graph. Nothing is learnt before
-            it, so it is the same at every step.
+          aggregated: [N, D], their means over neighbours: `propagate` on the affinity graph. No trained layer
+            precedes it, so it is constant.
           nodes: [B, L], chains of the B nodes.
           lengths: [B].
         """
@@ -95,6 +95,6 @@ class DANet(nn.Module):
 
 
 def identity_loss(embeddings: jax.Array, centres: jax.Array, labels: jax.Array, scale: float = 30.0) -> jax.Array:
-    """Cross-entropy [B] of scaled cosines between embeddings [B, D'] of length 1 and people's centres [C, D']."""
+    """Cross-entropy [B] of scaled cosines between embeddings [B, D'] of length 1 and identities' centres [C, D']."""
     log_p = nn.log_softmax(scale * embeddings @ vectors.unit(centres, 1e-6).T)
     return -jnp.take_along_axis(log_p, labels[:, None], 1)[:, 0]

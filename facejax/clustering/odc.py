@@ -1,9 +1,9 @@
-"""ODC: online deep clustering, a network that learns from cluster labels which change at every step.
+"""ODC: online deep clustering, a network trained on cluster labels that change at every step.
 
 Zhan, Xie, Liu, Ong, Loy. CVPR 2020. arXiv:2006.10645.
-A memory holds a feature and a pseudo-label of every training picture, another the clusters' centroids. Each step
-learns to tell the clusters apart, moves the batch's rows of the memory, gives them the label of the best centroid,
-and takes apart clusters that became too small, so that no pass over the data is ever needed to cluster again.
+The samples memory holds a feature and a pseudo-label of every training picture, the centroids memory the clusters'
+means. Each step trains a classifier of the clusters, moves the batch's features in the memory, assigns them the label
+of the best centroid and dissolves clusters that became too small, so that no separate clustering pass is needed.
 
 Differs from the authors' code: the same picture twice in a batch writes its last feature (theirs leaves the order
 open); the 2-means that splits a cluster starts once from two members drawn at random (theirs: the best of several
@@ -12,6 +12,7 @@ k-means++ starts); the weighted loss is normalised over all devices' pictures in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from facejax.backbones import resnet
 from facejax.nn.norm import BatchNorm
 from facejax.ops import vectors
 from facejax.ops.scatter import last_of_equal
@@ -32,8 +34,8 @@ class Memory:
     """Samples memory and centroids memory.
 
     Attributes:
-      features: [n, D] float32 of length 1; zeros for a picture that was never seen.
-      labels: [n] int32 clusters, 0..K-1; -1 for a picture that was never seen.
+      features: [n, D] float32 of length 1; zeros for a picture without a feature yet.
+      labels: [n] int32 clusters, 0..K-1; -1 for a picture without a feature yet.
       centroids: [K, D] means of the clusters' features, not normalised.
     """
 
@@ -43,7 +45,7 @@ class Memory:
 
     @classmethod
     def empty(cls, pictures: int, clusters: int, width: int, min_cluster: int = 1) -> Memory:
-        """Nothing seen yet. Raises ValueError where `clusters` of `min_cluster` members could not all be filled."""
+        """Before the first step. Raises ValueError if `clusters` of `min_cluster` members could not all be filled."""
         if clusters < 2 or min_cluster < 1 or pictures < clusters * min_cluster:
             raise ValueError(
                 f"a memory of {pictures} pictures for {clusters} clusters of at least {min_cluster}: expected two "
@@ -53,7 +55,7 @@ class Memory:
 
 
 def cluster_sizes(memory: Memory) -> jax.Array:
-    """[K] int32; pictures that were never seen count nowhere."""
+    """Members [K] int32; pictures without a label are left out."""
     clusters = memory.centroids.shape[0]
     place = jnp.where(memory.labels < 0, clusters, memory.labels)
     return jnp.zeros(clusters, jnp.int32).at[place].add(1, mode="drop")
@@ -64,9 +66,9 @@ def remember(memory: Memory, indices: jax.Array, features: jax.Array, momentum: 
 
     Args:
       memory: of n pictures.
-      indices: [N] int, 0..n-1; of one that is there twice, the last counts.
+      indices: [N] int, 0..n-1; of equal ones the last counts.
       features: [N, D], of any length.
-      momentum: m; a picture that was never seen takes its whole feature whatever m is.
+      momentum: m; a picture without a feature takes the whole new one whatever m is.
     """
     _check(memory, indices, features)
     rows = vectors.unit((1 - momentum) * memory.features[indices] + momentum * vectors.unit(features))
@@ -80,7 +82,7 @@ def update_samples(
     """`remember`, and the label of the centroid with the greatest inner product (Eq. 2).
 
     Returns:
-      The memory, and [N] bool: whose label is another one now.
+      The memory, and [N] bool: whose label has changed.
     """
     memory = remember(memory, indices, features, momentum)
     labels = jnp.argmax(memory.features[indices] @ memory.centroids.T, 1).astype(jnp.int32)
@@ -103,14 +105,14 @@ def class_weights(memory: Memory, power: float = 0.5) -> jax.Array:
 
 
 def handle_small_clusters(memory: Memory, min_cluster: int, rng: jax.Array, *, iterations: int = 20) -> Memory:
-    """Takes apart clusters of fewer than `min_cluster` members, and fills their places from the largest ones.
+    """Dissolves clusters of fewer than `min_cluster` members and refills them from the largest ones.
 
-    The members go to the best of the clusters that were not small. Then each emptied cluster takes one part of what is
-    the largest cluster by now, split by 2-means; both centroids become the means of their members. A part may itself
-    be small: the next call takes it apart. No cluster is empty afterwards.
+    The members join the best of the clusters that were not small. Then each emptied cluster receives one part of the
+    currently largest cluster, split by 2-means; both centroids become the means of their members. A part may itself be
+    small: the next call dissolves it. No cluster is empty afterwards.
 
     Args:
-      memory: of at least K * min_cluster pictures seen.
+      memory: of at least K * min_cluster labelled pictures.
       min_cluster: members that a cluster needs.
       rng: for the splits; the same on all devices.
       iterations: of 2-means.
@@ -136,6 +138,34 @@ def handle_small_clusters(memory: Memory, min_cluster: int, rng: jax.Array, *, i
 
     memory = memory.replace(labels=lax.fori_loop(0, count, dissolve, memory.labels))
     return lax.fori_loop(0, count, refill, memory)
+
+
+def follow(
+    memory: Memory,
+    indices: jax.Array,
+    features: jax.Array,
+    rng: jax.Array,
+    *,
+    momentum: float,
+    min_cluster: int,
+    centroids_due: jax.Array,
+) -> tuple[Memory, jax.Array]:
+    """What a training step does to the memories: samples, centroids where they are due, small clusters.
+
+    Args:
+      memory: of n pictures.
+      indices, features: [N] and [N, D] of the batch, see `remember`.
+      rng: of `handle_small_clusters`; the same on all devices.
+      momentum: of the samples memory.
+      min_cluster: members that a cluster needs.
+      centroids_due: [] bool.
+
+    Returns:
+      The memory, and [N] bool: whose label has changed.
+    """
+    memory, changed = update_samples(memory, indices, features, momentum)
+    memory = lax.cond(centroids_due, update_centroids, lambda same: same, memory)
+    return handle_small_clusters(memory, min_cluster, rng), changed
 
 
 def split(features: jax.Array, member: jax.Array, rng: jax.Array, *, iterations: int = 20) -> jax.Array:
@@ -175,11 +205,12 @@ def kmeans(
       clusters: K, at most n.
       rng: draws the rows to start from.
       iterations: of assignment and mean.
-      where: [n] bool, rows that count; None counts all. With fewer than K the last centroids are drawn from the others.
+      where: [n] bool, rows that are clustered; None takes all. With fewer than K of them the last centroids are drawn
+        from the other rows.
       chunk: rows whose distances are in memory at once.
 
     Returns:
-      Centroids [K, D], and labels [n] int32, -1 for rows that do not count.
+      Centroids [K, D], and labels [n] int32, -1 for rows that are not clustered.
     """
     if clusters > features.shape[0]:
         raise ValueError(f"kmeans: {clusters} clusters of {features.shape[0]} rows, expected no more than rows")
@@ -201,7 +232,7 @@ def kmeans(
 def cluster_all(
     memory: Memory, rng: jax.Array, *, min_cluster: int = 1, iterations: int = 20, chunk: int = 16_384
 ) -> Memory:
-    """Labels and centroids by k-means over all pictures seen; small clusters are taken apart once, none is empty."""
+    """Labels and centroids by k-means over all pictures with a feature; small clusters are dissolved once."""
     seen = jnp.any(memory.features != 0, 1)
     start, parts = jax.random.split(rng)
     clusters = memory.centroids.shape[0]
@@ -255,6 +286,30 @@ class ODC(nn.Module):
         """[N, H, W, 3] -> pooled features [N, C], what is evaluated, and the neck's [N, D], what is clustered."""
         pooled = self.backbone(images, train=train, features=True)["c5"].astype(jnp.float32).mean((1, 2))
         return pooled, self.neck(pooled, train=train).astype(jnp.float32)
+
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "tiny": lambda **options: resnet.ResNet((1, 1, 1, 1), False, widths=(16, 32, 64, 128), **options),
+    "resnet50": resnet.resnet50,
+}
+
+
+def network(name: str, hidden: int, width: int, dropout: float, dtype: str, axis_name: str | None = None) -> ODC:
+    """Backbone and neck by name.
+
+    Args:
+      name: of `BACKBONES`.
+      hidden, width, dropout: of `Neck`.
+      dtype: of the computation.
+      axis_name: shares batch statistics over this mapped axis.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"model.name is {name!r}: expected one of {', '.join(BACKBONES)}")
+    options = {"axis_name": axis_name, "dtype": jnp.dtype(dtype)}
+    return ODC(BACKBONES[name](**options), Neck(hidden, width, dropout, **options))
 
 
 def head_init(rng: jax.Array, width: int, clusters: int) -> dict[str, jax.Array]:

@@ -1,14 +1,14 @@
-"""OGMC: online face clustering in which a person may be several connected clusters.
+"""OGMC: online face clustering in which an identity may be several connected clusters.
 
 Montero, Aginako, Sierra & Nieto, Efficient Large-Scale Face Clustering Using an Online Mixture of Gaussians. 2021.
-arXiv:2103.17272. A stream of embeddings, one pass: each joins the nearest cluster or begins one; clusters of one mode
-fuse, and those that are near and robust (many samples) are connected. A person is a connected component.
+arXiv:2103.17272. One pass over a stream of embeddings: each joins the nearest cluster or starts one; clusters of one
+mode are fused, and close, robust ones (many samples) are connected. An identity is a connected component.
 
-From the paper's abstract: several clusters per person, connections by proximity and robustness, connections updated
+From the paper's abstract: several clusters per identity, connections by proximity and robustness, connections updated
 with every update of a cluster. There is no official code: the rules and constants are those of a third party's
 re-implementation (gerald-ftk/dfclust), in which a "Gaussian" is a mean and a count, without a variance. Differs from
-that: all connections of an updated cluster are judged anew, so they can end; a cluster lists its nearest connections,
-not its farthest.
+that: all connections of an updated cluster are evaluated again, so they can end; a cluster lists its nearest
+connections, not its farthest.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from facejax.ops.components import connected_components
 
 
 class Rules(NamedTuple):
-    """Euclidean distances between means, up to which clusters are treated as one or as neighbours.
+    """Euclidean distances between means, up to which clusters are fused or connected.
 
     Attributes:
-      fuse: a sample joins a cluster, and clusters that are not both robust become one.
+      fuse: a sample joins a cluster, and clusters that are not both robust are fused.
       strong: two robust clusters are connected.
-      weak: a robust cluster and another are connected. Two that are not robust never are.
+      weak: a robust cluster and another are connected; two that are not robust never are.
       robust: members that make a cluster robust.
     """
 
@@ -82,7 +82,7 @@ def empty(capacity: int, width: int, samples: int, connections: int = 5) -> Stat
       capacity: C, most clusters at once.
       width: D.
       samples: T, length of the longest stream.
-      connections: K, most connections that a cluster lists; 0 makes every cluster a person.
+      connections: K, most connections that a cluster lists; 0 makes every cluster an identity.
     """
     if capacity < 1 or width < 1 or samples < 1 or not 0 <= connections <= capacity:
         raise ValueError(
@@ -101,10 +101,10 @@ def empty(capacity: int, width: int, samples: int, connections: int = 5) -> Stat
 
 
 def observe(state: State, sample: jax.Array, rules: Rules = RULES) -> State:
-    """Takes one sample in: joins it to the nearest cluster within `fuse`, or begins a cluster with it.
+    """Takes one sample in: joins it to the nearest cluster within `fuse`, or starts a cluster with it.
 
-    A cluster that is joined fuses with its neighbours and judges its connections anew. A new cluster is connected to
-    the nearest one, if that is robust and within `weak`. Equal distances go to the lower slot.
+    A cluster that is joined is fused with its neighbours, and its connections are evaluated again. A new cluster is
+    connected to the nearest one, if that is robust and within `weak`. Equal distances go to the lower slot.
 
     Args:
       state: before.
@@ -112,7 +112,7 @@ def observe(state: State, sample: jax.Array, rules: Rules = RULES) -> State:
       rules: numbers or arrays [].
 
     Returns:
-      The state after. Where no slot is free the sample is left out and `overflow` says so.
+      The state after. Where no slot is free the sample is dropped and `overflow` holds its number.
     """
     alive = state.count > 0
     distance = jnp.where(alive, jnp.linalg.norm(state.mean - sample, axis=1), jnp.inf)

@@ -4,12 +4,13 @@ Shen, Li, Zhu, Huang, Du, Lu & Zhou, Structure-Aware Face Clustering on a Large-
 arXiv:2103.13225. Clusters, not nodes, are sampled, so that a sub-graph keeps the structure of the whole; at inference
 one forward pass scores all edges, and an edge survives if its ends share enough of their surviving neighbours.
 
-Differs from the paper: nothing known beside what BUILD_NOTES.md tells of the sampling.
+Differs from the paper: the size of sampled sub-graphs, see docs/systems/clustering/star_fc.md.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from jax import lax
 
 from facejax.nn.graph import GraphConv
 from facejax.nn.norm import PReLU
+from facejax.ops import knn, vectors
 from facejax.ops.components import connected_components
 from facejax.ops.graph import Graph, propagate
 from facejax.ops.knn import Neighbours
@@ -117,6 +119,64 @@ def cluster(edges: Edges, probability: np.ndarray, num_nodes: int, *, score: flo
         close = intimacy(kept, num_nodes) > shared
         kept = Edges(*(x[close] for x in kept))
     return connected_components(kept.source, kept.destination, num_nodes)
+
+
+def subgraph_sampler(
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    nodes: int,
+    edges: int,
+    nearest: int,
+    people: int,
+    k: int,
+    method: str = "exact",
+) -> Callable[[np.random.Generator], dict[str, np.ndarray]]:
+    """Draws training sub-graphs of static size (Sec. 3.2): faces of sampled identities, and edges among them.
+
+    Args:
+      features: [N, D] of length 1.
+      labels: [N] identities.
+      nodes: n, faces of a sub-graph.
+      edges: e, edges whose ends are classified.
+      nearest, people: as of `sample_people`, which is repeated with more seeds until `nodes` faces are there.
+      k, method: of the neighbours among the n faces, see `knn`.
+
+    Returns:
+      Function of a generator: "features" [n, D]; the affinity graph as "source", "destination", "weight", each
+      [n (2 k - 1)], padded; "first", "second", "same" [e]: ends of edges, and 1 where both show one identity.
+
+    Raises:
+      ValueError: fewer than n faces.
+    """
+    names, labels = np.unique(labels, return_inverse=True)
+    centres = vectors.unit_rows(np.stack([features[labels == c].mean(0) for c in range(len(names))]))
+    arcs = nodes * (2 * k - 1)
+    if len(labels) < nodes:
+        raise ValueError(f"nodes is {nodes}: expected at most {len(labels)}, the labelled faces")
+
+    def draw(rng: np.random.Generator) -> dict[str, np.ndarray]:
+        faces, seeds = np.zeros(0, int), 1
+        while len(faces) < nodes:
+            chosen = sample_people(centres, rng, nearest=nearest, chosen=people, seeds=seeds)
+            faces, seeds = np.flatnonzero(np.isin(labels, chosen)), seeds + 1
+        faces = rng.choice(faces, nodes, replace=False)
+        graph = knn.affinity(knn.knn(features[faces], k, method=method))
+        source, destination, weight = (np.asarray(x) for x in graph.edges)
+        edge = rng.integers(len(source), size=edges)
+        first, second = destination[edge], source[edge]
+        spare = (0, arcs - len(source))
+        return {
+            "features": features[faces],
+            "source": np.pad(source, spare),
+            "destination": np.pad(destination, spare, constant_values=nodes - 1),
+            "weight": np.pad(weight, spare),
+            "first": first,
+            "second": second,
+            "same": (labels[faces[first]] == labels[faces[second]]).astype(np.int32),
+        }
+
+    return draw
 
 
 def sample_people(

@@ -1,15 +1,15 @@
-"""VE-GCN: one graph network learns how central a face is, another whom it belongs to; trees of them are people.
+"""VE-GCN: a graph network regresses the confidence of every face, another the connections; trees are clusters.
 
 Yang, Chen, Zhan, Zhao, Loy & Lin, Learning to Cluster Faces via Confidence and Connectivity Estimation. CVPR 2020.
-arXiv:2004.00445. GCN-V regresses each node's confidence on the nearest-neighbour graph; GCN-E looks at a node's more
-confident neighbours and says which are the same person; every node points to one of them, or is a peak.
+arXiv:2004.00445. GCN-V regresses each node's confidence on the nearest-neighbour graph; GCN-E predicts which of a
+node's more confident neighbours show the same identity; every node points to one of them, or is a peak.
 
 Differs from the paper: ties between connections go to the nearer neighbour, not to a random one.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -31,10 +31,14 @@ class GCNV(nn.Module):
 
     hidden: int = 512
 
-    @nn.compact
     def __call__(self, features: jax.Array, graph: Graph, *, chunk: int = 0) -> tuple[jax.Array, jax.Array]:
         """Confidence [N] and hidden features [N, hidden] of unit features [N, D] on the affinity graph."""
-        hidden = GraphConv(self.hidden)(features, propagate(graph, features, chunk=chunk))
+        return self.vertices(features, propagate(graph, features, chunk=chunk))
+
+    @nn.compact
+    def vertices(self, features: jax.Array, aggregated: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The same for some nodes: `aggregated` [B, D] are their means over neighbours, by `propagate`."""
+        hidden = GraphConv(self.hidden)(features, aggregated)
         return PReLUHead(self.hidden, 1)(hidden)[:, 0], hidden
 
 
@@ -53,7 +57,7 @@ class Subgraphs(NamedTuple):
 
 
 class GCNE(nn.Module):
-    """Logits [B, k, 2] (other person, same person) of a node's candidates (Sec. 3.3): four graph convolutions, a head.
+    """Logits [B, k, 2] (other, same identity) of a node's candidates (Sec. 3.3): four graph convolutions, a head.
 
     Attributes:
       widths: of the convolutions; 1,509,890 parameters on 512-d features.
@@ -70,7 +74,10 @@ class GCNE(nn.Module):
 
 
 def confidence_target(neighbours: Neighbours, labels: np.ndarray) -> np.ndarray:
-    """Cosines of neighbours of the same person, itself included, less those of others; over the largest sum. [N]."""
+    """Sum of the cosines with neighbours of the same identity, itself included, less those with others. [N].
+
+    Divided by the largest absolute value, so that it lies in -1..1.
+    """
     same = labels[neighbours.ids] == labels[:, None]
     total = np.where(same, neighbours.similarity, -neighbours.similarity).sum(1)
     return (total / np.abs(total).max()).astype(np.float32)
@@ -79,7 +86,7 @@ def confidence_target(neighbours: Neighbours, labels: np.ndarray) -> np.ndarray:
 def subgraphs(
     features: jax.Array, ids: jax.Array, similarity: jax.Array, confidence: jax.Array, nodes: jax.Array
 ) -> Subgraphs:
-    """What GCN-E reads of some nodes.
+    """Inputs of GCN-E for some nodes.
 
     A candidate row's weights are the cosines with the candidates that list it or that it lists, and 1 for itself.
 
@@ -102,16 +109,57 @@ def subgraphs(
     return Subgraphs(shift, weight / jnp.where(total > 0, total, 1.0), mask)
 
 
+def contested(ids: jax.Array, confidence: jax.Array, ignored: float) -> jax.Array:
+    """Nodes whose connection GCN-E decides, [N] bool.
+
+    They have two candidates or more, and are not among the share `ignored` (0..1) of least confident nodes.
+
+    Args:
+      ids: [N, k] of their neighbours.
+      confidence: [N].
+      ignored: see above.
+    """
+    several = (confidence[ids] > confidence[:, None]).sum(1) > 1
+    return several & (confidence >= jnp.quantile(confidence, ignored))
+
+
 def connectivity_loss(logits: jax.Array, same: jax.Array, mask: jax.Array) -> jax.Array:
     """Cross-entropy [B], a mean over each node's candidates; 0 for a node without any.
 
     Args:
       logits: [B, k, 2].
-      same: [B, k], whether the candidate is the node's own person.
+      same: [B, k], whether the candidate shows the node's identity.
       mask: [B, k].
     """
     losses = -jnp.take_along_axis(jax.nn.log_softmax(logits), same.astype(jnp.int32)[..., None], -1)[..., 0]
     return jnp.sum(losses * mask, 1) / jnp.maximum(mask.sum(1), 1)
+
+
+def connection_scores(
+    net: GCNE,
+    variables: Any,
+    features: np.ndarray,
+    neighbours: Neighbours,
+    confidence: np.ndarray,
+    nodes: np.ndarray,
+    batch_size: int,
+) -> np.ndarray:
+    """GCN-E's log P(same) [B, k] of the neighbours of `nodes` [B], `batch_size` sub-graphs at a time.
+
+    Args:
+      net, variables: GCN-E and its variables.
+      features: [N, D] of length 1.
+      neighbours: of N nodes.
+      confidence: [N].
+      nodes: see above.
+      batch_size: see above.
+    """
+    scene = tuple(map(jnp.asarray, (features, *neighbours, confidence)))
+
+    def score(node: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(net.apply(variables, subgraphs(*scene, node[None])))[0, :, 1]
+
+    return np.asarray(jax.jit(lambda nodes: jax.lax.map(score, nodes, batch_size=batch_size))(jnp.asarray(nodes)))
 
 
 class Tree(NamedTuple):
@@ -128,7 +176,7 @@ def nearest_peaks(neighbours: Neighbours, confidence: np.ndarray) -> Tree:
 
 
 def connected_peaks(neighbours: Neighbours, confidence: np.ndarray, same: np.ndarray, nodes: np.ndarray) -> Tree:
-    """The same, but `nodes` [B] point to the candidate that most likely [B, k] is the same person (GCN-E)."""
+    """The same, but `nodes` [B] point to the candidate with the highest P(same) [B, k] of GCN-E."""
     tree = nearest_peaks(neighbours, confidence)
     part = Neighbours(neighbours.ids[nodes], neighbours.similarity[nodes])
     chosen = _tree(part, confidence[part.ids] > confidence[nodes][:, None], same, nodes)

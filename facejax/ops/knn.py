@@ -58,22 +58,41 @@ def knn(features: np.ndarray, k: int, *, method: str = "exact", block: int = 819
     elif method == "exact" and jax.default_backend() == "cpu":
         similarity, ids = _on_host(features, k, block)
     elif method in ("exact", "approximate"):
-        size = min(block, -(-count // 32) * 32)
-        similarity, ids = _blocks(jnp.asarray(features), k=k, size=size, exact=method == "exact")
+        found = nearest(jnp.asarray(features), k, exact=method == "exact", block=block)
+        return Neighbours(*map(np.asarray, found))
     else:
         raise ValueError(f"method is {method!r}: expected exact, approximate or faiss")
-    return _itself_first(np.asarray(ids, np.int32), np.clip(np.asarray(similarity), 0, 1))
+    return _itself_first(np.asarray(ids, np.int32), np.asarray(similarity))
 
 
-def _itself_first(ids: np.ndarray, similarity: np.ndarray) -> Neighbours:
+def nearest(features: jax.Array, k: int, *, exact: bool = True, block: int = 8192) -> Neighbours:
+    """`knn` for use inside jit, as JAX arrays.
+
+    Args:
+      features: [N, D] of length 1.
+      k: neighbours, the row itself being one of them; at most N.
+      exact: False uses `lax.approx_max_k`.
+      block: as of `knn`.
+    """
+    count = len(features)
+    if not 1 <= k <= count:
+        raise ValueError(f"k is {k}: expected 1 to {count}, the number of rows")
+    similarity, ids = _blocks(features, k=k, size=min(block, -(-count // 32) * 32), exact=exact)
+    return _itself_first(ids, similarity)
+
+
+def _itself_first(ids: Any, similarity: Any) -> Neighbours:
     """Rows that tie with their duplicates come first in their own lists, and are never crowded out of them."""
-    rows = np.arange(len(ids), dtype=np.int32)[:, None]
-    place = np.where((ids == rows).any(1), (ids == rows).argmax(1), ids.shape[1] - 1)[:, None]
-    column = np.arange(ids.shape[1])
-    source = np.where(column == 0, place, np.where(column <= place, column - 1, column))
-    ids, similarity = np.take_along_axis(ids, source, 1), np.take_along_axis(similarity, source, 1)
-    ids[:, 0], similarity[:, 0] = rows[:, 0], 1
-    return Neighbours(ids, similarity)
+    xp = jnp if isinstance(ids, jax.Array) else np
+    rows = xp.arange(len(ids), dtype=np.int32)[:, None]
+    place = xp.where((ids == rows).any(1), (ids == rows).argmax(1), ids.shape[1] - 1)[:, None]
+    column = xp.arange(1, ids.shape[1])
+    others = xp.where(column <= place, column - 1, column)
+    similarity = xp.clip(xp.take_along_axis(similarity, others, 1), 0, 1)
+    return Neighbours(
+        xp.concatenate([rows, xp.take_along_axis(ids, others, 1)], 1),
+        xp.concatenate([xp.ones_like(similarity, shape=rows.shape), similarity], 1),
+    )
 
 
 def _on_host(features: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:

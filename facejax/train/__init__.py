@@ -17,6 +17,7 @@ from facejax.train.state import (
     TrainState,
     ema_update,
     reduce_gradients,
+    share,
     supervised_step,
     value_and_grad,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "map_batches",
     "new_figure",
     "reduce_gradients",
+    "share",
     "supervised_step",
     "train",
     "value_and_grad",

@@ -171,6 +171,18 @@ def reduce_gradients(grads: Any, sharded: tuple[str, ...] = ()) -> Any:
     return jax.tree.map(lambda g, spec: lax.pmean(g, AXIS) if spec == P() else g / lax.axis_size(AXIS), grads, specs)
 
 
+def share(count: int) -> tuple[jax.Array, jax.Array]:
+    """Part of `count` items, which all devices hold, that this device computes in a step.
+
+    Returns:
+      places: [n] int32, n = ceil(count / devices), 0..count - 1.
+      real: [n] bool, False where a place only fills the last device's part.
+    """
+    size = -(-count // lax.axis_size(AXIS))
+    places = lax.axis_index(AXIS) * size + jnp.arange(size)
+    return jnp.minimum(places, count - 1), places < count
+
+
 def value_and_grad(
     loss_fn: Callable[..., tuple[jax.Array, tuple[Any, Metrics]]], microbatches: int = 1
 ) -> Callable[..., tuple[Any, Any, Metrics]]:

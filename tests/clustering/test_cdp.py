@@ -78,7 +78,7 @@ def test_order_of_rows_does_not_matter(world):
 
 def test_smoke():
     config = experiment.get_config()
-    config.update_from_flattened_dict({"data.people": 25, "data.labelled": 25, "mediator.steps": 50})
+    config.update_from_flattened_dict({"eval.people": 25, "data.labelled": 25, "train.steps": 50})
     _, report = app.run(config, experiment.build, quiet=True)
     assert 0.5 < report.metrics["pairwise_f"] <= 1
     assert report.metrics["discarded"] < 0.3

@@ -12,6 +12,7 @@ from facejax.data.synthetic.embeddings import hypersphere
 from facejax.ops import knn
 from facejax.ops.graph import propagate
 from facejax.train import app
+from facejax.train.logging import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_without_chains_only_the_neighbourhood_counts(small):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_share_says_how_many_faces_lack_neighbours():
+def test_share_of_faces_without_near_neighbours():
     """Of four faces with two near ones each and a fifth far away, a share of 0.2 leaves the fifth alone."""
     near = knn.knn(np.array([[1, 0, 0.0], [1, 0.1, 0], [1, 0, 0.1], [1, 0.1, 0.1], [0, 0.3, 1]]), 4)
     found = experiment.cluster(near, 0.2, 2)
@@ -120,24 +121,29 @@ def test_identity_loss_by_hand():
 
 
 SMALL = {
-    "data.labelled": 30, "data.people": 12, "graph.k": 6, "model.hidden": 8, "model.features": 8, "model.length": 4,
-    "optim.steps": 5, "optim.batch_size": 32,
+    "data.labelled": 30, "eval.people": 12, "graph.k": 6, "model.hidden": 8, "model.features": 8, "model.length": 4,
+    "train.steps": 5, "train.batch_size": 32, "train.log_every": 5,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", ["synthetic", "local", "components"])
-def test_smoke(preset):
+def test_smoke(preset, tmp_path):
     config = experiment.get_config(preset)
     config.update_from_flattened_dict(SMALL)
-    _, report = app.run(config, experiment.build, quiet=True)
+    _, report = app.run(config, experiment.build, workdir=tmp_path, quiet=True)
     assert 0 < report.metrics["pairwise_f"] <= 1
-    assert ("Training" in report.figures) == (preset != "components")
+    logged = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "train/loss" in row]
+    assert bool(logged) == (preset != "components")
 
 
-def test_bad_words_are_said(people):
+def test_bad_arguments_raise(people):
     with pytest.raises(ValueError, match="method is 'x': expected chains, local or none"):
         config = experiment.get_config()
         config.method = "x"
         experiment.build(config)
     with pytest.raises(ValueError, match=r"density chains of 0 nodes with densities \(3,\): expected 1 or more"):
         density_aware.density_chains(people[1], np.zeros(3), 0)
+    with pytest.raises(ValueError, match=r"train\.batch_size is 9999: expected at most"):
+        config = experiment.get_config()
+        config.update_from_flattened_dict({**SMALL, "train.batch_size": 9999})
+        experiment.build(config).init(jax.random.key(0))

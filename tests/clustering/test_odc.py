@@ -49,7 +49,7 @@ def test_samples_memory_equals_the_oracle(momentum):
         np.testing.assert_allclose(new.features[3], unit(features[6]), atol=1e-6)
 
 
-def test_a_picture_never_seen_takes_its_whole_feature():
+def test_first_feature_of_a_picture_is_taken_whole():
     memory = Memory.empty(4, 2, 2)
     assert (np.asarray(memory.labels) == -1).all()
     new = odc.remember(memory, jnp.array([2]), jnp.array([[3.0, 4.0]]), 0.1)
@@ -97,7 +97,7 @@ def test_small_clusters_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_small_clusters_leave_none_empty_and_lose_nobody(seed):
+def test_small_clusters_leave_none_empty_and_lose_no_picture(seed):
     memory = filled(seed, 60, 8)
     labels = np.where(memory.labels > 4, seed % 2 * 5, memory.labels)  # two or three clusters are empty
     labels[:2], labels[59] = 6, -1
@@ -154,7 +154,7 @@ def test_kmeans_equals_lloyd_in_numpy_and_ends_where_scikit_learn_stays():
     np.testing.assert_allclose(again.cluster_centers_, settled, atol=1e-5)
 
 
-def test_first_clusters_leave_out_pictures_never_seen():
+def test_first_clusters_leave_out_pictures_without_features():
     memory = Memory.empty(50, 6, 3, 2)
     features = np.random.default_rng(0).normal(size=(48, 3)).astype(np.float32)
     memory = odc.remember(memory, jnp.arange(48), features)
@@ -274,22 +274,7 @@ def test_smoke_and_the_periodic_clustering(pictures, tmp_path):
     assert all(x.ndim == 0 for x in momenta)  # the head has no momentum
 
 
-def test_recolouring():
-    image = np.random.default_rng(0).integers(0, 256, (6, 5, 3)).astype(np.uint8)
-    same = experiment.recolour(image, (0, 0, 0, 0), 0, np.random.default_rng(0))
-    np.testing.assert_array_equal(same, image)
-    turned = experiment.recolour(
-        np.full((2, 2, 3), (200, 40, 40), np.uint8), (0, 0, 0, 0.5), 0, np.random.default_rng(0)
-    )
-    assert {turned.min(), turned.max()} == {40, 200}  # another hue, as bright
-    grey = experiment.recolour(image, (0.4, 0.4, 1.0, 0.5), 1.0, np.random.default_rng(1))
-    assert (grey == grey[..., :1]).all()
-    light = experiment.recolour(np.full((4, 4, 3), 100, np.uint8), (0.4, 0, 0, 0), 0, np.random.default_rng(2))
-    assert 60 <= light[0, 0, 0] <= 140
-    assert light[0, 0, 0] != 100
-
-
-def test_bad_input_is_said(pictures):
+def test_bad_input_raises(pictures):
     memory = filled()
     with pytest.raises(ValueError, match=r"indices \(3,\) and features \(3, 5\): expected \[N\] and \[N, 6\]"):
         odc.remember(memory, jnp.arange(3), jnp.ones((3, 5)))
@@ -299,7 +284,7 @@ def test_bad_input_is_said(pictures):
         odc.kmeans(jnp.ones((3, 2)), 5, jax.random.key(0))
     with pytest.raises(ValueError, match=r"train\.steps is 3: expected more than the 3 that fill the memory"):
         experiment.build(smoke(pictures, **{"train.steps": 3}))
-    with pytest.raises(ValueError, match=r"data\.images is 50, but there are 48 training pictures"):
+    with pytest.raises(ValueError, match=r"data\.images is 50, but there are 48 training images"):
         experiment.build(smoke(pictures, **{"data.images": 50})).train_data()
     with pytest.raises(ValueError, match=r"model\.name is 'r50': expected one of tiny, resnet50"):
         experiment.build(smoke(pictures, **{"model.name": "r50"}))

@@ -114,7 +114,7 @@ def test_two_weak_clusters_never_connect():
     assert (state.links == -1).all()
 
 
-def test_clusters_that_meet_fuse_unless_both_are_robust():
+def test_clusters_within_reach_fuse_unless_both_are_robust():
     rules = START._replace(robust=3)
     samples = circle(0, 50, 25)  # 25 joins 0 (.433 each side, the lower slot); the mean at 12.5 is .62 from 50
     state = run(samples, rules)
@@ -182,7 +182,7 @@ def test_limits_of_the_rules(stream):
         assert clustering.pairwise(found.cluster, found.identity).f == 1
 
 
-def test_order_does_not_matter_where_people_are_far_apart():
+def test_order_does_not_matter_for_distant_identities():
     rng = np.random.default_rng(3)
     labels = rng.permutation(np.repeat(np.arange(6), 8))
     x = unit_rows(np.eye(6, dtype=np.float32)[labels] + 0.05 * rng.normal(size=(48, 6)).astype(np.float32))
@@ -199,7 +199,7 @@ def test_a_stream_in_parts_equals_the_whole(stream):
     jax.tree.map(np.testing.assert_array_equal, state, run(x, rules, 64, 5))
 
 
-def test_what_does_not_fit_is_said(stream):
+def test_overflow_and_bad_sizes_raise(stream):
     with pytest.raises(ValueError, match="sample 2 would begin a cluster, but all 2 slots are in use"):
         ogmc.labels(run(circle(0, 90, 180, 0, 270), capacity=2, connections=1))
     with pytest.raises(ValueError, match="2 samples, but the state keeps track of 1"):
@@ -232,13 +232,13 @@ def test_files(tmp_path, stream):
     assert 0 < report.metrics["pairwise_f"] <= 1
     (tmp_path / "labels" / "some.meta").write_text("0\n" * 219)
     with pytest.raises(ValueError, match=r"some\.meta: 219 labels for 220 features"):
-        experiment.load(config.data, 0)
+        app.run(config, experiment.build, quiet=True)
     np.where(np.arange(220)[:, None] == 3, np.nan, features).astype(np.float32).tofile(tmp_path / "features/some.bin")
     with pytest.raises(ValueError, match="features: row 3 is not finite"):
-        experiment.load(config.data, 0)
+        app.run(config, experiment.build, quiet=True)
 
 
-def test_duplicates_are_one_cluster_and_strangers_are_their_own():
+def test_duplicates_are_one_cluster_and_distant_samples_their_own():
     state = run(circle(0, 0, 0, 0, 0, 0, 90, 180), START)
     assert ogmc.labels(state).cluster.tolist() == [0] * 6 + [6, 7]
     assert ogmc.labels(state).identity.tolist() == [0] * 6 + [1, 2]

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import clustering_common
 from experiments import star_fc as experiment
 from facejax.clustering import star_fc
+from facejax.data.synthetic import embeddings
+from facejax.evaluate.clustering import spread
 from facejax.ops import knn, vectors
 from facejax.ops.components import connected_components
 from facejax.ops.graph import make_graph, random_walk_normalization
@@ -115,7 +116,7 @@ def test_eight_devices_score_edges_as_one_does(small):
     assert jax.device_count() == 8
     features = np.random.default_rng(1).normal(size=(20, 6)).astype(np.float32)
     graph = knn.affinity(knn.knn(features, 5))
-    cut = clustering_common.spread(graph)
+    cut = spread(graph)
     assert cut.source.shape[0] == 8 and len(cut.source.sharding.device_set) == 8
     found = []
     for variables_here, graph_here in ((variables, graph), (parallel.replicate(variables), cut)):
@@ -150,7 +151,7 @@ def test_sampled_people_are_neighbours():
 
 
 SMALL = {
-    "data.labelled": 40, "data.people": 12, "graph.k": 6, "model.hidden": 8, "sample.nodes": 96, "sample.edges": 64,
+    "data.labelled": 40, "eval.people": 12, "graph.k": 6, "model.hidden": 8, "sample.nodes": 96, "sample.edges": 64,
     "sample.nearest": 10, "sample.people": 8, "train.steps": 4, "train.log_every": 2, "train.devices": 1,
 }  # fmt: skip
 
@@ -162,28 +163,29 @@ def test_smoke():
     assert 0 < report.metrics["pairwise_f"] <= 1
 
 
+def sampler(learnt, **changes):
+    options = {"nodes": 96, "edges": 64, "nearest": 10, "people": 8, "k": 6, **changes}
+    return star_fc.subgraph_sampler(learnt.features, learnt.labels, **options)
+
+
 def test_sub_graphs_have_true_labels_and_static_sizes():
-    config = experiment.get_config()
-    config.update_from_flattened_dict(SMALL)
-    learnt = experiment.people(config)[0]
-    load = experiment.sampler(config, learnt, 96 * 11)
-    parts = [load(None, [np.random.default_rng(i)]) for i in range(2)]
+    learnt = embeddings.hypersphere(32, 0, width=32)
+    draw = sampler(learnt)
+    parts = [draw(np.random.default_rng(i)) for i in range(2)]
     for part in parts:
-        shapes = {name: value.shape[1:] for name, value in part.items()}
+        shapes = {name: value.shape for name, value in part.items()}
         assert shapes["features"] == (96, 32) and shapes["source"] == (96 * 11,) and shapes["same"] == (64,)
-        totals = np.bincount(part["destination"][0], part["weight"][0], 96)
+        totals = np.bincount(part["destination"], part["weight"], 96)
         np.testing.assert_allclose(totals, 1, rtol=1e-5)
         place = {row.tobytes(): label for row, label in zip(learnt.features, learnt.labels)}
-        labels = np.array([place[row.tobytes()] for row in part["features"][0]])
-        np.testing.assert_array_equal(part["same"][0], labels[part["first"][0]] == labels[part["second"][0]])
+        labels = np.array([place[row.tobytes()] for row in part["features"]])
+        np.testing.assert_array_equal(part["same"], labels[part["first"]] == labels[part["second"]])
     assert not np.array_equal(parts[0]["features"], parts[1]["features"])
 
 
-def test_too_few_faces_are_said():
-    config = experiment.get_config()
-    config.update_from_flattened_dict({**SMALL, "sample.nodes": 100_000})
+def test_too_few_faces_raise():
+    learnt = embeddings.hypersphere(32, 0, width=32)
     with pytest.raises(ValueError, match="expected at most"):
-        experiment.sampler(config, experiment.people(config)[0], 1)
-    config.update_from_flattened_dict({**SMALL, "graph.k": 97})
+        sampler(learnt, nodes=100_000)
     with pytest.raises(ValueError, match="k is 97: expected 1 to 96, the number of rows"):
-        experiment.sampler(config, experiment.people(config)[0], 96 * 193)(None, [np.random.default_rng(0)])
+        sampler(learnt, k=97)(np.random.default_rng(0))

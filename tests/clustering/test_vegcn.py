@@ -1,3 +1,6 @@
+import dataclasses
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ from facejax.clustering import vegcn
 from facejax.data.synthetic import embeddings
 from facejax.metrics import clustering
 from facejax.ops import knn
-from facejax.train import app
+from facejax.train import Options, Report, app, train
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def test_trees_rise_and_only_peaks_are_roots(world):
         assert tree.parent[i] == next(j for j in near.ids[i] if confidence[j] > confidence[i])
 
 
-def test_true_confidence_and_separated_people_are_perfect():
+def test_true_confidence_and_separated_identities_are_perfect():
     people = embeddings.hypersphere(10, 1, noise=0.2, drift=0.0, relatives=0.0)
     near = knn.knn(people.features, 8)
     tree = vegcn.nearest_peaks(near, vegcn.confidence_target(near, people.labels))
@@ -101,7 +104,7 @@ def test_loss_over_candidates_only():
     np.testing.assert_allclose(vegcn.connectivity_loss(logits, same, mask), [expected, 0], rtol=1e-5)
 
 
-def test_connections_follow_the_likeliest_candidate(world):
+def test_connections_follow_the_most_probable_candidate(world):
     _, near = world
     confidence = np.random.default_rng(0).normal(size=len(near.ids))
     several = np.flatnonzero((confidence[near.ids] > confidence[:, None]).sum(1) > 1)[:4]
@@ -112,8 +115,8 @@ def test_connections_follow_the_likeliest_candidate(world):
         assert tree.parent[i] == near.ids[i][np.where(allowed, score[row], -np.inf).argmax()]
 
 
-def test_duplicates_and_lonely_people():
-    """Equal rows have equal confidence and no parent; who has one image is sure of nothing but itself."""
+def test_duplicates_and_identities_with_one_image():
+    """Equal rows have equal confidence and no parent; a single image has only itself as a sure neighbour."""
     rows = np.eye(4, dtype=np.float32)[[0, 0, 0, 1]]
     near = knn.knn(rows, 3)
     labels = np.array([0, 0, 0, 1])
@@ -128,22 +131,54 @@ def test_duplicates_and_lonely_people():
     assert np.isfinite(hidden).all()
 
 
-def test_more_neighbours_than_people_are_said():
+def test_more_neighbours_than_rows_raise():
     config = experiment.get_config()
-    config.update_from_flattened_dict({"data.labelled": 3, "data.people": 3, "graph.k": 500})
+    config.update_from_flattened_dict({"data.labelled": 3, "eval.people": 3, "graph.k": 500})
     with pytest.raises(ValueError, match=r"k is 500: expected 1 to \d+, the number of rows"):
         app.run(config, experiment.build, quiet=True)
 
 
-def test_smoke():
+def smoke(**changes):
     config = experiment.get_config()
     config.update_from_flattened_dict({
-        "data.labelled": 20, "data.people": 12, "graph.k": 8, "gcn_e.k": 8, "gcn_v.hidden": 16, "gcn_v.steps": 5,
-        "gcn_e.widths": (8, 8), "gcn_e.steps": 5, "gcn_e.batch_size": 8,
+        "data.labelled": 20, "eval.people": 12, "graph.k": 8, "gcn_e.k": 8, "gcn_v.hidden": 16, "gcn_v.steps": 5,
+        "gcn_e.widths": (8, 8), "train.steps": 11, "train.batch_size": 8, "train.save_every": 1,
+        "train.save_seconds": 0.0, **changes,
     })  # fmt: skip
-    _, report = app.run(config, experiment.build, quiet=True)
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """State and report of a run on eight devices."""
+    return app.run(smoke(), experiment.build, quiet=True)
+
+
+def test_smoke(whole):
+    state, report = whole
     assert 0 < report.metrics["pairwise_f"] <= 1
     assert -1 <= report.metrics["confidence_correlation"] <= 1
+    links = state.model_state
+    assert 0 < links["used"] <= len(links["nodes"])
+    np.testing.assert_array_equal(links["ids"][:, 0], np.arange(len(links["nodes"])))
+
+
+def test_resumed_run_ends_with_the_same_bits_and_clusters_other_identities(whole, tmp_path):
+    for steps in (4, 5, 6, 11):  # before GCN-V's last step, at it, after its use, in GCN-E
+        start = experiment.build(smoke(**{"train.steps": 11}))
+        options = Options(**{**smoke().train, "steps": steps})
+        state, _ = train(
+            dataclasses.replace(start, evaluate=lambda state: Report({})), options, seed=0, workdir=tmp_path, quiet=True
+        )
+    chex.assert_trees_all_equal((state.params, state.opt_state), (whole[0].params, whole[0].opt_state))
+    found = [experiment.build(smoke(**{"eval.people": n})).evaluate(state) for n in (12, 15)]
+    np.testing.assert_array_equal(found[0].arrays["clusters"], whole[1].arrays["clusters"])
+    assert found[1].metrics["people"] == 15
+
+
+def test_one_device_equals_eight(whole):
+    state, _ = app.run(smoke(**{"train.devices": 1}), experiment.build, quiet=True)
+    chex.assert_trees_all_close(state.params, whole[0].params, rtol=1e-3, atol=1e-4)
 
 
 def test_presets_are_wired():
@@ -153,3 +188,5 @@ def test_presets_are_wired():
         config = experiment.get_config()
         config.confidence = "magic"
         experiment.build(config)
+    with pytest.raises(ValueError, match=r"train\.steps is 6: expected gcn_v\.steps, 5, and at least 2 for GCN-E"):
+        experiment.build(smoke(**{"train.steps": 6}))

@@ -6,7 +6,7 @@ from facejax.data.synthetic import embeddings
 from facejax.ops import knn, vectors
 
 
-def test_files_are_read_as_they_are(tmp_path):
+def test_files_hold_the_written_arrays(tmp_path):
     features = vectors.unit_rows(np.random.default_rng(0).normal(size=(9, 256)), np.float32)
     features.tofile(tmp_path / "a.bin")
     np.save(tmp_path / "a.npy", features)
@@ -23,7 +23,7 @@ def test_files_are_read_as_they_are(tmp_path):
     assert (found.ids[0, 3], found.similarity[0, 3]) == (0, 0)
 
 
-def test_wrong_files_are_said(tmp_path):
+def test_malformed_files_raise(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"1234")
     (tmp_path / "a.meta").write_text("0\nx\n")
     (tmp_path / "b.meta").write_text("0\n")
@@ -41,7 +41,7 @@ def test_wrong_files_are_said(tmp_path):
         files.read_neighbours(tmp_path / "b.npz")
 
 
-def test_simulated_people():
+def test_simulated_identities():
     found = embeddings.hypersphere(30, 0, views=3)
     assert found.views.shape == (3, len(found.labels), 64)
     np.testing.assert_allclose(np.linalg.norm(found.views, axis=2), 1, rtol=1e-5)
@@ -52,3 +52,22 @@ def test_simulated_people():
     centres = np.stack([found.features[found.labels == c].mean(0) for c in range(30)])
     own = np.sum(found.features * (centres / np.linalg.norm(centres, axis=1, keepdims=True))[found.labels], 1)
     assert np.corrcoef(own, found.quality)[0, 1] > 0.6
+
+
+def arrays(folder, features, labels):
+    np.save(folder / "embeddings.npy", features)
+    np.save(folder / "labels.npy", labels)
+    return embeddings.Source("arrays", str(folder))
+
+
+def test_arrays_are_split_by_identity_and_checked(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+    source = arrays(tmp_path, rows, np.arange(12) // 3)
+    first, second = source.known(0), source.unseen(0, embeddings.HeldOut())
+    assert len(first.labels) == len(second.labels) == 6 and not set(first.labels) & set(second.labels)
+    with pytest.raises(ValueError, match=r"labels are \(11,\) for 12 embeddings"):
+        arrays(tmp_path, rows, np.arange(11)).known(0)
+    with pytest.raises(ValueError, match="features: row 7 is not finite"):
+        arrays(tmp_path, np.where(np.arange(12)[:, None] == 7, np.nan, rows), np.arange(12)).known(0)
+    with pytest.raises(ValueError, match="'web': expected hypersphere, files or arrays"):
+        embeddings.Source("web")

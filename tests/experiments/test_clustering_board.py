@@ -2,17 +2,16 @@ import sys
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from experiments import clustering_board as board
 from facejax.data.synthetic import embeddings
 
-SMALL = {**embeddings.SETTINGS, "labelled": 30, "people": 12, "noise": 0.5}
+SMALL = {"labelled": 30, "noise": 0.5}
 
 
 @pytest.mark.parametrize("name", ["ogmc", "components", "kmeans", "cdp_single"])
-def test_a_line_of_the_table(name):
-    row = board.run(name, SMALL, 0)
+def test_row_of_the_table(name):
+    row = board.run(name, SMALL, {"people": 12}, 0)
     assert row["method"] == name and set(row) == {"method", *board.COLUMNS}
     assert row["pairwise_f"] > 0.5 and row["peak MiB"] > 100
 
@@ -36,8 +35,8 @@ def test_the_table_is_printed_and_kept(tmp_path, monkeypatch, capsys):
     assert "no method 'ward': expected some of cdp" in capsys.readouterr().err
 
 
-def test_pictures_become_files_of_embeddings(tmp_path, picture_folder):
-    """Of the people that a net learnt from and of others, as unit rows with their labels."""
+def test_images_become_files_of_embeddings(tmp_path, picture_folder):
+    """Those of the training identities and of held-out ones, as unit rows with their labels."""
     rng = np.random.default_rng(0)
     people = {f"p{person}": rng.integers(0, 255, (4, 16, 16, 3)) for person in range(8)}
     folder = picture_folder(tmp_path / "photographs", people)
@@ -46,8 +45,9 @@ def test_pictures_become_files_of_embeddings(tmp_path, picture_folder):
         "data.held_out": 0.25, "data.classes": 6, "train.steps": 2, "train.batch_size": 8, "train.devices": 1,
         "eval.batch_size": 8,
     }  # fmt: skip
-    data = board.embed_faces(tmp_path, 1, settings)
-    known, unseen = embeddings.load(ConfigDict({**embeddings.SETTINGS, **data}), 0)
+    data, held_out = board.embed_faces(tmp_path, 1, settings)
+    source = embeddings.Source(**data)
+    known, unseen = source.known(0), source.unseen(0, embeddings.HeldOut(**held_out))
     assert known.views.shape == (1, 24, 256) and unseen.views.shape == (1, 8, 256)
     np.testing.assert_allclose(np.linalg.norm(unseen.features, axis=1), 1, rtol=1e-4)
     assert np.bincount(known.labels).tolist() == [4] * 6

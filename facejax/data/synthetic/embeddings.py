@@ -1,37 +1,26 @@
-"""Embeddings of people on the hypersphere: long-tailed counts, noise, hubs, poor images that drift one way, views."""
+"""Embeddings of identities: simulated on the hypersphere, or read from files.
+
+Simulated sets have long-tailed image counts, noise, hubs, low-quality images that drift one way, and several networks.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import Any
 
 import numpy as np
 
 from facejax.data.readers import learn_to_cluster
 from facejax.ops.vectors import unit_rows
 
-SETTINGS = {
-    "source": "hypersphere",  # or "files" of learn-to-cluster, or "arrays": embeddings.npy and labels.npy of a run
-    "path": "",
-    "train": "part0_train",
-    "test": "part1_test",
-    "labelled": 100,
-    "people": 100,
-    "width": 64,
-    "noise": 0.9,
-    "drift": 0.5,
-    "views": 1,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Embeddings:
-    """N images of people.
+    """Embeddings of N images of identities.
 
     Attributes:
-      views: [V, N, D] float32 of length 1: the same images as V recognition nets see them.
-      labels: [N] people, from 0.
+      views: [V, N, D] float32 of length 1: the same images embedded by V recognition networks.
+      labels: [N] identities, from 0.
       quality: [N], 0 (poor) to 1.
     """
 
@@ -45,36 +34,94 @@ class Embeddings:
         return self.views[0]
 
 
-def load(data: Any, seed: int) -> tuple[Embeddings, Embeddings]:
-    """Labelled people to learn from and other people to cluster, as SETTINGS-like `data` says.
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """The `eval` section of a clustering experiment: which identities a trained run clusters.
 
-    "files": `path`/features/NAME.bin and `path`/labels/NAME.meta; several nets' names with commas between them.
-    "arrays": people are split in halves by the seed.
+    Attributes:
+      people: with data.source "hypersphere", number of identities.
+      test: with "files", NAME of the identities, as `Source.train`.
     """
-    if data.source == "hypersphere":
-        options = {"width": data.width, "noise": data.noise, "drift": data.drift, "views": data.views}
-        return hypersphere(data.labelled, seed + 1000, **options), hypersphere(data.people, seed, **options)
-    folder = pathlib.Path(data.path)
-    if data.source == "files":
-        return _read(folder, data.train.split(",")), _read(folder, data.test.split(","))
-    if data.source != "arrays":
-        raise ValueError(f"data.source is {data.source!r}: expected hypersphere, files or arrays")
-    features = unit_rows(learn_to_cluster.read_features(folder / "embeddings.npy"))
-    labels = np.load(folder / "labels.npy", allow_pickle=False)
-    if labels.shape != (len(features),):
-        raise ValueError(f"{folder}: labels are {labels.shape} for {len(features)} embeddings")
-    return split(Embeddings(features[None], labels, np.ones(len(labels), np.float32)), 0.5, seed)
+
+    people: int = 100
+    test: str = "part1_test"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """The `data` section of a clustering experiment: labelled identities, and the kind of those to cluster.
+
+    Attributes:
+      source: "hypersphere" (simulated by `hypersphere`), "files" (learn-to-cluster's `path`/features/NAME.bin and
+        `path`/labels/NAME.meta) or "arrays" (embeddings.npy and labels.npy that a run saved in `path`).
+      path: folder of the files or arrays.
+      train: with "files", NAME of the labelled identities; one NAME per network, with commas between them.
+      labelled: with "hypersphere", number of labelled identities.
+      width: features per embedding.
+      noise: with "hypersphere", length of an average image's noise; identities have length 1.
+      drift: with "hypersphere", how far the poorest images move along one common direction.
+      views: with "hypersphere", number of networks.
+    """
+
+    source: str = "hypersphere"
+    path: str = ""
+    train: str = "part0_train"
+    labelled: int = 100
+    width: int = 64
+    noise: float = 0.9
+    drift: float = 0.5
+    views: int = 1
+
+    def __post_init__(self) -> None:
+        if self.source not in ("hypersphere", "files", "arrays"):
+            raise ValueError(f"data.source is {self.source!r}: expected hypersphere, files or arrays")
+
+    def known(self, seed: int) -> Embeddings:
+        """The labelled identities; of "arrays" a half that the seed chooses."""
+        if self.source == "arrays":
+            return split(self._arrays(), 0.5, seed)[0]
+        if self.source == "files":
+            return read(self.path, self.train, self.width)
+        return self._simulate(self.labelled, seed + 1000)
+
+    def unseen(self, seed: int, held_out: HeldOut) -> Embeddings:
+        """The identities to cluster; of "arrays" the half that `known` leaves."""
+        if self.source == "arrays":
+            return split(self._arrays(), 0.5, seed)[1]
+        if self.source == "files":
+            return read(self.path, held_out.test, self.width)
+        return self._simulate(held_out.people, seed)
+
+    def _simulate(self, people: int, seed: int) -> Embeddings:
+        return hypersphere(people, seed, width=self.width, noise=self.noise, drift=self.drift, views=self.views)
+
+    def _arrays(self) -> Embeddings:
+        folder = pathlib.Path(self.path)
+        features = unit_rows(learn_to_cluster.read_features(folder / "embeddings.npy"))
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        if labels.shape != (len(features),):
+            raise ValueError(f"{folder}: labels are {labels.shape} for {len(features)} embeddings")
+        return Embeddings(features[None], labels, np.ones(len(labels), np.float32))
 
 
 def split(people: Embeddings, part: float, seed: int) -> tuple[Embeddings, Embeddings]:
-    """Some of the people, a share `part` of them, and all others."""
+    """A random share `part` of the identities, and all others."""
     names = np.random.default_rng(seed).permutation(np.unique(people.labels))
     first = np.isin(people.labels, names[: round(part * len(names))])
     return tuple(Embeddings(people.views[:, m], people.labels[m], people.quality[m]) for m in (first, ~first))
 
 
-def _read(folder: pathlib.Path, names: list[str]) -> Embeddings:
-    views = np.stack([unit_rows(learn_to_cluster.read_features(folder / "features" / f"{name}.bin")) for name in names])
+def read(path: str, names: str, width: int) -> Embeddings:
+    """learn-to-cluster's files `path`/features/NAME.bin and `path`/labels/NAME.meta; labels are the first NAME's.
+
+    Args:
+      path: folder.
+      names: one NAME per network, with commas between them.
+      width: features per embedding.
+    """
+    folder, names = pathlib.Path(path), names.split(",")
+    files = [folder / "features" / f"{name}.bin" for name in names]
+    views = np.stack([unit_rows(learn_to_cluster.read_features(file, width)) for file in files])
     labels = learn_to_cluster.read_labels(folder / "labels" / f"{names[0]}.meta", views.shape[1])
     return Embeddings(views, labels, np.ones(len(labels), np.float32))
 
@@ -91,19 +138,19 @@ def hypersphere(
     relatives: float = 0.3,
     views: int = 1,
 ) -> Embeddings:
-    """Draws people and their images.
+    """Simulates identities and their images.
 
     Args:
-      people: how many.
-      seed: of everything; the directions of drift and of relatives do not depend on it, so that what is learnt on
-        some people may serve others.
-      images: fewest and most images of a person; counts are log-uniform between them, a long tail.
+      people: number of identities.
+      seed: of everything except the directions of drift and relatives, which are the same for all seeds, so that a
+        network trained on some identities applies to others.
+      images: fewest and most images of an identity; counts are log-uniform between them, a long tail.
       width: D.
-      noise: length of an average image's noise beside its person's unit vector.
-      spread: standard deviation, in logarithms, of that length over images.
-      drift: how far the poorest images move along one direction that all people share: a hub.
-      relatives: part of a person's vector that it shares with some fifth of the others.
-      views: how many nets look; each has noise of its own on half of the variance.
+      noise: length of an average image's noise; an identity's vector has length 1.
+      spread: standard deviation of that length's logarithm over images.
+      drift: how far the poorest images move along one direction that all identities share: a hub.
+      relatives: length of the vector that an identity shares with about a fifth of the others.
+      views: number of networks; each adds noise of its own, half of the variance.
     """
     rng, fixed = np.random.default_rng(seed), np.random.default_rng(12345)
     hub, families = (unit_rows(fixed.normal(size=(count, width))) for count in (1, max(people // 5, 1)))
@@ -122,3 +169,28 @@ def hypersphere(
         blurred = (common + own) / np.sqrt(2 * width)
         seen.append(unit_rows(centres[labels] + length * blurred + drift * ((1 - quality) ** 2)[:, None] * hub))
     return Embeddings(np.stack(seen).astype(np.float32), labels, quality.astype(np.float32))
+
+
+def modes(people: int, angle: float, noise: float, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Identities with two appearances: 8 to 20 samples around each of two directions, `angle` degrees apart.
+
+    Args:
+      people: number of identities, in random directions.
+      angle: degrees.
+      noise: length of a sample's noise; the directions have length 1.
+      width: D.
+      seed: of everything.
+
+    Returns:
+      features: [N, D] float32 of length 1.
+      labels: [N] identities.
+    """
+    rng = np.random.default_rng(seed)
+    first = unit_rows(rng.normal(size=(people, width)), np.float32)
+    across = rng.normal(size=(people, width))
+    across = unit_rows(across - np.sum(across * first, 1, keepdims=True) * first, np.float32)
+    second = np.cos(np.radians(angle)) * first + np.sin(np.radians(angle)) * across
+    centres = np.stack([first, second], 1).reshape(-1, width)
+    mode = np.repeat(np.arange(2 * people), rng.integers(8, 21, 2 * people))
+    features = centres[mode] + noise * rng.normal(size=(len(mode), width)) / np.sqrt(width)
+    return unit_rows(features, np.float32), mode // 2
