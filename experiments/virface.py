@@ -39,6 +39,7 @@ from facejax.data.synthetic import faces
 from facejax.evaluate import verification
 from facejax.evaluate.embedder import embed
 from facejax.ops import vectors
+from facejax.recipes.recogniser import OPTIM
 from facejax.recognition import arcface, virface
 from facejax.train import AXIS, Experiment, Mean, Options, Report, TrainState, app, optim, supervised_step, warm_start
 from facejax.train.claims import Claim
@@ -71,13 +72,7 @@ BASE = {
         "fit": 5e3 * 16 / 512,  # weight of the generator's error, a mean over embedding_size numbers
         "prior": 2.0,  # weight of its divergence
     },
-    "optim": {
-        "name": "sgd",
-        "weight_decay": 5e-4,
-        "clip": 5.0,
-        "clip_only": "backbone",
-        "schedule": {"kind": "cosine", "peak": 0.1, "boundaries": ()},
-    },
+    "optim": OPTIM,
     "train": asdict(Options(batch_size=64, steps=100)),
     "eval": {
         "batch_size": 128,
