@@ -33,11 +33,18 @@ from facejax.train.claims import Claim
 BASE = {
     "seed": 0,
     "data": asdict(embeddings.Source(views=4)),
-    "graph": {"k": 15, "method": "exact"},
-    "pairs": {"kind": "mediator", "accept": 3, "max_size": 40, "step": 0.05},  # kind: mediator or vote
-    "mediator": {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-4},
-    # batch_size: pairs
-    "train": asdict(Options(batch_size=1024, steps=2000, log_every=200, save_every=500)),
+    "graph": {
+        "k": 15,  # neighbours of a face, itself included
+        "method": "exact",  # or "approximate" or "faiss"
+    },
+    "pairs": {
+        "kind": "mediator",  # or "vote"
+        "accept": 3,  # networks besides the base that must list a pair (vote)
+        "max_size": 40,  # faces of a component that is not split
+        "step": 0.05,  # share of the way to 1 by which the threshold rises
+    },
+    "mediator": {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-4},  # SGD
+    "train": asdict(Options(batch_size=1024, steps=2000, log_every=200, save_every=500)),  # batch_size: pairs
     "eval": asdict(embeddings.HeldOut()),
 }  # fmt: skip
 PRESETS = {

@@ -12,6 +12,7 @@ settings and tables are unknown; ms1m has the sizes of the other experiments on 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import asdict
 from typing import Any
@@ -25,23 +26,29 @@ from ml_collections import ConfigDict
 from facejax.clustering import density_aware
 from facejax.clustering.baselines import neighbour_components
 from facejax.data.synthetic import embeddings
-from facejax.evaluate.clustering import choose, spread
+from facejax.evaluate.clustering import NeighbourGraph, choose
 from facejax.metrics import clustering
 from facejax.ops import knn
-from facejax.ops.graph import propagate
 from facejax.train import Experiment, Mean, Options, Report, TrainState, app, map_batches, share, supervised_step
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
     "data": asdict(embeddings.Source(labelled=800, width=32, noise=0.7, drift=0.5)),
-    "graph": {"k": 6, "method": "exact", "chunk": 0},  # neighbours; method and edges at a time: see ops.knn, ops.graph
+    "graph": asdict(NeighbourGraph(k=6)),
     "rank": 5,  # the threshold is a quantile of the cosines with neighbours of this rank
     "method": "chains",  # or "local": the graph convolution alone; or "none": the embeddings as they are
-    "model": {"hidden": 128, "features": 64, "length": 8},  # length: nodes of a chain, at most
-    "optim": {"learning_rate": 3e-3, "weight_decay": 1e-4, "scale": 30.0},
-    # batch_size: nodes
-    "train": asdict(Options(batch_size=512, steps=300, log_every=20, save_every=100)),
+    "model": {
+        "hidden": 128,  # width of the convolution, and of the LSTM in each direction
+        "features": 64,  # of a refined embedding
+        "length": 8,  # nodes of a chain, at most
+    },
+    "optim": {
+        "learning_rate": 3e-3,  # AdamW; falls to 0 along a cosine
+        "weight_decay": 1e-4,
+        "scale": 30.0,  # of the cosines in the loss
+    },
+    "train": asdict(Options(batch_size=512, steps=300, log_every=20, save_every=100)),  # batch_size: nodes
     "eval": asdict(embeddings.HeldOut(people=200)),
 }  # fmt: skip
 PRESETS = {
@@ -87,18 +94,18 @@ def build(config: ConfigDict) -> Experiment:
     if config.method not in ("chains", "local", "none"):
         raise ValueError(f"method is {config.method!r}: expected chains, local or none")
     data, model, batch_size = embeddings.Source(**config.data), config.model, config.train.batch_size
+    graph = NeighbourGraph(**config.graph)
     net = density_aware.DANet(model.hidden, model.features, config.method == "chains")
     labelled = functools.cache(lambda: embeddings.split(data.known(config.seed), 0.9, config.seed))
 
     def neighbours(features: np.ndarray) -> knn.Neighbours:
-        return knn.knn(features, min(config.graph.k, len(features)), method=config.graph.method)
+        return dataclasses.replace(graph, k=min(graph.k, len(features))).neighbours(features)
 
     def inputs(features: np.ndarray) -> dict[str, Any]:
         """Features [N, D], their means over neighbours, and the chains of all nodes."""
         near = neighbours(features)
         nodes, lengths = density_aware.density_chains(near, knn.density(near), model.length)
-        means = propagate(spread(knn.affinity(near)), jnp.asarray(features), chunk=config.graph.chunk)
-        return {"features": features, "aggregated": means, "nodes": nodes, "lengths": lengths}
+        return {"features": features, "aggregated": graph.means(near, features), "nodes": nodes, "lengths": lengths}
 
     def refined(state: TrainState | None, features: np.ndarray) -> np.ndarray:
         """Refined embeddings [N, D']; without a state the given ones."""

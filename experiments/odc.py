@@ -56,7 +56,13 @@ BASE = {
         "threads": 2,
         "workers": 0,
     },
-    "model": {"name": "tiny", "hidden": 128, "width": 64, "dropout": 0.1, "dtype": "float32"},
+    "model": {
+        "name": "tiny",  # of odc.BACKBONES
+        "hidden": 128,  # width of the neck
+        "width": 64,  # features that are clustered
+        "dropout": 0.1,
+        "dtype": "float32",  # of the computation
+    },
     "memory": {
         "clusters": 30,
         "momentum": 0.5,
@@ -73,7 +79,11 @@ BASE = {
         "schedule": {"kind": "step", "peak": 0.3, "boundaries": (400 / 440,), "factor": 0.4},
     },
     "train": asdict(Options(batch_size=64, steps=240, log_every=15, save_every=100)),
-    "eval": {"batch_size": 256, "probe_images": 50_000, "shots": (1, 4)},  # shots: labelled images per class
+    "eval": {
+        "batch_size": 256,
+        "probe_images": 50_000,  # of a folder, at most, that the probe is fitted to
+        "shots": (1, 4),  # labelled images per class of the other probes
+    },
 }
 PRESETS = {
     "synthetic": {},

@@ -26,19 +26,25 @@ BASE = {
     "seed": 0,
     "data": {
         "source": "modes",  # or "files": path/features/NAME.bin and path/labels/NAME.meta
-        "path": "",
-        "name": "part1_test",
+        "path": "",  # folder of the files
+        "name": "part1_test",  # NAME of the files
         "width": 64,  # features per embedding
         "people": 40,  # identities of the modes
         "angle": 45.0,  # degrees between the two appearances of an identity
         "noise": 0.5,  # length of a sample's noise; the modes have length 1
     },
     "rules": {
-        **ogmc.RULES._asdict(),  # distances, see ogmc.Rules
+        "fuse": 0.7,  # distance up to which a sample joins a cluster and clusters are fused
+        "strong": 0.99,  # distance up to which two robust clusters are connected
+        "weak": 1.12,  # distance up to which a robust cluster and another are connected
+        "robust": 5,  # members that make a cluster robust
         "connections": 5,  # that a cluster lists
         "capacity": 512,  # clusters at once
     },
-    "eval": {"orders": 10, "moments": 20},  # orders of arrival; points of the first one in the figure
+    "eval": {
+        "orders": 10,  # of arrival
+        "moments": 20,  # points of the figure, of the first order
+    },
 }
 PRESETS = {
     "synthetic": {},

@@ -26,7 +26,7 @@ from facejax.clustering.baselines import neighbour_components
 from facejax.data import pipeline
 from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
-from facejax.evaluate.clustering import choose, spread
+from facejax.evaluate.clustering import NeighbourGraph, choose, spread
 from facejax.metrics import clustering
 from facejax.ops import knn
 from facejax.ops.graph import Graph
@@ -36,19 +36,22 @@ from facejax.train.claims import Claim
 BASE = {
     "seed": 0,
     "data": asdict(embeddings.Source(labelled=2000, width=32, noise=0.7, drift=1.5)),
-    "graph": {"k": 20, "method": "exact", "chunk": 0},  # neighbours; method and edges at a time: see ops.knn, ops.graph
+    "graph": asdict(NeighbourGraph()),
     "method": "star_fc",  # or "components" of the neighbours
     "intimacy": 0.72,  # below 0 for edges alone
-    "model": {"hidden": 256},
-    "sample": {  # a sub-graph: faces, scored edges; `people` of an identity's `nearest`; sub-graphs built at once
-        "nodes": 1024, "edges": 4096, "nearest": 120, "people": 100, "threads": 1,
+    "model": {"hidden": 256},  # width of the convolution and of the head
+    "sample": {
+        "nodes": 1024,  # faces of a sub-graph
+        "edges": 4096,  # of a sub-graph, that are classified
+        "nearest": 120,  # identities around a random one
+        "people": 100,  # of these, that are sampled
+        "threads": 1,  # sub-graphs built at once
     },
     "optim": {
         "name": "adam", "weight_decay": 1e-5, "clip": 0.0,
         "schedule": {"kind": "step", "peak": 3e-3, "boundaries": (300,)},
     },
-    # batch_size: sub-graphs
-    "train": asdict(Options(batch_size=1, steps=400, save_every=100)),
+    "train": asdict(Options(batch_size=1, steps=400, save_every=100)),  # batch_size: sub-graphs
     "eval": asdict(embeddings.HeldOut(people=500)),
 }  # fmt: skip
 PRESETS = {
@@ -84,17 +87,17 @@ def build(config: ConfigDict) -> Experiment:
     """Wires the run. A batch holds one sub-graph for every device, built on the host while the device works."""
     if config.method not in ("star_fc", "components"):
         raise ValueError(f"method is {config.method!r}: expected star_fc or components")
-    data, sizes, k = embeddings.Source(**config.data), config.sample, config.graph.k
-    net, arcs = star_fc.EdgeNet(config.model.hidden), sizes.nodes * (2 * k - 1)
+    data, graph, sizes = embeddings.Source(**config.data), NeighbourGraph(**config.graph), config.sample
+    net, arcs = star_fc.EdgeNet(config.model.hidden), sizes.nodes * (2 * graph.k - 1)
     labelled = functools.cache(lambda: embeddings.split(data.known(config.seed), 0.8, config.seed))
 
     def clusterer(here: Embeddings, state: TrainState | None) -> Any:
         """Function threshold -> clusters [N]; all that does not depend on the threshold is computed here."""
-        near = knn.knn(here.features, k, method=config.graph.method)
+        near = graph.neighbours(here.features)
         if state is None:
             return lambda threshold: neighbour_components(near, threshold)
-        variables, graph = parallel.replicate({"params": state.params}), spread(knn.affinity(near))
-        ends = net.apply(variables, jnp.asarray(here.features), graph, chunk=config.graph.chunk, method=net.ends)
+        variables, whole = parallel.replicate({"params": state.params}), spread(knn.affinity(near))
+        ends = net.apply(variables, jnp.asarray(here.features), whole, chunk=graph.chunk, method=net.ends)
         edges = star_fc.directed_edges(near)
         probability = np.asarray(star_fc.edge_probabilities(net, variables, ends, edges, chunk=2**14))
         count, shared = len(here.labels), config.intimacy
@@ -130,7 +133,7 @@ def build(config: ConfigDict) -> Experiment:
         learnt = labelled()[0]
         draw = star_fc.subgraph_sampler(
             learnt.features, learnt.labels, nodes=sizes.nodes, edges=sizes.edges, nearest=sizes.nearest,
-            people=sizes.people, k=k, method=config.graph.method,
+            people=sizes.people, k=graph.k, method=graph.method,
         )  # fmt: skip
 
         def load(_: Any, rngs: Any) -> dict[str, np.ndarray]:

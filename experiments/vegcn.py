@@ -29,10 +29,10 @@ from facejax.clustering import vegcn
 from facejax.clustering.baselines import neighbour_components
 from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
-from facejax.evaluate.clustering import choose, spread
+from facejax.evaluate.clustering import NeighbourGraph, choose, confidence_figure, spread
 from facejax.metrics import clustering
 from facejax.ops import knn, vectors
-from facejax.ops.graph import Graph, propagate
+from facejax.ops.graph import Graph
 from facejax.train import (
     AXIS,
     Experiment,
@@ -41,7 +41,6 @@ from facejax.train import (
     Report,
     TrainState,
     app,
-    new_figure,
     parallel,
     reduce_gradients,
     share,
@@ -51,21 +50,25 @@ from facejax.train.claims import Claim
 BASE = {
     "seed": 0,
     "data": asdict(embeddings.Source(labelled=700, width=32, noise=0.7, drift=1.5)),
-    "graph": {"k": 20, "method": "exact", "chunk": 0},  # neighbours; method and edges at a time: see ops.knn, ops.graph
+    "graph": asdict(NeighbourGraph()),
     "confidence": "gcn_v",  # or "density", or "none": components of the neighbours instead of trees
     "connectivity": "gcn_e",  # or "nearest"
     "space": "hidden",  # neighbours of the trees among GCN-V's hidden features, or among the "input"
-    "gcn_v": {"hidden": 256, "learning_rate": 0.1, "weight_decay": 1e-5, "steps": 150},
+    "gcn_v": {
+        "hidden": 256,  # width of the convolution
+        "learning_rate": 0.1,
+        "weight_decay": 1e-5,
+        "steps": 150,  # updates, each on the whole graph
+    },
     "gcn_e": {
-        "k": 20,
-        "widths": (128, 128, 64, 64),
+        "k": 20,  # neighbours among the features of `space`
+        "widths": (128, 128, 64, 64),  # of the convolutions
         "learning_rate": 0.05,
         "weight_decay": 1e-5,
         "ignore_train": 0.0,  # share of the least confident nodes, 0..1, that GCN-E does not train on
-        "ignore_test": 0.0,  # ... or does not connect
+        "ignore_test": 0.0,  # the same share when it connects held-out faces
     },
-    # batch_size: sub-graphs of GCN-E; steps: those of GCN-V, one between, those of GCN-E
-    "train": asdict(Options(batch_size=64, steps=150 + 1 + 300, save_every=100)),
+    "train": asdict(Options(batch_size=64, steps=150 + 1 + 300, save_every=100)),  # batch_size: sub-graphs of GCN-E
     "eval": asdict(embeddings.HeldOut()),
 }  # fmt: skip
 PRESETS = {
@@ -115,12 +118,12 @@ def build(config: ConfigDict) -> Experiment:
             "none, and gcn_e or nearest"
         )
     data, linked, batch_size = embeddings.Source(**config.data), config.connectivity == "gcn_e", config.train.batch_size
-    first_edge, settings = config.gcn_v.steps + 1, config.gcn_e
+    first_edge, settings, graph = config.gcn_v.steps + 1, config.gcn_e, NeighbourGraph(**config.graph)
     nets = {"vertex": vegcn.GCNV(config.gcn_v.hidden), "edge": vegcn.GCNE(tuple(settings.widths))}
     labelled = functools.cache(lambda: embeddings.split(data.known(config.seed), 0.9, config.seed))
 
     def scene(people: Embeddings) -> Scene:
-        near = knn.knn(people.features, config.graph.k, method=config.graph.method)
+        near = graph.neighbours(people.features)
         return Scene(people, near, spread(knn.affinity(near)))
 
     def evaluate(state: TrainState | None) -> Report:
@@ -136,13 +139,13 @@ def build(config: ConfigDict) -> Experiment:
             guess = np.asarray(vertices(tested, params)[0])
             metrics["confidence_correlation"] = float(np.corrcoef(target, guess)[0, 1])
             metrics["density_correlation"] = float(np.corrcoef(target, density)[0, 1])
-            figures["Confidence of held-out faces"] = confidence_figure(target, guess, density)
+            figures["Confidence of held-out faces"] = confidence_figure(target, {"GCN-V": guess, "density": density})
         return Report(metrics, figures=figures, arrays={"clusters": found})
 
     def vertices(here: Scene, params: Any) -> tuple[np.ndarray, np.ndarray]:
         """GCN-V's confidence [N] and the features [N, D] of length 1 in which trees grow."""
         features, variables = jnp.asarray(here.people.features), {"params": params["vertex"]}
-        confidence, hidden = nets["vertex"].apply(variables, features, here.graph, chunk=config.graph.chunk)
+        confidence, hidden = nets["vertex"].apply(variables, features, here.graph, chunk=graph.chunk)
         hidden = vectors.unit_rows(np.asarray(hidden)) if config.space == "hidden" else here.people.features
         return np.asarray(confidence), hidden
 
@@ -154,7 +157,7 @@ def build(config: ConfigDict) -> Experiment:
             tree = vegcn.nearest_peaks(here.near, knn.density(here.near))
             return lambda tau: vegcn.trees_to_labels(tree, tau)
         confidence, hidden = vertices(here, params)
-        near = knn.knn(hidden, settings.k, method=config.graph.method)
+        near = knn.knn(hidden, settings.k, method=graph.method)
         tree = vegcn.nearest_peaks(near, confidence)
         if linked:
             nodes = np.flatnonzero(vegcn.contested(near.ids, confidence, settings.ignore_test))
@@ -197,13 +200,13 @@ def build(config: ConfigDict) -> Experiment:
         return TrainState(jnp.zeros((), jnp.int32), rng, params, optimizers, model_state=links)
 
     def resident() -> dict[str, Any]:
-        learnt = scene(labelled()[0])
-        features = jnp.asarray(learnt.people.features)
+        learnt = labelled()[0]
+        near = graph.neighbours(learnt.features)
         return {
-            "features": features,
-            "aggregated": propagate(learnt.graph, features, chunk=config.graph.chunk),
-            "target": vegcn.confidence_target(learnt.near, learnt.people.labels),
-            "labels": learnt.people.labels.astype(np.int32),
+            "features": learnt.features,
+            "aggregated": graph.means(near, learnt.features),
+            "target": vegcn.confidence_target(near, learnt.labels),
+            "labels": learnt.labels.astype(np.int32),
         }
 
     def update(state: TrainState, name: str, grads: Any) -> TrainState:
@@ -228,7 +231,7 @@ def build(config: ConfigDict) -> Experiment:
         inputs = batch["features"], batch["aggregated"]
         confidence, hidden = nets["vertex"].apply({"params": state.params["vertex"]}, *inputs, method="vertices")
         features = vectors.unit(hidden) if config.space == "hidden" else batch["features"]
-        ids, similarity = knn.nearest(features, settings.k, exact=config.graph.method != "approximate")
+        ids, similarity = knn.nearest(features, settings.k, exact=graph.method != "approximate")
         contested = vegcn.contested(ids, confidence, settings.ignore_train)
         links = {
             "features": features,
@@ -275,15 +278,6 @@ def optimizer(settings: ConfigDict, steps: int) -> optax.GradientTransformation:
         optax.add_decayed_weights(settings.weight_decay),
         optax.sgd(optax.piecewise_constant_schedule(settings.learning_rate, falls), 0.9),
     )
-
-
-def confidence_figure(target: np.ndarray, guess: np.ndarray, density: np.ndarray) -> Any:
-    """Confidence of GCN-V, and plain density, over the true confidence."""
-    figure, axes = new_figure(7, 3.2, 1, 2)
-    for axis, values, name in zip(axes, (guess, density), ("GCN-V", "density"), strict=True):
-        axis.scatter(target, values, s=4, alpha=0.4)
-        axis.set(xlabel="true confidence", ylabel=name)
-    return figure
 
 
 if __name__ == "__main__":

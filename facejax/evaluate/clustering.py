@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from facejax.metrics import clustering
-from facejax.ops.graph import Graph, split
+from facejax.ops import knn
+from facejax.ops.graph import Graph, propagate, split
+from facejax.ops.knn import Neighbours
 from facejax.train import new_figure, parallel
+
+
+@dataclasses.dataclass(frozen=True)
+class NeighbourGraph:
+    """The `graph` section of a clustering experiment: every face with its nearest ones.
+
+    Attributes:
+      k: neighbours of a face, itself included.
+      method: "exact", "approximate" (`lax.approx_max_k`) or "faiss".
+      chunk: edges that a mean over neighbours reads at a time; 0 is all at once.
+    """
+
+    k: int = 20
+    method: str = "exact"
+    chunk: int = 0
+
+    def neighbours(self, features: np.ndarray) -> Neighbours:
+        """Neighbours of N faces, from features [N, D]."""
+        return knn.knn(features, self.k, method=self.method)
+
+    def means(self, neighbours: Neighbours, features: np.ndarray) -> jax.Array:
+        """Means [N, D] of features over the affinity graph, computed on all devices."""
+        return propagate(spread(knn.affinity(neighbours)), jnp.asarray(features), chunk=self.chunk)
 
 
 def spread(graph: Graph) -> Graph:
@@ -40,3 +67,12 @@ def choose(truth: np.ndarray, cluster: Callable[[float], np.ndarray], thresholds
     axis.set(xlabel="threshold", ylabel="pairwise", ylim=(0, 1.01))
     axis.legend(frameon=False)
     return float(best), figure
+
+
+def confidence_figure(target: np.ndarray, guesses: Mapping[str, np.ndarray]) -> Any:
+    """Estimates of the confidence of N faces, by name, over the true confidence [N]."""
+    figure, axes = new_figure(7, 3.2, 1, len(guesses))
+    for axis, (name, values) in zip(axes, guesses.items(), strict=True):
+        axis.scatter(target, values, s=4, alpha=0.4)
+        axis.set(xlabel="true confidence", ylabel=name)
+    return figure
