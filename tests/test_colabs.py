@@ -30,7 +30,7 @@ from facejax.backbones.iresnet import IResNet
 from facejax.evaluate import embedder
 from facejax.recognition.virface import FaceResNet
 
-embedder.BACKBONES["tiny"] = partial(IResNet, (1,), (8,))
+embedder.MINIATURES["tiny"] = partial(IResNet, (1,), (8,))
 virface.BACKBONES["tiny"] = partial(FaceResNet, (1,), False, (8,))
 virface.SHALLOW = "recognition"
 """

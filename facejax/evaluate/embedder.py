@@ -12,21 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facejax.backbones import iresnet, mobilefacenet
+import facejax
+from facejax.backbones import iresnet
 from facejax.data import normalize, transforms
 from facejax.data.sources import Images
 from facejax.metrics import verification
 from facejax.train import map_batches
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
+PUBLISHED = ("iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200", "mobilefacenet")
+"""Names in `facejax.models` of embedders of 112-pixel images."""
+MINIATURES: dict[str, Callable[..., nn.Module]] = {
     "tiny": lambda **options: iresnet.IResNet((1, 1, 1, 1), (16, 32, 64, 128), **options),
-    "iresnet18": iresnet.iresnet18,
-    "iresnet34": iresnet.iresnet34,
-    "iresnet50": iresnet.iresnet50,
-    "iresnet100": iresnet.iresnet100,
-    "iresnet200": iresnet.iresnet200,
-    "mobilefacenet": mobilefacenet.mobilefacenet,
 }
+"""Networks for rendered faces on a CPU, by name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +32,7 @@ class Backbone:
     """The `model` section of a recognition experiment: an embedding network by name.
 
     Attributes:
-      name: of `BACKBONES`; "tiny" is an IResNet of four blocks, for rendered faces on a CPU.
+      name: of `PUBLISHED` or `MINIATURES`; "tiny" is an IResNet of four blocks.
       embedding_size: D.
       dropout: before the last layer of an IResNet; MobileFaceNet has none.
       dtype: to compute in.
@@ -47,12 +45,14 @@ class Backbone:
 
     def make(self) -> nn.Module:
         """The untrained network. Raises ValueError at an unknown name."""
-        if self.name not in BACKBONES:
-            raise ValueError(f"model.name is {self.name!r}: expected one of {', '.join(BACKBONES)}")
-        options = {"embedding_size": self.embedding_size, "dtype": jnp.dtype(self.dtype)}
-        if "mobilefacenet" not in self.name:
+        if self.name not in (*MINIATURES, *PUBLISHED):
+            raise ValueError(f"model.name is {self.name!r}: expected one of {', '.join((*MINIATURES, *PUBLISHED))}")
+        options = {"dtype": jnp.dtype(self.dtype)}
+        if self.name != "mobilefacenet":
             options["dropout"] = self.dropout
-        return BACKBONES[self.name](**options)
+        if self.name in MINIATURES:
+            return MINIATURES[self.name](embedding_size=self.embedding_size, **options)
+        return facejax.create_model(self.name, num_features=self.embedding_size, **options)
 
 
 def read_weights(path: str | os.PathLike[str], net: nn.Module, image_size: int) -> Any:

@@ -27,11 +27,17 @@ from facejax.recognition.heads import Head
 from facejax.train import Experiment, Mean, Options, Report, TrainState, optim, supervised_step, train
 
 OPTIM = {
-    "name": "sgd",
+    "name": "sgd",  # or another of facejax.train.optim
     "weight_decay": 5e-4,
-    "clip": 5.0,
-    "clip_only": "backbone",
-    "schedule": {"kind": "cosine", "peak": 0.1, "warmup": 0, "boundaries": (), "power": 1.0},
+    "clip": 5.0,  # greatest norm of the gradient; 0 is none
+    "clip_only": "backbone",  # part of the parameters that is clipped; empty is all
+    "schedule": {
+        "kind": "cosine",  # or another of facejax.train.optim.schedule
+        "peak": 0.1,  # greatest learning rate
+        "warmup": 0,  # steps of linear warm-up; below 1 a share of all steps
+        "boundaries": (),  # steps at which a step schedule falls to a tenth; below 1 shares of all steps
+        "power": 1.0,  # of a polynomial schedule
+    },
 }
 """The `optim` section of ArcFace's miniature."""
 
@@ -98,7 +104,7 @@ class Recogniser:
     """The `recogniser` section: the embedder that a quality score is learnt from, or that a paper begins with.
 
     Attributes:
-      name: of `facejax.evaluate.embedder.BACKBONES`; "tiny" is trained on rendered faces, others need weights.
+      name: of `facejax.evaluate.embedder`; "tiny" is trained on rendered faces, others need weights.
       embedding_size: D.
       dropout: before the last layer, in training.
       dtype: to compute in.

@@ -164,7 +164,7 @@ def test_parameters_at_full_size(groups):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setitem(embedder.BACKBONES, "small", lambda **options: Small(axis_name=AXIS, **options))
+    monkeypatch.setitem(embedder.MINIATURES, "small", lambda **options: Small(axis_name=AXIS, **options))
 
 
 def smoke(path, preset="synthetic", **changes):

@@ -153,7 +153,7 @@ def photographs(photographs):
     """The shared folder, and a backbone of two blocks in place of the miniature's."""
     with pytest.MonkeyPatch.context() as patch:
         small = functools.partial(iresnet.IResNet, (1, 1), (4, 8))
-        patch.setitem(embedder.BACKBONES, "tiny", small)
+        patch.setitem(embedder.MINIATURES, "tiny", small)
         yield photographs
 
 

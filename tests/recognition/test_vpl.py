@@ -165,7 +165,7 @@ class Small(nn.Module):
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setitem(embedder.BACKBONES, "small", Small)
+    monkeypatch.setitem(embedder.MINIATURES, "small", Small)
 
 
 def smoke(path, preset="synthetic", **changes):
