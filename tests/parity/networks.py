@@ -50,7 +50,7 @@ def template(net, inputs):
 
 def converted(state, rules, shapes):
     """Variables from a state dict or from gradients under its names."""
-    return convert({name: np.array(tensor) for name, tensor in state.items()}, rules, shapes)
+    return convert({name: np.asarray(tensor).copy() for name, tensor in state.items()}, rules, shapes)
 
 
 def keep_biased_variances(net):
