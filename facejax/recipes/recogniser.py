@@ -27,17 +27,11 @@ from facejax.recognition.heads import Head
 from facejax.train import Experiment, Mean, Options, Report, TrainState, optim, supervised_step, train
 
 OPTIM = {
-    "name": "sgd",  # or another of facejax.train.optim
+    "name": "sgd",
     "weight_decay": 5e-4,
-    "clip": 5.0,  # greatest norm of the gradient; 0 is none
-    "clip_only": "backbone",  # part of the parameters that is clipped; empty is all
-    "schedule": {
-        "kind": "cosine",  # or another of facejax.train.optim.schedule
-        "peak": 0.1,  # greatest learning rate
-        "warmup": 0,  # steps of linear warm-up; below 1 a share of all steps
-        "boundaries": (),  # steps at which a step schedule falls to a tenth; below 1 shares of all steps
-        "power": 1.0,  # of a polynomial schedule
-    },
+    "clip": 5.0,
+    "clip_only": "backbone",
+    "schedule": {"kind": "cosine", "peak": 0.1, "warmup": 0, "boundaries": (), "power": 1.0},
 }
 """The `optim` section of ArcFace's miniature."""
 

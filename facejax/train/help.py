@@ -24,6 +24,26 @@ from typing import Any, NamedTuple
 VALUE_WIDTH = 28
 
 
+USUAL = {
+    r"seed": "of initial weights, of the order of examples and of every random draw",
+    r"eval\.batch_size": "examples a call",
+    r"optim(\.\w+)*\.name": "of the optimizer (facejax.train.optim)",
+    r".*weight_decay": "L2 regulariser weight",
+    r".*learning_rate": "step size of the optimizer",
+    r".*clip": "greatest norm of the gradient; 0 is none",
+    r".*clip_only": "sub-tree of the parameters whose gradient is clipped; empty is all",
+    r".*optim(\.\w+)*\.(b2|eps|momentum)": "of the optimizer",
+    r".*schedule\.kind": "of the learning rate over steps (facejax.train.optim.schedule)",
+    r".*schedule\.peak": "greatest learning rate",
+    r".*schedule\.warmup": "steps of linear warm-up; below 1 a share of all steps",
+    r".*schedule\.boundaries": "steps at which a step schedule falls; below 1 shares of all steps",
+    r".*schedule\.factor": "of the learning rate at every fall",
+    r".*schedule\.every": "steps between two falls of an exponential schedule",
+    r".*schedule\.power": "of a polynomial schedule",
+}
+"""Meanings of fields that most experiments have, by pattern of the dotted name; a comment in the source goes first."""
+
+
 class Source(NamedTuple):
     """A module: its parsed source, the comments that stand behind code by line, and its variables."""
 
@@ -56,9 +76,13 @@ def describe_fields(fields: Iterable[tuple[str, Any]], meanings: Mapping[str, st
             if section not in sections and section in meanings:
                 rows.append((f"{section}.*", "", meanings[section]))
             sections.add(section)
-        rows.append((name, repr(value), meanings.get(name, "")))
+        rows.append((name, repr(value), meanings.get(name) or _usual(name)))
     width = max((len(name) for name, _, _ in rows), default=0)
     return "\n".join(f"  {name:{width}}  {value:{VALUE_WIDTH}}  {about}".rstrip() for name, value, about in rows)
+
+
+def _usual(name: str) -> str:
+    return next((text for pattern, text in USUAL.items() if re.fullmatch(pattern, name)), "")
 
 
 def field_meanings(variables: Mapping[str, Any], name: str = "BASE") -> dict[str, str]:
