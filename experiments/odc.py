@@ -45,7 +45,7 @@ BASE = {
     "seed": 0,
     "data": {
         "source": "face_world",  # or "path": a folder with train/class/picture.jpg and val
-        "path": "",
+        "path": "",  # with source "path": a folder with train/CLASS/IMAGE and val/CLASS/IMAGE
         "data_dir": "",
         "images": 960,  # training images; of the face world the first ones, 24 of each identity
         "image_size": 32,
@@ -64,11 +64,11 @@ BASE = {
         "dtype": "float32",  # of the computation
     },
     "memory": {
-        "clusters": 30,
-        "momentum": 0.5,
-        "min_cluster": 10,
+        "clusters": 30,  # of the memory
+        "momentum": 0.5,  # share of the new feature in the memory
+        "min_cluster": 10,  # members below which a cluster is replaced
         "centroids_every": 10,  # steps
-        "reweight_power": 0.5,
+        "reweight_power": 0.5,  # of the inverse cluster size, which weighs the loss
         "recluster_epochs": 0,  # above 0: Deep Clustering, k-means every so many epochs and none between
         "iterations": 20,  # of k-means
     },

@@ -58,7 +58,7 @@ BASE = {
     },
     "model": {
         "name": "tiny",  # of BACKBONES
-        "embedding_size": 16,
+        "embedding_size": 16,  # numbers of an embedding
         "hidden": 256,  # width of the generator's layers
         "latent": 128,  # of its code
         "dtype": "float32",  # to compute in
