@@ -1,6 +1,6 @@
-"""ArcFace: an additive angular margin makes embeddings of unseen people separable.
+"""ArcFace: an additive angular margin makes embeddings of held-out people separable.
 
-    python -m experiments.arcface                                  # rendered faces, unseen people, two cores
+    python -m experiments.arcface                                  # rendered faces, held-out people, two cores
     python -m experiments.arcface --config=att_faces --config.data.path=DIR --seeds=4  # photographs, 4 folds of people
     python -m experiments.arcface --config=ms1mv3_r100 --config.data.path=DIR \
         --config.eval.packs=DIR/lfw.bin,DIR/cfp_fp.bin,DIR/agedb_30.bin      # the published run, 8 GPUs

@@ -1,8 +1,8 @@
-"""GroupFace: latent groups that balance themselves, each with a branch of its own, enrich the embedding.
+"""GroupFace: latent groups of balanced size, each with its own branch, add to the embedding.
 
     python -m experiments.groupface                                            # rendered faces, two cores
     python -m experiments.groupface --config=hard                              # the most probable group's branch alone
-    python -m experiments.groupface --config=argmax                            # groups' labels that are not evened out
+    python -m experiments.groupface --config=argmax                            # group labels without balancing
     python -m experiments.groupface --config=ms1m_r100_k32 --config.data.path=DIR \
         --config.recogniser.weights=r100.pth --config.eval.packs=DIR/lfw.bin   # the paper's run, 8 GPUs
     python -m experiments.groupface --config=ms1m_r100_k32 --eval_only --config.eval.packs=lfw.bin,cfp_fp.bin

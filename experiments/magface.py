@@ -1,4 +1,4 @@
-"""MagFace: an embedding's direction says who it is, and its length how good the picture is.
+"""MagFace: the direction of an embedding encodes identity, its length the quality of the image.
 
     python -m experiments.magface                                              # rendered faces with faults, two cores
     python -m experiments.magface --config=arcface                             # the same network, ArcFace's margin

@@ -1,6 +1,6 @@
-"""VPL: class centres mixed with the last picture's feature compare pictures with pictures inside a margin softmax.
+"""VPL: class centres mixed with the class's last embedding compare samples with samples inside a margin softmax.
 
-    python -m experiments.vpl                                             # rendered faces, unseen people, two cores
+    python -m experiments.vpl                                             # rendered faces, held-out people, two cores
     python -m experiments.vpl --config=arcface                            # the same without injection
     python -m experiments.vpl --config=ms1mv3_r50 --config.data.path=DIR --config.eval.packs=DIR/lfw.bin  # 8 GPUs
     python -m experiments.vpl --config=ms1mv3_r50 --config.vpl.momentum=0.999 ...
@@ -186,10 +186,9 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def shuffled(embed: Any, images: jax.Array, rng: jax.Array) -> jax.Array:
-    """Embeddings of all devices' pictures, each made on a device drawn at random.
+    """Embeddings of all devices' images, each computed on a random device.
 
-    So that the batch statistics beside which a picture's sample is made are not those that its feature was made with
-    (He et al., arXiv:1911.05722, Sec. 3.3).
+    The batch statistics of a sample then differ from those of its feature (He et al., arXiv:1911.05722, Sec. 3.3).
 
     Args:
       embed: images [N, ...] -> [N, D].
@@ -197,7 +196,7 @@ def shuffled(embed: Any, images: jax.Array, rng: jax.Array) -> jax.Array:
       rng: the same on all devices.
 
     Returns:
-      [N * devices, D], in the order of the devices' pictures.
+      [N * devices, D], in the order of the devices' images.
     """
     everyone = lax.all_gather(images, AXIS, tiled=True)
     order = jax.random.permutation(rng, len(everyone))
