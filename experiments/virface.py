@@ -1,22 +1,22 @@
-"""VirFace: unlabelled people of whom there is hardly more than one picture become classes to keep away from.
+"""VirFace: every unlabelled face is its own negative class, and generated embeddings of it are further samples.
 
-    python -m experiments.virface                    # 24 labelled people, 1,200 with two pictures and no label
+    python -m experiments.virface                    # 24 labelled identities, 1,200 unlabelled ones with two images
     python -m experiments.virface --config=virclass  # without the generator
-    python -m experiments.virface --config=arcface   # without the unlabelled people
+    python -m experiments.virface --config=arcface   # without unlabelled faces
     python -m experiments.virface --config=ms1m_pretrain --config.data.path=DIR --workdir=A
     python -m experiments.virface --config=ms1m_generator --config.data.path=DIR --config.start.workdir=A --workdir=B
     python -m experiments.virface --config=ms1m_virface --config.data.path=DIR --config.data.unlabelled=DIR2 \
         --config.start.workdir=B --workdir=C
 
-The three stages: ArcFace on the labelled people ("pretrain"); the generator learns where their centres lie, everything
-else being frozen ("generator"); all learn on labelled and unlabelled faces ("virface", or "virclass" with no
-generator, from the first stage). The miniature trains the stages before its own itself; "arcface" goes on with
-labelled faces alone for as many steps as the others.
+The stages: "pretrain" trains ArcFace on the labelled faces. "generator" trains the generator towards their class
+centres and freezes the rest. "virface" trains all parts on labelled and unlabelled faces; "virclass" does so without a
+generator, from the first stage. "arcface", the baseline, goes on with labelled faces for as many steps. The miniature
+trains the stages before its own in memory.
 
-The ms1m presets are the runs of the authors' code, on 4 GPUs, with the list of labelled people that comes with it
-(79,041 pictures of 4,287 people). Its list of unlabelled ones does not, so an epoch is one of the labelled list. Its
-settings are spread over defaults and remarks, which are taken at their word: a rate of 0.01 in the first stage and of
-0.1 later. No result on this list was published. Each asks for pairs to verify: --config.eval.packs=lfw.bin.
+The ms1m presets are the runs of the authors' code on 4 GPUs, with its list of labelled identities (79,041 images of
+4,287). The list of unlabelled ones is not published, so an epoch is one of the labelled list. The learning rates follow
+the defaults and remarks of that code: 0.01 in the first stage, 0.1 later. No result on this list was published. Each
+preset needs pairs to verify: --config.eval.packs=lfw.bin.
 """
 
 from __future__ import annotations
