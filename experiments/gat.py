@@ -162,8 +162,12 @@ def build(config: ConfigDict) -> Experiment:
             start = trained, memory, Mean(jnp.float32(0), jnp.float32(0))
             return lax.while_loop(unfinished, lambda carry: epoch(rng, carry), start)
 
-        keys = jax.random.split(state.rng, optim.runs)
-        trained, memory, total = lax.map(train, (keys, (state.params, state.opt_state), state.model_state))
+        def unchanged(items: Any) -> Any:
+            return *items[1:], Mean(jnp.zeros(optim.runs), jnp.zeros(optim.runs))
+
+        items = jax.random.split(state.rng, optim.runs), (state.params, state.opt_state), state.model_state
+        active = jnp.any(state.model_state["waited"] < optim.patience)
+        trained, memory, total = lax.cond(active, lambda items: lax.map(train, items), unchanged, items)
         state = state.replace(step=state.step + 1, params=trained[0], opt_state=trained[1], model_state=memory)
         return state, {"validation_loss": jax.tree.map(jnp.sum, total)}
 

@@ -175,9 +175,9 @@ def build(config: ConfigDict) -> Experiment:
         return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1])[:number], every)
 
     def inputs(state: TrainState | None, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        every = embed(state, batch) if nets else {}
-        every |= {"none": batch["features"]} if config.eval.features else {}
-        return jax.tree.map(np.asarray, every)
+        embedded = embed(state, batch) if nets else {}  # jit sorts the names
+        every = {name: np.asarray(embedded[name]) for name in nets}
+        return every | ({"none": np.asarray(batch["features"])} if config.eval.features else {})
 
     def evaluate(state: TrainState | None) -> Report:
         other, whole = data, arrays(data, data)
