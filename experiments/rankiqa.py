@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 from experiments import arcface
 from experiments import quality_common as common
 from facejax.backbones import vgg
-from facejax.data import classification, readers, transforms
+from facejax.data import readers, sources, transforms
 from facejax.data.distortions import DISTORTIONS
 from facejax.data.readers import opinions
 from facejax.metrics import quality
@@ -293,13 +293,13 @@ def _clean(known: common.Faces) -> common.Rows:
     return common.Rows({"image": common.take(known.images, np.flatnonzero(~(known.fault > 0)))})
 
 
-def to_distort(config: ConfigDict, split: str) -> classification.Pictures:
+def to_distort(config: ConfigDict, split: str) -> sources.Subset:
     """Encoded pictures of data.path: the first four fifths ("train"), or the others ("test")."""
     if not config.data.path:
         raise ValueError("data.path is empty: expected a folder FOLDER/picture.bmp of pictures to make worse")
     found = readers.read(config.data.path)
     cut = len(found) * 4 // 5
-    return classification.Pictures(found, range(cut) if split == "train" else range(cut, len(found)))
+    return sources.Subset(found, range(cut) if split == "train" else range(cut, len(found)))
 
 
 def opinions_of(config: ConfigDict, split: str) -> tuple[list[pathlib.Path], np.ndarray]:

@@ -94,7 +94,7 @@ def first_people(people: int, train: int, data_dir: str | None = None) -> tuple[
     for example in pipeline.fetch(source, range(len(source))):
         person = sources.label(example)
         if person < people:
-            parts[counts[person] >= train].append({"image": example["image"], "label": person})
+            parts[int(counts[person] >= train)].append({"image": example["image"], "label": person})
             counts[person] += 1
     return parts
 

@@ -1,0 +1,60 @@
+"""Labelled images: splits of folders and of the face world, crops of training and of evaluation."""
+
+import numpy as np
+import pytest
+
+from facejax.data import classification
+from facejax.data.classification import LabelledImages
+from facejax.data.synthetic import faces
+
+
+@pytest.fixture
+def world(monkeypatch):
+    """48 examples of two people in place of the face world."""
+    examples = [
+        {"image": faces.png(np.full((4, 4, 3), i, np.uint8)), "person": i // 24, "glasses": i % 3} for i in range(48)
+    ]
+    monkeypatch.setattr(faces, "load", lambda task, split, folder: examples)
+
+
+def test_every_fourth_image_of_the_same_people_is_for_testing(world):
+    train, test = LabelledImages(classes=2).split()
+    assert (len(train), len(test)) == (36, 12)
+    assert [test[i]["label"] for i in (0, 5, 6, 11)] == [0, 0, 1, 1]
+    pixels = classification.centre_batch([test[0], test[1]], 4)["image"][:, 0, 0, 0]
+    assert pixels.tolist() == [3, 7]
+    with pytest.raises(ValueError, match=r"data\.classes is 81: expected at most 80"):
+        LabelledImages(classes=81).split()
+
+
+def test_first_people_hold_18_and_6_images(world):
+    train, test = classification.first_people(1, 18)
+    assert (len(train), len(test)) == (18, 6)
+    assert {example["label"] for example in train + test} == {0}
+
+
+def test_attribute_is_the_label(world):
+    labelled = classification.Attribute(faces.load("attributes", "train", None), "glasses")
+    assert [labelled[i]["label"] for i in range(4)] == [0, 1, 1, 0]
+
+
+def test_folders_and_batches(coloured):
+    data = LabelledImages(path=str(coloured("train", "val")), image_size=8, classes=4, crops=True)
+    train, test = data.split()
+    assert (len(train), len(test)) == (24, 8)
+    batch = next(data.batches(train, 6, seed=0))
+    assert batch["image"].shape == (6, 8, 8, 3)
+    assert data.test_batch([test[0], test[7]])["label"].tolist() == [0, 3]
+    with pytest.raises(ValueError, match=r"labels go from 0 to 3: expected 0 to 2"):
+        classification.loader(8, 3, False)([test[0], test[7]], [np.random.default_rng(0)] * 2)
+
+
+def test_short_side_crops():
+    image = np.zeros((8, 16, 3), np.uint8)
+    image[:, 4:12] = 200
+    example = {"image": faces.png(image), "label": 1}
+    load = classification.short_side_loader(8, 2)
+    assert (load([example], None)["image"] == 200).all()
+    crops = load([example] * 50, [np.random.default_rng(i) for i in range(50)])["image"]
+    assert crops.shape == (50, 8, 8, 3)
+    assert len({crop[0, :, 0].tobytes() for crop in crops}) > 5
