@@ -1,16 +1,16 @@
-"""FaceQnet v0 and v1: a recognition trunk and two new layers tell the similarity to the person's best picture.
+"""FaceQnet v0 and v1: a recognition trunk and two new layers predict the similarity to the person's gallery image.
 
-    python -m experiments.faceqnet                                           # v1: three recognisers' labels
-    python -m experiments.faceqnet --config=one                              # one recogniser's
-    python -m experiments.faceqnet --config=v0                               # one recogniser's, and no dropout
+    python -m experiments.faceqnet                                           # v1: labels of three recognisers
+    python -m experiments.faceqnet --config=one                              # labels of one recogniser
+    python -m experiments.faceqnet --config=v0                               # labels of one recogniser, no dropout
     python -m experiments.faceqnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=r50.pth \
         --config.model.weights=rcmalli_vggface_tf_notop_resnet50.h5          # v0: the trunk, and another labeller
     python -m experiments.faceqnet --config=vggface2 ... --config.compliance=scores.csv   # name,compliance
     python -m experiments.faceqnet --config=vggface2_v1 ... --config.recogniser.weights=a.pth,b.pth,c.pth
 
-A person's gallery picture is the one of the highest compliance: of a CSV, whose names are "person/file.jpg", from
-BioLab-ICAO or whatever checks a passport's rules; without one, the sharpest of those whose faults are not known, and
-in the face world the least faulty, most frontal and sharpest.
+A person's gallery image is the one of the highest compliance with the rules for passport photographs. A CSV gives the
+compliance (from BioLab-ICAO or another checker; names are "person/file.jpg"). Without one it is the sharpness or, in
+the face world, the image with the least degradation, then the most frontal and sharpest.
 
 Published AOC (as the authors of SDD-FIQA ran them; LFW, Adience, IJB-C): v0 0.4963, 0.4837, 0.6175; v1 0.5352, 0.4257,
 0.6409.
@@ -18,6 +18,8 @@ Published AOC (as the authors of SDD-FIQA ran them; LFW, Adience, IJB-C): v0 0.4
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import flax.linen as nn
@@ -27,33 +29,41 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import arcface
-from experiments import quality_common as common
 from facejax.backbones import resnet
+from facejax.data import sources
+from facejax.data.quality_faces import Faces, QualityFaces
 from facejax.data.readers import tables
+from facejax.evaluate.quality import QualityProtocol, measure, min_max
 from facejax.quality import faceqnet, factors
-from facejax.train import Experiment, app, optim
+from facejax.recipes import scorer
+from facejax.recipes.recogniser import PUBLISHED, Recogniser
+from facejax.train import Experiment, Options, app, optim, warm_start
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": common.DATA,
-    "recogniser": common.RECOGNISER,
-    "label": "gallery",  # or "sharpness"
-    "compliance": "",  # a CSV with the columns name and compliance; empty takes what is known of the pictures
-    "recognisers": 3,  # whose labels are fused; none of them is the trunk
-    "model": {"trunk": "recogniser", "weights": "", "hidden": 32, "dropout": 0.5},  # weights: of the trunk "resnet50"
+    "data": asdict(QualityFaces()),
+    "recogniser": asdict(Recogniser()),
+    "label": "gallery",  # training target: "gallery" (similarity to the gallery image) or "sharpness"
+    "compliance": "",  # a CSV with the columns name and compliance; empty takes sharpness and known degradations
+    "recognisers": 3,  # whose labels are averaged; the trunk is another one
+    "model": {
+        "trunk": "recogniser",  # "recogniser" (of this seed), or "resnet50" with published weights
+        "weights": "",  # Keras file of the trunk "resnet50"
+        "hidden": 32,  # width of the first new layer
+        "dropout": 0.5,  # before it
+    },
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
         "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
     },
-    "train": {**common.TRAIN, "steps": 600},
-    "eval": common.EVAL,
+    "train": asdict(Options(batch_size=64, steps=600)),
+    "eval": asdict(QualityProtocol()),
 }
 VGGFACE2 = {
-    "data": {"source": "path", "image_size": 224, "people": 300, "judged": 500},
-    "recogniser": {**common.PUBLISHED, "image_size": 112},
+    "data": {"source": "path", "image_size": 224, "people": 300, "test_people": 500},
+    "recogniser": {**PUBLISHED, "image_size": 112},
     "train": {"batch_size": 64, "steps": 20_000, "devices": 1},
 }
 PRESETS = {
@@ -109,7 +119,7 @@ class LastMap(nn.Module):
 
 
 class Pooled(nn.Module):
-    """ResNet-50 for faces of VGGFace2: BGR of 0..255 as given, to the mean of its last map [N, 2048]."""
+    """ResNet-50 for faces of VGGFace2: [N, H, W, 3] in -1..1, taken as BGR of 0..255, to the mean of its last map."""
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -124,9 +134,11 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Wires the run: only the two new layers learn."""
+    """Wires the run: only the two new layers are trained."""
     if config.recognisers < 1:
         raise ValueError(f"recognisers is {config.recognisers}: expected 1 or more")
+    if config.label not in ("gallery", "sharpness"):
+        raise ValueError(f"label is {config.label!r}: expected 'gallery' or 'sharpness'")
     if config.compliance and config.label != "gallery":
         raise ValueError(f"compliance is given, but label is {config.label!r}: expected 'gallery'")
     files = config.recogniser.weights.split(",")
@@ -137,76 +149,79 @@ def build(config: ConfigDict) -> Experiment:
     own = config.model.trunk == "recogniser"
     if not own and config.model.trunk != "resnet50":
         raise ValueError(f"model.trunk is {config.model.trunk!r}: expected 'recogniser' or 'resnet50'")
-    backbone = arcface.make_backbone(config.recogniser)
+    data, protocol = QualityFaces(**config.data), QualityProtocol(**config.eval)
+    recogniser = Recogniser(**config.recogniser)
+    backbone = recogniser.backbone()
     if own and not hasattr(backbone, "depths"):
-        raise ValueError(f"recogniser.name is {config.recogniser.name!r}: expected an IResNet, whose last map is read")
+        raise ValueError(f"recogniser.name is {recogniser.name!r}: expected an IResNet, whose last map is read")
     trunk = LastMap(backbone) if own else Pooled()
     net = faceqnet.FaceQnet(trunk, config.model.hidden, config.model.dropout)
 
-    def source() -> Any:
-        if not own and not config.model.weights:
+    def prepare() -> Any:
+        if own:
+            found = recogniser.embedder(config.seed, **data.view).variables
+            return {part: {"recogniser": tree} for part, tree in found.items()}
+        if not config.model.weights:
             raise ValueError("model.weights is empty: expected a Keras file of VGGFace2's ResNet-50, the frozen trunk")
-        known = common.people(config.data, "train")
-        if own:
-            common.recogniser(config, config.seed)  # which `start` reads
-        return common.Rows({"image": known.images, "label": label(config, known)})
+        return read_trunk(config.model.weights, scorer.shapes(trunk, data.image_size))
 
-    def start(variables: Any) -> Any:
-        trunk = {part: tree["trunk"] for part, tree in variables.items()}
-        if own:
-            inner = {part: tree["recogniser"] for part, tree in trunk.items()}
-            trunk = {part: {"recogniser": x} for part, x in common.starting_weights(config, inner).items()}
-        elif config.model.weights:
-            trunk = common.read_later(lambda: read_trunk(config.model.weights, trunk), trunk)
+    def begin(variables: Any, start: Any) -> Any:
+        trunk = warm_start.taken(start, {part: tree["trunk"] for part, tree in variables.items()})
         return {part: {**tree, "trunk": trunk[part]} for part, tree in variables.items()}
 
-    learn = optim.from_config(config.optim, config.train.steps)
+    def labels(known: Faces) -> np.ndarray:
+        if config.label == "sharpness":
+            return np.sqrt(sharpness(known), dtype=np.float32)
+        fit = compliance(known, config.compliance)
+        nets = (recogniser.embedder(config.seed + 1 + i, **data.view) for i in range(config.recognisers))
+        found = [faceqnet.gallery_labels(embed(known.images), known.people, fit) for embed in nets]
+        return faceqnet.fused_labels(np.stack(found))
+
+    def train_data() -> Iterator[dict[str, np.ndarray]]:
+        known = data.load("train")
+        source = sources.Rows({"image": known.images, "label": labels(known)})
+        return data.batches(source, config.train.batch_size, config.seed)
+
     tx = optax.multi_transform(
-        {"learn": learn, "keep": optax.set_to_zero()},
-        lambda params: {name: "keep" if name == "trunk" else "learn" for name in params},
+        {"train": optim.from_config(config.optim, config.train.steps), "freeze": optax.set_to_zero()},
+        lambda params: {name: "freeze" if name == "trunk" else "train" for name in params},
     )
-    return common.regression(
-        config,
-        net,
-        lambda scores, batch: (scores - batch["label"]) ** 2,
-        source,
-        {"label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.float32)},
-        tx=tx,
-        start=start,
+    return Experiment(
+        evaluate=lambda state: scorer.report(net, state, data, protocol, recogniser),
+        train_data=train_data,
+        **scorer.training(
+            net,
+            lambda scores, batch: (scores - batch["label"]) ** 2,
+            tx,
+            image_size=data.image_size,
+            batch_size=config.train.batch_size,
+            fields={"label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.float32)},
+            microbatches=config.train.microbatches,
+            prepare=prepare,
+            begin=begin,
+        ),
     )
 
 
-def read_trunk(path: str, trunk: Any) -> Any:
-    """Published variables of `Pooled`, of the shapes of `trunk`."""
+def read_trunk(path: str, template: Any) -> Any:
+    """Published variables of `Pooled`, of the shapes of `template`."""
     from facejax.interop import vggface  # only published weights need it
 
-    found = vggface.load(path, {part: tree["resnet"] for part, tree in trunk.items()})
+    found = vggface.load(path, {part: tree["resnet"] for part, tree in template.items()})
     return {part: {"resnet": tree} for part, tree in found.items()}
 
 
-def label(config: ConfigDict, known: common.Faces) -> np.ndarray:
-    """What the network is told [N]: the similarity to the person's most compliant picture, or sharpness."""
-    if config.label == "sharpness":
-        return np.sqrt(sharpness(known), dtype=np.float32)
-    if config.label != "gallery":
-        raise ValueError(f"label is {config.label!r}: expected 'gallery' or 'sharpness'")
-    fit = compliance(config, known)
-    nets = (common.recogniser(config, config.seed + 1 + i) for i in range(config.recognisers))
-    labels = [faceqnet.gallery_labels(net(known.images), known.people, fit) for net in nets]
-    return faceqnet.fused_labels(np.stack(labels))
-
-
-def compliance(config: ConfigDict, known: common.Faces) -> np.ndarray:
-    """Compliance [N] with the rules for passports: read, or the least faulty, most frontal and sharpest leads."""
-    if config.compliance:
-        everybody = getattr(known.images, "source_names", ())
-        return tables.numbers(config.compliance, "compliance", common.names(known.images), everybody)
+def compliance(known: Faces, path: str) -> np.ndarray:
+    """Compliance [N] with the rules for passport photographs: read from a CSV, or from degradation, yaw, sharpness."""
+    if path:
+        all_names = getattr(known.images, "source_names", ())
+        return tables.numbers(path, "compliance", sources.names(known.images), all_names)
     return sharpness(known) - 10 * np.nan_to_num(known.fault) - np.abs(np.nan_to_num(known.yaw))
 
 
-def sharpness(known: common.Faces) -> np.ndarray:
-    """Sharpness [N], stretched to 0..1."""
-    return common.stretched(common.measured(factors.sharpness, known.images))
+def sharpness(known: Faces) -> np.ndarray:
+    """Sharpness [N], scaled to 0..1."""
+    return min_max(measure(factors.sharpness, known.images))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,25 @@
-"""PCNet: the smaller of two confidences is regressed to how alike two pictures of a person are found.
+"""PCNet: the smaller of two confidences is regressed to the similarity of two images of a person.
 
     python -m experiments.pcnet                                              # rendered faces, two cores
-    python -m experiments.pcnet --config=mean                                # sets fused evenly
+    python -m experiments.pcnet --config=mean                                # sets pooled by the plain mean
     python -m experiments.pcnet --config=both                                # the mean of the confidences instead
-    python -m experiments.pcnet --config=free                                # no network: each picture's own confidence
+    python -m experiments.pcnet --config=free                                # no network: one free confidence an image
     python -m experiments.pcnet --config=vggface2 --config.data.path=DIR --config.recogniser.weights=a.pth,b.pth
 
-The people to learn from are two halves; a recogniser is trained on each and tells how alike pictures of the other are.
-At full size both are state dicts of arcface_torch. Train it on two folders or packs made from DIR: a.pth with the first
-data.people // 2 people, in the order of their labels, b.pth with the rest of the first data.people; the data.judged
-people after them belong in neither. (`experiments.arcface` keeps its weights in another form, which is not read here.)
-A recogniser of wholly other people may be named twice.
+The training people are split into two halves. A recogniser is trained on each half and measures similarities of the
+other half.
+At full size both recognisers are state dicts of arcface_torch. Train them on two folders or packs made from DIR: a.pth
+on the first data.people // 2 people, in the order of their labels, b.pth on the rest of the first data.people; the
+data.test_people people after them belong in neither. (`experiments.arcface` keeps its weights in another form, which is
+not read here.) A recogniser trained on entirely different people may be named twice.
 
 Published (AOC, mean over three FMRs, as the authors of SDD-FIQA ran it): LFW 0.7149, Adience 0.5359, IJB-C 0.7157.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import flax.linen as nn
@@ -26,38 +28,49 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import quality_common as common
-from experiments import sets_common
 from facejax.backbones import resnet
+from facejax.data import pipeline, sources
+from facejax.data.quality_faces import Faces, QualityFaces
 from facejax.data.synthetic import faces
+from facejax.evaluate import sets as set_evaluation
+from facejax.evaluate.quality import QualityProtocol, score
+from facejax.ops import vectors
 from facejax.quality import pcnet, tinyfqnet
-from facejax.train import Experiment, Report, TrainState, app
+from facejax.recipes import scorer
+from facejax.recipes.recogniser import PUBLISHED, Recogniser
+from facejax.recipes.set_pooling import SetOptions
+from facejax.train import Experiment, Options, Report, TrainState, app, optim
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": {**common.DATA, "people": 160},  # in two halves
-    "recogniser": common.RECOGNISER,
-    "sets": sets_common.SETS,
-    "model": {"name": "tiny"},  # "free": what a network is to learn, of the people to be judged; "mean": no confidence
-    "loss": {"pictures": 8, "worse_only": True},
+    "data": asdict(QualityFaces(people=160)),  # in two halves
+    "recogniser": asdict(Recogniser()),
+    "sets": asdict(SetOptions()),
+    "model": {
+        "name": "tiny",  # of `NETS`; "free": confidences fitted to the test images; "mean": equal weights
+    },
+    "loss": {
+        "images": 8,  # of each person in a batch
+        "minimum_only": True,  # regresses the smaller confidence of a pair; otherwise the mean of both
+    },
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
         "schedule": {"kind": "step", "peak": 1e-2, "warmup": 0, "boundaries": (0.5, 0.75)},
     },
-    "train": {**common.TRAIN, "batch_size": 80, "steps": 1000, "devices": 1},
-    "eval": common.EVAL,
+    "train": asdict(Options(batch_size=80, steps=1000, devices=1)),
+    "eval": asdict(QualityProtocol()),
 }
 PRESETS = {
     "synthetic": {},
     "mean": {"model.name": "mean"},
-    "both": {"loss.worse_only": False},
+    "both": {"loss.minimum_only": False},
     "free": {"model.name": "free"},
-    "free_both": {"model.name": "free", "loss.worse_only": False},
+    "free_both": {"model.name": "free", "loss.minimum_only": False},
     "vggface2": {
-        "data": {"source": "path", "image_size": 112, "people": 8631, "judged": 500},
-        "recogniser": common.PUBLISHED,
+        "data": {"source": "path", "image_size": 112, "people": 8631, "test_people": 500},
+        "recogniser": PUBLISHED,
         "model": {"name": "resnet18"},
         "optim": {"name": "sgd", "weight_decay": 5e-4, "schedule": {"peak": 3e-2}},
         "train": {"batch_size": 320, "steps": 40_000, "devices": 4},
@@ -113,98 +126,103 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Wires the run; a batch is `batch_size / pictures` people with as many pictures each."""
-    batch, each, size = config.train.batch_size, config.loss.pictures, config.recogniser.embedding_size
+    """Wires the run; a batch is `batch_size / images` people with `images` images each."""
+    data, protocol = QualityFaces(**config.data), QualityProtocol(**config.eval)
+    recogniser, sets = Recogniser(**config.recogniser), SetOptions(**config.sets)
+    batch, each, options = config.train.batch_size, config.loss.images, {"minimum_only": config.loss.minimum_only}
     if each < 2 or batch % each:
-        raise ValueError(f"loss.pictures is {each}: expected 2 or more, dividing train.batch_size {batch}")
-    if config.model.name == "free":
-        return Experiment(lambda _: common.assess(config, free(config)))
-    if config.model.name == "mean":
-        return Experiment(lambda _: sets_common.fused(config, lambda images: np.ones(len(images))))
+        raise ValueError(f"loss.images is {each}: expected 2 or more, dividing train.batch_size {batch}")
+
+    def pooled(state: TrainState | None) -> Report:
+        test = data.sets("test", sets.size)
+        embed = recogniser.embedder(config.seed, **data.view)
+        features = vectors.unit_rows(embed(test.flat, protocol.batch_size))
+        weights = np.ones(len(features))
+        if state is not None:
+            weights = score(net, scorer.variables(state), test.flat, protocol.batch_size)
+        return set_evaluation.assess(features, weights, "l1", test)
+
+    def fitted(_: Any) -> Report:
+        test, embed = data.load("test"), recogniser.embedder(config.seed, **data.view)
+        features = embed(test.images, protocol.batch_size)
+        confidences = pcnet.free_confidences(features, test.people, **options)
+        return protocol.assess(confidences, test, recogniser.evaluator(**data.view))
+
+    if config.model.name in ("free", "mean"):
+        return Experiment(fitted if config.model.name == "free" else pooled)
     if config.model.name not in NETS:
         raise ValueError(f"model.name is {config.model.name!r}: expected one of {', '.join((*NETS, 'free', 'mean'))}")
-    count, most = config.data.people, 2 * faces.TASKS["quality"].train
-    if count < 2 or (config.data.source == "face_world" and count > most):
-        raise ValueError(f"data.people is {count}: expected 2 or more, two halves; of the face world at most {most}")
-    weights = config.recogniser.weights
-    if weights and len(weights.split(",")) != 2:
+    most = 2 * faces.TASKS["quality"].train
+    if data.people < 2 or (data.source == "face_world" and data.people > most):
         raise ValueError(
-            f"recogniser.weights is {weights!r}: expected 2 files with a comma between, of a recogniser trained on the "
-            "first half of the people and of one trained on the second"
+            f"data.people is {data.people}: expected 2 or more, two halves; of the face world at most {most}"
+        )
+    if recogniser.weights and len(recogniser.weights.split(",")) != 2:
+        raise ValueError(
+            f"recogniser.weights is {recogniser.weights!r}: expected 2 files with a comma between, of a recogniser "
+            "trained on the first half of the people and of one trained on the second"
         )
     net = Confidence(NETS[config.model.name]())
 
-    def source() -> Any:
+    def train_data() -> Iterator[dict[str, np.ndarray]]:
         groups = []
-        for half, (known, features) in enumerate(labelled(config)):
-            people = (2 * known.people + half).astype(np.int32)  # a number is of one half only
-            whole = common.Rows({"image": known.images, "embedding": features, "person": people})
-            groups += [[whole, np.flatnonzero(people == person)] for person in np.unique(people)]
+        for half, (known, features) in enumerate(labelled(data, recogniser, config.seed)):
+            people = (2 * known.people + half).astype(np.int32)  # distinct over both halves
+            rows = sources.Rows({"image": known.images, "embedding": features, "person": people})
+            groups += [(rows, own) for own in (np.flatnonzero(people == person) for person in np.unique(people))]
         groups = [group for group in groups if len(group[1]) >= each]
         if not groups:
-            raise ValueError(f"nobody has loss.pictures {each} pictures: expected a smaller number")
-        return groups
+            raise ValueError(f"nobody has loss.images {each} images: expected a smaller number")
+        return data.batches(groups, batch // each, config.seed, load)
 
     def load(examples: Any, rngs: Any) -> dict[str, np.ndarray]:
-        drawn = [
-            whole[i] for (whole, rows), rng in zip(examples, rngs, strict=True) for i in rng.permutation(rows)[:each]
-        ]
-        return common.flipped_batch(drawn, [rng for rng in rngs for _ in range(each)])
+        drawn = [rows[i] for (rows, own), rng in zip(examples, rngs, strict=True) for i in rng.permutation(own)[:each]]
+        return pipeline.flipped_batch(drawn, [rng for rng in rngs for _ in range(each)])
 
     def loss(confidence: jax.Array, batch: dict[str, jax.Array]) -> jax.Array:
         if len(confidence) % each:
-            raise ValueError(f"{len(confidence)} pictures meet on a device: expected whole people of {each} pictures")
-        return pcnet.pair_confidence_loss(
-            confidence, batch["embedding"], batch["person"], worse_only=config.loss.worse_only
-        )
-
-    trained = common.regression(
-        config,
-        net,
-        loss,
-        source,
-        {
-            "embedding": jax.ShapeDtypeStruct((batch, size), jnp.float32),
-            "person": jax.ShapeDtypeStruct((batch,), jnp.int32),
-        },
-        load=load,
-        batch_size=batch // each,
-    )
+            raise ValueError(f"{len(confidence)} images meet on a device: expected whole people of {each} images")
+        return pcnet.pair_confidence_loss(confidence, batch["embedding"], batch["person"], **options)
 
     def evaluate(state: TrainState) -> Report:
-        variables = {"params": state.params, **state.model_state}
-        pooled = sets_common.fused(config, lambda images: common.score(config, net, variables, images))
-        return common.together(trained.evaluate(state), pooled)
+        return scorer.report(net, state, data, protocol, recogniser) | pooled(state)
 
-    return dataclasses.replace(trained, evaluate=evaluate)
+    return Experiment(
+        evaluate=evaluate,
+        train_data=train_data,
+        **scorer.training(
+            net,
+            loss,
+            optim.from_config(config.optim, config.train.steps),
+            image_size=data.image_size,
+            batch_size=batch,
+            fields={
+                "embedding": jax.ShapeDtypeStruct((batch, recogniser.embedding_size), jnp.float32),
+                "person": jax.ShapeDtypeStruct((batch,), jnp.int32),
+            },
+            microbatches=config.train.microbatches,
+        ),
+    )
 
 
-def labelled(config: ConfigDict) -> list[tuple[common.Faces, np.ndarray]]:
-    """Both halves of the people to learn from, with embeddings [N, D] by the recogniser that has not seen them."""
-    if config.recogniser.weights:
-        first, second = (common.recogniser(config, number) for number in range(2))
+def labelled(data: QualityFaces, recogniser: Recogniser, seed: int) -> list[tuple[Faces, np.ndarray]]:
+    """Both halves of the training people, with embeddings [N, D] by the recogniser that was trained on the other."""
+    if recogniser.weights:
+        first, second = (recogniser.embedder(number, **data.view) for number in range(2))
     else:
-        first, second = (common.recogniser(config, config.seed, task) for task in ("recognition", "quality_clean"))
-    strangers = (second, first)
-    return [(known, stranger(known.images)) for known, stranger in zip(halves(config.data), strangers, strict=True)]
+        first, second = (recogniser.embedder(seed, task=t, **data.view) for t in ("recognition", "quality_clean"))
+    return [(known, embed(known.images)) for known, embed in zip(halves(data), (second, first), strict=True)]
 
 
-def halves(data: ConfigDict) -> list[common.Faces]:
-    """People to learn from: the first `people // 2`, in the face world those of "recognition", and the rest."""
+def halves(data: QualityFaces) -> list[Faces]:
+    """Training people: the first `people // 2`, in the face world those of "recognition", and the rest."""
     count = data.people // 2
     if data.source == "face_world":
         sizes = {"recognition_faulty": count, "quality": data.people - count}
-        return [common.people(ConfigDict({**data, "people": n}), "train", task) for task, n in sizes.items()]
-    known = common.people(data, "train")
+        return [replace(data, people=n).load("train", task) for task, n in sizes.items()]
+    known = data.load("train")
     first = known.people < count
-    return [common.Faces(*(common.take(x, np.flatnonzero(rows)) for x in known)) for rows in (first, ~first)]
-
-
-def free(config: ConfigDict) -> np.ndarray:
-    """Confidences [N] of the pictures to be judged, from the recogniser's similarities and who is on them."""
-    test = common.people(config.data, "test")
-    features = common.recogniser(config, config.seed)(test.images, config.eval.batch_size)
-    return pcnet.free_confidences(features, test.people, worse_only=config.loss.worse_only)
+    return [Faces(*(sources.take(x, np.flatnonzero(rows)) for x in known)) for rows in (first, ~first)]
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""QAN++: a tiny quality network weighs a video's frames, its scores stretched to 0..1 within the video.
+"""QAN++: a tiny quality network weights a video's frames; its scores are scaled to 0..1 within the video.
 
     python -m experiments.qan_pp                                             # rendered faces, two cores
-    python -m experiments.qan_pp --config=mean                               # every frame weighs one
-    python -m experiments.qan_pp --config=l1                                 # scores through a sigmoid, not stretched
+    python -m experiments.qan_pp --config=mean                               # equal weights
+    python -m experiments.qan_pp --config=l1                                 # scores through a sigmoid, not scaled
     python -m experiments.qan_pp --config=arcnegface                         # a recogniser trained with ArcNegFace
     python -m experiments.qan_pp --config=video --config.data.path=DIR --config.recogniser.weights=r100.pth
 
@@ -11,6 +11,7 @@ Published with a recogniser of 24 GFLOPs: iQIYI video, TPR 72.98 % at FPR 1e-4.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -18,34 +19,38 @@ import jax.numpy as jnp
 from jax import lax
 from ml_collections import ConfigDict
 
-from experiments import arcface, sets_common
-from experiments import quality_common as common
+from facejax.data import normalize
+from facejax.data.quality_faces import QualityFaces
+from facejax.evaluate.quality import QualityProtocol
 from facejax.quality import qan_pp
-from facejax.train import Experiment, app, optim
+from facejax.recipes import set_pooling
+from facejax.recipes.recogniser import PUBLISHED, Recogniser
+from facejax.recipes.set_pooling import SetOptions, Weighed
+from facejax.train import Experiment, Options, app, optim, warm_start
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": common.DATA,
-    "recogniser": common.RECOGNISER,
-    "sets": sets_common.SETS,
-    "weighting": "minmax",  # or "l1", of the scores through a sigmoid; or "mean"
+    "data": asdict(QualityFaces()),
+    "recogniser": asdict(Recogniser()),
+    "sets": asdict(SetOptions()),
+    "weighting": "minmax",  # scores scaled within the set ("minmax"), through a sigmoid ("l1"), or unused ("mean")
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
         "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
     },
-    "train": {**common.TRAIN, "batch_size": 8, "steps": 200, "devices": 1},
-    "eval": common.EVAL,
+    "train": asdict(Options(batch_size=8, steps=200, devices=1)),
+    "eval": asdict(QualityProtocol()),
 }
 PRESETS = {
     "synthetic": {},
-    "mean": {"weighting": "mean", "train.steps": 1},  # nothing learns
+    "mean": {"weighting": "mean", "train.steps": 1},  # nothing is trained
     "l1": {"weighting": "l1"},
     "arcnegface": {"recogniser.loss": "arcnegface"},
     "video": {
-        "data": {"source": "path", "image_size": 112, "people": 8000, "judged": 2000},
-        "recogniser": {**common.PUBLISHED, "name": "iresnet100"},
+        "data": {"source": "path", "image_size": 112, "people": 8000, "test_people": 2000},
+        "recogniser": {**PUBLISHED, "name": "iresnet100"},
         "sets": {"size": 16},
         "train": {"batch_size": 64, "steps": 20_000, "devices": 8},
     },
@@ -68,35 +73,44 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Wires the run: the recogniser stays as it is."""
+    """Wires the run: the recogniser is frozen."""
     if config.weighting not in ("minmax", "l1", "mean"):
         raise ValueError(f"weighting is {config.weighting!r}: expected 'minmax', 'l1' or 'mean'")
-    net, recogniser = qan_pp.QualityNet(), arcface.make_backbone(config.recogniser)
+    data, protocol = QualityFaces(**config.data), QualityProtocol(**config.eval)
+    recogniser, sets = Recogniser(**config.recogniser), SetOptions(**config.sets)
+    net, backbone, size = qan_pp.QualityNet(), recogniser.backbone(), data.image_size
+    weighting = "minmax" if config.weighting == "minmax" else "l1"
 
-    def init(rng: jax.Array) -> tuple[Any, Any]:
-        size = config.data.image_size
-        picture = jnp.zeros((2, size, size, 3))
-        variables = net.init(rng, picture, train=False)
-        frozen = common.starting_weights(config, recogniser.init(rng, picture, train=False))
+    def init(rng: jax.Array, start: Any) -> tuple[Any, Any]:
+        image = jnp.zeros((2, size, size, 3))
+        variables = net.init(rng, image, train=False)
+        frozen = warm_start.taken(start, backbone.init(rng, image, train=False))
         return variables["params"], {"batch_stats": variables["batch_stats"], "recogniser": frozen}
 
-    def look(params: Any, state: Any, images: jax.Array, train: bool, rng: Any) -> tuple[sets_common.Seen, Any]:
+    def apply(params: Any, state: Any, images: jax.Array, train: bool, rng: Any) -> tuple[Weighed, Any]:
         del rng
-        pictures = arcface.preprocess(images)
-        features = lax.stop_gradient(recogniser.apply(state["recogniser"], pictures, train=False))
+        images = normalize.symmetric(images)
+        features = lax.stop_gradient(backbone.apply(state["recogniser"], images, train=False))
         scores, updated = net.apply(
-            {"params": params, "batch_stats": state["batch_stats"]}, pictures, train=train, mutable=["batch_stats"]
+            {"params": params, "batch_stats": state["batch_stats"]}, images, train=train, mutable=["batch_stats"]
         )
         weights = {"minmax": scores, "l1": jax.nn.sigmoid(scores), "mean": jnp.ones_like(scores)}[config.weighting]
-        return sets_common.Seen(features, weights, None), {**state, **updated}
+        return Weighed(features, weights, None), {**state, **updated}
 
-    return sets_common.training(
-        config,
-        init,
-        look,
-        optim.from_config(config.optim, config.train.steps),
-        "minmax" if config.weighting == "minmax" else "l1",
-        before=lambda: common.recogniser(config, config.seed),
+    return Experiment(
+        evaluate=lambda state: set_pooling.report(apply, state, weighting, data, sets, protocol, recogniser),
+        **set_pooling.training(
+            data,
+            sets,
+            init,
+            apply,
+            optim.from_config(config.optim, config.train.steps),
+            weighting,
+            batch_size=config.train.batch_size,
+            seed=config.seed,
+            microbatches=config.train.microbatches,
+            prepare=lambda: recogniser.embedder(config.seed, **data.view).variables,
+        ),
     )
 
 

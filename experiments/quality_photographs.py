@@ -1,12 +1,12 @@
-"""Quality scores and labels on a published recogniser: photographs that are blurred, covered or made small.
+"""Quality scores and labels with a published recogniser: photographs that are blurred, occluded or reduced.
 
     python -m experiments.quality_photographs --photographs att_faces --weights 068.ckpt
 
 First the verification of the photographs as they are: with the 400 of AT&T (40 people) and MobileFaceNet's published
 weights (Xiaoccer/MobileFaceNet_Pytorch), rank-1 0.990 and TAR at FAR 1e-1, 1e-2, 1e-3 of 0.961, 0.917, 0.823. Then
-every photograph also gets a version of each fault, of random strength; half of the people are there to learn from, the
-others are scored. Errors are the recogniser's own. Rows marked "label" know who is on the picture: they are what
-networks are told, not what tells quality of a new face.
+every photograph also gets a version of each degradation, of random strength; half of the people are trained on, the
+others are scored. Errors are the recogniser's own. Rows marked "label" use identities: they are targets that networks
+are trained on, not scores of new faces.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import arcface, ser_fiq
-from experiments import quality_common as common
 from facejax.backbones.mobilefacenet import ConvBlock, mobilefacenet_1x
-from facejax.data import distortions, pipeline, readers, transforms
+from facejax.data import distortions, pipeline, readers, sources, transforms
+from facejax.data.quality_faces import Faces, unmeasured
+from facejax.evaluate.quality import QualityProtocol, baseline_scores, edc_figure, fault_figure, ranked
+from facejax.evaluate.verification import tar_metrics
 from facejax.interop import arcface_torch
 from facejax.metrics import quality, verification
-from facejax.quality import faceqnet, pcnet, sdd_fiqa, tinyfqnet
-from facejax.quality import ser_fiq as robust
-from facejax.train import Report, map_batches
+from facejax.quality import faceqnet, pcnet, sdd_fiqa, ser_fiq, tinyfqnet
+from facejax.recipes import on_top
+from facejax.train import Experiment, Options, Report, map_batches, optim, train
 from facejax.train.report import write_html
 
 SIZE = (112, 96)
@@ -37,8 +38,8 @@ STRONGEST = {"blur": 6.0, "occlusion": 0.7, "resolution": 10.0}  # sigma in pixe
 COLUMNS = ("aoc", "edc_area", "fault_correlation", *KINDS)
 
 
-def worse(image: np.ndarray, kind: str, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """A picture [H, W, 3] uint8 with a fault of strength 0..1."""
+def degrade(image: np.ndarray, kind: str, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """An image [H, W, 3] uint8 with a degradation of strength 0..1."""
     level = STRONGEST[kind] * strength
     if kind == "blur":
         return distortions.blur(image, max(level, 1e-3), rng)
@@ -50,28 +51,28 @@ def worse(image: np.ndarray, kind: str, strength: float, rng: np.random.Generato
     return covered if side else image
 
 
-def read(path: str, rng: np.random.Generator, limit: int = 0) -> common.Faces:
-    """Photographs of all people, or the first `limit`: as they are, then a version of each fault.
+def read(path: str, rng: np.random.Generator, limit: int = 0) -> Faces:
+    """Photographs of all people, or the first `limit`: as they are, then a version of each degradation.
 
-    A fault's strength is drawn evenly from 0..1; `kind` is the place in `KINDS`, -1 for none.
+    Strengths are uniform in 0..1; `kind` is the place in `KINDS`, -1 for none.
     """
     source = readers.read(path)
-    examples = [e for e in pipeline.fetch(source, range(len(source))) if not limit or arcface.label(e) < limit]
+    examples = [e for e in pipeline.fetch(source, range(len(source))) if not limit or sources.label(e) < limit]
     clean = [transforms.resize(transforms.decode(e["image"]), *SIZE) for e in examples]
-    labels = np.array([arcface.label(e) for e in examples])
+    labels = np.array([sources.label(e) for e in examples])
     images, people, fault, kinds = list(clean), [labels], [np.zeros(len(clean))], [np.full(len(clean), -1)]
     for number, kind in enumerate(KINDS):
         strength = rng.random(len(clean))
-        images += [worse(image, kind, level, rng) for image, level in zip(clean, strength, strict=True)]
+        images += [degrade(image, kind, level, rng) for image, level in zip(clean, strength, strict=True)]
         people, fault, kinds = [*people, labels], [*fault, strength], [*kinds, np.full(len(clean), number)]
-    found = common.unmeasured(np.stack(images), np.concatenate(people))
+    found = unmeasured(np.stack(images), np.concatenate(people))
     return found._replace(fault=np.concatenate(fault), kind=np.concatenate(kinds))
 
 
 def embed(weights: str, images: np.ndarray, masks: int, dropout: float = 0.4) -> dict[str, np.ndarray]:
-    """Embeddings [N, 256] of pictures beside their mirror images, and robustness [N] to dropout in the last layer.
+    """Embeddings [N, 256] of images and their mirror images, concatenated; robustness [N] to dropout in the last layer.
 
-    The published network was trained without dropout; the masks lie on the 512 numbers that its last layer takes.
+    The published network was trained without dropout; the masks apply to the 512 inputs of its last layer.
     """
     net = mobilefacenet_1x(last="linear")
     template = jax.eval_shape(lambda key: net.init(key, jnp.zeros((1, *SIZE, 3)), train=False), jax.random.key(0))
@@ -82,20 +83,18 @@ def embed(weights: str, images: np.ndarray, masks: int, dropout: float = 0.4) ->
         def part(name: str) -> dict[str, Any]:
             return {collection: tree[name] for collection, tree in variables.items()}
 
-        pictures = (batch.astype(jnp.float32) - 127.5) / 128
-        found, mirrored = (
-            net.apply(variables, x, train=False, features=True) for x in (pictures, pictures[:, :, ::-1])
-        )
+        scaled = (batch.astype(jnp.float32) - 127.5) / 128
+        found, mirrored = (net.apply(variables, x, train=False, features=True) for x in (scaled, scaled[:, :, ::-1]))
         numbers = depthwise.apply(part("global_depthwise"), found["separate"], train=False)
 
         def drop(key: jax.Array) -> jax.Array:
             kept = jax.random.bernoulli(key, 1 - dropout, numbers.shape)
-            told = last.apply(part("linear"), jnp.where(kept, numbers / (1 - dropout), 0.0), train=False)
-            return told.reshape(len(batch), -1)
+            embedding = last.apply(part("linear"), jnp.where(kept, numbers / (1 - dropout), 0.0), train=False)
+            return embedding.reshape(len(batch), -1)
 
-        draws = robust.stochastic_embeddings(drop, jax.random.key(0), masks)
+        draws = ser_fiq.stochastic_embeddings(drop, jax.random.key(0), masks)
         both = jnp.concatenate([found["embedding"], mirrored["embedding"]], 1)
-        return {"embedding": both, "robustness": robust.robustness(draws)}
+        return {"embedding": both, "robustness": ser_fiq.robustness(draws)}
 
     return map_batches(one, arcface_torch.load(weights, template), images, 64)
 
@@ -106,58 +105,69 @@ def board(photographs: str, weights: str, *, seed: int = 0, people: int = 0, mas
     Args:
       photographs: what `facejax.data.readers.read` opens; one folder a person.
       weights: MobileFaceNet's, 112 x 96.
-      seed: of the faults and of what learns.
+      seed: of the degradations and of all training.
       people: the first of them only; 0 is all.
       masks: of SER-FIQ.
     """
     known = read(photographs, np.random.default_rng([seed, 1]), people)
     found = embed(weights, known.images, masks)
-    clean, judged = known.kind == -1, known.people >= (known.people.max() + 1) // 2
-    fars = (1e-1, 1e-2, 1e-3)
-    rates = verification.all_pairs_tar(found["embedding"][clean], known.people[clean], fars)
+    clean, rows = known.kind == -1, known.people >= (known.people.max() + 1) // 2
     metrics = {"rank1": verification.leave_one_out_rank1(found["embedding"][clean], known.people[clean])}
-    metrics |= {f"tar_at_far_{far:.0e}".replace("e-0", "e-"): float(r) for far, r in zip(fars, rates, strict=True)}
-    test = common.Faces(*(field[judged] for field in known))
-    features = found["embedding"][judged]
-    config = ser_fiq.get_config("on_top")
-    config.seed, config.masks = seed, masks
+    metrics |= tar_metrics(found["embedding"][clean], known.people[clean])
+    test, protocol = Faces(*(field[rows] for field in known)), QualityProtocol()
+    features = found["embedding"][rows]
     scores = {
-        "ser_fiq in the last layer": found["robustness"][judged],
-        "ser_fiq on top": ser_fiq.on_top(config, found["embedding"][~judged], known.people[~judged], features),
+        "ser_fiq in the last layer": found["robustness"][rows],
+        "ser_fiq on top": on_top_scores(found["embedding"][~rows], known.people[~rows], features, seed, masks),
         "norm": np.linalg.norm(features, axis=1),
         "sdd_fiqa label": sdd_fiqa.pseudo_labels(jax.random.key(seed), features, test.people),
         "pcnet label": pcnet.free_confidences(features, test.people),
-        "pcnet label, mean of both": pcnet.free_confidences(features, test.people, worse_only=False),
+        "pcnet label, mean of both": pcnet.free_confidences(features, test.people, minimum_only=False),
         "tinyfqnet label": tinyfqnet.centre_cosine(features, test.people),
         "faceqnet label": faceqnet.gallery_labels(features, test.people, -test.fault),
-        **common.floors(test, seed),
+        **baseline_scores(test, seed),
     }
-    compared = common.compare(features, test.people, *common.chosen_pairs(test.people, config.eval.pairs))
-    rows, curves = [], {}
+    pairs = protocol.compare(features, test.people)
+    table, curves = [], {}
     for name, values in scores.items():
-        row = {**common.measures(config, values, test, compared), **by_kind(values, test)}
-        rows.append({"score": name, **{column: row[column] for column in COLUMNS}})
-        curves[name] = common.discard_curve(config, values, compared)
-    curves["true fault"] = common.discard_curve(config, -test.fault, compared)
+        row = {**protocol.measures(values, test, pairs), **by_kind(values, test)}
+        table.append({"score": name, **{column: row[column] for column in COLUMNS}})
+        curves[name] = protocol.curve(values, pairs)
+    curves["true fault"] = protocol.curve(-test.fault, pairs)
     ordered = sorted(curves, key=lambda name: quality.partial_area(curves[name], 0.8))
     best = scores["sdd_fiqa label"]
     return Report(
         metrics,
-        tables={"Scores of photographs": sorted(rows, key=lambda row: -row["aoc"])},
+        tables={"Scores of photographs": sorted(table, key=lambda row: -row["aoc"])},
         figures={
-            "Error over discarded": common.edc_figure(config, {name: curves[name] for name in ordered}),
-            "SDD-FIQA's label over the strength of the fault": common.fault_figure(best, test, KINDS),
-            "Robustness over the strength of the fault": common.fault_figure(
+            "Error over discarded": edc_figure({name: curves[name] for name in ordered}, protocol.start),
+            "SDD-FIQA's label over the strength of the degradation": fault_figure(best, test, KINDS),
+            "Robustness over the strength of the degradation": fault_figure(
                 scores["ser_fiq in the last layer"], test, KINDS
             ),
         },
-        images={"By SDD-FIQA's label, from the worst to the best": common.ranked(best, test.images)},
+        images={"By SDD-FIQA's label, from the lowest to the highest": ranked(best, test.images)},
         arrays=scores,
     )
 
 
-def by_kind(scores: np.ndarray, test: common.Faces) -> dict[str, float]:
-    """Rank correlation with being faultless, among the pictures that have the fault."""
+def on_top_scores(
+    features: np.ndarray, people: np.ndarray, new: np.ndarray, seed: int, masks: int, steps: int = 2000
+) -> np.ndarray:
+    """Scores [M] of embeddings `new` [M, D] by SER-FIQ's network on top, trained on [N, D] of `people` [N]."""
+    net, size = ser_fiq.OnTop(int(people.max()) + 1), 256
+    source = sources.Rows({"embedding": features, "label": people.astype(np.int32)})
+    experiment = Experiment(
+        evaluate=lambda state: Report({}),
+        train_data=lambda: pipeline.train_batches(source, pipeline.stacked_batch, size, seed=seed),
+        **on_top.training(net, optim.optimizer("adam", 1e-3), embedding_size=features.shape[1], batch_size=size),
+    )
+    state, _ = train(experiment, Options(batch_size=size, steps=steps), seed=seed, quiet=True)
+    return on_top.scores(net, state.params, new, masks=masks, seed=seed)
+
+
+def by_kind(scores: np.ndarray, test: Faces) -> dict[str, float]:
+    """Rank correlation with the absence of each degradation, among the images that have it."""
     rows = {kind: test.kind == number for number, kind in enumerate(KINDS)}
     return {kind: quality.spearman(scores[here], -test.fault[here]) for kind, here in rows.items()}
 

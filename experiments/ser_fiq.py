@@ -1,4 +1,4 @@
-"""SER-FIQ: quality is how little a face's embedding moves as parts of the recogniser are dropped. Nothing is trained.
+"""SER-FIQ: quality is the stability of a face's embedding under dropout in the recogniser, which needs no training.
 
     python -m experiments.ser_fiq                                            # rendered faces, two cores
     python -m experiments.ser_fiq --config=norm                              # the length of the embedding instead
@@ -10,31 +10,39 @@ Published AOC (as the authors of SDD-FIQA ran it): LFW 0.6604, Adience 0.4977, I
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import lax
 from ml_collections import ConfigDict
 
-from experiments import arcface
-from experiments import quality_common as common
 from facejax.backbones.iresnet import EmbeddingHead
+from facejax.data import normalize, pipeline
+from facejax.data.quality_faces import QualityFaces
+from facejax.data.sources import Images, Rows
+from facejax.evaluate.embedder import Embedder
+from facejax.evaluate.quality import QualityProtocol, baseline_scores
 from facejax.quality import ser_fiq
-from facejax.train import Experiment, Report, app, map_batches
+from facejax.recipes import on_top
+from facejax.recipes.recogniser import PUBLISHED, Recogniser
+from facejax.train import Experiment, Options, Report, TrainState, app, map_batches, optim
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": common.DATA,
-    "recogniser": common.RECOGNISER,
-    "method": "same_model",  # "on_top": a small network on the embeddings; or a baseline: "norm", "sharpness", "random"
-    "masks": 100,
-    "on_top": {"steps": 2000, "learning_rate": 1e-3, "batch_size": 256},
-    "train": common.TRAIN,
-    "eval": common.EVAL,
+    "data": asdict(QualityFaces()),
+    "recogniser": asdict(Recogniser()),
+    "method": "same_model",  # "same_model", "on_top" (a network trained on embeddings), "norm", "sharpness", "random"
+    "masks": 100,  # dropout masks of an image
+    "optim": {
+        "name": "adam",
+        "weight_decay": 0.0,
+        "schedule": {"kind": "constant", "peak": 1e-3, "warmup": 0, "boundaries": ()},
+    },
+    "train": asdict(Options(batch_size=256, steps=2000)),
+    "eval": asdict(QualityProtocol()),
 }
 PRESETS = {
     "synthetic": {},
@@ -42,8 +50,8 @@ PRESETS = {
     "norm": {"method": "norm"},
     "sharpness": {"method": "sharpness"},
     "arcface_r100": {
-        "data": {"source": "path", "image_size": 112, "people": 1, "judged": 2000},
-        "recogniser": {**common.PUBLISHED, "name": "iresnet100", "dropout": 0.4},
+        "data": {"source": "path", "image_size": 112, "people": 1, "test_people": 2000},
+        "recogniser": {**PUBLISHED, "name": "iresnet100", "dropout": 0.4},
     },
 }
 CLAIM = Claim(
@@ -54,6 +62,7 @@ CLAIM = Claim(
     method="synthetic",
     baseline=("norm", "sharpness"),
 )
+METHODS = ("same_model", "on_top", "norm", "sharpness", "random")
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -62,81 +71,63 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Wires the run."""
+    """Wires the run; only the network of the method "on_top" is trained."""
+    if config.method not in METHODS:
+        raise ValueError(f"method is {config.method!r}: expected one of {', '.join(map(repr, METHODS))}")
+    data, protocol = QualityFaces(**config.data), QualityProtocol(**config.eval)
+    recogniser, seed, size = Recogniser(**config.recogniser), config.seed, config.train.batch_size
+    net = ser_fiq.OnTop(data.people)
 
-    def evaluate(_: Any) -> Report:
-        test = common.people(config.data, "test")
-        if config.method in ("random", "sharpness"):
-            return common.assess(config, common.floors(test, config.seed)[config.method])
-        recogniser = common.recogniser(config, config.seed)
+    def embedder() -> Embedder:
+        return recogniser.embedder(seed, **data.view)
+
+    def scores(state: TrainState | None, images: np.ndarray | Images) -> np.ndarray:
+        if config.method == "same_model":
+            return same_model(embedder(), images, masks=config.masks, seed=seed, batch_size=protocol.batch_size)
+        features = embedder()(images, protocol.batch_size)
         if config.method == "norm":
-            scores = np.linalg.norm(recogniser(test.images, config.eval.batch_size), axis=1)
-        elif config.method == "same_model":
-            scores = same_model(config, recogniser, test.images)
-        elif config.method == "on_top":
-            known = common.people(config.data, "train")
-            found = [recogniser(images, config.eval.batch_size) for images in (known.images, test.images)]
-            scores = on_top(config, found[0], known.people, found[1])
-        else:
-            raise ValueError(
-                f"method is {config.method!r}: expected 'same_model', 'on_top', 'norm', 'sharpness' or 'random'"
-            )
-        return common.assess(config, scores)
+            return np.linalg.norm(features, axis=1)
+        return on_top.scores(net, state.params, features, masks=config.masks, seed=seed, batch_size=protocol.batch_size)
 
-    return Experiment(evaluate)
+    def evaluate(state: TrainState | None) -> Report:
+        test = data.load("test")
+        plain = config.method in ("random", "sharpness")
+        found = baseline_scores(test, seed)[config.method] if plain else scores(state, test.images)
+        return protocol.assess(found, test, recogniser.evaluator(**data.view))
+
+    def train_data() -> Iterator[dict[str, np.ndarray]]:
+        known = data.load("train")
+        features = embedder()(known.images, protocol.batch_size)
+        source = Rows({"embedding": features, "label": known.people.astype(np.int32)})
+        return data.batches(source, size, seed, pipeline.stacked_batch)
+
+    if config.method != "on_top":
+        return Experiment(evaluate)
+    tx = optim.from_config(config.optim, config.train.steps)
+    options = {"batch_size": size, "microbatches": config.train.microbatches}
+    parts = on_top.training(net, tx, embedding_size=recogniser.embedding_size, **options)
+    return Experiment(evaluate=evaluate, train_data=train_data, **parts)
 
 
-def same_model(config: ConfigDict, recogniser: common.Recogniser, images: np.ndarray) -> np.ndarray:
+def same_model(
+    recogniser: Embedder, images: np.ndarray | Images, *, masks: int, seed: int, batch_size: int
+) -> np.ndarray:
     """Scores [N] from the recogniser's own dropout; its trunk is computed once for all masks."""
     net = recogniser.net
     if not getattr(net, "dropout", 0.0):
-        raise ValueError(f"recogniser.dropout of {config.recogniser.name} is 0: expected above 0, or method 'on_top'")
+        raise ValueError("recogniser.dropout is 0 or not of this network: expected above 0, or method 'on_top'")
     head = EmbeddingHead(net.embedding_size, net.dropout)
 
     def one(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
-        maps = net.apply(variables, arcface.preprocess(batch), train=False, features=True)
+        maps = net.apply(variables, normalize.symmetric(batch), train=False, features=True)
         last = maps[f"stage{len(net.depths)}"]
 
         def embed(key: jax.Array) -> jax.Array:
             return head.apply(variables, last, train=False, drop=True, rngs={"dropout": key})
 
-        rng = jax.random.key(config.seed)
-        return {"score": ser_fiq.robustness(ser_fiq.stochastic_embeddings(embed, rng, config.masks))}
+        return {"score": ser_fiq.robustness(ser_fiq.stochastic_embeddings(embed, jax.random.key(seed), masks))}
 
-    return map_batches(one, recogniser.variables, images, config.eval.batch_size)["score"]
-
-
-def on_top(config: ConfigDict, features: np.ndarray, people: np.ndarray, unseen: np.ndarray) -> np.ndarray:
-    """Scores [M] of embeddings [M, D] from the dropout of a small network, trained on others [N, D] of `people` [N]."""
-    features, labels = jnp.asarray(features), jnp.asarray(people)
-    net, settings = ser_fiq.OnTop(int(people.max()) + 1), config.on_top
-    tx = optax.adam(settings.learning_rate)
-
-    def loss(params: Any, rows: jax.Array, rng: jax.Array) -> jax.Array:
-        scores = net.apply({"params": params}, features[rows], drop=True, classify=True, rngs={"dropout": rng})
-        return optax.softmax_cross_entropy_with_integer_labels(scores, labels[rows]).mean()
-
-    def step(carry: Any, key: jax.Array) -> tuple[Any, None]:
-        params, opt = carry
-        draw, drop = jax.random.split(key)
-        grads = jax.grad(loss)(params, jax.random.randint(draw, (settings.batch_size,), 0, len(labels)), drop)
-        updates, opt = tx.update(grads, opt)
-        return (optax.apply_updates(params, updates), opt), None
-
-    def fit(rng: jax.Array) -> Any:
-        params = net.init(rng, features[:1], drop=False, classify=True)["params"]
-        return lax.scan(step, (params, tx.init(params)), jax.random.split(rng, settings.steps))[0][0]
-
-    rng = jax.random.key(config.seed)
-    params = jax.jit(fit)(rng)
-
-    def one(params: Any, batch: jax.Array) -> dict[str, jax.Array]:
-        def embed(key: jax.Array) -> jax.Array:
-            return net.apply({"params": params}, batch, drop=True, rngs={"dropout": key})
-
-        return {"score": ser_fiq.robustness(ser_fiq.stochastic_embeddings(embed, rng, config.masks))}
-
-    return map_batches(one, params, unseen, config.eval.batch_size)["score"]
+    return map_batches(one, recogniser.variables, images, batch_size)["score"]
 
 
 if __name__ == "__main__":

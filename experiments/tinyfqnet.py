@@ -1,43 +1,48 @@
-"""tinyFQnet: twenty thousand parameters learn how near a face's embedding will lie to its person's centre.
+"""tinyFQnet: a network of 21 thousand parameters predicts the cosine of a face's embedding to its identity's centre.
 
 python -m experiments.tinyfqnet                                          # rendered faces, two cores
-python -m experiments.tinyfqnet --config=perceptual                      # the same network told sharpness instead
+python -m experiments.tinyfqnet --config=perceptual                      # the same network, trained on sharpness
 python -m experiments.tinyfqnet --config=ms1mv2 --config.data.path=DIR --config.recogniser.weights=r50.pth
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import asdict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import quality_common as common
+from facejax.data.quality_faces import Faces, QualityFaces
+from facejax.data.sources import Rows
+from facejax.evaluate.quality import QualityProtocol, measure, min_max
 from facejax.quality import factors, tinyfqnet
-from facejax.train import Experiment, app
+from facejax.recipes import scorer
+from facejax.recipes.recogniser import PUBLISHED, Recogniser
+from facejax.train import Experiment, Options, app, optim
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": common.DATA,
-    "recogniser": common.RECOGNISER,
-    "label": "centre",  # or "sharpness"
+    "data": asdict(QualityFaces()),
+    "recogniser": asdict(Recogniser()),
+    "label": "centre",  # training target: "centre" (cosine to the identity's centre) or "sharpness"
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
         "schedule": {"kind": "cosine", "peak": 1e-2, "warmup": 0, "boundaries": ()},
     },
-    "train": {**common.TRAIN, "steps": 600},
-    "eval": common.EVAL,
+    "train": asdict(Options(batch_size=64, steps=600)),
+    "eval": asdict(QualityProtocol()),
 }
 PRESETS = {
     "synthetic": {},
     "perceptual": {"label": "sharpness"},
     "ms1mv2": {
-        "data": {"source": "path", "image_size": 112, "people": 80_000, "judged": 2000},
-        "recogniser": common.PUBLISHED,
+        "data": {"source": "path", "image_size": 112, "people": 80_000, "test_people": 2000},
+        "recogniser": PUBLISHED,
         "optim.schedule.peak": 3e-3,
         "train": {"batch_size": 512, "steps": 100_000, "devices": 8},
     },
@@ -60,31 +65,37 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
+    if config.label not in ("centre", "sharpness"):
+        raise ValueError(f"label is {config.label!r}: expected 'centre' or 'sharpness'")
+    data, protocol = QualityFaces(**config.data), QualityProtocol(**config.eval)
+    recogniser, net = Recogniser(**config.recogniser), tinyfqnet.TinyFQNet()
 
-    def source() -> Any:
-        known = common.people(config.data, "train")
-        labels = label(config, known)
-        draws = tinyfqnet.balanced_draws(np.random.default_rng(config.seed), labels)
-        return common.Rows({"image": known.images, "label": labels}, draws)
+    def labels(known: Faces) -> np.ndarray:
+        if config.label == "centre":
+            features = recogniser.embedder(config.seed, **data.view)(known.images)
+            return tinyfqnet.centre_cosine(features, known.people)
+        return min_max(np.log(measure(factors.sharpness, known.images) + 1e-6)).astype(np.float32)
 
-    return common.regression(
-        config,
-        tinyfqnet.TinyFQNet(),
-        lambda scores, batch: (scores - batch["label"]) ** 2,
-        source,
-        {"label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.float32)},
+    def train_data() -> Iterator[dict[str, np.ndarray]]:
+        known = data.load("train")
+        targets = labels(known)
+        draws = tinyfqnet.balanced_draws(np.random.default_rng(config.seed), targets)
+        source = Rows({"image": known.images, "label": targets}, draws)
+        return data.batches(source, config.train.batch_size, config.seed)
+
+    return Experiment(
+        evaluate=lambda state: scorer.report(net, state, data, protocol, recogniser),
+        train_data=train_data,
+        **scorer.training(
+            net,
+            lambda scores, batch: (scores - batch["label"]) ** 2,
+            optim.from_config(config.optim, config.train.steps),
+            image_size=data.image_size,
+            batch_size=config.train.batch_size,
+            fields={"label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.float32)},
+            microbatches=config.train.microbatches,
+        ),
     )
-
-
-def label(config: ConfigDict, known: common.Faces) -> np.ndarray:
-    """What the network is told [N]."""
-    if config.label == "centre":
-        features = common.recogniser(config, config.seed)(known.images)
-        return tinyfqnet.centre_cosine(features, known.people)
-    if config.label == "sharpness":
-        sharp = np.log(common.measured(factors.sharpness, known.images) + 1e-6)
-        return common.stretched(sharp).astype(np.float32)
-    raise ValueError(f"label is {config.label!r}: expected 'centre' or 'sharpness'")
 
 
 if __name__ == "__main__":

@@ -153,3 +153,28 @@ def coco_folder(tmp_path_factory):
         found = {"images": images, "annotations": annotations}
         (root / "annotations" / f"person_keypoints_{split}.json").write_text(json.dumps(found))
     return root
+
+
+SMALL_WORLD = {
+    "recognition": {"train": 8, "test": 2, "per_person": 8},
+    "recognition_other": {"train": 8, "test": 2, "per_person": 8},
+    "recognition_faulty": {"train": 6, "per_person": 2},
+    "quality_clean": {"train": 8, "per_person": 8},
+    "quality": {"train": 6, "test": 6, "per_person": 2},
+    "magnitude": {"train": 6, "test": 1, "per_person": 2},
+    "hopeless": {"train": 6, "test": 1, "per_person": 2},
+    "sets": {"train": 6, "test": 6, "per_person": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def small_world(tmp_path_factory):
+    """Folder of prepared data of a face world of a few people, shared by the tests of all modules in this process."""
+    import dataclasses
+
+    from facejax.data.synthetic import faces
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, changes in SMALL_WORLD.items():
+            patch.setitem(faces.TASKS, name, dataclasses.replace(faces.TASKS[name], **changes))
+        yield tmp_path_factory.getbasetemp() / "quality_world"

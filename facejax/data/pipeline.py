@@ -87,9 +87,15 @@ def fetch(source: Source, indices: Sequence[int]) -> list[Any]:
     return [source[int(i)] for i in indices]
 
 
+def stacked_batch(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
+    """Examples stacked by name."""
+    del rngs
+    return {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+
+
 def flipped_batch(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
     """Examples stacked by name, each "image" [H, W, 3] among them mirrored with probability one half."""
-    batch = {name: np.stack([e[name] for e in examples]) for name in examples[0]}
+    batch = stacked_batch(examples, rngs)
     batch["image"] = np.stack([transforms.random_flip(x, rng) for x, rng in zip(batch["image"], rngs, strict=True)])
     return batch
 

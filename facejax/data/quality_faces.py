@@ -1,4 +1,4 @@
-"""Faces whose quality is to be told: rendered ones with known degradations, or photographs of labelled people."""
+"""Faces for quality experiments: rendered ones with known degradations, or photographs of labelled people."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ class Sets(NamedTuple):
     people: np.ndarray
     fault: np.ndarray
 
+    @property
+    def flat(self) -> np.ndarray | Images:
+        """[M * T, S, S, 3], set by set."""
+        return self.images.reshape(-1, *self.images.shape[2:])
+
 
 @dataclasses.dataclass(frozen=True)
 class QualityFaces:
@@ -78,6 +83,11 @@ class QualityFaces:
     threads: int = 2
     workers: int = 0
 
+    @property
+    def view(self) -> dict[str, Any]:
+        """What an embedder of these images depends on (`facejax.recipes.recogniser.Recogniser`)."""
+        return {"image_size": self.image_size, "data_dir": self.data_dir, "photographs": self.source == "path"}
+
     def load(self, split: str, task: str = "quality") -> Faces:
         """People to train on ("train") or to evaluate on ("test"); of a path the first `people`, then `test_people`.
 
@@ -97,6 +107,11 @@ class QualityFaces:
         if not len(rows):
             raise ValueError(f"nobody has sets.size {size} images: expected a smaller number")
         return Sets(sources.take(known.images, rows), known.people[rows[:, 0]], known.fault[rows])
+
+    def undegraded(self, split: str) -> sources.Rows:
+        """Images without a degradation as {"image"}; all of them where degradations are unknown."""
+        known = self.load(split)
+        return sources.Rows({"image": sources.take(known.images, np.flatnonzero(~(known.fault > 0)))})
 
     def batches(
         self, source: Source, batch_size: int, seed: int, load: pipeline.Load = pipeline.flipped_batch

@@ -1,4 +1,4 @@
-"""How useful a picture of a face is to recognition."""
+"""How useful an image of a face is to recognition."""
 
 from facejax._lazy import lazy
 

@@ -1,12 +1,12 @@
 """EQFace: a quality head on a recognition network, learnt without quality labels, as the temperature of its softmax.
 
 Liu & Tan. "EQFace: a simple explicit quality network for face recognition". CVPR Workshops 2021. arXiv:2105.00634.
-The confidence scales a picture's logits: a picture that is hard to name loses less with a flat softmax, an easy one
-gains from a sharp one. First the recogniser is trained without it, then the head and the class centres on the frozen
-trunk, then a new recogniser with the confidences of both.
+The confidence scales the logits of an image: a flat softmax lowers the loss of an image that is hard to classify, a
+sharp one that of an easy image. First the recogniser is trained without confidences, then the head and the class
+centres on the frozen trunk, then a new recogniser with the confidences of both.
 
-Differs from the paper's text, as the authors' code does: the confidence is clipped and stretched (`stretched`) and the
-loss is focal; `gamma` 0 and an identity `transform` are the text's.
+Differs from the paper's text, as the authors' code does: the confidence is clipped and rescaled (`rescaled`) and the
+loss is focal; `gamma` 0 and an identity `transform` give the text's loss.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class QualityHead(nn.Module):
         return jax.nn.softmax(nn.Dense(2, use_bias=False, kernel_init=xavier, name="out")(x))[:, 0]
 
 
-def stretched(confidence: jax.Array) -> jax.Array:
-    """1.2 * clip(c - 0.2, 0, 1): below 0.2 a picture teaches nothing."""
+def rescaled(confidence: jax.Array) -> jax.Array:
+    """1.2 * clip(c - 0.2, 0, 1): below 0.2 an image has no gradient."""
     return 1.2 * jnp.clip(confidence - 0.2, 0.0, 1.0)
 
 
@@ -52,15 +52,15 @@ def confident_loss(
     scale: float = 64.0,
     angle: float = 0.5,
     gamma: float = 2.0,
-    transform: Callable[[jax.Array], jax.Array] = stretched,
+    transform: Callable[[jax.Array], jax.Array] = rescaled,
 ) -> jax.Array:
-    """Focal cross-entropy of a margin softmax with a temperature per picture.
+    """Focal cross-entropy of a margin softmax with an inverse temperature for each image.
 
     Args:
       cosine: [N, C] to the class centres.
       labels: [N] int.
       confidence: [N] in 0..1.
-      scale, angle: s and m of ArcFace, whose margin falls on below angle pi (the "guard").
+      scale, angle: s and m of ArcFace; beyond theta + m = pi the target keeps falling (the "guard").
       gamma: of the focal factor (1 - p)^gamma; 0 is plain cross-entropy.
       transform: of the confidence.
 
@@ -74,14 +74,14 @@ def confident_loss(
 
 
 class Progress(NamedTuple):
-    """A person's feature so far and the quality that went into it: [..., D] and [...]."""
+    """A person's pooled feature [..., D] and the sum of the qualities in it [...]."""
 
     feature: jax.Array
     quality: jax.Array
 
 
 def progressive_update(progress: Progress, feature: jax.Array, quality: jax.Array) -> Progress:
-    """Takes in another picture: F <- (Q F + q f) / (Q + q), Q <- Q + q. Its end does not depend on the order."""
+    """Adds an image: F <- (Q F + q f) / (Q + q), Q <- Q + q. The final result does not depend on the order."""
     total = progress.quality + quality
     moved = progress.quality[..., None] * progress.feature + quality[..., None] * feature
     safe = jnp.where(total > 0, total, 1.0)[..., None]

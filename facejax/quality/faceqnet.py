@@ -1,11 +1,11 @@
-"""FaceQnet: a recognition network's trunk with two new layers tells how a face compares with its person's best picture.
+"""FaceQnet: a recognition trunk with two new layers predicts the similarity to the person's gallery image.
 
 Hernandez-Ortega, Galbally, Fierrez, Haraksim, Beslay. "FaceQnet: quality assessment for face recognition based on deep
 learning". ICB 2019. arXiv:1904.01740 (v0). Hernandez-Ortega, Galbally, Fierrez, Beslay. "Biometric quality: review and
 application to face recognition with FaceQnet". 2020. arXiv:2006.03298 (v1). The label is the similarity to the most
-compliant picture of the person, stretched to 0..1; v1 takes the mean over several recognisers.
+compliant image of the person, scaled to 0..1; v1 takes the mean over several recognisers.
 
-Differs from the papers, where they are silent: the width of the first new layer.
+Chosen here, not stated in the papers: the width of the first new layer.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class FaceQnet(nn.Module):
     """Trunk, dropout, two dense layers.
 
     Attributes:
-      trunk: module of (images, train) -> [N, F]; stays as it was trained for recognition.
+      trunk: module of (images, train) -> [N, F]; frozen.
       hidden: width of the first new layer.
-      dropout: before it; v1 has it.
+      dropout: before it; used in v1.
     """
 
     trunk: nn.Module
@@ -34,7 +34,7 @@ class FaceQnet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """[N, H, W, 3] -> [N]; in 0..1 but for training, which does not clip."""
+        """[N, H, W, 3] -> [N]; clipped to 0..1 except in training."""
         x = jax.lax.stop_gradient(self.trunk(images, train=False))
         x = nn.Dropout(self.dropout, deterministic=not train)(x.astype(jnp.float32))
         score = nn.Dense(1, name="score")(nn.relu(nn.Dense(self.hidden, name="hidden")(x)))[:, 0]
@@ -53,15 +53,15 @@ class Pooled(nn.Module):
 
 
 def gallery_labels(features: np.ndarray, people: np.ndarray, compliance: np.ndarray) -> np.ndarray:
-    """Labels [N] in 0..1: the cosine to the person's most compliant picture, stretched over all pictures.
+    """Labels [N] in 0..1: the cosine to the person's most compliant image, min-max scaled over all images.
 
     Args:
       features: [N, D], of any length.
       people: [N] int.
-      compliance: [N], higher for pictures nearer to a passport's; the first of equals is the gallery picture.
+      compliance: [N] with the rules for passport photographs; the first of the highest is the gallery image.
 
     Raises:
-      ValueError: all cosines are equal, as where every person has one picture.
+      ValueError: all cosines are equal, for example where every person has one image.
     """
     unit = vectors.unit_rows(features)
     _, person = np.unique(people, return_inverse=True)
@@ -69,7 +69,7 @@ def gallery_labels(features: np.ndarray, people: np.ndarray, compliance: np.ndar
     first = order[np.r_[True, np.diff(person[order]) > 0]]
     cosine = np.sum(unit * unit[first][person], 1)
     if np.ptp(cosine) < 1e-6:
-        raise ValueError(f"gallery_labels: all {len(cosine)} cosines are equal: expected several pictures of a person")
+        raise ValueError(f"gallery_labels: all {len(cosine)} cosines are equal: expected several images of a person")
     return ((cosine - cosine.min()) / np.ptp(cosine)).astype(np.float32)
 
 

@@ -1,7 +1,7 @@
-"""Measures of single faults of a face picture, made by hand: what came before learnt quality, and its baselines.
+"""Hand-made measures of single degradations of a face image: baselines of learnt quality.
 
 The factors are those that Schlett et al., "Face image quality assessment: a literature survey" (ACM CSUR 2022,
-arXiv:2009.01103), collects; formulas are the common ones. Every measure is higher for a better picture.
+arXiv:2009.01103), collects; formulas are the common ones. Every measure is higher for a better image.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def frontality(landmarks: jax.Array) -> jax.Array:
 
 
 def eye_distance(landmarks: jax.Array) -> jax.Array:
-    """Distance of the eyes in pixels, [N, 5, 2] -> [N]: the resolution that the face has."""
+    """Distance of the eyes in pixels, [N, 5, 2] -> [N]: a measure of the resolution."""
     return jnp.linalg.norm(landmarks[:, 1] - landmarks[:, 0], axis=-1)
 
 

@@ -1,8 +1,8 @@
-"""Face quality as people see it, completed from comparisons, and as a matcher meets it; and a regression to either.
+"""Face quality from comparisons by people or from a matcher's scores: targets of a regression.
 
-Best-Rowden & Jain. "Learning face image quality from human assessments". TIFS 2018. arXiv:1706.09887. Workers say which
-of two faces is better; each worker's ratings of all faces are completed as a matrix of low rank; a support vector
-regression on a face embedding tells them for a new face.
+Best-Rowden & Jain. "Learning face image quality from human assessments". TIFS 2018. arXiv:1706.09887. Workers choose
+the better of two faces; each worker's ratings of all faces are completed as a matrix of low rank; a support vector
+regression on a face embedding predicts the ratings of a new face.
 
 Differs from the paper: the completion is a logistic model (Bradley-Terry with a matrix of low rank) fitted by Adam.
 """
@@ -25,8 +25,8 @@ class Comparisons(NamedTuple):
     """Answers of workers.
 
     Attributes:
-      worker, first, second: [P] int, places of a worker and of two faces.
-      better: [P] bool, whether the first was said to be better.
+      worker, first, second: [P] int, indices of a worker and of two faces.
+      better: [P] bool, whether the worker chose the first.
     """
 
     worker: np.ndarray
@@ -36,22 +36,22 @@ class Comparisons(NamedTuple):
 
 
 def simulate(
-    rng: np.random.Generator, quality: np.ndarray, *, workers: int, pairs: int, noise: float, taste: float
+    rng: np.random.Generator, quality: np.ndarray, *, workers: int, pairs: int, noise: float, preference: float
 ) -> Comparisons:
-    """Workers with tastes and mistakes compare faces of known quality.
+    """Comparisons of faces of known quality by simulated workers.
 
     Args:
       rng: of all draws.
-      quality: [N] true, of deviation about 1.
-      workers, pairs: how many, and comparisons by each.
+      quality: [N] true values, of standard deviation about 1.
+      workers, pairs: number of workers, and of comparisons by each.
       noise: scale of the logistic error of one answer.
-      taste: deviation of each worker's own lasting preference, face by face.
+      preference: standard deviation of each worker's own rating of each face.
     """
-    seen = quality + taste * rng.normal(size=(workers, len(quality)))
+    ratings = quality + preference * rng.normal(size=(workers, len(quality)))
     worker = np.repeat(np.arange(workers), pairs)
     first = rng.integers(0, len(quality), workers * pairs)
     second = (first + rng.integers(1, len(quality), workers * pairs)) % len(quality)
-    lead = seen[worker, first] - seen[worker, second]
+    lead = ratings[worker, first] - ratings[worker, second]
     return Comparisons(worker, first, second, lead + noise * rng.logistic(size=len(worker)) > 0)
 
 
@@ -59,18 +59,18 @@ def comparisons(rows: Sequence[tuple[str, Mapping[str, str]]], names: Sequence[s
     """Comparisons from lines of a table.
 
     Args:
-      rows: where each line stands, and its fields "worker", "better" and "worse"; the last two are names of pictures.
-      names: [N] of all pictures.
+      rows: position of each line, and its fields "worker", "better" and "worse"; the last two are names of images.
+      names: [N] of all images.
 
     Raises:
-      ValueError: a picture is unknown or compared with itself; names the line.
+      ValueError: an image is unknown or compared with itself; the message names the line.
     """
     place = {name: i for i, name in enumerate(names)}
     workers: dict[str, int] = {}
     found = []
     for where, row in rows:
         if row["better"] not in place or row["worse"] not in place or row["better"] == row["worse"]:
-            raise ValueError(f"{where}: {row['better']!r} and {row['worse']!r}: expected two known pictures")
+            raise ValueError(f"{where}: {row['better']!r} and {row['worse']!r}: expected two known images")
         worker = workers.setdefault(row["worker"], len(workers))
         found.append((worker, place[row["better"]], place[row["worse"]]))
     worker, first, second = np.array(found).T
@@ -87,15 +87,15 @@ def complete_ratings(
     steps: int = 500,
     learning_rate: float = 0.05,
 ) -> np.ndarray:
-    """Ratings [W, N] of all faces by all workers: what is common to them and a matrix of low rank.
+    """Ratings [W, N] of all faces by all workers: a common rating of each face plus a matrix of low rank.
 
     P(a better than b | w) = sigmoid(r_wa - r_wb); the mean log-likelihood less the penalty on all factors is maximised.
 
     Args:
-      rng: of the start.
+      rng: of the initialisation.
       answers: over W workers.
       faces: N.
-      rank: of what workers differ in.
+      rank: of the matrix in which workers differ.
       penalty: on the sum of squares, for each answer's likelihood.
       steps, learning_rate: of Adam.
     """
@@ -126,24 +126,26 @@ def complete_ratings(
 
 
 def human_quality(ratings: np.ndarray) -> np.ndarray:
-    """Human quality values [N] in 0..1: the median over workers of ratings [W, N], each worker's stretched to 0..1."""
+    """Human quality values [N] in 0..1: the median over workers of ratings [W, N], each worker's min-max scaled."""
     low, span = ratings.min(1, keepdims=True), np.ptp(ratings, axis=1)[:, None]
     if (span == 0).any():
-        raise ValueError(f"worker {int(np.flatnonzero(span[:, 0] == 0)[0])} rates all faces alike: expected an order")
+        raise ValueError(
+            f"worker {int(np.flatnonzero(span[:, 0] == 0)[0])} gives all faces the same rating: expected different ones"
+        )
     return np.median((ratings - low) / span, axis=0).astype(np.float32)
 
 
 def matcher_quality(features: np.ndarray, people: np.ndarray, gallery: np.ndarray) -> np.ndarray:
-    """Matcher quality values [N]: the similarity to the person's gallery picture in deviations of impostor scores.
+    """Matcher quality values [N]: z-score of the similarity to the gallery image under the impostor similarities.
 
     Args:
       features: [N, D], of any length.
       people: [N] int.
-      gallery: [N] places of each face's gallery picture.
+      gallery: [N] index of each face's gallery image.
 
     Returns:
-      z = (s - mean) / deviation, mean and deviation of the face's cosines to all pictures of others; NaN for the
-      gallery pictures themselves and where the impostors' cosines do not vary.
+      z = (s - mean) / deviation, mean and deviation of the face's cosines to all images of other people; NaN for
+      gallery images and where the impostors' cosines do not vary.
     """
     unit = vectors.unit_rows(features)
     mean, deviation = np.empty(len(unit)), np.empty(len(unit))

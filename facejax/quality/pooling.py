@@ -1,4 +1,4 @@
-"""One embedding for a set of pictures: weighted means over the pictures that are there."""
+"""One embedding for a set of images: the weighted mean over the images in it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def set_pool(
 
     Args:
       features: [..., T, D].
-      weights: [..., T] qualities; for "l1" one below 0 counts as 0.
-      mask: [..., T] bool, which pictures are there; None is all.
-      weighting: "l1" divides by the sum (QAN, and what a quality score is used for). "minmax" first maps the scores of
-        a set of three or more to 0..1, so that its worst picture has no part (QAN++); smaller sets weigh all alike.
+      weights: [..., T] qualities; for "l1" negative ones count as 0.
+      mask: [..., T] bool, which images exist; None is all.
+      weighting: "l1" divides by the sum (QAN, and pooling by quality scores). "minmax" first maps the scores of
+        a set of three or more to 0..1, so that its worst image has no weight (QAN++); smaller sets are averaged.
 
     Returns:
-      [..., D]; a set whose weights are all zero is averaged evenly, a set without pictures is zero.
+      [..., D]; a set whose weights are all zero gets the plain mean, a set without images zero.
     """
     if features.shape[:-1] != weights.shape or (mask is not None and mask.shape != weights.shape):
         shapes = [features.shape, weights.shape, None if mask is None else mask.shape]

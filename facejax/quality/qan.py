@@ -1,8 +1,8 @@
-"""QAN: a set of pictures becomes one embedding, the mean of its pictures' weighted by a quality learnt from sets alone.
+"""QAN: one embedding for a set of images, their mean weighted by a quality that a loss on sets trains.
 
 Liu, Yan, Ouyang. "Quality aware network for set to set recognition". CVPR 2017. arXiv:1704.03373. A trunk embeds every
-picture, a branch gives each a quality in 0..1; people are told apart picture by picture, and sets by a triplet loss,
-which lowers the weight of pictures that do harm.
+image, a branch predicts a quality in 0..1 for each. The losses are a softmax over people for each image and a triplet
+loss of sets, which lowers the weight of harmful images.
 
 Differs from the authors' code (that of the part-based successor, with one part): no contrastive loss, one softmax.
 """
@@ -21,11 +21,11 @@ from facejax.ops.pooling import avg_pool, max_pool
 class QualityBranch(nn.Module):
     """Two 3x3 convolutions, pooling, dense, sigmoid, on a map of the trunk: [N, H, W, C] -> [N] in 0..1.
 
-    Nothing but the pooling and the sigmoid is non-linear.
+    Only the pooling and the sigmoid are non-linear.
 
     Attributes:
       features: channels.
-      stem: begins with a 7x7 convolution of stride 2 and pooling, for pictures in place of maps, as the authors' code.
+      stem: begins with a 7x7 convolution of stride 2 and pooling, for images in place of maps, as the authors' code.
     """
 
     features: int = 64
@@ -53,7 +53,7 @@ def set_triplet_loss(sets: jax.Array, people: jax.Array, *, margin: float = 1.2)
       margin: delta.
 
     Returns:
-      [] the mean over the triplets that are there; 0 where there is none.
+      [] the mean over all triplets of the batch; 0 where there is none.
     """
     unit = vectors.unit(sets)
     distance = 2 - 2 * unit @ unit.T

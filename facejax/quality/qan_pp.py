@@ -1,9 +1,9 @@
-"""QAN++: a quality network of its own weighs the frames of a video, its scores stretched to 0..1 within each video.
+"""QAN++: a separate quality network weights the frames of a video; its scores are scaled to 0..1 within the video.
 
 Liu, Song, Zhang, Liu, Zhou, Yan. "Towards flops-constrained face recognition". ICCV Workshops 2019. arXiv:1909.00632.
 The paper's loss is in `facejax.recognition.arcnegface`.
 
-Differs from the authors' code, which has no training of the quality network: it is trained here as QAN's, by the set
+Differs from the authors' code, which does not train the quality network: it is trained here as QAN's, by the set
 triplet loss on a frozen recogniser.
 """
 

@@ -1,10 +1,10 @@
-"""SDD-FIQA: quality as the distance of the similarities to the same person from those to others.
+"""SDD-FIQA: quality as the distance between the distributions of genuine and impostor similarities.
 
 Ou, Chen, Zhang, Huang, Li, Li, Li, Cao, Wang. "SDD-FIQA: unsupervised face image quality assessment with similarity
-distribution distance". CVPR 2021. arXiv:2103.05977. A picture that is far from strangers and near its own person has a
-large Wasserstein distance between the two sets of similarities. The distance is the label, a network learns it.
+distribution distance". CVPR 2021. arXiv:2103.05977. An image with high genuine and low impostor similarities has a
+large Wasserstein distance between the two sets. The distance is the label, a network learns it.
 
-Differs from the authors' code: a person's pictures are drawn on the device, in blocks, without a list of all of them.
+Differs from the authors' code: a person's images are sampled on the device, in blocks, without a list of all of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def wasserstein(
 
     Args:
       first, second: [..., A] and [..., B] values.
-      first_mask, second_mask: bool, which values are there; None is all.
+      first_mask, second_mask: bool, which values exist; None is all.
 
     Returns:
       [...]; NaN where a sample is empty.
@@ -58,10 +58,10 @@ def pseudo_labels(
     block: int = 2048,
     mated_only: bool = False,
 ) -> np.ndarray:
-    """Quality labels 0..100 of pictures, by the similarities of their embeddings (Eq. 7 to 9).
+    """Quality labels 0..100 of images, by the similarities of their embeddings (Eq. 7 to 9).
 
-    In each round every picture meets `samples` others of its person (all, where there are no more) and as many of other
-    people, none twice; the distances are stretched to 0..100 over the set and averaged over the rounds.
+    In each round every image is compared with `samples` others of its person (or all, where they are fewer) and as many
+    of other people, without replacement; the distances are scaled to 0..100 over all images and averaged over rounds.
 
     Args:
       rng: of the draws.
@@ -69,29 +69,29 @@ def pseudo_labels(
       people: [N] int.
       samples: m.
       rounds: K.
-      block: pictures at a time; eight of them gather samples * D numbers each.
-      mated_only: leaves strangers out: the mean similarity to the own person instead of the distance.
+      block: images at a time; eight of them gather samples * D numbers each.
+      mated_only: the mean genuine similarity in place of the distance.
 
     Returns:
       [N] float32.
 
     Raises:
-      ValueError: a person with one picture, fewer than two people, or distances that are all equal.
+      ValueError: a person with one image, fewer than two people, or distances that are all equal.
     """
     features, people = np.asarray(features, np.float32), np.asarray(people)
     order = np.argsort(people, kind="stable")
     _, starts, counts = np.unique(people[order], return_index=True, return_counts=True)
     if counts.min() < 2 or len(counts) < 2:
         raise ValueError(
-            f"pseudo_labels: {len(counts)} people, {np.sum(counts < 2)} of them with one picture: expected two people "
-            "or more, with two pictures or more each"
+            f"pseudo_labels: {len(counts)} people, {np.sum(counts < 2)} of them with one image: expected two people "
+            "or more, with two images or more each"
         )
     group = np.repeat(np.arange(len(counts)), counts)
     start, size = (jnp.asarray(x[group], jnp.int32) for x in (starts, counts))
     unit = jnp.asarray(vectors.unit_rows(features)[order])
     block, total = min(block, len(unit)), np.zeros(len(features))
     for key in jax.random.split(rng, rounds):
-        parts = {}  # all are asked for before the first is read, so that blocks are computed side by side
+        parts = {}  # all are dispatched before the first is read, so that blocks run concurrently
         for first in range(0, len(unit), block):
             first = min(first, len(unit) - block)  # the last block overlaps the one before
             draw = jax.random.fold_in(key, first)
@@ -100,9 +100,7 @@ def pseudo_labels(
         for first, part in parts.items():
             found[first : first + block] = part
         if np.ptp(found) == 0:
-            raise ValueError(
-                f"pseudo_labels: all {len(found)} pictures are equally far from strangers: no order in them"
-            )
+            raise ValueError(f"pseudo_labels: all {len(found)} images have the same distance: expected different ones")
         total += 100 * (found - found.min()) / np.ptp(found)
     labels = np.empty(len(features), np.float32)
     labels[order] = total / rounds
@@ -126,7 +124,7 @@ def _distances(
     near, far = jax.random.split(rng)
     place, mask = without_replacement(near, size - 1, samples)
     place = start[:, None] + jnp.where(mask, place, 0)
-    place = place + (place >= rows[:, None])  # not the picture itself
+    place = place + (place >= rows[:, None])  # not the image itself
     positive = _cosines(unit, mine, jnp.minimum(place, len(unit) - 1))
     if mated:
         return jnp.mean(positive, 1, where=mask)
@@ -137,7 +135,7 @@ def _distances(
 
 
 def _cosines(unit: jax.Array, mine: jax.Array, places: jax.Array) -> jax.Array:
-    """Of rows [B, D] with those of `unit` at `places` [B, K]; what a few rows gather stays in the cache."""
+    """Of rows [B, D] with those of `unit` at `places` [B, K]; few rows at a time, which fit the cache."""
 
     def one(pair: Any) -> jax.Array:
         return unit.at[pair[1]].get(mode="promise_in_bounds") @ pair[0]
@@ -177,7 +175,7 @@ class QualityMobileFaceNet(nn.Module):
 class QualityResNet(nn.Module):
     """The authors' "R50": blocks of BN, 3x3, PReLU, 3x3 with the stride, BN, and the head. 30,777,537 parameters.
 
-    A block's shortcut only leaves pixels out, but where the width changes: there it is a 1x1 convolution with a BN.
+    A block's shortcut subsamples pixels; where the width changes it is a 1x1 convolution with a BN.
 
     Attributes:
       depths: blocks in each stage; the first block of every stage halves the resolution.

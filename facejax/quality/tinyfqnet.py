@@ -1,11 +1,11 @@
 """tinyFQnet: a quality score from a network of 21 thousand parameters.
 
 Peng, Liu, Yang, Zhang, Li, Xu. "Deep tiny network for recognition-oriented face image quality assessment". 2021.
-arXiv:2106.04852. A picture's quality is how near its embedding lies to the centre of its person's: the cosine, under a
-recogniser that stays as it is. A tiny network learns to tell it from the picture alone.
+arXiv:2106.04852. The quality of an image is the cosine between its embedding and the centre of its person's, under a
+frozen recogniser. A tiny network learns to predict it from the image alone.
 
-Differs from the paper, where it is silent: the layers (21,473 parameters here, 21.8 thousand published), the squared
-error, and drawing pictures so that all levels of quality are equally frequent in ten bins.
+Chosen here, not stated in the paper: the layers (21,473 parameters here, 21.8 thousand published), the squared
+error, and sampling that makes ten bins of the labels equally frequent.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def centre_cosine(features: np.ndarray, people: np.ndarray, *, leave_one_out: bo
     Args:
       features: [N, D], of any length.
       people: [N] int.
-      leave_one_out: the centre is of the person's other pictures; otherwise a picture pulls its own centre.
+      leave_one_out: the centre excludes the image itself.
 
     Raises:
-      ValueError: a person with one picture, where it is left out.
+      ValueError: a person with one image, with `leave_one_out`.
     """
     rows = vectors.unit_rows(features, np.float64)
     _, place, counts = np.unique(people, return_inverse=True, return_counts=True)
     if leave_one_out and counts.min() < 2:
-        raise ValueError(f"{np.sum(counts < 2)} people have one picture: expected two or more of each")
+        raise ValueError(f"{np.sum(counts < 2)} people have one image: expected two or more of each")
     sums = np.zeros((len(counts), rows.shape[1]))
     np.add.at(sums, place, rows)
     centre = sums[place] - rows if leave_one_out else sums[place]
@@ -69,7 +69,7 @@ def centre_cosine(features: np.ndarray, people: np.ndarray, *, leave_one_out: bo
 
 
 def balanced_draws(rng: np.random.Generator, labels: np.ndarray, bins: int = 10) -> np.ndarray:
-    """As many places as there are labels [N], drawn so that each bin of the labels' range is equally likely."""
+    """N random indices into labels [N], such that each bin of the labels' range is equally likely."""
     edges = np.linspace(labels.min(), labels.max(), bins + 1)
     bin_of = np.clip(np.searchsorted(edges, labels, side="right") - 1, 0, bins - 1)
     chance = 1 / np.bincount(bin_of, minlength=bins)[bin_of]

@@ -93,6 +93,10 @@ def training(
     }
 
 
+PUBLISHED = {"name": "iresnet50", "embedding_size": 512, "dropout": 0.0}
+"""Changes of the `recogniser` section for published weights of arcface_torch."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recogniser:
     """The `recogniser` section: the embedder that a quality score is learnt from, or that a paper begins with.
@@ -163,7 +167,7 @@ class Recogniser:
         return Embedder(net, {k: kept[k] for k in ("params", "batch_stats")}, recogniser.image_size, kept["centres"])
 
     def evaluator(self, *, image_size: int, data_dir: str = "", photographs: bool = False) -> Embedder:
-        """The recogniser whose errors judge a score: other people, CosFace's margin, no dropout, always one seed.
+        """The recogniser whose errors evaluate a score: other people, CosFace's margin, no dropout, always one seed.
 
         With `weights` it is the first of these, and a score learnt from it is evaluated by what taught it.
         """

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import optax
 
 from facejax.data import normalize
-from facejax.train import Mean, TrainState, supervised_step
+from facejax.data.quality_faces import QualityFaces
+from facejax.evaluate.quality import QualityProtocol, score
+from facejax.recipes.recogniser import Recogniser
+from facejax.train import Mean, Report, TrainState, supervised_step
 
 
 def training(
@@ -70,6 +73,21 @@ def training(
     }
 
 
+def shapes(net: nn.Module, image_size: int) -> Any:
+    """Shapes of the variables of a network (images [N, S, S, 3], train)."""
+    images = jnp.zeros((2, image_size, image_size, 3))
+    return jax.eval_shape(lambda key: net.init(key, images, train=False), jax.random.key(0))
+
+
 def variables(state: TrainState) -> dict[str, Any]:
     """What the trained network is applied with."""
     return {"params": state.params, **state.model_state}
+
+
+def report(
+    net: nn.Module, state: TrainState, data: QualityFaces, protocol: QualityProtocol, recogniser: Recogniser
+) -> Report:
+    """Evaluates the trained network on the test people of `data`, by errors of the section's evaluation recogniser."""
+    test = data.load("test")
+    scores = score(net, variables(state), test.images, protocol.batch_size)
+    return protocol.assess(scores, test, recogniser.evaluator(**data.view))

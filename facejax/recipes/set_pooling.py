@@ -13,9 +13,12 @@ import optax
 
 from facejax.data import transforms
 from facejax.data.quality_faces import QualityFaces
+from facejax.evaluate import sets as set_evaluation
+from facejax.evaluate.quality import QualityProtocol
 from facejax.quality.pooling import Weighting, set_pool
 from facejax.quality.qan import set_triplet_loss
-from facejax.train import Mean, TrainState, map_batches, supervised_step
+from facejax.recipes.recogniser import Recogniser
+from facejax.train import Mean, Report, TrainState, map_batches, supervised_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,3 +131,23 @@ def weigh(apply: Apply, state: TrainState, images: Any, batch_size: int) -> tupl
 
     found = map_batches(one, (state.params, state.model_state), images, batch_size)
     return found["features"], found["weights"]
+
+
+def report(
+    apply: Apply,
+    state: TrainState,
+    weighting: Weighting,
+    data: QualityFaces,
+    sets: SetOptions,
+    protocol: QualityProtocol,
+    recogniser: Recogniser,
+) -> Report:
+    """Verification of pooled sets of test people; unless all weights are equal, also the weights as a quality score."""
+    test = data.sets("test", sets.size)
+    features, weights = weigh(apply, state, test.flat, protocol.batch_size)
+    pooled = set_evaluation.assess(features, weights, weighting, test)
+    if np.ptp(weights) == 0:
+        return pooled
+    single = data.load("test")
+    _, scores = weigh(apply, state, single.images, protocol.batch_size)
+    return pooled | protocol.assess(scores, single, recogniser.evaluator(**data.view))

@@ -1,6 +1,5 @@
-"""A face world of a few people, so that every quality experiment runs whole in seconds, and what the tests share."""
+"""Settings with which every quality experiment runs whole in seconds, and fixtures that the tests share."""
 
-import dataclasses
 import importlib
 
 import jax
@@ -8,37 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facejax.data.synthetic import faces
 from facejax.train import Options, app
 from facejax.train.dry_run import dry_run
 
-WORLD = {
-    "recognition": {"train": 8, "test": 2, "per_person": 8},
-    "recognition_other": {"train": 8, "test": 2, "per_person": 8},
-    "recognition_faulty": {"train": 6, "per_person": 2},
-    "quality_clean": {"train": 8, "per_person": 8},
-    "quality": {"train": 6, "test": 6, "per_person": 2},
-    "magnitude": {"train": 6, "test": 1, "per_person": 2},
-    "hopeless": {"train": 6, "test": 1, "per_person": 2},
-    "sets": {"train": 6, "test": 6, "per_person": 2},
-}
 SMALL = {
     "data.people": 6,
-    "data.judged": 6,
+    "data.test_people": 6,
     "recogniser.steps": 2,
     "train.steps": 2,
     "train.devices": 1,
     "train.batch_size": 8,
 }
-
-
-@pytest.fixture(scope="module")
-def small_world(tmp_path_factory):
-    """Folder of prepared data, shared by the tests of all modules in this process."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, changes in WORLD.items():
-            patch.setitem(faces.TASKS, name, dataclasses.replace(faces.TASKS[name], **changes))
-        yield tmp_path_factory.getbasetemp() / "quality_world"
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +50,8 @@ def smoke(configured):
 
 
 @pytest.fixture(scope="module")
-def cut(configured):
-    """That a step which parts what belongs together is refused with a sentence."""
+def split_raises(configured):
+    """Checks that tracing raises a ValueError where a device gets a part of what belongs together."""
 
     def check(run, message, **changes):
         module, config = configured(run, **changes)
@@ -83,8 +62,8 @@ def cut(configured):
 
 
 @pytest.fixture(scope="module")
-def refuses(configured):
-    """That an experiment ends with a sentence."""
+def raises(configured):
+    """Checks that an experiment raises a ValueError."""
 
     def check(run, message, **changes):
         module, config = configured(run, **changes)
@@ -96,7 +75,7 @@ def refuses(configured):
 
 @pytest.fixture
 def presets_trace():
-    """That the step of every preset of an experiment can be traced at its full size."""
+    """Checks that the step of every preset of an experiment can be traced at its full size."""
 
     def check(name):
         module = importlib.import_module(f"experiments.{name}")

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from experiments import faceqnet as experiment
-from experiments import quality_common as common
+from facejax.data.quality_faces import QualityFaces
+from facejax.evaluate.quality import measure
 from facejax.quality import faceqnet, factors
+from facejax.recipes.recogniser import Recogniser
 
 
 def test_parameter_count(count):
@@ -22,14 +24,14 @@ class Mean(nn.Module):
         return images.mean((1, 2)) * self.param("scale", nn.initializers.ones, ())
 
 
-def test_scores_are_clipped_for_use_and_the_trunk_has_no_slope():
+def test_scores_are_clipped_in_evaluation_and_the_trunk_has_no_gradient():
     net, images = faceqnet.FaceQnet(Mean(), 4), 50 * jax.random.normal(jax.random.key(0), (64, 2, 2, 3))
     variables = net.init(jax.random.key(1), images, train=False)
     raw, used = (net.apply(variables, images, train=train) for train in (True, False))
     assert raw.min() < 0 and raw.max() > 1
     chex.assert_trees_all_close(used, jnp.clip(raw, 0, 1))
-    slope = jax.grad(lambda p: net.apply({"params": p}, images, train=True).sum())(variables["params"])
-    assert slope["trunk"]["scale"] == 0 and np.any(slope["hidden"]["kernel"])
+    gradient = jax.grad(lambda p: net.apply({"params": p}, images, train=True).sum())(variables["params"])
+    assert gradient["trunk"]["scale"] == 0 and np.any(gradient["hidden"]["kernel"])
 
 
 def test_gallery_labels():
@@ -45,12 +47,12 @@ def test_gallery_labels():
     cosine = np.r_[cosine[2, :4], cosine[4, 4:]]
     chex.assert_trees_all_close(labels, ((cosine - cosine.min()) / np.ptp(cosine)).astype(np.float32), rtol=1e-5)
     single = faceqnet.gallery_labels(features, np.r_[people[:7], 9], compliance)
-    assert single[7] == 1  # a person's only picture is its own gallery
+    assert single[7] == 1  # the only image of a person is its gallery image
 
 
 def test_labels_without_an_order_or_out_of_range():
     features = np.random.default_rng(0).normal(size=(8, 5))
-    with pytest.raises(ValueError, match="all 8 cosines are equal: expected several pictures of a person"):
+    with pytest.raises(ValueError, match="all 8 cosines are equal: expected several images of a person"):
         faceqnet.gallery_labels(features, np.arange(8), np.arange(8))
     fused = faceqnet.fused_labels(np.array([[0.0, 0.2], [1.0, 0.4]]))
     chex.assert_trees_all_close(fused, np.array([0.5, 0.3], np.float32), rtol=1e-6)
@@ -90,38 +92,51 @@ def test_presets_trace(presets_trace):
 
 
 def test_smoke_and_the_trunk_stays(smoke, configured):
-    """Though everything that the optimizer holds decays."""
+    """Even with weight decay."""
     state, _ = smoke("faceqnet:synthetic", recognisers=2, **{"optim.weight_decay": 0.1})
     _, config = configured("faceqnet:synthetic")
-    trained = common.recogniser(config, config.seed).variables
+    data = QualityFaces(**config.data)
+    trained = Recogniser(**config.recogniser).embedder(config.seed, **data.view).variables
     kept = {part: tree["trunk"]["recogniser"] for part, tree in
             {"params": state.params, **state.model_state}.items()}  # fmt: skip
     chex.assert_trees_all_equal(kept, trained)
 
 
+def rows_of(module, config):
+    """The examples that an experiment trains on, in the order of the data."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(QualityFaces, "batches", lambda self, source, *rest: source)
+        source = module.build(config).train_data()
+    return [source[i] for i in range(len(source))]
+
+
 def test_compliance_from_a_file(tmp_path, configured, picture_folder):
-    """The person's gallery picture is the one that the file puts first; other people may be in it too."""
+    """The person's gallery image has the highest compliance in the file, which may name other people, too."""
     rng = np.random.default_rng(0)
     picture_folder(tmp_path, {f"p{i}": rng.integers(0, 256, (2, 48, 48, 3)) for i in range(4)})
     lines = [f"p{i // 2}/{i % 2}.png,{(0.2, 0.9, 0.7, 0.4)[i % 4]}" for i in range(6)]
     (tmp_path / "scores.csv").write_text("\n".join(["name,compliance", *reversed(lines)]))
-    changes = {"data.source": "path", "data.path": str(tmp_path), "data.people": 2, "data.judged": 2, "recognisers": 1}
+    changes = {
+        "data.source": "path",
+        "data.path": str(tmp_path),
+        "data.people": 2,
+        "data.test_people": 2,
+        "recognisers": 1,
+    }
     _, config = configured("faceqnet:synthetic", compliance=str(tmp_path / "scores.csv"), **changes)
-    known = common.people(config.data, "train")
-    np.testing.assert_array_equal(experiment.compliance(config, known), [0.2, 0.9, 0.7, 0.4])
-    labels = experiment.label(config, known)
+    known = QualityFaces(**config.data).load("train")
+    np.testing.assert_array_equal(experiment.compliance(known, config.compliance), [0.2, 0.9, 0.7, 0.4])
+    labels = np.array([example["label"] for example in rows_of(experiment, config)])
     assert labels[[1, 2]].min() > 0.999 > 0.9 > labels[[0, 3]].max()
-    config.compliance = ""
-    plain = experiment.compliance(config, known)
-    sharp = common.measured(factors.sharpness, known.images)
+    plain = experiment.compliance(known, "")
+    sharp = measure(factors.sharpness, known.images)
     chex.assert_trees_all_close(plain, (sharp - sharp.min()) / np.ptp(sharp), rtol=1e-5)
     (tmp_path / "scores.csv").write_text("name,compliance\np0/0.png,1\np9/0.png,1\n")
-    config.compliance = str(tmp_path / "scores.csv")
     with pytest.raises(ValueError, match=r"scores\.csv, line 3: 'p9/0\.png': expected a known picture"):
-        experiment.label(config, known)
+        experiment.compliance(known, config.compliance)
     (tmp_path / "scores.csv").write_text("\n".join(["name,compliance", *lines[:3]]))
     with pytest.raises(ValueError, match=r"scores\.csv: no line for 'p1/1\.png', one of 1: expected all 4 pictures"):
-        experiment.label(config, known)
+        experiment.compliance(known, config.compliance)
 
 
 @pytest.mark.parametrize(
@@ -135,5 +150,5 @@ def test_compliance_from_a_file(tmp_path, configured, picture_folder):
         ({"recogniser.weights": "a.pth,b.pth"}, "recogniser.weights names 2 files for 3 recognisers: expected as many"),
     ],
 )
-def test_bad_input(changes, message, refuses):
-    refuses("faceqnet:synthetic", message, **changes)
+def test_bad_input(changes, message, raises):
+    raises("faceqnet:synthetic", message, **changes)

@@ -5,13 +5,14 @@ import pytest
 from scipy import stats
 
 from experiments import human_quality as experiment
-from experiments import quality_common as common
+from facejax.data.quality_faces import unmeasured
+from facejax.data.sources import Images
 from facejax.quality import factors, human_quality
 
 
 def test_comparisons_recover_a_planted_order():
     truth = np.random.default_rng(0).permutation(np.linspace(-2, 2, 40))
-    given = human_quality.simulate(np.random.default_rng(1), truth, workers=12, pairs=200, noise=0.3, taste=0.2)
+    given = human_quality.simulate(np.random.default_rng(1), truth, workers=12, pairs=200, noise=0.3, preference=0.2)
     assert (given.first != given.second).all()
     ratings = human_quality.complete_ratings(jax.random.key(0), given, 40)
     values = human_quality.human_quality(ratings)
@@ -19,10 +20,10 @@ def test_comparisons_recover_a_planted_order():
     assert stats.kendalltau(values, truth).statistic > 0.85
 
 
-def test_human_quality_is_the_median_of_stretched_ratings():
+def test_human_quality_is_the_median_of_scaled_ratings():
     ratings = np.array([[0.0, 5, 10], [1, 2, 3], [9, 8, 1]])
     chex.assert_trees_all_close(human_quality.human_quality(ratings), np.array([0, 0.5, 1], np.float32))
-    with pytest.raises(ValueError, match="worker 0 rates all faces alike: expected an order"):
+    with pytest.raises(ValueError, match="worker 0 gives all faces the same rating: expected different ones"):
         human_quality.human_quality(np.zeros((1, 4)))
 
 
@@ -33,7 +34,7 @@ def test_comparisons():
     ]
     found = human_quality.comparisons(rows[:2], ["a", "b", "c"])
     chex.assert_trees_all_equal(np.stack(found[:3]), np.array([[0, 1], [0, 2], [1, 0]]))
-    with pytest.raises(ValueError, match="line 4: 'a' and 'd': expected two known pictures"):
+    with pytest.raises(ValueError, match="line 4: 'a' and 'd': expected two known images"):
         human_quality.comparisons(rows, ["a", "b", "c"])
 
 
@@ -51,7 +52,7 @@ def test_matcher_quality(unit_rows):
     assert np.isnan(human_quality.matcher_quality(features, people, gallery)[2])
 
 
-def test_factors_see_what_they_are_for():
+def test_factors():
     rng = np.random.default_rng(0)
     picture = rng.integers(0, 256, (1, 16, 16, 3)).astype(np.uint8)
     smooth = np.full((1, 16, 16, 3), 128, np.uint8)
@@ -82,31 +83,36 @@ def test_smoke(preset, smoke):
     assert report.arrays["targets"].shape == (72,)
 
 
-def test_answers_of_people_about_files(tmp_path):
+def test_comparisons_from_a_file(tmp_path):
     rows = [f"w,p0/{i}.png,p1/{j}.png" for i in range(2) for j in range(2)]
     (tmp_path / "answers.csv").write_text("\n".join(["worker,better,worse", *rows]))
     config = experiment.get_config()
     config.comparisons.path = str(tmp_path / "answers.csv")
 
+    def human():
+        given = experiment.answers(known, config.seed, **config.comparisons)
+        ratings = human_quality.complete_ratings(jax.random.key(config.seed), given, 4, **config.completion)
+        return human_quality.human_quality(ratings)
+
     class Folder:
         names = tuple(f"p{i // 2}/{i % 2}.png" for i in range(4))
 
-    known = common.unmeasured(common.Pictures(Folder, np.arange(4), 8), np.arange(4) // 2)
-    values = experiment.human(config, known)
+    known = unmeasured(Images(Folder, np.arange(4), 8), np.arange(4) // 2)
+    values = human()
     assert values[:2].min() > values[2:].max()
     (tmp_path / "answers.csv").write_text("worker,best\nann,a\n")
     with pytest.raises(ValueError, match=r"answers\.csv: no column better, worse: expected worker, better, worse"):
-        experiment.human(config, known)
+        human()
     config.comparisons.path = ""
-    with pytest.raises(ValueError, match="nobody knows which pictures are better: expected a CSV"):
-        experiment.human(config, known)
+    with pytest.raises(ValueError, match="the quality of these images is unknown: expected a CSV"):
+        human()
 
 
 @pytest.mark.parametrize("score", ["frontality", "eye_distance"])
-def test_measures_of_landmarks_see_the_turn(score, smoke):
+def test_landmark_measures_follow_the_yaw(score, smoke):
     _, report = smoke("human_quality:synthetic", score=score)
     assert report.metrics["yaw_correlation"] > 0.3
 
 
-def test_bad_input(refuses):
-    refuses("human_quality:synthetic", "expected 'human', 'matcher' or one of sharpness", score="charm")
+def test_bad_input(raises):
+    raises("human_quality:synthetic", "expected 'human', 'matcher' or one of sharpness", score="charm")

@@ -38,8 +38,8 @@ def test_pool_of_padded_sets():
         )
 
 
-def test_pool_of_odd_sets():
-    """A single picture, weights that are all zero or below it, no picture at all, and shapes that do not fit."""
+def test_pool_of_degenerate_sets():
+    """A single image, weights that are all zero or negative, no image at all, and shapes that do not match."""
     rng = np.random.default_rng(0)
     features, weights = jnp.asarray(rng.normal(size=(2, 5, 3))), jnp.asarray(rng.random((2, 5)))
     for weighting in ("l1", "minmax"):
@@ -57,12 +57,12 @@ def test_pool_of_odd_sets():
         set_pool(features, weights[:, :4])
 
 
-def test_slope_of_a_weight():
+def test_gradient_of_a_weight():
     rng = np.random.default_rng(1)
     features, weights, pull = (jnp.asarray(rng.normal(size=s)) for s in ((4, 3), (4,), (3,)))
     weights = jnp.abs(weights) + 0.1
-    slope = jax.grad(lambda w: set_pool(features, w) @ pull)(weights)
-    chex.assert_trees_all_close(slope, (features - set_pool(features, weights)) @ pull / weights.sum(), atol=1e-6)
+    gradient = jax.grad(lambda w: set_pool(features, w) @ pull)(weights)
+    chex.assert_trees_all_close(gradient, (features - set_pool(features, weights)) @ pull / weights.sum(), atol=1e-6)
 
 
 def test_set_triplet_loss():
@@ -80,7 +80,7 @@ def test_set_triplet_loss():
 
 
 def test_quality_branch_has_no_activation():
-    """On a map its logit is affine; the authors' branch on pictures has a maximum besides."""
+    """On a map its logit is affine; the authors' branch on images also has a maximum."""
     images = jax.random.normal(jax.random.key(0), (2, 48, 48, 3))
     branch, middle = qan.QualityBranch(8, stem=True), qan.QualityBranch(8)
     assert branch.apply(branch.init(jax.random.key(0), images), images).shape == (2,)
@@ -109,17 +109,17 @@ def test_smoke(smoke):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sets.size": 17}, "nobody has sets.size 17 pictures"),
-        ({"sets.size": 9, "train.batch_size": 2}, "nobody has two sets of sets.size 9 pictures"),
+        ({"sets.size": 17}, "nobody has sets.size 17 images"),
+        ({"sets.size": 9, "train.batch_size": 2}, "nobody has two sets of sets.size 9 images"),
         ({"train.batch_size": 3}, "train.batch_size is 3 sets: expected an even number"),
         ({"branch": "stage9"}, "branch is 'stage9': expected one of stem"),
     ],
 )
-def test_bad_input(changes, message, refuses):
-    refuses("qan:synthetic", message, **changes)
+def test_bad_input(changes, message, raises):
+    raises("qan:synthetic", message, **changes)
 
 
 @pytest.mark.parametrize("change", ["train.devices", "train.microbatches"])
 @pytest.mark.parametrize("name", ["qan", "qan_pp"])
-def test_sets_meet_others(cut, name, change):
-    cut(f"{name}:synthetic", "2 sets meet on a device", **{change: 4})
+def test_too_few_sets_on_a_device_raise(split_raises, name, change):
+    split_raises(f"{name}:synthetic", "2 sets meet on a device", **{change: 4})

@@ -1,11 +1,11 @@
 import numpy as np
 
 from experiments import quality_board
-from experiments import quality_common as common
+from facejax.data.quality_faces import unmeasured
 
 
 def test_board(small_world):
-    changes = {"data.data_dir": str(small_world), "data.people": 6, "data.judged": 6, "recogniser.steps": 2}
+    changes = {"data.data_dir": str(small_world), "data.people": 6, "data.test_people": 6, "recogniser.steps": 2}
     changes |= {"train.steps": 1, "train.batch_size": 8}
     report = quality_board.board(["norm", "magface", "sharpness", "random"], 0, changes)
     assert {row["score"] for row in report.tables["Scores of faces"]} == {"norm", "magface", "sharpness", "random"}
@@ -17,10 +17,10 @@ def test_board(small_world):
     assert factors["sharpness"]["defocus"] > 0.5
 
 
-def test_factors_are_told_apart():
+def test_each_factor_is_measured_separately():
     """A score that is one factor's absence follows that one alone."""
     rng, count = np.random.default_rng(0), 600
-    faces = common.unmeasured(np.zeros((count, 1, 1, 3), np.uint8), np.arange(count))
+    faces = unmeasured(np.zeros((count, 1, 1, 3), np.uint8), np.arange(count))
     kind = np.arange(count) % 6 - 1
     fault = np.where(kind < 0, 0, rng.random(count))
     faces = faces._replace(kind=kind, fault=fault, yaw=rng.normal(size=count), light=rng.random(count))

@@ -3,11 +3,11 @@ import numpy as np
 from experiments import quality_photographs as photographs
 
 
-def test_faults_grow_with_their_strength():
+def test_degradations_grow_with_their_strength():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (112, 96, 3)).astype(np.uint8)
     for kind in photographs.KINDS:
-        moved = [np.abs(photographs.worse(image, kind, s, rng).astype(int) - image).mean() for s in (0.0, 0.3, 1.0)]
+        moved = [np.abs(photographs.degrade(image, kind, s, rng).astype(int) - image).mean() for s in (0.0, 0.3, 1.0)]
         assert moved[0] < 1 < moved[1] < moved[2], kind
 
 

@@ -12,7 +12,7 @@ from facejax.quality import sdd_fiqa
 KEY = jax.random.key(0)
 
 
-def test_shortcut_leaves_pixels_out():
+def test_shortcut_subsamples_pixels():
     """With all convolutions zero, a block whose width stays passes every second pixel on."""
     net = sdd_fiqa.QualityResNet((1,), (4,))
     images = jax.random.normal(KEY, (2, 8, 8, 3))
@@ -43,10 +43,10 @@ def test_wasserstein():
     assert sdd_fiqa.wasserstein(jnp.arange(3.0), jnp.arange(3.0)) == 0
 
 
-def test_pseudo_labels_order_pictures(unit_rows):
+def test_pseudo_labels_order_images(unit_rows):
     rng = np.random.default_rng(0)
     people = np.repeat(np.arange(12), 9)
-    spread = np.tile(np.linspace(0.05, 1.2, 9), 12)  # the first picture of each is the best
+    spread = np.tile(np.linspace(0.05, 1.2, 9), 12)  # the first image of each is the best
     features = unit_rows(rng, 12, 32)[people] + spread[:, None] * unit_rows(rng, 108, 32)
     shuffled = rng.permutation(108)
     for block in (2048, 50):
@@ -62,7 +62,7 @@ def test_pseudo_labels_order_pictures(unit_rows):
 
 @pytest.mark.parametrize("mated", [False, True])
 def test_pseudo_labels_equal_the_plain_form(mated):
-    """With as many samples as there are pictures everyone meets all: no chance is left. Blocks overlap at the end."""
+    """With as many samples as images the labels are deterministic. Blocks overlap at the end."""
     rng = np.random.default_rng(0)
     people = rng.permutation(np.repeat([4, 9, 2], (2, 4, 7)))
     features = rng.normal(size=(13, 5))
@@ -75,18 +75,18 @@ def test_pseudo_labels_equal_the_plain_form(mated):
     np.testing.assert_allclose(found, 100 * (plain - plain.min()) / np.ptp(plain), rtol=1e-4, atol=1e-3)
 
 
-def test_pseudo_labels_meet_whom_they_should():
-    """Two people, whose pictures agree within and oppose between; one is zero, like nobody: it has the lowest label."""
+def test_pseudo_labels_compare_the_right_images():
+    """Two people with orthogonal embeddings; a zero embedding has the lowest label."""
     features = np.repeat(np.eye(2), 4, 0) * [[1.0], [1], [1], [1], [1], [1], [1], [0.0]]
     labels = sdd_fiqa.pseudo_labels(KEY, features, np.repeat([0, 1], 4), samples=3, rounds=2)
     assert labels[7] == 0 and (labels[:4] == 100).all()
 
 
-def test_labels_that_cannot_be():
+def test_undefined_labels_raise():
     features = np.repeat(np.eye(2), 4, 0)
-    with pytest.raises(ValueError, match="all 8 pictures are equally far from strangers"):
+    with pytest.raises(ValueError, match="all 8 images have the same distance"):
         sdd_fiqa.pseudo_labels(KEY, features, np.repeat([0, 1], 4), samples=2)
-    with pytest.raises(ValueError, match="2 people, 1 of them with one picture: expected two people or more"):
+    with pytest.raises(ValueError, match="2 people, 1 of them with one image: expected two people or more"):
         sdd_fiqa.pseudo_labels(KEY, features, np.r_[np.zeros(7, int), 1])
 
 
@@ -114,5 +114,5 @@ def test_smoke(smoke):
         ({"model.weights": "x.ckpt"}, "model.weights for 'tiny': expected model.name 'mobilefacenet'"),
     ],
 )
-def test_bad_input(changes, message, refuses):
-    refuses("sdd_fiqa:synthetic", message, **changes)
+def test_bad_input(changes, message, raises):
+    raises("sdd_fiqa:synthetic", message, **changes)

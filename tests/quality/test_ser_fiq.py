@@ -41,7 +41,7 @@ def test_equal_and_nearly_equal_embeddings():
     chex.assert_trees_all_close(np.asarray(distance), np.mean(pairs, 0), rtol=0.02)
 
 
-def test_an_embedding_of_zeros_is_like_no_other():
+def test_an_embedding_of_zeros_is_orthogonal_to_all():
     none = jnp.zeros((4, 1, 4))
     chex.assert_trees_all_close(ser_fiq.robustness(none), ser_fiq.robustness(jnp.eye(4)[:, None]), rtol=1e-6)
 
@@ -92,8 +92,8 @@ def test_presets_trace(presets_trace):
 
 @pytest.mark.parametrize("preset", ["synthetic", "on_top"])
 def test_smoke(preset, smoke):
-    changes = {"on_top.steps": 3} if preset == "on_top" else {}
-    _, report = smoke(f"ser_fiq:{preset}", masks=3, **changes)
+    state, report = smoke(f"ser_fiq:{preset}", masks=3)
+    assert (state is not None) == (preset == "on_top")
     scores = report.arrays["scores"]
     assert scores.min() > 0 and scores.max() <= 1
 
@@ -102,8 +102,8 @@ def test_smoke(preset, smoke):
     ("changes", "message"),
     [
         ({"recogniser.dropout": 0.0}, "expected above 0, or method 'on_top'"),
-        ({"method": "magic"}, "method is 'magic': expected 'same_model'"),
+        ({"method": "magic"}, "method is 'magic': expected one of 'same_model'"),
     ],
 )
-def test_bad_input(changes, message, refuses):
-    refuses("ser_fiq:synthetic", message, **changes)
+def test_bad_input(changes, message, raises):
+    raises("ser_fiq:synthetic", message, **changes)

@@ -24,8 +24,8 @@ def test_centre_cosine_of_a_zero_embedding_is_zero():
     chex.assert_trees_all_close(tinyfqnet.centre_cosine(features, np.zeros(3, int)), np.array([0, 1, 1], np.float32))
 
 
-def test_a_person_with_one_picture_has_no_label():
-    with pytest.raises(ValueError, match="1 people have one picture: expected two or more of each"):
+def test_a_person_with_one_image_raises():
+    with pytest.raises(ValueError, match="1 people have one image: expected two or more of each"):
         tinyfqnet.centre_cosine(np.eye(10), np.r_[0, 0, 0, 0, 1, 1, 1, 1, 1, 2])
 
 
@@ -48,5 +48,5 @@ def test_smoke(preset, smoke):
     assert report.arrays["scores"].shape == (72,)
 
 
-def test_bad_input(refuses):
-    refuses("tinyfqnet:synthetic", "label is 'beauty': expected 'centre' or 'sharpness'", label="beauty")
+def test_bad_input(raises):
+    raises("tinyfqnet:synthetic", "label is 'beauty': expected 'centre' or 'sharpness'", label="beauty")

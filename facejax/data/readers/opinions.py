@@ -1,4 +1,4 @@
-"""Pictures that people judged: LIVE (release 2), TID2013, or a CSV of one's own; higher is better in all of them."""
+"""Images rated by people: LIVE (release 2), TID2013, or a CSV; higher is better in all of them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,36 @@ LIVE_FOLDERS = ("jp2k", "jpeg", "wn", "gblur", "fastfading")
 
 
 class Opinions(NamedTuple):
-    """Judged pictures.
+    """Rated images.
 
     Attributes:
       paths: of N files.
-      opinion: [N] mean, higher for better pictures.
-      reference: [N] names of the pictures that they were made from; a picture that was made from none has its own.
-      kind: [N] names of the distortions; empty where they are not told.
+      opinion: [N] mean, higher for better images.
+      reference: [N] names of the undistorted images; an image without one has a name of its own.
+      kind: [N] names of the distortions; empty where they are unknown.
     """
 
     paths: list[pathlib.Path]
     opinion: np.ndarray
     reference: np.ndarray
     kind: np.ndarray
+
+    def split(self, seed: int, share: float = 0.8) -> dict[str, Opinions]:
+        """A random `share` of the references, with all images made from them, as "train", the others as "test".
+
+        Raises:
+          ValueError: too few references for both.
+        """
+        names = np.random.default_rng(seed).permutation(np.unique(self.reference))
+        cut = round(share * len(names))
+        if not 0 < cut < len(names):
+            raise ValueError(f"the images have {len(names)} references: expected 3 or more to split")
+        train = np.isin(self.reference, names[:cut])
+        return {"train": self._take(train), "test": self._take(~train)}
+
+    def _take(self, rows: np.ndarray) -> Opinions:
+        paths = [path for path, there in zip(self.paths, rows, strict=True) if there]
+        return Opinions(paths, self.opinion[rows], self.reference[rows], self.kind[rows])
 
 
 def read(path: str | pathlib.Path) -> Opinions:
