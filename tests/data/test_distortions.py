@@ -109,7 +109,7 @@ def test_squares_that_are_moved_or_filled():
         expected[:32, 1:33] = np.floor(np.array([red, *mean[1:]]) + 0.5)
         np.testing.assert_array_equal(made("blocks", image, count), expected)
     for kind, size in (("pattern", (30, 31)), ("blocks", (33, 33))):
-        with pytest.raises(ValueError, match=rf"a picture of {size[0]} x {size[1]} pixels: expected more than 3\d x 3"):
+        with pytest.raises(ValueError, match=rf"an image of {size[0]} x {size[1]} pixels: expected more than 3\d x 3"):
             made(kind, photograph(*size), 1)
     assert np.mean(made("blocks", grey(9, 200, 200), 4)[..., 0] == 59) > 2.5 * 32 * 32 / 200**2
 
