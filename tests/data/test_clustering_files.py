@@ -6,7 +6,7 @@ from facejax.data.synthetic import embeddings
 from facejax.ops import knn, vectors
 
 
-def test_files_hold_the_written_arrays(tmp_path):
+def test_written_files_are_read_back(tmp_path):
     features = vectors.unit_rows(np.random.default_rng(0).normal(size=(9, 256)), np.float32)
     features.tofile(tmp_path / "a.bin")
     np.save(tmp_path / "a.npy", features)

@@ -288,16 +288,16 @@ def test_ppi_files(tmp_path):
     features = np.load(tmp_path / "train_feats.npy")
     np.testing.assert_allclose(splits["train"].features[1, :2], features[3:], rtol=1e-6)
     write_ppi(tmp_path, "test", (3, 2), damage=[{"source": 0, "target": 4}])
-    with pytest.raises(ValueError, match=r"test_graph\.json: an edge joins two graphs"):
+    with pytest.raises(ValueError, match=r"test_graph\.json: an edge connects two graphs"):
         experiment.load(config.data, 0)
     np.save(tmp_path / "test_feats.npy", np.where(np.arange(5)[:, None] == 3, np.nan, np.zeros((5, 5))))
     with pytest.raises(ValueError, match=r"test_feats\.npy: row 3 is not finite"):
         experiment.load(config.data, 0)
     np.save(tmp_path / "test_feats.npy", np.zeros((4, 5)))
-    with pytest.raises(ValueError, match=r"test_\*: 4 rows of features, 5 of labels"):
+    with pytest.raises(ValueError, match=r"test_\*: 4 rows of features, 5 rows of labels"):
         experiment.load(config.data, 0)
     (tmp_path / "test_graph.json").unlink()
-    with pytest.raises(ValueError, match=r"test_\*: not the files of PPI"):
+    with pytest.raises(ValueError, match=r"test_\*: not PPI files"):
         experiment.load(config.data, 0)
 
 

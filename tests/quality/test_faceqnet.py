@@ -117,10 +117,10 @@ def test_compliance_from_a_file(tmp_path, configured, picture_folder):
     chex.assert_trees_all_close(plain, (sharp - sharp.min()) / np.ptp(sharp), rtol=1e-5)
     (tmp_path / "scores.csv").write_text("name,compliance\np0/0.png,1\np9/0.png,1\n")
     config.compliance = str(tmp_path / "scores.csv")
-    with pytest.raises(ValueError, match=r"scores\.csv, line 3: 'p9/0\.png': expected a known picture"):
+    with pytest.raises(ValueError, match=r"scores\.csv, line 3: unknown image 'p9/0\.png': expected one such as"):
         experiment.label(config, known)
     (tmp_path / "scores.csv").write_text("\n".join(["name,compliance", *lines[:3]]))
-    with pytest.raises(ValueError, match=r"scores\.csv: no line for 'p1/1\.png', one of 1: expected all 4 pictures"):
+    with pytest.raises(ValueError, match=r"csv: 1 names are missing, such as 'p1/1\.png': expected all 4 images"):
         experiment.label(config, known)
 
 
