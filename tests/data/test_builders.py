@@ -102,7 +102,7 @@ def test_matlab_images_are_column_major(tmp_path):
         with pytest.raises(ValueError, match=message):
             MatlabFaces(tmp_path / "f.mat", (3, 2))
     (tmp_path / "no.mat").write_bytes(b"nothing at all")
-    with pytest.raises(ValueError, match="not a MATLAB file"):
+    with pytest.raises(ValueError, match="not a readable MATLAB file"):
         readers.read(tmp_path / "no.mat")
 
 

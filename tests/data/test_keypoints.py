@@ -157,7 +157,7 @@ def test_mpii_files(tmp_path):
 
 
 def test_bad_files_raise(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json: not a JSON file that can be read"):
+    with pytest.raises(ValueError, match=r"none\.json: not a readable JSON file"):
         CocoPeople(tmp_path / "none.json", tmp_path)
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match=r"list\.json: holds a list, expected a dict"):

@@ -171,7 +171,7 @@ def test_changed_settings_change_the_key():
 
 
 def test_unknown_and_duplicate_names_raise():
-    with pytest.raises(ValueError, match=r"no task 'recognitoin'; there are recognition,"):
+    with pytest.raises(ValueError, match=r"unknown task 'recognitoin', expected one of recognition,"):
         load("recognitoin", "train")
     with pytest.raises(ValueError, match="'video' exists already"):
         faces.register(Task("video"))

@@ -25,7 +25,7 @@ class MatlabFaces:
         try:
             content = scipy.io.loadmat(path)
         except Exception as error:  # damaged files raise various exceptions
-            raise ValueError(f"{path}: not a MATLAB file that can be read: {error}") from error
+            raise ValueError(f"{path}: not a readable MATLAB file: {error}") from error
         if "X" not in content or "Y" not in content:
             raise ValueError(f"{path}: expected the variables X (pixels) and Y (identities)")
         pixels, people = np.asarray(content["X"]), np.asarray(content["Y"]).ravel()

@@ -99,7 +99,7 @@ def _vector(path: pathlib.Path, name: str, length: int) -> np.ndarray:
     try:
         content = scipy.io.loadmat(path)
     except Exception as error:  # damaged files raise various exceptions
-        raise ValueError(f"{path}: not a MATLAB file that can be read: {error}") from error
+        raise ValueError(f"{path}: not a readable MATLAB file: {error}") from error
     found = np.asarray(content.get(name, []))
     if found.size != length:
         raise ValueError(f"{path}: {name} has {found.size} values: expected {length}, one per line of info.txt")

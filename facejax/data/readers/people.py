@@ -177,7 +177,7 @@ def _read_json(file: str | pathlib.Path, kind: type) -> Any:
     try:
         found = json.loads(pathlib.Path(file).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not a JSON file that can be read: {error}") from error
+        raise ValueError(f"{file}: not a readable JSON file: {error}") from error
     if not isinstance(found, kind):
         raise ValueError(f"{file}: holds a {type(found).__name__}, expected a {kind.__name__}")
     return found

@@ -63,7 +63,7 @@ def read_planetoid(folder: str | pathlib.Path, name: str) -> Citations:
             with path.open("rb") as file:
                 return _Unpickler(file, encoding="latin1").load()
         except Exception as error:  # damaged pickles raise various exceptions
-            raise ValueError(f"{path}: not a Planetoid file that can be read: {error}") from error
+            raise ValueError(f"{path}: not a readable Planetoid file: {error}") from error
 
     labelled, tx, ty, allx, ally, edges = (load(p) for p in ("y", "tx", "ty", "allx", "ally", "graph"))
     path = folder / f"ind.{name}.test.index"

@@ -40,7 +40,7 @@ class RecordFile:
         if first is not None and len(first[0]) == 2 and not first[1]:
             people, end = (int(v) for v in first[0])
             if not 1 <= people <= end:
-                raise ValueError(f"{self._path}: record 0 has the ends {people} and {end}, expected increasing numbers")
+                raise ValueError(f"{self._path}: record 0 has values {people} and {end}, expected increasing ones")
             self._keys = range(1, people)
             classes = end - people
         else:
