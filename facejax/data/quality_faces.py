@@ -133,7 +133,7 @@ def _load(data: QualityFaces, split: str, name: str) -> Faces:
     people = np.unique(labels)
     if len(people) < data.people + data.test_people:
         raise ValueError(
-            f"{data.path} holds {len(people)} people: expected data.people + data.test_people, "
+            f"{data.path}: {len(people)} identities: expected data.people + data.test_people, "
             f"{data.people + data.test_people}"
         )
     chosen = people[: data.people] if split == "train" else people[data.people : data.people + data.test_people]

@@ -138,7 +138,7 @@ def test_missing_tid2013_reference_raises(tid2013):
 def test_csv(tmp_path):
     for name in ("a.png", "more/b.png", "c.png"):
         write_image(tmp_path / name)
-    file = tmp_path / "judged.csv"
+    file = tmp_path / "scores.csv"
     file.write_bytes(b"\xef\xbb\xbfname,opinion,reference\na.png,3,x\nmore/b.png,-1.5,x\nc.png,2,\n")
     found = opinions.read(file)
     assert found.paths[1] == tmp_path / "more" / "b.png" and found.reference.tolist() == ["x", "x", "c.png"]
@@ -146,9 +146,9 @@ def test_csv(tmp_path):
     file.write_text("opinion,name\n1,a.png\n2,c.png\n")
     assert opinions.read(file).reference.tolist() == ["a.png", "c.png"]
     for text, message in (
-        ("name,opinion\na.png,1\na.png,2\n", r"judged\.csv, line 3: 'a\.png' occurs twice"),
-        ("name,opinion\nz.png,1\n", r"judged\.csv, line 2: .*z\.png does not exist"),
-        ("name,opinion\na.png,inf\n", r"judged\.csv, line 2: opinion 'inf': expected a finite number"),
+        ("name,opinion\na.png,1\na.png,2\n", r"scores\.csv, line 3: 'a\.png' occurs twice"),
+        ("name,opinion\nz.png,1\n", r"scores\.csv, line 2: .*z\.png does not exist"),
+        ("name,opinion\na.png,inf\n", r"scores\.csv, line 2: opinion 'inf': expected a finite number"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):

@@ -101,7 +101,7 @@ def test_every_factor_changes_the_image(renderer):
         changed = draw(renderer, 16, PLAIN, **{name: value})[1]["face"]
         assert np.abs(changed - base["face"]).mean() > 1e-3, name
     clean = {k: v[0] for k, v in base_factors.items()}
-    picture = np.clip(base["face"][0], 0, 1) ** 0.45
+    image = np.clip(base["face"][0], 0, 1) ** 0.45
     for name, value in {
         "motion": 12.0,
         "defocus": 2.0,
@@ -110,11 +110,10 @@ def test_every_factor_changes_the_image(renderer):
         "jpeg": 20.0,
         "occluder": 0.4,
     }.items():
-        plain, worse = (
-            degrade.degrade(picture, {**clean, name: np.array(v)})
-            for v in (1.0 if name == "resolution" else 0.0, value)
+        clean_image, degraded = (
+            degrade.degrade(image, {**clean, name: np.array(v)}) for v in (1.0 if name == "resolution" else 0.0, value)
         )
-        assert np.abs(plain.astype(float) - worse).mean() > 0.5, name
+        assert np.abs(clean_image.astype(float) - degraded).mean() > 0.5, name
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))

@@ -62,10 +62,10 @@ def live(root: pathlib.Path) -> Opinions:
         and per distortion a folder of imgN.bmp and info.txt with one line "reference image parameter" per image.
     """
     folders = [_live_folder(root / name) for name in LIVE_FOLDERS]
-    pictures = [row for folder in folders for row in folder]
-    dmos, copy = (_vector(root / "dmos.mat", name, len(pictures)) for name in ("dmos", "orgs"))
-    names = _vector(root / "refnames_all.mat", "refnames_all", len(pictures))
-    for i, ((file, reference, where), name) in enumerate(zip(pictures, names, strict=True)):
+    images = [row for folder in folders for row in folder]
+    dmos, copy = (_vector(root / "dmos.mat", name, len(images)) for name in ("dmos", "orgs"))
+    names = _vector(root / "refnames_all.mat", "refnames_all", len(images))
+    for i, ((file, reference, where), name) in enumerate(zip(images, names, strict=True)):
         if str(np.squeeze(name)).lower() != reference.lower():
             raise ValueError(
                 f"{where}: {file.name} of {reference!r}, but refnames_all.mat has {np.squeeze(name)} at {i + 1}"
@@ -73,7 +73,7 @@ def live(root: pathlib.Path) -> Opinions:
         if not np.isfinite(dmos[i]) or (copy[i] and dmos[i]):
             wanted = "0 for a copy of a reference" if copy[i] else "a finite number"
             raise ValueError(f"{root / 'dmos.mat'}: dmos is {dmos[i]} at {i + 1}: expected {wanted}")
-    paths, references, _ = zip(*pictures, strict=True)
+    paths, references, _ = zip(*images, strict=True)
     kinds = np.repeat(LIVE_FOLDERS, [len(folder) for folder in folders])
     return Opinions(list(paths), -dmos.astype(float), np.array(references), kinds)
 
@@ -86,7 +86,7 @@ def _live_folder(folder: pathlib.Path) -> list[tuple[pathlib.Path, str, str]]:
         if not match or match[1] in found:
             raise ValueError(f"{where}: image {fields[1]!r}: expected imgN.bmp, each once")
         for file in (folder / fields[1], folder.parent / "refimgs" / fields[0]):
-            _there(file, where)
+            _existing(file, where)
         found[match[1]] = (folder / fields[1], fields[0], where)
     missing = [i for i in range(1, len(found) + 1) if str(i) not in found]
     if missing:
@@ -123,7 +123,7 @@ def tid2013(root: pathlib.Path) -> Opinions:
         if not 0 <= opinion <= 9:
             raise ValueError(f"{where}: value {value}: expected 0 to 9")
         for part, file in (("distorted_images", match[0]), ("reference_images", f"{match[1]}.bmp")):
-            _there(files.get(file, root / part / file), where)
+            _existing(files.get(file, root / part / file), where)
         rows[match[0]] = (files[match[0]], opinion, *match.groups())
     paths, opinion, reference, kind = zip(*rows.values(), strict=True)
     return Opinions(list(paths), np.array(opinion), np.array(reference), np.array(kind))
@@ -137,7 +137,7 @@ def table(path: pathlib.Path) -> Opinions:
         if name in rows:
             raise ValueError(f"{where}: {name!r} occurs twice: expected one line per image")
         rows[name] = (
-            _there(path.parent / name, where),
+            _existing(path.parent / name, where),
             tables.number(row["opinion"], where, "opinion"),
             row.get("reference") or name,
         )
@@ -160,7 +160,7 @@ def _lines(path: pathlib.Path, form: str) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _there(file: pathlib.Path, where: str) -> pathlib.Path:
+def _existing(file: pathlib.Path, where: str) -> pathlib.Path:
     if not file.is_file():
         raise ValueError(f"{where}: {file} does not exist")
     return file

@@ -164,12 +164,12 @@ def hypersphere(
     quality = 1 / (1 + np.exp(1.7 * deviation))
     length = noise * np.exp(spread * deviation)[:, None]
     common = rng.normal(size=(len(labels), width))
-    seen = []
+    embedded = []
     for _ in range(views):
         own = rng.normal(size=(len(labels), width))
         blurred = (common + own) / np.sqrt(2 * width)
-        seen.append(unit_rows(centres[labels] + length * blurred + drift * ((1 - quality) ** 2)[:, None] * hub))
-    return Embeddings(np.stack(seen).astype(np.float32), labels, quality.astype(np.float32))
+        embedded.append(unit_rows(centres[labels] + length * blurred + drift * ((1 - quality) ** 2)[:, None] * hub))
+    return Embeddings(np.stack(embedded).astype(np.float32), labels, quality.astype(np.float32))
 
 
 def modes(people: int, angle: float, noise: float, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

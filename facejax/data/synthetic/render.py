@@ -304,10 +304,10 @@ def _place(
     turn = rotation.from_euler(p["pose"])
     everything = jnp.concatenate([vertices, frame, bare[face.landmarks68], bare[face.landmarks98], lenses])
     unit, zero = jnp.float32(1.0), jnp.zeros(2)
-    seen = camera.perspective(everything, turn, unit, zero, p["distance"])
+    projected = camera.perspective(everything, turn, unit, zero, p["distance"])
     counts = np.cumsum([vertices.shape[0], frame.shape[0], 68, 98])
-    matrix, shift, framing = _frame(p, seen[counts[1] : counts[2]], size, aligned)
-    placed = jnp.concatenate([seen[:, :2] @ matrix.T + shift, seen[:, 2:] * framing[0]], 1)
+    matrix, shift, framing = _frame(p, projected[counts[1] : counts[2]], size, aligned)
+    placed = jnp.concatenate([projected[:, :2] @ matrix.T + shift, projected[:, 2:] * framing[0]], 1)
     drawn, marks68, marks98 = placed[: counts[1]], placed[counts[1] : counts[2]], placed[counts[2] : counts[3]]
 
     capacity = int(room * full * full)
@@ -351,7 +351,7 @@ def _place(
     if dense:
         depth = jnp.where(fragments.triangle >= 0, fragments.depth / supersample, 0.0)[::supersample, ::supersample]
         head = jnp.concatenate(
-            [seen[: vertices.shape[0], :2] @ matrix.T + shift, seen[: vertices.shape[0], 2:] * framing[0]], 1
+            [projected[: vertices.shape[0], :2] @ matrix.T + shift, projected[: vertices.shape[0], 2:] * framing[0]], 1
         )
         found["depth"] = depth
         found["position_map"] = uv.uv_position_map(tables.position_fragments, face.triangles, head)[0]
@@ -379,13 +379,13 @@ def _paint(
     hair_colour, frame_colour, glow = (p[k][:, None, None] for k in ("hair_colour", "frame_colour", "light_colour"))
     skin = jnp.moveaxis(pixels["skin"], -1, 0)
     colour = jnp.where(rim, frame_colour, skin * kept + hair_colour * hair)
-    picture = colour * bright + shine * glow
-    picture = jnp.where(lens, picture * (1 - p["tint"]) + 0.025 * glow, picture)
+    shaded = colour * bright + shine * glow
+    shaded = jnp.where(lens, shaded * (1 - p["tint"]) + 0.025 * glow, shaded)
 
     def shrink(x: jax.Array) -> jax.Array:
         return x.reshape(-1, size, supersample, size, supersample).mean((2, 4))
 
-    face = jnp.moveaxis(shrink(jnp.where(covered, picture, 0.0)), 0, -1)
+    face = jnp.moveaxis(shrink(jnp.where(covered, shaded, 0.0)), 0, -1)
     return {**found, "face": face, "alpha": shrink(covered.astype(jnp.float32))[0]}
 
 
