@@ -163,7 +163,7 @@ def test_tables(tmp_path):
     np.testing.assert_array_equal(tables.numbers(file, "fit", ["a", "b"], ["a", "b", "z"]), [-1e-3, 0.5])
     for names, known, text, message in (
         (["a", "b"], (), None, r"scores\.csv, line 4: unknown image 'z': expected one such as 'a'"),
-        (["a", "b", "c", "d"], ["z"], None, r"scores\.csv: 2 names are missing, such as 'c': expected all 4 images"),
+        (["a", "b", "c", "d"], ["z"], None, r"scores\.csv: no line for 'c', one of 2 missing: expected all 4 images"),
         (["a"], (), "name,fit\na,1\na,1\n", r"scores\.csv, line 3: 'a' occurs twice"),
         (["a"], (), "name,fit\na,nan\n", r"scores\.csv, line 2: fit 'nan': expected a finite number"),
         (["a"], (), "name,fit\na,\n", r"scores\.csv, line 2: fit '': expected a finite number"),

@@ -120,7 +120,7 @@ def test_compliance_from_a_file(tmp_path, configured, picture_folder):
     with pytest.raises(ValueError, match=r"scores\.csv, line 3: unknown image 'p9/0\.png': expected one such as"):
         experiment.label(config, known)
     (tmp_path / "scores.csv").write_text("\n".join(["name,compliance", *lines[:3]]))
-    with pytest.raises(ValueError, match=r"csv: 1 names are missing, such as 'p1/1\.png': expected all 4 images"):
+    with pytest.raises(ValueError, match=r"csv: no line for 'p1/1\.png', one of 1 missing: expected all 4 images"):
         experiment.label(config, known)
 
 

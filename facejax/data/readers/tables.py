@@ -69,6 +69,6 @@ def numbers(path: str | os.PathLike[str], column: str, names: Sequence[str], kno
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(
-            f"{path}: {len(missing)} names are missing, such as {missing[0]!r}: expected all {len(names)} images"
+            f"{path}: no line for {missing[0]!r}, one of {len(missing)} missing: expected all {len(names)} images"
         )
     return np.array([found[name] for name in names])
