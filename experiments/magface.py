@@ -213,7 +213,7 @@ def held_out(config: ConfigDict) -> Faces:
         return app.section(QualityFaces, config.data).load("test")
     _, source = app.section(Identities, config.data).split(config.seed)
     if source is None:
-        raise ValueError("nobody is held out for verification: set data.held_out, or eval.packs")
+        raise ValueError("no identity is held out for verification: set data.held_out or eval.packs")
     rows = np.arange(len(source))
     return unmeasured(Images(source, rows, config.data.image_size), sources.labels(source))
 

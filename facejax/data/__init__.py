@@ -1,4 +1,4 @@
-"""Pictures, text and graphs on their way to a model: readers, builders, synthetic data, augmentation, batches."""
+"""Image, text and graph data: readers, builders, synthetic data, augmentation, batches."""
 
 from facejax._lazy import lazy
 

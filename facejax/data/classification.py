@@ -1,4 +1,4 @@
-"""Labelled images for classifiers: folders as ImageNet is laid out, and the people of the face world."""
+"""Labelled images for classifiers: folders in ImageNet's layout, and the identities of the face world."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class LabelledImages:
     """The `data` section of a classifier's experiment.
 
     Attributes:
-      path: folder with train/CLASS/IMAGE and val/CLASS/IMAGE; empty is the face world, whose people are the classes.
-      data_dir: where prepared data lies; empty is $FACEJAX_DATA_DIR, else ~/.cache/facejax.
+      path: folder with train/CLASS/IMAGE and val/CLASS/IMAGE; empty: the face world, with its identities as classes.
+      data_dir: folder of prepared data; empty: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
       image_size: side of the network's input, pixels.
-      classes: number of classes; of the face world, its first people.
-      crops: whether training images are random crops (`random_crop`); if not, whole images are resized.
-      centre: side of the square that evaluation cuts out, as a part of the image's shorter side, 0..1.
-      threads: batches loaded at once in this process.
-      workers: processes that load besides; 0 loads in this one.
+      classes: number of classes; in the face world, the first identities.
+      crops: true: training images are random crops (`random_crop`); false: resized whole images.
+      centre: side of the centre crop in evaluation, as a fraction of the image's shorter side, 0..1.
+      threads: number of batches that this process loads in parallel.
+      workers: number of loader processes; 0: this process loads.
     """
 
     path: str = ""
@@ -42,7 +42,7 @@ class LabelledImages:
     workers: int = 0
 
     def split(self) -> tuple[Source, Source]:
-        """Sources to train and to test on."""
+        """The training source and the test source."""
         return splits(self.path, self.data_dir or None, self.classes)
 
     def batches(self, source: Source, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
@@ -51,29 +51,29 @@ class LabelledImages:
         return pipeline.train_batches(source, load, batch_size, seed=seed, threads=self.threads, workers=self.workers)
 
     def test_batch(self, examples: Sequence[Any]) -> dict[str, np.ndarray]:
-        """Evaluation's batch of `centre_batch`."""
+        """The evaluation batch of `centre_batch`."""
         return centre_batch(examples, self.image_size, self.centre)
 
 
 def splits(path: str, data_dir: str | None = None, classes: int = 0, every: int = 4) -> tuple[Source, Source]:
-    """Sources of labelled images to train and to test on.
+    """The training source and the test source of labelled images.
 
     Args:
-      path: folder with "train" and "val" in it, each CLASS/IMAGE; empty takes the face world: every `every`-th image of
-        each person is for testing, so both parts hold the same people.
-      data_dir: where the face world lies once it is prepared.
-      classes: people of the face world; 0 takes all.
+      path: folder that contains "train" and "val", each with CLASS/IMAGE; empty: the face world, where every `every`-th
+        image of each identity is a test image, so that both parts contain the same identities.
+      data_dir: folder of prepared data.
+      classes: number of identities of the face world; 0 takes all.
       every: see `path`.
 
     Raises:
-      ValueError: more classes than the face world has people.
+      ValueError: `classes` exceeds the number of identities in the face world.
     """
     if path:
         return folders(path)
     task = faces.TASKS["recognition"]
     people = classes or task.train
     if people > task.train:
-        raise ValueError(f"data.classes is {people}: expected at most {task.train}, the face world's people")
+        raise ValueError(f"data.classes is {people}: expected at most {task.train}, the identities of the face world")
     source = faces.load(task, "train", data_dir)
     rows = np.arange(people * task.per_person)
     test = rows % every == every - 1
@@ -81,13 +81,13 @@ def splits(path: str, data_dir: str | None = None, classes: int = 0, every: int 
 
 
 def folders(path: str, parts: Sequence[str] = ("train", "val")) -> tuple[Source, ...]:
-    """Sources of the parts of a data set, each a folder in `path` that `facejax.data.readers.read` opens."""
+    """One source per part of a data set; each part is a folder in `path` that `facejax.data.readers.read` opens."""
     root = pathlib.Path(path).expanduser()
     return tuple(readers.read(root / part) for part in parts)
 
 
 def first_people(people: int, train: int, data_dir: str | None = None) -> tuple[list[Any], list[Any]]:
-    """The face world's first people: `train` images of each to train on, the others to test on, held in memory."""
+    """The first identities of the face world: `train` training images of each, the others for the test; in memory."""
     source = faces.load("recognition", "train", data_dir)
     parts: tuple[list[Any], list[Any]] = ([], [])
     counts = np.zeros(people, int)
@@ -100,7 +100,7 @@ def first_people(people: int, train: int, data_dir: str | None = None) -> tuple[
 
 
 class Attribute:
-    """Examples of the face world with "label" 1 where an attribute is above 0, such as "glasses", else 0."""
+    """Examples of the face world with "label" 1 if an attribute, such as "glasses", is positive, else 0."""
 
     def __init__(self, source: Source, name: str):
         self._source, self._name = source, name
@@ -114,12 +114,12 @@ class Attribute:
 
 
 def loader(size: int, classes: int, crops: bool) -> Load:
-    """Training batches {"image": uint8 [n, size, size, 3], "label": int32 [n]}, mirrored with probability one half.
+    """Training batches {"image": uint8 [n, size, size, 3], "label": int32 [n]}, flipped with probability 0.5.
 
     Args:
-      size: pixels.
-      classes: labels lie in 0..classes - 1; others raise ValueError.
-      crops: whether `random_crop` is cut out first; otherwise the whole image is resized.
+      size: side of the images, pixels.
+      classes: number of classes; a label outside 0..classes - 1 raises ValueError.
+      crops: true: `random_crop`, then resize; false: resize the whole image.
     """
 
     def load(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
@@ -135,9 +135,9 @@ def loader(size: int, classes: int, crops: bool) -> Load:
 
 
 def short_side_loader(size: int, classes: int) -> Callable[[Sequence[Any], Any], dict[str, np.ndarray]]:
-    """(examples, generators) -> batch of `loader`'s form: the shorter side becomes `size` pixels, then a crop.
+    """(examples, generators) -> batch as of `loader`: resizes the shorter side to `size` pixels, then crops.
 
-    With generators the crop is random and mirrored with probability one half, with None it is the centre.
+    With generators, the crop is random and flipped with probability 0.5; with None, it is the centre.
     """
 
     def cut(image: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
@@ -159,21 +159,21 @@ def short_side_loader(size: int, classes: int) -> Callable[[Sequence[Any], Any],
 def _labels(examples: Sequence[Any], classes: int) -> np.ndarray:
     labels = np.array([e["label"] for e in examples], np.int32)
     if labels.min() < 0 or labels.max() >= classes:
-        raise ValueError(f"labels go from {labels.min()} to {labels.max()}: expected 0 to {classes - 1}")
+        raise ValueError(f"labels range from {labels.min()} to {labels.max()}: expected 0 to {classes - 1}")
     return labels
 
 
 def centre_batch(examples: Sequence[Any], size: int, fraction: float = 1.0) -> dict[str, np.ndarray]:
-    """Evaluation's batch: the central square, `fraction` of the shorter side, resized to `size` pixels.
+    """The evaluation batch: the centre crop, `fraction` of the shorter side, resized to `size` pixels.
 
-    Resizing the short side to size / fraction and cutting out the centre gives the same field of view.
+    It has the field of view of resizing the shorter side to size / fraction and then cropping the centre.
     """
     images = [transforms.resize(centre(transforms.decode(e["image"]), fraction), size, size) for e in examples]
     return {"image": np.stack(images), "label": np.array([e["label"] for e in examples], np.int32)}
 
 
 def centre(image: np.ndarray, fraction: float) -> np.ndarray:
-    """The central square, `fraction` of the shorter side long."""
+    """The centre crop, a square of `fraction` times the shorter side."""
     side = max(1, round(min(image.shape[:2]) * fraction))
     top, left = ((n - side) // 2 for n in image.shape[:2])
     return image[top : top + side, left : left + side]
@@ -185,9 +185,9 @@ def random_crop(
     area: tuple[float, float] = (0.08, 1.0),
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> np.ndarray:
-    """GoogLeNet's training crop: a random share of the area and a random aspect ratio (Sec. 6).
+    """GoogLeNet's training crop: a random fraction of the area and a random aspect ratio (Sec. 6).
 
-    The logarithm of the aspect ratio is uniform. After ten draws that do not fit, the central square is taken.
+    The logarithm of the aspect ratio is uniform. If ten draws exceed the image, the crop is the central square.
     """
     height, width = image.shape[:2]
     for _ in range(10):

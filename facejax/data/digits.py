@@ -19,13 +19,13 @@ class DigitImages:
     """The `data` section of an experiment on digits.
 
     Attributes:
-      source: "digits" (8 x 8, of scikit-learn) or "mnist".
-      train: of "digits", images to train on, drawn with the seed; the others of the 1,797 are for testing.
-      data_dir: where tfds has prepared mnist; empty is $FACEJAX_DATA_DIR, else ~/.cache/facejax.
-      train_split: of mnist, in tfds' notation.
-      test_split: likewise.
-      threads: batches loaded at once in this process.
-      workers: processes that load besides; 0 loads in this one.
+      source: "digits" (scikit-learn, 8 x 8) or "mnist".
+      train: with "digits", number of training images, drawn with the seed; the remaining images are the test set.
+      data_dir: folder where tfds prepared mnist; empty: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
+      train_split: with "mnist", the training split in tfds' notation.
+      test_split: with "mnist", the test split in tfds' notation.
+      threads: number of batches that this process loads in parallel.
+      workers: number of loader processes; 0: this process loads.
     """
 
     source: str = "digits"
@@ -42,11 +42,11 @@ class DigitImages:
 
     @property
     def pixels(self) -> int:
-        """Of an image."""
+        """Number of pixels of an image."""
         return PIXELS[self.source]
 
     def split(self, seed: int) -> tuple[Digits, Digits]:
-        """Images to train and to test on: {"image": float32 [N, pixels] in -1..1, "label": int32 [N]}."""
+        """Training and test images: {"image": float32 [N, pixels] in -1..1, "label": int32 [N]}."""
         if self.source == "mnist":
             return tuple(read_mnist(self.data_dir, split) for split in (self.train_split, self.test_split))
         from sklearn.datasets import load_digits
@@ -74,7 +74,7 @@ def read_mnist(data_dir: str, split: str) -> Digits:
     """A split of MNIST from the tfds catalogue, prepared as ArrayRecord on first use.
 
     Raises:
-      ValueError: MNIST is not prepared, and TensorFlow, which prepares it, is not installed.
+      ValueError: MNIST is not prepared, and preparing it fails because TensorFlow is not installed.
     """
     import tensorflow_datasets as tfds
 
@@ -83,7 +83,7 @@ def read_mnist(data_dir: str, split: str) -> Digits:
         examples = store.prepared(builder, split)
     except ImportError as error:
         raise ValueError(
-            f"MNIST is not prepared in {builder.data_dir}, and preparing it needs TensorFlow ({error}): install it, "
+            f"MNIST is not prepared in {builder.data_dir}, and preparation needs TensorFlow ({error}): install it, "
             "or set data.data_dir to a folder where tfds has prepared mnist as ArrayRecord"
         ) from error
     rows = [examples[i] for i in range(len(examples))]

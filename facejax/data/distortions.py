@@ -1,7 +1,7 @@
-"""Distortions with levels, as image-quality data sets grade them: [H, W, 3] uint8 RGB in and out.
+"""Image distortions of a given strength: [H, W, 3] uint8 RGB in and out.
 
-Those from `kernel_blur` on are the ones RankIQA's authors make for LIVE and TID2013, as their MATLAB does them, quirks
-included. Not here is TID2013's image denoising, which takes a whole denoiser (CBM3D).
+The functions from `kernel_blur` on reproduce the MATLAB code with which RankIQA's authors generate the distortions of
+LIVE and TID2013, its deviations from the definitions included. TID2013's image denoising is missing: it needs CBM3D.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from PIL import Image
 Distort = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 YCBCR = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]]) / 255
-"""BT.601 from RGB of 0..255, without the offsets 16, 128, 128."""
+"""BT.601 matrix for RGB in 0..255, without the offsets."""
 OFFSETS = np.array([16.0, 128.0, 128.0])
 
 
 def blur(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian of `sigma` pixels; the border is mirrored."""
+    """Gaussian blur of `sigma` pixels with mirrored borders."""
     del rng
     return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
 
 
 def noise(image: np.ndarray, variance: float, rng: np.random.Generator) -> np.ndarray:
-    """White noise on pictures of range 0..1."""
+    """White Gaussian noise; the variance is for images in 0..1."""
     noisy = image + rng.normal(size=image.shape) * 255 * np.sqrt(variance)
     return np.rint(np.clip(noisy, 0, 255)).astype(np.uint8)
 
 
 def jpeg(image: np.ndarray, quality: float, rng: np.random.Generator) -> np.ndarray:
-    """JPEG of a quality 0..100."""
+    """JPEG compression of quality 0..100."""
     del rng
     encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, round(quality)])[1]
     return np.ascontiguousarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR)[..., ::-1])
 
 
 def jpeg2000(image: np.ndarray, ratio: float, rng: np.random.Generator) -> np.ndarray:
-    """JPEG 2000 made `ratio` times smaller than 24 bits a pixel."""
+    """JPEG 2000 compression to 24 / `ratio` bits per pixel."""
     del rng
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG2000", quality_mode="rates", quality_layers=[ratio], irreversible=True)
@@ -48,7 +48,7 @@ def jpeg2000(image: np.ndarray, ratio: float, rng: np.random.Generator) -> np.nd
 
 
 def resolution(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    """Made smaller by `factor` and large again."""
+    """Downsampling by `factor`, then upsampling to the original size."""
     del rng
     height, width = image.shape[:2]
     small = max(1, round(width / factor)), max(1, round(height / factor))
@@ -56,22 +56,22 @@ def resolution(image: np.ndarray, factor: float, rng: np.random.Generator) -> np
 
 
 def kernel_blur(image: np.ndarray, size: float, rng: np.random.Generator) -> np.ndarray:
-    """Gaussian on a window of `size` x `size` pixels, its sigma a sixth of that; the border is mirrored."""
+    """Gaussian blur with a window of `size` x `size` pixels, sigma `size` / 6 and mirrored borders."""
     del rng
     line = cv2.getGaussianKernel(int(size), size / 6)
     return _bytes(cv2.sepFilter2D(image.astype(np.float64), -1, line, line, borderType=cv2.BORDER_REFLECT))
 
 
 def colour_noise(image: np.ndarray, variance: float, rng: np.random.Generator) -> np.ndarray:
-    """White noise on luma and both colour differences of range 0..1."""
+    """White Gaussian noise on the YCbCr channels; the variance is for channels in 0..1."""
     return _rgb(_ycbcr(image) + rng.normal(size=image.shape) * 255 * np.sqrt(variance))
 
 
 def high_frequency_noise(image: np.ndarray, variance: float, rng: np.random.Generator) -> np.ndarray:
-    """A Gaussian dip of deviation 10 in the spectrum, then white noise.
+    """A Gaussian notch of standard deviation 10 in the spectrum, then white noise.
 
-    The authors' high-pass filter has its centre in the middle of a spectrum that was not shifted: what it takes away
-    are the highest frequencies, not the lowest.
+    The authors centre their high-pass filter on a spectrum without shift, so that it removes the highest frequencies
+    instead of the lowest.
     """
     rows, columns = (np.arange(1, n + 1) - n / 2 for n in image.shape[:2])
     dip = 1 - np.exp(-(rows[:, None] ** 2 + columns**2) / (2 * 10**2))
@@ -80,15 +80,15 @@ def high_frequency_noise(image: np.ndarray, variance: float, rng: np.random.Gene
 
 
 def impulses(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """Half of a `share` of all values becomes 0, the other half 255, each channel for itself."""
+    """Impulse noise: a fraction `share` of all values, drawn per channel, becomes 0 or 255 in equal parts."""
     chance = rng.random(image.shape)
     return np.where(chance < share / 2, 0, np.where(chance < share, 255, image)).astype(np.uint8)
 
 
 def quantisation(image: np.ndarray, step: float, rng: np.random.Generator) -> np.ndarray:
-    """As many Otsu thresholds, over all channels together, as steps go into 255.
+    """Quantisation at 255 / `step` Otsu thresholds of the histogram over all channels.
 
-    A value becomes the nearest threshold that is not below it, one under the first 0, one above the last 255.
+    Values up to the first threshold become 0, values above the last 255, others the next higher threshold.
     """
     del rng
     cuts = otsu(np.bincount(image.ravel(), minlength=256), round(255 / step))
@@ -96,14 +96,14 @@ def quantisation(image: np.ndarray, step: float, rng: np.random.Generator) -> np
 
 
 def otsu(counts: np.ndarray, number: int) -> np.ndarray:
-    """Thresholds [number] of the greatest variance between classes: the last value of each class but the highest.
+    """Thresholds [number] that maximise the variance between classes: the last value of each class but the highest.
 
     Args:
-      counts: [L] how often each value occurs.
-      number: of thresholds.
+      counts: [L] histogram.
+      number: number of thresholds.
     """
     count, total = (np.r_[0, np.cumsum(x)] for x in (counts, counts * np.arange(len(counts))))
-    weight, mass = count - count[:, None], total - total[:, None]  # of the class that begins at i and ends before j
+    weight, mass = count - count[:, None], total - total[:, None]  # of the class of values i to j - 1
     gain = np.where(np.tri(len(count), k=-1).T > 0, mass**2 / np.maximum(weight, 1), -np.inf)
     best, came = gain[0], []
     for _ in range(number):
@@ -117,7 +117,7 @@ def otsu(counts: np.ndarray, number: int) -> np.ndarray:
 
 
 def pattern(image: np.ndarray, count: float, rng: np.random.Generator) -> np.ndarray:
-    """So many squares of 15 pixels show what lies 5 pixels below and to the right of them."""
+    """Replaces `count` squares of 15 pixels by the image content 5 pixels below and to the right of them."""
     out = image.copy()
     for _ in range(int(count)):
         y, x = _corner(image, 30, 0, rng)
@@ -126,7 +126,7 @@ def pattern(image: np.ndarray, count: float, rng: np.random.Generator) -> np.nda
 
 
 def blocks(image: np.ndarray, count: float, rng: np.random.Generator) -> np.ndarray:
-    """So many squares of 32 pixels in the picture's mean colour, whose red is 0, 50 or 30 too high where few."""
+    """Replaces `count` squares of 32 pixels by the image's mean colour; a count of 2, 4 or 8 also changes its red."""
     colour, out = image.mean((0, 1)), image.copy()
     colour[0] = {2: 0.0, 4: colour[0] + 50, 8: colour[0] + 30}.get(int(count), colour[0])
     for _ in range(int(count)):
@@ -136,31 +136,31 @@ def blocks(image: np.ndarray, count: float, rng: np.random.Generator) -> np.ndar
 
 
 def mean_shift(image: np.ndarray, shift: float, rng: np.random.Generator) -> np.ndarray:
-    """`shift` is added to all values."""
+    """Adds `shift` to all values."""
     del rng
     return _bytes(image.astype(float) + shift)
 
 
 def contrast(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    """All values times `factor`."""
+    """Multiplies all values by `factor`."""
     del rng
     return _bytes(image.astype(float) * factor)
 
 
 def saturation(image: np.ndarray, factor: float, rng: np.random.Generator) -> np.ndarray:
-    """Both colour differences times `factor`, from the middle of 0..255."""
+    """Multiplies both colour differences (Cb, Cr) by `factor`, around the middle of 0..255."""
     del rng
     ycbcr = _ycbcr(image)
     return _rgb(np.concatenate([ycbcr[..., :1], 127.5 + (ycbcr[..., 1:] - 127.5) * factor], -1))
 
 
 def multiplicative_noise(image: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
-    """Every value times a normal number around 1."""
+    """Multiplies every value by a normal variate of mean 1."""
     return _bytes(image * (1 + deviation * rng.normal(size=image.shape)))
 
 
 def colour_quantisation(image: np.ndarray, colours: float, rng: np.random.Generator) -> np.ndarray:
-    """So many colours, errors diffused (Floyd and Steinberg)."""
+    """Quantisation to `colours` colours with Floyd-Steinberg error diffusion."""
     del rng
     palette = Image.new("P", (1, 1))
     palette.putpalette(_bytes(least_variance(image, int(colours))).ravel().tolist())
@@ -168,10 +168,10 @@ def colour_quantisation(image: np.ndarray, colours: float, rng: np.random.Genera
 
 
 def least_variance(image: np.ndarray, colours: int) -> np.ndarray:
-    """Mean colours [at most `colours`, 3] of boxes into which the colours of an image are cut.
+    """A palette [at most `colours`, 3]: mean colours of boxes that partition the image's colours.
 
-    Each cut is the one across a channel that takes most from the squared distances to the boxes' means; colours count
-    in steps of 8.
+    Each split is the axis-aligned one that reduces the sum of squared distances to the box means most; colours are
+    first quantised in steps of 8.
     """
     cells = image.reshape(-1, 3).astype(np.int64)
     _, place = np.unique(cells // 8 @ np.array([1024, 32, 1]), return_inverse=True)
@@ -186,7 +186,7 @@ def least_variance(image: np.ndarray, colours: int) -> np.ndarray:
 
 
 def _best_cut(means: np.ndarray, weight: np.ndarray, rows: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-    """What cutting the colours at `rows` in two takes from their squared distances, and the rows of both parts."""
+    """The best split of the colours at `rows`: the reduction of the squared distances, and the rows of both parts."""
     best = (0.0, rows, rows[:0])
     for channel in range(3):
         order = rows[np.argsort(means[rows, channel], kind="stable")]
@@ -200,9 +200,9 @@ def _best_cut(means: np.ndarray, weight: np.ndarray, rows: np.ndarray) -> tuple[
 
 
 def aberration(image: np.ndarray, shift: float, rng: np.random.Generator) -> np.ndarray:
-    """Red moves to the right by one pixel less than `shift`, green by one less than half of it, then `kernel_blur` 3.
+    """Shifts red right by `shift` - 1 pixels and green by `shift` / 2 - 1, then applies `kernel_blur` of size 3.
 
-    What the authors call blue is the second channel; at the left edge the picture stays as it was.
+    The authors' code calls the second channel blue. Pixels at the left edge stay unchanged.
     """
     out = image.copy()
     for channel, pixels in ((0, int(shift) - 1), (1, int(shift) // 2 - 1)):
@@ -211,20 +211,20 @@ def aberration(image: np.ndarray, shift: float, rng: np.random.Generator) -> np.
 
 
 def _corner(image: np.ndarray, margin: int, left: int, rng: np.random.Generator) -> tuple[int, int]:
-    """A pixel (row, column) drawn from those more than `margin` from the far edges and `left` from the left one."""
+    """A random pixel (row, column), more than `margin` from the bottom and right edges and `left` from the left one."""
     height, width = image.shape[:2]
     if height <= margin or width <= margin + left:
-        raise ValueError(f"a picture of {height} x {width} pixels: expected more than {margin} x {margin + left}")
+        raise ValueError(f"an image of {height} x {width} pixels: expected more than {margin} x {margin + left}")
     return int(rng.integers(height - margin)), int(rng.integers(left, width - margin))
 
 
 def _bytes(values: np.ndarray) -> np.ndarray:
-    """Cut to 0..255 and rounded, halves up."""
+    """Clips to 0..255 and rounds, halves up."""
     return np.floor(np.clip(values, 0, 255) + 0.5).astype(np.uint8)
 
 
 def _ycbcr(image: np.ndarray) -> np.ndarray:
-    """Whole numbers, as MATLAB's `rgb2ycbcr` gives for bytes."""
+    """Integer-valued YCbCr, as of MATLAB's `rgb2ycbcr` for uint8."""
     return np.floor(image @ YCBCR.T + OFFSETS + 0.5)
 
 
@@ -240,4 +240,4 @@ DISTORTIONS: dict[str, Distort] = {
     "saturation": saturation, "multiplicative_noise": multiplicative_noise,
     "colour_quantisation": colour_quantisation, "aberration": aberration,
 }  # fmt: skip
-"""Name -> function; two names have the same where lists of growing strength go both ways."""
+"""Name -> function; two names share a function if its strength can increase in either direction."""

@@ -15,7 +15,7 @@ class NodeSource:
     Attributes:
       source: "blocks" (a stochastic block model), "karate" (Zachary's karate club), or "cora", "citeseer", "pubmed"
         (Planetoid's files).
-      path: folder with the files ind.NAME.* of Planetoid.
+      path: folder of Planetoid's files ind.NAME.*.
       nodes: nodes of the block model.
       classes: classes of the block model.
       degree_in: expected number of neighbours of a node's own class in the block model.
@@ -36,7 +36,7 @@ class NodeSource:
 
         Args:
           seed: of the block model.
-          path: a folder to read instead of the section's own; empty reads that.
+          path: folder that replaces the section's `path`; empty: the section's.
 
         Raises:
           ValueError: an unknown source, or files that cannot be read.

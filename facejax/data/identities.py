@@ -1,4 +1,4 @@
-"""Images of people to recognise: those to train on, those held out for verification, and training batches."""
+"""Images of identities for recognition: training set, held-out set for verification, training batches."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Identities:
     Attributes:
       source: "face_world" (rendered), or "path".
       path: with source "path", what `facejax.data.readers.read` opens.
-      task: of the face world, whose "train" people are trained on and whose "test" people are held out.
-      data_dir: where prepared data lies; empty is $FACEJAX_DATA_DIR, else ~/.cache/facejax.
+      task: task of the face world; its "train" split is the training set and its "test" split the held-out set.
+      data_dir: folder of prepared data; empty: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
       image_size: side of the network's input, pixels.
-      classes: identities to train on.
-      held_out: share of the identities at `path` that is held out for verification, 0..1; the seed chooses which.
+      classes: number of training identities.
+      held_out: fraction of the identities at `path` held out for verification, 0..1; the seed selects them.
       augment: "flip", or "dali" (arcface_torch's optional augmentation).
-      threads: batches loaded at once in this process.
-      workers: processes that load besides; 0 loads in this one.
+      threads: number of batches that this process loads in parallel.
+      workers: number of loader processes; 0: this process loads.
     """
 
     source: str = "face_world"
@@ -47,19 +47,19 @@ class Identities:
     workers: int = 0
 
     def split(self, seed: int, *, packs: str = "") -> tuple[Source, Source | None]:
-        """Sources of the identities to train on and of those held out; None where none is.
+        """The training source and the held-out source, or None without held-out identities.
 
         Args:
-          seed: chooses which fold of the identities at `path` is held out.
-          packs: verification packs that are evaluated instead, so that nobody need be held out.
+          seed: selects the held-out fold of the identities at `path`.
+          packs: verification packs; with them, `held_out` may be 0.
 
         Raises:
-          ValueError: nobody is held out and there are no packs.
+          ValueError: neither held-out identities nor packs.
         """
         if self.source == "face_world":
             return tuple(faces.load(self.task, split, self.data_dir or None) for split in ("train", "test"))
         if not (self.held_out or packs):
-            raise ValueError("nobody is held out for verification: set data.held_out, or eval.packs")
+            raise ValueError("no identity is held out for verification: set data.held_out or eval.packs")
         source = readers.read(self.path)
         if not self.held_out:
             return source, None
@@ -72,12 +72,12 @@ class Identities:
         return train, sources.Subset(source, np.flatnonzero(unseen), labels[unseen])
 
     def first_people(self, seed: int, *, packs: str = "") -> Source:
-        """The first `classes` people of the face world's task; at a path, the identities to train on (see `split`)."""
+        """The first `classes` identities of the face world's task; at a path, the training source of `split`."""
         if self.source == "path":
             return self.split(seed, packs=packs)[0]
         most = faces.TASKS[self.task].train
         if not 0 < self.classes <= most:
-            raise ValueError(f"data.classes is {self.classes}: expected 1 to {most}, the face world's")
+            raise ValueError(f"data.classes is {self.classes}: expected 1 to {most}, the identities of the face world")
         source = faces.load(self.task, "train", self.data_dir or None)
         return sources.Subset(source, np.flatnonzero(sources.labels(source) < self.classes))
 
@@ -86,11 +86,11 @@ class Identities:
         return self.stream(source, self.load(), batch_size, seed)
 
     def stream(self, source: Source, load: pipeline.Load, batch_size: int, seed: int) -> Any:
-        """Endless batches that `load` makes, with this section's threads and workers."""
+        """Endless batches of `load`, with this section's threads and workers."""
         return pipeline.train_batches(source, load, batch_size, seed=seed, threads=self.threads, workers=self.workers)
 
     def load(self) -> pipeline.Load:
-        """Decodes and augments a batch. Raises ValueError at a label outside 0..classes - 1."""
+        """Decodes and augments a batch. Raises ValueError for a label outside 0..classes - 1."""
         if self.augment not in AUGMENT:
             raise ValueError(f"data.augment is {self.augment!r}: expected one of {', '.join(AUGMENT)}")
         change, size, classes = AUGMENT[self.augment], self.image_size, self.classes
@@ -99,7 +99,7 @@ class Identities:
             labels = np.array([sources.label(e) for e in examples], np.int32)
             if labels.min() < 0 or labels.max() >= classes:
                 wrong = labels.min() if labels.min() < 0 else labels.max()
-                raise ValueError(f"a label is {wrong}, but data.classes is {classes}: expected 0 to {classes - 1}")
+                raise ValueError(f"found label {wrong} with data.classes {classes}: expected 0 to {classes - 1}")
             images = [change(sources.image(e, size), rng) for e, rng in zip(examples, rngs, strict=True)]
             return {"image": np.stack(images), "label": labels}
 
@@ -107,12 +107,12 @@ class Identities:
 
 
 def one_each(source: Source, size: int, name: str) -> pipeline.Load:
-    """Batches {name: uint8 [n, size, size, 3]} of `sources.Groups`: a random image of every identity, mirrored or not.
+    """Batches {name: uint8 [n, size, size, 3]} of `sources.Groups`: a random image per identity, randomly flipped.
 
     Args:
-      source: that the groups hold rows of.
-      size: pixels.
-      name: of the images in the batch.
+      source: source that the rows of the groups refer to.
+      size: side of the images, pixels.
+      name: key of the images in the batch.
     """
 
     def load(groups: Any, rngs: Any) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
-"""Keypoints of people and faces: crops around them and their augmentation, as top-down pose papers do.
+"""Keypoints of persons and faces: crops and augmentation of top-down pose estimation.
 
-As in the published code, whole numbers are the centres of pixels, except in `placed_loader`.
+As in the published code, integer coordinates are pixel centres, except in `placed_loader`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from facejax.data.synthetic import faces
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The meaning of K keypoints.
+    """The layout of K keypoints.
 
     Attributes:
       partners: [K] int, each point's mirror partner.
-      upper: points of the upper body.
-      links: pairs of points that figures connect by a line.
+      upper: indices of the points of the upper body.
+      links: pairs of points that plots connect by a line.
     """
 
     partners: np.ndarray
@@ -57,10 +57,10 @@ class Augmentation:
 
     Attributes:
       scale: standard deviation of the crop's size around 1; sizes are clipped to 1 - scale and 1 + scale.
-      rotation: standard deviation of the angle, degrees; angles are clipped at twice that, and 4 of 10 are zero.
-      flip: probability of the mirror image.
+      rotation: standard deviation of the angle, degrees, clipped at twice that; 40 % of the angles are zero.
+      flip: probability of a horizontal flip.
       half_body: probability that the crop shows the upper or the lower body only.
-      half_body_joints: people with at most this many visible points are always shown whole.
+      half_body_joints: persons with at most this many visible points are never cropped to half.
     """
 
     scale: float = 0.35
@@ -77,16 +77,16 @@ def shaped(size: Sequence[float], aspect: float) -> np.ndarray:
 
 
 def crop_matrix(centre: np.ndarray, width: float, angle: float, output: tuple[int, int]) -> np.ndarray:
-    """The similarity [2, 3], for OpenCV and for points, from a region of the image to the whole output.
+    """The similarity transform [2, 3] from a region of the image to the whole output, for OpenCV and for points.
 
     Args:
       centre: (x, y) of the region in pixels, mapped to the output's centre.
-      width: of the region in pixels, mapped to the output's width.
+      width: width of the region in pixels, mapped to the output's width.
       angle: degrees, clockwise in the image.
       output: (height, width) in pixels.
     """
     if width <= 0:
-        raise ValueError(f"crop_matrix: a region {width} pixels wide around {tuple(centre)}, expected above 0")
+        raise ValueError(f"crop_matrix: region of width {width} at {tuple(centre)}, expected a width above 0")
     scale, radians = output[1] / width, np.radians(angle)
     turn = scale * np.array([[np.cos(radians), np.sin(radians)], [-np.sin(radians), np.cos(radians)]])
     middle = np.array([output[1], output[0]]) / 2
@@ -94,17 +94,16 @@ def crop_matrix(centre: np.ndarray, width: float, angle: float, output: tuple[in
 
 
 def moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Points [..., 2] through a matrix [2, 3]."""
+    """Applies a matrix [2, 3] to points [..., 2]."""
     return points @ matrix[:, :2].T + matrix[:, 2]
 
 
 def half_body(
     points: np.ndarray, visible: np.ndarray, upper: Sequence[int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Centre and size of a box around the upper or the lower body, 1.5 times as large; None with too few points.
+    """Centre and size of a box around the upper or the lower body, enlarged 1.5 times; None with too few points.
 
-    If more than two points of the upper body are visible, it is chosen when a normal variate is below 0.5: with
-    probability 0.69, as in HRNet's code.
+    As in HRNet's code: with more than two visible points, the upper body is selected if a normal variate is below 0.5.
     """
     is_upper = np.isin(np.arange(len(points)), upper)
     above, below = (points[visible & part] for part in (is_upper, ~is_upper))
@@ -123,7 +122,7 @@ def augmented(
     enlarge: float,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    """A training crop {"image", "points", "visible"}: half body, scale, rotation, mirror image."""
+    """A training crop {"image", "points", "visible"} with random half body, scale, rotation and flip."""
     image = transforms.decode(example["image"])
     points, visible = np.asarray(example["points"], float), np.asarray(example["visible"], bool)
     centre, size, aspect = np.asarray(example["centre"], float), example["size"], output[1] / output[0]
@@ -161,9 +160,9 @@ def loader(output: tuple[int, int], layout: Layout, augmentation: Augmentation, 
 
     Args:
       output: (H, W) in pixels.
-      layout: of the keypoints.
+      layout: layout of the keypoints.
       augmentation: random changes of the images.
-      enlarge: size of the region that is cut out, over the size of the person's box.
+      enlarge: size of the cropped region relative to the person's box.
     """
 
     def load(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
@@ -178,11 +177,11 @@ def loader(output: tuple[int, int], layout: Layout, augmentation: Augmentation, 
 
 
 class FaceWorld:
-    """A split of the face world's landmark task as examples of this module: one face in each whole image.
+    """A split of the face world's landmark task in this module's format; each region is the whole image.
 
     Args:
       split: "train" or "test".
-      data_dir: where prepared data lies; None is $FACEJAX_DATA_DIR, else ~/.cache/facejax.
+      data_dir: folder of prepared data; None: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
     """
 
     def __init__(self, split: str, data_dir: str | None = None):
@@ -194,7 +193,7 @@ class FaceWorld:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         example, side = self._source[index], self._side
-        points = np.asarray(example["landmarks68"]) - 0.5  # from corners of pixels to their centres
+        points = np.asarray(example["landmarks68"]) - 0.5  # origin: from the corner of the first pixel to its centre
         region = {"centre": (side / 2, side / 2), "size": (side, side)}
         return {"image": example["image"], "points": points, "visible": np.ones(len(points), bool), **region}
 
@@ -207,17 +206,17 @@ class KeypointImages:
       kind: "face_world" (68 landmarks), "coco" (17 joints) or "mpii" (16 joints).
       path: folder of COCO (annotations/person_keypoints_{train,val}2017.json, images/{train,val}2017) or of MPII
         (annot/{train,valid}.json and annot/gt_valid.mat of HRNet's authors, images).
-      detections: COCO result file with boxes of people; empty tests at the annotated boxes.
-      data_dir: where prepared data lies; empty is $FACEJAX_DATA_DIR, else ~/.cache/facejax.
+      detections: COCO result file with person boxes; empty: evaluation uses the annotated boxes.
+      data_dir: folder of prepared data; empty: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
       image_size: height and width of the network's input, pixels.
-      enlarge: size of the region that is cut out, over that of the person's box.
-      scale: standard deviation of the region's size around 1, and its largest difference from 1.
+      enlarge: size of the cropped region relative to the person's box.
+      scale: standard deviation of the region's size around 1; sizes are clipped to 1 - scale and 1 + scale.
       rotation: standard deviation of the angle, degrees, clipped at twice that.
-      flip: probability of the mirror image.
-      half_body: probability of a crop of the upper or the lower body.
-      sigma: standard deviation of the targets' Gaussians, pixels of the maps.
-      threads: batches loaded at once in this process.
-      workers: processes that load besides; 0 loads in this one.
+      flip: probability of a horizontal flip.
+      half_body: probability that the crop shows the upper or the lower body only.
+      sigma: standard deviation of the Gaussians in the target heatmaps, heatmap pixels.
+      threads: number of batches that this process loads in parallel.
+      workers: number of loader processes; 0: this process loads.
     """
 
     kind: str = "face_world"
@@ -240,11 +239,11 @@ class KeypointImages:
 
     @property
     def layout(self) -> Layout:
-        """Of the keypoints."""
+        """Layout of the keypoints."""
         return LAYOUTS[self.kind]
 
     def train(self) -> Source:
-        """Examples to train on."""
+        """Training examples."""
         root = pathlib.Path(self.path).expanduser()
         if self.kind == "face_world":
             return FaceWorld("train", self.data_dir or None)
@@ -254,7 +253,7 @@ class KeypointImages:
         return PeopleSource(CocoPeople(annotations, root / "images/train2017").people())
 
     def test(self) -> tuple[Source, Any]:
-        """Examples to test on and their ground truth: points [N, 68, 2], `CocoPeople`, or that of `read_mpii_truth`."""
+        """Test examples and ground truth: points [N, 68, 2], `CocoPeople`, or the result of `read_mpii_truth`."""
         root = pathlib.Path(self.path).expanduser()
         if self.kind == "face_world":
             source = FaceWorld("test", self.data_dir or None)
@@ -278,9 +277,9 @@ class Placement:
     """Random size, rotation and position of a face.
 
     Attributes:
-      face: smallest and largest sqrt(width * height) of the landmarks' box, in parts of the input's side.
-      turn: largest rotation in the plane, degrees either way.
-      shift: largest distance of the box's centre from the input's centre along each axis, in parts of its side.
+      face: smallest and largest sqrt(width * height) of the landmarks' box, relative to the input's side.
+      turn: largest in-plane rotation in either direction, degrees.
+      shift: largest distance of the box's centre from the input's centre along each axis, relative to its side.
     """
 
     face: tuple[float, float] = (0.25, 0.7)
@@ -291,8 +290,8 @@ class Placement:
 def placed_loader(size: int, placement: Placement) -> Load:
     """Batches {"image": uint8 [n, size, size, 3], "points": [n, 68, 2]} of faces placed at random.
 
-    Points are parts of the input's side, 0..1, counted from the corner of the first pixel. Examples hold "image" and
-    "landmarks68" in pixels, counted likewise.
+    Points are relative to the input's side, 0..1, with the origin at the corner of the first pixel. Examples contain
+    "image" and "landmarks68", the latter in pixels with the same origin.
     """
 
     def place(example: dict[str, Any], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -304,7 +303,7 @@ def placed_loader(size: int, placement: Placement) -> Load:
         scale = face / np.sqrt(np.prod(high - low))
         turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         shift = middle - turn @ ((low + high) / 2)
-        matrix = np.concatenate([turn, (shift + turn @ [0.5, 0.5] - 0.5)[:, None]], 1)  # OpenCV: whole numbers, centres
+        matrix = np.concatenate([turn, (shift + turn @ [0.5, 0.5] - 0.5)[:, None]], 1)  # OpenCV: integers are centres
         image = transforms.decode(example["image"])
         image = cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
         return image, (points @ turn.T + shift) / size

@@ -1,4 +1,4 @@
-"""Which landmark is which in a mirrored face, for the layouts of 300W (68 points) and WFLW (98)."""
+"""Landmark permutations under a horizontal flip, for the layouts of 300W (68 points) and WFLW (98)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def _partners(count: int, pairs: str) -> np.ndarray:
-    """[count] int32, each point's mirror partner; points in no pair are their own."""
+    """[count] int32, each point's mirror partner; a point outside `pairs` is its own partner."""
     partners = np.arange(count, dtype=np.int32)
     for pair in pairs.split():
         left, right = map(int, pair.split("-"))

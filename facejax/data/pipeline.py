@@ -1,8 +1,8 @@
-"""From a data source to batches: shuffled, loaded, augmented and split over processes by Grain.
+"""Grain pipelines from a data source to batches: shuffling, loading, augmentation, sharding over processes.
 
-The indices are batched first and a whole batch is then loaded at once, because Grain's cost is per element. Every
-example is augmented with a generator of its own, drawn for the global batch, so any number of processes sees the same
-global batches; the iterator's position is a few bytes and restores exactly.
+Indices are batched first and each batch is loaded as a whole, because Grain's cost is per element. Every example has
+its own random generator, drawn for the global batch, so that the global batches do not depend on the number of
+processes. The iterator's position is a few bytes; restoring it continues exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from facejax.data import transforms
 
 
 class Source(Protocol):
-    """Random access to examples; `__getitems__(indices)`, where there is one, reads many at once."""
+    """Random access to examples; an optional `__getitems__(indices)` reads several at once."""
 
     def __len__(self) -> int: ...
 
@@ -44,20 +44,23 @@ def train_batches(
     workers: int = 0,
     process: tuple[int, int] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of this process, reshuffled every epoch; an epoch's incomplete last batch is dropped.
+    """Endless batches of this process, reshuffled every epoch; the incomplete last batch of an epoch is dropped.
 
     Args:
       source: the examples.
       load: (examples, one generator per example) -> batch, a dict of arrays [n, ...].
-      batch_size: of the global batch; must divide among the processes.
-      seed: of the order and of all augmentation.
-      threads: batches loaded at once in this process.
-      workers: processes that load besides; 0 loads in this one, which is the fastest for images of 112 pixels
-        on few cores.
-      process: (index, count) of this process; None asks JAX.
+      batch_size: size of the global batch, a multiple of the number of processes.
+      seed: seed of the order and of all augmentation.
+      threads: number of batches that this process loads in parallel.
+      workers: number of loader processes; 0: this process loads, the fastest choice for images of 112 pixels on few
+        cores.
+      process: (index, count) of this process; None: those of JAX.
 
     Returns:
-      A Grain iterator: `get_state` and `set_state` move it, `close` ends its threads.
+      A Grain iterator: `get_state` and `set_state` save and restore its position, `close` ends its threads.
+
+    Raises:
+      ValueError: `batch_size` is no multiple of the number of processes or exceeds the number of examples.
     """
     index, count = process or (jax.process_index(), jax.process_count())
     if batch_size % count:
@@ -74,14 +77,14 @@ def train_batches(
         .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
     if workers:
-        if not flags.FLAGS.is_parsed():  # a notebook or script: Grain reads its own flags
+        if not flags.FLAGS.is_parsed():  # in notebooks and scripts: Grain reads its absl flags
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(dataset)
 
 
 def fetch(source: Source, indices: Sequence[int]) -> list[Any]:
-    """Examples at `indices`, read together where the source can."""
+    """Examples at `indices`, read with `__getitems__` if the source has it."""
     if hasattr(source, "__getitems__"):
         return list(source.__getitems__([int(i) for i in indices]))
     return [source[int(i)] for i in indices]
@@ -94,24 +97,24 @@ def stacked_batch(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) 
 
 
 def flipped_batch(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
-    """Examples stacked by name, each "image" [H, W, 3] among them mirrored with probability one half."""
+    """Examples stacked by name; each "image" [H, W, 3] is flipped with probability 0.5."""
     batch = stacked_batch(examples, rngs)
     batch["image"] = np.stack([transforms.random_flip(x, rng) for x, rng in zip(batch["image"], rngs, strict=True)])
     return batch
 
 
 def pad_ragged(rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays of different lengths as one: ragged targets of a batch.
+    """Pads arrays of different lengths, such as the ragged targets of a batch, to one array.
 
     Args:
-      rows: N arrays [n_i, ...] of one type, n_i at most `length`.
-      length: of the result's second axis.
+      rows: N arrays [n_i, ...] of one dtype, n_i at most `length`.
+      length: size of the result's second axis.
 
     Returns:
-      ([N, length, ...] padded with zeros, [N, length] bool, true where there is a value).
+      ([N, length, ...] padded with zeros, [N, length] bool mask of the values).
 
     Raises:
-      ValueError: a row is longer.
+      ValueError: a row is longer than `length`.
     """
     longest = max(map(len, rows))
     if longest > length:
@@ -124,7 +127,7 @@ def pad_ragged(rows: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.
 
 @dataclasses.dataclass(frozen=True)
 class _LoadBatch(grain.transforms.RandomMap):
-    """Global batch of indices -> this process's loaded part of it."""
+    """Global batch of indices -> loaded shard of this process."""
 
     source: Source
     load: Load
@@ -142,7 +145,7 @@ class _LoadBatch(grain.transforms.RandomMap):
 
 @functools.cache
 def _end_with_parent() -> None:
-    """In a worker process: ends it when its parent is gone, even one that was killed."""
+    """Ends a worker process when its parent has ended, killed parents included."""
     parent = multiprocessing.parent_process()
 
     def wait() -> None:

@@ -1,4 +1,4 @@
-"""Faces for quality experiments: rendered ones with known degradations, or photographs of labelled people."""
+"""Face images for quality estimation: rendered with known degradations, or photographs with identity labels."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from facejax.data.sources import Images
 from facejax.data.synthetic import faces
 
 FAULTS = ("motion", "defocus", "resolution", "noise", "occluder")
-"""Degradations of the face world, one in each degraded image."""
+"""Degradations of the face world; each degraded image has one of them."""
 
 
 class Faces(NamedTuple):
-    """Images of people.
+    """Face images with identities and degradations. Unknown values are NaN.
 
     Attributes:
-      images: [N, S, S, 3] uint8; `Images` where they come from a path.
-      people: [N] int, 0 and up.
-      fault: [N] strength of the degradation, 0 to 1; NaN where it is unknown.
-      kind: [N] int, place in `FAULTS`, -1 for none.
-      yaw: [N] radians; NaN where it is unknown.
-      light: [N] radians between the light and the camera as the head faces; NaN where it is unknown.
-      landmarks: [N, 5, 2] pixels of `images`, eyes, nose tip and mouth corners; NaN where they are unknown.
+      images: [N, S, S, 3] uint8; of a path, `Images`.
+      people: [N] int, identities from 0.
+      fault: [N] strength of the degradation, 0 to 1.
+      kind: [N] int, index in `FAULTS`, -1 for none.
+      yaw: [N] radians.
+      light: [N] angle between light and camera in the head's frame, radians.
+      landmarks: [N, 5, 2] eyes, nose tip and mouth corners, pixels of `images`.
     """
 
     images: np.ndarray | Images
@@ -41,12 +41,12 @@ class Faces(NamedTuple):
 
 
 class Sets(NamedTuple):
-    """Sets of T images of one person.
+    """Sets of T images of one identity.
 
     Attributes:
-      images: [M, T, S, S, 3] uint8; `Images` where they come from a path.
-      people: [M] int.
-      fault: [M, T] 0..1; NaN where it is unknown.
+      images: [M, T, S, S, 3] uint8; of a path, `Images`.
+      people: [M] int, identities.
+      fault: [M, T] strength of the degradation, 0 to 1; NaN if unknown.
     """
 
     images: np.ndarray | Images
@@ -66,12 +66,12 @@ class QualityFaces:
     Attributes:
       source: "face_world" (rendered), or "path".
       path: with source "path", what `facejax.data.readers.read` opens.
-      data_dir: where prepared data lies; empty is $FACEJAX_DATA_DIR, else ~/.cache/facejax.
+      data_dir: folder of prepared data; empty: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
       image_size: side of the images, pixels.
-      people: people to train on.
-      test_people: other people to evaluate on.
-      threads: batches loaded at once in this process.
-      workers: processes that load besides; 0 loads in this one.
+      people: number of training identities.
+      test_people: number of held-out identities for evaluation.
+      threads: number of batches that this process loads in parallel.
+      workers: number of loader processes; 0: this process loads.
     """
 
     source: str = "face_world"
@@ -89,23 +89,23 @@ class QualityFaces:
         return {"image_size": self.image_size, "data_dir": self.data_dir, "photographs": self.source == "path"}
 
     def load(self, split: str, task: str = "quality") -> Faces:
-        """People to train on ("train") or to evaluate on ("test"); of a path the first `people`, then `test_people`.
+        """Training ("train") or held-out ("test") identities; of a path, the first `people` and the next `test_people`.
 
-        In the face world a person has 24 images, 20 of them with one degradation of random kind and strength; in the
-        task "sets" 32 images, four sets of 8. The last few results are kept in memory.
+        In the face world, an identity has 24 images, 20 of them with one degradation of random kind and strength; in
+        the task "sets", it has four sets of 8 images. The most recent results stay in memory.
 
         Raises:
-          ValueError: fewer people than asked for.
+          ValueError: the source has fewer identities.
         """
         return _load(self, split, task)
 
     def sets(self, split: str, size: int) -> Sets:
-        """Every person's images of the task "sets" in sets of `size`; images left over are dropped."""
+        """Each identity's images of the task "sets" in sets of `size`; an incomplete last set is dropped."""
         known = self.load(split, "sets")
         own = (np.flatnonzero(known.people == person) for person in np.unique(known.people))
         rows = np.concatenate([mine[: len(mine) // size * size].reshape(-1, size) for mine in own])
         if not len(rows):
-            raise ValueError(f"nobody has sets.size {size} images: expected a smaller number")
+            raise ValueError(f"no identity has sets.size {size} images: expected a smaller number")
         return Sets(sources.take(known.images, rows), known.people[rows[:, 0]], known.fault[rows])
 
     def undegraded(self, split: str) -> sources.Rows:
@@ -116,12 +116,12 @@ class QualityFaces:
     def batches(
         self, source: Source, batch_size: int, seed: int, load: pipeline.Load = pipeline.flipped_batch
     ) -> Iterator[dict[str, np.ndarray]]:
-        """Endless batches that `load` makes of examples."""
+        """Endless batches of `load`."""
         return pipeline.train_batches(source, load, batch_size, seed=seed, threads=self.threads, workers=self.workers)
 
 
 def unmeasured(images: np.ndarray | Images, people: np.ndarray) -> Faces:
-    """Images of which only the people [N] are known."""
+    """`Faces` of images with identities [N] and no other annotation."""
     unknown = np.full((len(people), 5, 2), np.nan)
     nothing = unknown[:, 0, 0]
     return Faces(images, people, nothing, np.full(len(people), -1), nothing, nothing, unknown)
@@ -135,20 +135,20 @@ def _load(data: QualityFaces, split: str, name: str) -> Faces:
         most = task.train if split == "train" else task.test
         if not 0 < count <= most:
             raise ValueError(
-                f"data.people or data.test_people is {count}: expected 1 to {most}, the face world's {split}"
+                f"data.people or data.test_people is {count}: expected 1 to {most}, the face world's {split} set"
             )
         opened = faces.load(task, split, data.data_dir or None)
         examples = pipeline.fetch(opened, range(len(opened)))
         first = min(e["person"] for e in examples)
         return _rendered([e for e in examples if e["person"] < first + count], data.image_size)
-    from facejax.data import readers  # tfds, which takes a while to import, for prepared sets
+    from facejax.data import readers  # imports tfds, which is slow
 
     opened = readers.read(data.path)
     labels = sources.labels(opened)
     people = np.unique(labels)
     if len(people) < data.people + data.test_people:
         raise ValueError(
-            f"{data.path} holds {len(people)} people: expected data.people + data.test_people, "
+            f"{data.path}: {len(people)} identities: expected data.people + data.test_people, "
             f"{data.people + data.test_people}"
         )
     chosen = people[: data.people] if split == "train" else people[data.people : data.people + data.test_people]

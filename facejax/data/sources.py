@@ -1,4 +1,4 @@
-"""Random access to examples: parts of a source, rows of arrays, images decoded when they are asked for."""
+"""Random access to examples: subsets of a source, rows of arrays, images decoded on access."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def label(example: Mapping[str, Any]) -> int:
 
 
 def labels(source: Source) -> np.ndarray:
-    """Classes [N] of all examples; they are read only where the source has no `labels`."""
+    """Classes [N] of all examples: the source's `labels`, or read from every example."""
     known = getattr(source, "labels", None)
     return np.array(known if known is not None else [label(source[i]) for i in range(len(source))])
 
@@ -32,8 +32,8 @@ class Subset:
 
     Args:
       source: examples with "image" and a class.
-      rows: [M] int, which of them.
-      labels: [M] int, classes in place of their own.
+      rows: [M] int, indices of the examples.
+      labels: [M] int, classes that replace the examples' own.
     """
 
     def __init__(self, source: Source, rows: Sequence[int], labels: Sequence[int] | None = None):
@@ -51,7 +51,7 @@ class Subset:
 
 
 class Indexed:
-    """The images of a source, each with its row under "index", by which a memory finds it."""
+    """The images of a source, each with its row under "index", such as for a memory bank."""
 
     def __init__(self, source: Source):
         self._source = source
@@ -68,7 +68,7 @@ class Rows:
 
     Args:
       arrays: name -> [N, ...].
-      order: [M] int, which rows, in which order and how often; None is each once.
+      order: [M] int, the rows in order, with repetitions; None: each row once.
     """
 
     def __init__(self, arrays: Mapping[str, Any], order: np.ndarray | None = None):
@@ -83,7 +83,7 @@ class Rows:
 
 
 class Groups:
-    """One example per identity: the rows [M] of its images, so that no batch holds an identity twice.
+    """One example per identity: the rows [M] of its images. A batch then contains each identity at most once.
 
     Args:
       labels: [N] int, identity of every row.
@@ -102,11 +102,11 @@ class Groups:
 
 
 class Images:
-    """Images of a source, decoded when they are asked for: indexed like an array [..., S, S, 3] uint8.
+    """Images of a source, decoded on access: indexed like an array [..., S, S, 3] uint8.
 
     Args:
-      source: of encoded images.
-      rows: [...] int, which of them.
+      source: source of encoded images.
+      rows: [...] int, indices of the images.
       size: S, pixels.
     """
 
@@ -126,26 +126,26 @@ class Images:
 
     @property
     def names(self) -> list[str]:
-        """Of all images in order: "identity/file.jpg" where the source is a folder, else the row in the source."""
+        """Names of all images in order: "identity/file.jpg" of a folder, else the row in the source."""
         names = self.source_names
         return [names[i] for i in self._rows.ravel()]
 
     @property
     def source_names(self) -> Sequence[str]:
-        """Names of all images of the source, other identities included."""
+        """Names of all images of the source, including those outside `rows`."""
         return getattr(self._source, "names", None) or [str(i) for i in range(len(self._source))]
 
     def take(self, places: np.ndarray) -> Images:
-        """Those at `places`, [...] int along the first axis, not decoded yet."""
+        """Images at `places`, [...] int along the first axis, without decoding them."""
         return Images(self._source, self._rows[places], self._size)
 
     def reshape(self, *shape: int) -> Images:
-        """With other leading axes; the last three stay."""
+        """The same images with other leading axes; the last three axes stay."""
         return Images(self._source, self._rows.reshape(shape[:-3]), self._size)
 
 
 def names(images: np.ndarray | Images) -> list[str]:
-    """Names by which a file refers to images [N, S, S, 3]: `Images.names`, or row numbers of an array."""
+    """Names of images [N, S, S, 3] in files: `Images.names`, or the row numbers of an array."""
     return getattr(images, "names", None) or [str(i) for i in range(len(images))]
 
 

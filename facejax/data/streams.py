@@ -1,4 +1,4 @@
-"""Endless streams of batches made of others; the position is that of all parts, so a run resumes exactly."""
+"""Combinations of endless batch streams. The state contains the positions of all parts, so that runs resume exactly."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Streams:
 
 
 class Zip(_Streams):
-    """The arrays of one batch of every stream in one batch; their names must differ."""
+    """Merges one batch of every stream into one batch; array names must be distinct."""
 
     def __next__(self) -> Batch:
         return {name: array for stream in self._streams for name, array in next(stream).items()}

@@ -1,6 +1,6 @@
-"""Sentences to tokens and to batches: vocabularies of words or byte pairs, and buckets of equal length.
+"""Tokenisation and batching of sentences: vocabularies of words or byte pairs, and length buckets.
 
-Token 0 is padding, 1 begins and 2 ends a sequence, 3 is unknown to the vocabulary.
+Token 0 is padding, 1 the begin and 2 the end of a sequence, 3 an unknown token.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ PAD, BEGIN, END, UNKNOWN = range(4)
 def read_pairs(
     folder: str | os.PathLike[str], part: str, languages: Sequence[str], lower: bool = False
 ) -> list[list[str]]:
-    """Sentences of each language, from files folder/PART.LANGUAGE (or with .gz), one sentence a line.
+    """Sentences of each language, from files folder/PART.LANGUAGE or folder/PART.LANGUAGE.gz, one sentence per line.
 
     Args:
-      folder: of the files.
-      part: their names before the language, such as "train".
-      languages: the names' endings.
-      lower: whether sentences are lower-cased.
+      folder: folder of the files.
+      part: PART, such as "train".
+      languages: LANGUAGE of each file.
+      lower: whether to lower-case the sentences.
 
     Raises:
-      ValueError: the languages have different numbers of sentences, or one is empty.
+      ValueError: the languages differ in their number of sentences, or a sentence is empty.
     """
     sides = [read_lines(pathlib.Path(folder) / f"{part}.{name}", lower) for name in languages]
     if len(set(map(len, sides))) > 1:
@@ -38,12 +38,12 @@ def read_pairs(
     for name, side in zip(languages, sides, strict=True):
         if "" in side:
             file = f"{pathlib.Path(folder) / part}.{name}"
-            raise ValueError(f"{file}: line {side.index('') + 1} is empty, expected a sentence a line")
+            raise ValueError(f"{file}: line {side.index('') + 1} is empty, expected one sentence per line")
     return sides
 
 
 def read_lines(path: pathlib.Path, lower: bool) -> list[str]:
-    """Sentences of a UTF-8 file, one a line; of the file with .gz behind its name where that exists."""
+    """Sentences of a UTF-8 file, one per line; if the file name with .gz appended exists, of that file."""
     packed = path.with_name(f"{path.name}.gz")
     whole = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
     lines = whole.decode("utf-8").splitlines()
@@ -61,7 +61,7 @@ class Words:
         return len(self._words)
 
     def encode(self, sentence: str) -> list[int]:
-        """Tokens of a sentence, END last. ValueError at a word that is not in the vocabulary."""
+        """Tokens of a sentence, END last. Raises ValueError for a word outside the vocabulary."""
         unknown = [word for word in sentence.split() if word not in self._numbers]
         if unknown:
             raise ValueError(f"text: {unknown[0]!r} in {sentence!r} is not one of the vocabulary's {len(self)} words")
@@ -73,14 +73,14 @@ class Words:
 
 
 class BytePairs:
-    """A joint byte-pair vocabulary, learnt by the tokenizers library; characters that it lacks become <unk>.
+    """A joint byte-pair vocabulary, learnt by the tokenizers library; unknown characters become <unk>.
 
     Args:
-      sentences: of both languages.
-      size: tokens, the four special ones included.
+      sentences: sentences of both languages.
+      size: number of tokens, including the four special ones.
 
     Raises:
-      ValueError: the sentences give fewer byte pairs.
+      ValueError: the sentences yield fewer tokens.
     """
 
     def __init__(self, sentences: Iterable[str], size: int):
@@ -91,12 +91,12 @@ class BytePairs:
         model = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=SPECIAL[UNKNOWN]))
         model.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
             [tokenizers.pre_tokenizers.Metaspace(), tokenizers.pre_tokenizers.Punctuation()]
-        )  # punctuation marks become tokens of their own; decoding restores the sentence
+        )  # separates punctuation marks; decoding restores the sentence
         model.decoder = tokenizers.decoders.Metaspace()
         trainer = tokenizers.trainers.BpeTrainer(vocab_size=size, special_tokens=list(SPECIAL), show_progress=False)
         model.train_from_iterator(sentences, trainer)
         if model.get_vocab_size() != size:
-            raise ValueError(f"text: the sentences give {model.get_vocab_size()} byte pairs, {size} were asked for")
+            raise ValueError(f"text: the sentences yield {model.get_vocab_size()} byte pairs, expected {size}")
         self._model = model
 
     def __len__(self) -> int:
@@ -122,7 +122,7 @@ def until_end(tokens: Iterable[int]) -> list[int]:
 
 
 def pad(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    """int32 [N, length]. ValueError at an empty sentence (nothing but END) or one that is too long."""
+    """Pads sequences to int32 [N, length]. Raises ValueError for one that is empty (only END) or too long."""
     for i, sequence in enumerate(sequences):
         if not until_end(sequence):
             raise ValueError(f"text: sentence {i} is empty, expected at least one token before its end")
@@ -135,21 +135,24 @@ def pad(sequences: Sequence[Sequence[int]], length: int) -> np.ndarray:
 
 
 def shift(target: np.ndarray) -> np.ndarray:
-    """The decoder's input [N, T]: BEGIN and all of `target` but its last column."""
+    """The decoder's input [N, T]: BEGIN, then `target` without its last column."""
     return np.concatenate([np.full((len(target), 1), BEGIN, target.dtype), target[:, :-1]], 1)
 
 
 class Buckets:
-    """Endless batches of about equally many tokens, in a few static shapes; the position can be saved and restored.
+    """Endless batches with a fixed number of padded tokens; `get_state` and `set_state` save and restore the position.
 
-    Each pair goes to the shortest bucket that holds both sides. A batch of a bucket of length l is tokens // l rows of
-    source and of target, given flat, so that every batch has the shape [tokens].
+    Each pair belongs to the shortest bucket that fits both sides. A batch of a bucket of length l contains tokens // l
+    rows of source and of target, flattened, so that every batch has the shape [tokens].
 
     Args:
       source, target: tokens of each pair, END last.
-      lengths: of the buckets, increasing; each must divide `tokens`. ValueError at a pair that none holds.
-      tokens: padded tokens of a batch, a side.
-      seed: of the order.
+      lengths: lengths of the buckets, increasing; each must divide `tokens`.
+      tokens: number of tokens per batch and side, including padding.
+      seed: seed of the order.
+
+    Raises:
+      ValueError: invalid lengths, a pair that exceeds the longest bucket, or too few pairs for a batch.
     """
 
     def __init__(self, source: Sequence[Any], target: Sequence[Any], lengths: Sequence[int], tokens: int, seed: int):

@@ -1,4 +1,4 @@
-"""What is done to images on the host: decoding, alignment, augmentation. uint8 RGB, one image or a list of them."""
+"""Image operations on the host: decoding, alignment, augmentation of uint8 RGB images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ cv2.setNumThreads(0)
 ARCFACE_TEMPLATE = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-"""Left eye, right eye (as seen), nose tip, mouth corners: (x, y) in pixels of a 112 x 112 crop (InsightFace)."""
+"""Eyes, nose tip, mouth corners, from the image's left: (x, y) in pixels of a 112 x 112 crop (InsightFace)."""
 
 
 def decode(encoded: bytes) -> np.ndarray:
-    """An encoded image (PNG, JPEG, PGM, ...) as uint8 RGB [H, W, 3]."""
+    """Decodes an image (PNG, JPEG, PGM, ...) to uint8 RGB [H, W, 3]; raises ValueError if that fails."""
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
     if image is None:
         raise ValueError(f"an image of {len(encoded)} bytes does not decode: expected a PNG, JPEG or PGM file")
@@ -22,7 +22,7 @@ def decode(encoded: bytes) -> np.ndarray:
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, or by area where the image gets smaller."""
+    """Resizes bilinearly, or by area averaging if both sides shrink."""
     if image.shape[:2] == (height, width):
         return image
     smaller = height < image.shape[0] and width < image.shape[1]
@@ -30,11 +30,11 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def template(size: int, width: int | None = None) -> np.ndarray:
-    """The five points for crops of `size` rows: multiples of 112 scale, multiples of 128 have a margin at the sides.
+    """The five template points for crops of `size` rows; multiples of 128 have an additional margin left and right.
 
     Args:
-      size: rows, a multiple of 112 or of 128.
-      width: columns; equal to the rows when None, or 16 pixels in 112 fewer (the 96 x 112 crops).
+      size: number of rows, a multiple of 112 or of 128.
+      width: number of columns; None: `size`. Other widths, such as 96 of 112, crop the sides equally.
     """
     width = width or size
     if size % 112 == 0:
@@ -46,7 +46,7 @@ def template(size: int, width: int | None = None) -> np.ndarray:
 
 
 def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The scaling, rotation and shift [2, 3] that takes `source` points [N, 2] nearest to `target` (Umeyama 1991)."""
+    """The least-squares similarity transform [2, 3] from points `source` [N, 2] to `target` (Umeyama 1991)."""
     source, target = np.asarray(source, float), np.asarray(target, float)
     a, b = source - source.mean(0), target - target.mean(0)
     u, s, vt = np.linalg.svd(b.T @ a / len(a))
@@ -54,40 +54,39 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     rotation = (u * sign) @ vt
     variance = a.var(0).sum()
     if variance == 0:
-        raise ValueError("similarity_transform: all source points are the same, expected at least two places")
+        raise ValueError("similarity_transform: all source points are the same, expected at least two distinct points")
     scale = (s * sign).sum() / variance
     shift = target.mean(0) - scale * rotation @ source.mean(0)
     return np.concatenate([scale * rotation, shift[:, None]], 1)
 
 
 def align(image: np.ndarray, points: np.ndarray, size: int = 112, width: int | None = None) -> np.ndarray:
-    """A crop in which five points [5, 2] lie on the recognition template; black beyond the image's edge."""
+    """A crop that maps five points [5, 2] to the recognition template; black outside the image."""
     matrix = similarity_transform(points, template(size, width))
     return cv2.warpAffine(image, matrix, (width or size, size), flags=cv2.INTER_LINEAR, borderValue=0)
 
 
 def five_points(landmarks68: np.ndarray) -> np.ndarray:
-    """[..., 68, 2] -> [..., 5, 2]: eyes as the means of their corners, nose tip, mouth corners."""
+    """[..., 68, 2] -> [..., 5, 2]: midpoints of the eye corners, nose tip, mouth corners."""
     p = np.asarray(landmarks68)
     eyes = [(p[..., i, :] + p[..., j, :]) / 2 for i, j in ((36, 39), (42, 45))]
     return np.stack([*eyes, p[..., 30, :], p[..., 48, :], p[..., 54, :]], -2)
 
 
 def flip(image: np.ndarray) -> np.ndarray:
-    """Left and right exchanged, [..., H, W, C]."""
+    """Horizontal flip of [..., H, W, C]."""
     return image[..., ::-1, :]
 
 
 def random_flip(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrors every second image."""
+    """Horizontal flip with probability 0.5."""
     return flip(image) if rng.random() < 0.5 else image
 
 
 def dali_aug(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The optional augmentation of arcface_torch: smaller (0.1), blurred (0.2), recoloured (0.2), grey (0.1).
+    """The optional augmentation of arcface_torch: random downsampling, blur, colour change and greyscale.
 
-    Chances and the range of the smaller size, 50 to 80 percent, are the reference's; the strengths of blur and colour
-    are ours.
+    Probabilities and the downsampling range are the reference's; the strengths of blur and colour change are ours.
     """
     height, width = image.shape[:2]
     if rng.random() < 0.1:

@@ -1,4 +1,4 @@
-"""Images for learning without labels: random views to train on, and labelled images to probe the features with."""
+"""Images for learning without labels: random views for training, and labelled images for probing the features."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from facejax.data.synthetic import faces
 
 
 def train_images(path: str, data_dir: str, count: int) -> Source:
-    """Training images; their labels are for evaluation.
+    """Training images; their labels serve evaluation only.
 
     Args:
-      path: a folder with "train" in it, all of whose images are taken; empty takes the face world's first `count`.
-      data_dir: where the face world lies once it is prepared; may be empty.
+      path: folder that contains "train"; empty: the first `count` images of the face world.
+      data_dir: folder of prepared data; empty: the default.
       count: see `path`.
     """
     if path:
@@ -28,12 +28,12 @@ def train_images(path: str, data_dir: str, count: int) -> Source:
 
 
 def probe_images(path: str, data_dir: str, count: int) -> tuple[Source, Source]:
-    """Labelled images to fit a probe to, and others to test it on.
+    """Labelled images for fitting a probe, and others for testing it.
 
     Args:
-      path: a folder with "train" and "val" in it; empty takes halves of the face world's held-out identities.
-      data_dir: as of `train_images`.
-      count: at most so many images of "train", evenly spaced.
+      path: folder that contains "train" and "val"; empty: two halves of the face world's held-out images.
+      data_dir: see `train_images`.
+      count: largest number of images of "train", evenly spaced.
     """
     if path:
         train, test = classification.splits(path)
@@ -49,10 +49,10 @@ def loader(
     """Batches {"image": uint8 [n, size, size, 3], "index": int32 [n]} of `facejax.data.sources.Indexed`.
 
     Args:
-      size: pixels.
-      area: smallest and largest share of the image that a crop covers, 0..1.
-      rotation: degrees, at most, in either direction.
-      jitter, gray: as of `recolour`.
+      size: side of the images, pixels.
+      area: smallest and largest fraction of the image's area that a crop covers, 0..1.
+      rotation: largest rotation in either direction, degrees.
+      jitter, gray: see `recolour`.
     """
 
     def view(example: Any, rng: np.random.Generator) -> np.ndarray:
@@ -72,13 +72,13 @@ def loader(
 def recolour(
     image: np.ndarray, jitter: tuple[float, float, float, float], gray: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Random brightness, contrast, saturation and hue, in random order; sometimes grey.
+    """Random brightness, contrast, saturation and hue in random order, then greyscale with some probability.
 
     Args:
       image: [H, W, 3] uint8.
-      jitter: j of the four: factors are drawn from 1 - j, at least 0, to 1 + j; a shift of the hue from -j to j turns.
-      gray: probability of a grey image, 0..1.
-      rng: of all draws.
+      jitter: strengths j of the four; factors lie in max(0, 1 - j)..1 + j, the hue shift in -j..j turns.
+      gray: probability of greyscale, 0..1.
+      rng: generator of all draws.
     """
 
     def luma(x: np.ndarray) -> np.ndarray:

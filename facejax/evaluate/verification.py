@@ -62,10 +62,10 @@ def verify_held_out(source: Source | None, image_size: int, embed: Embed) -> Rep
       "impostor_angle" in degrees; the ROC; the embeddings and labels.
 
     Raises:
-      ValueError: nobody is held out.
+      ValueError: `source` is None.
     """
     if source is None:
-        raise ValueError("nobody is held out for verification: set data.held_out, or eval.packs")
+        raise ValueError("no identity is held out for verification: set data.held_out or eval.packs")
     images, labels, _ = images_of(source, image_size)
     features = embed(images)
     upper = np.triu_indices(len(labels), 1)

@@ -1,4 +1,4 @@
-"""Other frameworks' files: readers of weights, converters into the models' layout, exports."""
+"""Interoperation with other frameworks: readers of weight files, conversion to Flax variables, export."""
 
 from facejax._lazy import lazy
 

@@ -1,5 +1,5 @@
-"""Published recognition weights onto our backbones: arcface_torch's IResNet and MobileFaceNet, and the MobileFaceNet of
-the paper's tail (112 x 96, 128 numbers) as Xiaoccer/MobileFaceNet_Pytorch names it.
+"""Conversion of published recognition weights: arcface_torch's IResNet and MobileFaceNet, and the paper's MobileFaceNet
+(112 x 96 pixels, 128 features) from Xiaoccer/MobileFaceNet_Pytorch.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from facejax.interop.pytorch import read_state_dict
 
 
 def load(path: str | os.PathLike[str], template: Any) -> Any:
-    """Variables from a PyTorch file; which of the networks it is, is told by its names.
+    """Variables from a PyTorch file; the tensor names determine the architecture.
 
     Args:
-      path: a state dict, or a checkpoint that holds one.
+      path: a state dict, or a checkpoint that contains one.
       template: shapes of the model's variables.
+
+    Raises:
+      ValueError: the weights do not match the template.
     """
     tensors = read_state_dict(path)
     if "conv1.conv.weight" in tensors:
@@ -30,7 +33,7 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
 
 
 def iresnet_rules(tensors: Mapping[str, np.ndarray]) -> list[Rule]:
-    """arcface_torch/backbones/iresnet.py. The last batch norm's weight is held at 1 there and does not exist here."""
+    """arcface_torch/backbones/iresnet.py. Its last batch norm has a fixed weight of 1, which our model omits."""
     channels = tensors["bn2.weight"].shape[0]
     block = r"layer(\d)\.(\d+)\."
     ours = r"layer\1_\2/"
@@ -82,7 +85,7 @@ def mobilefacenet_rules(tensors: Mapping[str, np.ndarray]) -> list[Rule]:
 
 
 def mobilefacenet_1x_rules() -> list[Rule]:
-    """The paper's form: conv1, dw_conv1, blocks.N.conv.M, conv2, linear7, linear1."""
+    """The paper's architecture: conv1, dw_conv1, blocks.N.conv.M, conv2, linear7, linear1."""
     rules = []
 
     def named(source: str, target: str) -> None:

@@ -1,4 +1,4 @@
-"""Models out: a jitted function with its weights as StableHLO, which runs without its Python code."""
+"""Export of a jitted function with its weights as StableHLO, which runs without the model's Python code."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ def write_stablehlo(
     *arguments: Any,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> None:
-    """Writes `fn` for arguments of these shapes and types.
+    """Writes `fn` for arguments of the given shapes and dtypes.
 
     Args:
-      path: the file, by habit ending in .stablehlo.
-      fn: such as `lambda images: net.apply(variables, images, train=False)`; what it closes over is stored with it.
+      path: the file, usually with the suffix .stablehlo.
+      fn: such as `lambda images: net.apply(variables, images, train=False)`; the file includes its closure variables.
       *arguments: arrays or ShapeDtypeStructs.
-      platforms: where the file can run.
+      platforms: platforms that can run the file.
     """
     exported = jax.export.export(jax.jit(fn), platforms=platforms)(*arguments)
     pathlib.Path(path).write_bytes(exported.serialize())
 
 
 def read_stablehlo(path: str | os.PathLike[str]) -> Callable[..., Any]:
-    """The function that `write_stablehlo` wrote."""
+    """Loads a function that `write_stablehlo` wrote. Raises ValueError for other files."""
     try:
         return jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
-    except Exception as error:  # a damaged file raises anything
-        raise ValueError(f"{path}: not a StableHLO export that can be read: {error}") from error
+    except Exception as error:  # damaged files raise various exceptions
+        raise ValueError(f"{path}: not a readable StableHLO export: {error}") from error

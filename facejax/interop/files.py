@@ -1,4 +1,4 @@
-"""Weights in Keras HDF5, ONNX and safetensors files, by name. Each needs its own small package (extra `convert`)."""
+"""Weights in Keras HDF5, ONNX and safetensors files, by name. The readers need the packages of the extra `convert`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """All weights of a Keras 2 HDF5 file, by "layer/.../weight:0"; nested models keep their path.
 
     Raises:
-      ValueError: not an HDF5 file, or one without weights.
+      ValueError: not an HDF5 file, or a file without weights.
     """
     import h5py
 
@@ -27,41 +27,45 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
     except Exception as error:
-        raise ValueError(f"{path}: not a Keras HDF5 file that can be read: {error}") from error
+        raise ValueError(f"{path}: not a readable Keras HDF5 file: {error}") from error
     if not found:
-        raise ValueError(f"{path}: there are no weights in it")
+        raise ValueError(f"{path}: no weights found, expected at least one")
     return found
 
 
 def read_onnx(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The initialisers of an ONNX graph, by name. Weights kept in other files are refused."""
+    """The initialisers of an ONNX graph, by name.
+
+    Raises:
+      ValueError: not an ONNX file, a file without initialisers, or one with external data files.
+    """
     import onnx
     from onnx import numpy_helper
 
     try:
         graph = onnx.load(os.fspath(path), load_external_data=False).graph
         if any(t.data_location == onnx.TensorProto.EXTERNAL for t in graph.initializer):
-            raise ValueError("its weights lie in other files")
+            raise ValueError("weights in external data files, expected all in this file")
         found = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     except Exception as error:
-        raise ValueError(f"{path}: not an ONNX file that can be read: {error}") from error
+        raise ValueError(f"{path}: not a readable ONNX file: {error}") from error
     if not found:
-        raise ValueError(f"{path}: there are no initialisers in it")
+        raise ValueError(f"{path}: no initialisers found, expected at least one")
     return found
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, by name."""
+    """All tensors of a safetensors file, by name. Raises ValueError for other files."""
     from safetensors.numpy import load_file
 
     try:
         return load_file(path)
     except Exception as error:
-        raise ValueError(f"{path}: not a safetensors file that can be read: {error}") from error
+        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
 
 
 def write_safetensors(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> None:
-    """Flax variables, each under its path with "/" between keys."""
+    """Writes Flax variables, each named by its path with "/" between keys."""
     import jax
     from safetensors.numpy import save_file
 

@@ -1,4 +1,4 @@
-"""Published HRNet weights onto our modules, by the names that the authors' and timm's code give them."""
+"""Conversion of published HRNet weights with the tensor names of the authors' and timm's code."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from facejax.interop.pytorch import read_state_dict
 
 
 def load(path: str | os.PathLike[str], template: Any) -> Any:
-    """Variables from a PyTorch file of a pose network or a classifier, whichever the template is of.
+    """Variables from a PyTorch file of a pose network or a classifier; the template determines which.
 
     Args:
-      path: a state dict, or a checkpoint that holds one.
+      path: a state dict, or a checkpoint that contains one.
       template: shapes of the variables of `facejax.backbones.hrnet.PoseNet` or `Classifier`.
+
+    Raises:
+      ValueError: the weights do not match the template.
     """
     return convert(read_state_dict(path), rules("classifier" in template["params"]), template)
 
 
 def rules(classifier: bool) -> list[Rule]:
-    """pose_hrnet.py's names, or cls_hrnet.py's, which are timm's too."""
+    """The names of pose_hrnet.py, or those of cls_hrnet.py and timm."""
     found: list[Rule] = []
 
     def conv_norm(conv: str, bn: str, target: str) -> None:

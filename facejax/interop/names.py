@@ -1,7 +1,7 @@
-"""From another framework's names and layouts to Flax variables, strictly.
+"""Strict conversion of another framework's tensor names and layouts to Flax variables.
 
-Every source tensor is used exactly once and every variable filled exactly once, with its own shape; what is missing,
-left over or of another shape is said in one error.
+Every source tensor must fill exactly one variable of its shape, and every variable must be filled. A single error lists
+all missing, unused and mismatched tensors.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Where tensors go.
+    """A mapping from source tensors to variables.
 
     Attributes:
-      source: regular expression that a source name matches whole.
-      target: path of the variable with "/" between keys, with the expression's groups in it; it begins with the
-        collection ("params", "batch_stats"). An empty target leaves the tensor out on purpose.
-      layout: how it is laid out there: "same"; "conv" (O, I, H, W to H, W, I, O); "linear" (O, I to I, O);
-        "flatten" (a linear layer after a flattened picture: its inputs go from C, H, W to H, W, C order).
+      source: regular expression that matches the whole source name.
+      target: path of the variable with "/" between keys, starting with the collection ("params", "batch_stats"); it may
+        refer to the expression's groups. An empty target ignores the tensor.
+      layout: change of layout: "same"; "conv" (O, I, H, W to H, W, I, O); "linear" (O, I to I, O); "flatten" (a linear
+        layer after a flattened feature map, whose inputs change from C, H, W to H, W, C order).
       channels: C, for "flatten".
     """
 
@@ -38,7 +38,7 @@ IGNORED = Rule(r".*\.num_batches_tracked", "")
 
 
 def batch_norm(source: str, target: str, scale: bool = True) -> list[Rule]:
-    """Rules of PyTorch's batch norm onto `facejax.nn.norm.BatchNorm`; without a scale, the source's must not exist."""
+    """Rules from PyTorch's batch norm to `facejax.nn.norm.BatchNorm`; without `scale`, they ignore the weight."""
     names = {
         "bias": "params/{}/norm/bias",
         "running_mean": "batch_stats/{}/norm/mean",
@@ -49,15 +49,15 @@ def batch_norm(source: str, target: str, scale: bool = True) -> list[Rule]:
 
 
 def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: Any) -> Any:
-    """Variables of the shape of `template`, filled from `tensors`.
+    """Variables with the structure of `template`, filled from `tensors`.
 
     Args:
       tensors: source name -> array.
-      rules: the first that matches a name decides.
+      rules: the first rule that matches a name applies.
       template: variables or their shapes, from `jax.eval_shape` of a model's init.
 
     Raises:
-      ValueError: names everything that is missing, left over, filled twice or of another shape.
+      ValueError: tensors are missing, unused, duplicate or of another shape; the message lists all of them.
     """
     paths, tree = jax.tree_util.tree_flatten_with_path(template)
     wanted = {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in paths}
@@ -66,15 +66,15 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
     for name, tensor in tensors.items():
         rule, match = next(((r, m) for r in (*rules, IGNORED) if (m := re.fullmatch(r.source, name))), (None, None))
         if rule is None:
-            wrong.append(f"left over: {name} {tensor.shape}")
+            wrong.append(f"unused: {name} {tensor.shape}")
             continue
         if not rule.target:
             continue
         target = match.expand(rule.target)
         if target not in wanted:
-            wrong.append(f"left over: {name}, for {target} is not in the model")
+            wrong.append(f"unused: {name}, because the model has no {target}")
         elif target in found:
-            wrong.append(f"twice: {target}, the second time by {name}")
+            wrong.append(f"duplicate: {name} also fills {target}")
         else:
             array = laid_out(tensor, rule)
             if array.shape != tuple(wanted[target].shape):
@@ -82,22 +82,22 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
             found[target] = array
     wrong += [f"missing: {name} {tuple(leaf.shape)}" for name, leaf in wanted.items() if name not in found]
     if wrong:
-        raise ValueError(f"the weights do not fit the model in {len(wrong)} places: " + "; ".join(wrong))
+        raise ValueError(f"the weights do not match the model in {len(wrong)} places: " + "; ".join(wrong))
     return tree.unflatten([np.asarray(found[name], leaf.dtype) for name, leaf in wanted.items()])
 
 
 def subtree(tree: Any, template: Any) -> Any:
-    """The part of nested dicts `tree` that `template` has too. Raises KeyError at what the tree lacks."""
+    """The part of the nested dicts `tree` with the keys of `template`. Raises KeyError for a missing key."""
     return {k: subtree(tree[k], v) for k, v in template.items()} if isinstance(template, dict) else tree
 
 
 def laid_out(tensor: np.ndarray, rule: Rule) -> np.ndarray:
-    """A tensor in Flax's layout."""
+    """The tensor in Flax's layout."""
     if rule.layout == "same":
         return tensor
     expected = {"conv": 4, "linear": 2, "flatten": 2}[rule.layout]
     if tensor.ndim != expected:
-        return tensor  # its shape will not fit, and is said so
+        return tensor  # `convert` reports the shape
     if rule.layout == "conv":
         return tensor.transpose(2, 3, 1, 0)
     if rule.layout == "linear":

@@ -1,5 +1,5 @@
-"""PyTorch checkpoints without PyTorch: zip files and the older stream of pickles, read by an unpickler that builds
-arrays and plain containers only. No code in a file is ever run.
+"""Reads PyTorch checkpoints without PyTorch: zip files and the older stream of pickles. The unpickler builds arrays and
+plain containers only and never runs code from a file.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dic
 
     Args:
       path: a file of `torch.save`.
-      key: where the state dict lies within what was saved ("state_dict", "net"); None takes everything that is a
-        tensor, and leaves out the name of the outermost dict when there is only one that holds tensors.
+      key: key of the state dict in the saved dict ("state_dict", "net"); None: all tensors, without the outermost key
+        if only one entry contains tensors.
 
     Raises:
-      ValueError: another format, a damaged file, or one that asks for anything but arrays and plain containers.
+      ValueError: another format, a damaged file, or a pickle that refers to anything but arrays and plain containers.
     """
     path = pathlib.Path(path)
     try:
         loaded = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a PyTorch checkpoint that can be read: {error}") from error
-    except Exception as error:  # a damaged pickle raises anything
+        raise ValueError(f"{path}: not a readable PyTorch checkpoint: {error}") from error
+    except Exception as error:  # damaged pickles raise various exceptions
         reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path}: not a PyTorch checkpoint that can be read: {reason}") from error
+        raise ValueError(f"{path}: not a readable PyTorch checkpoint: {reason}") from error
     if key is not None:
         if not isinstance(loaded, dict) or key not in loaded:
-            raise ValueError(f"{path}: there is no {key!r} in it")
+            raise ValueError(f"{path}: no key {key!r}, expected a saved dict with it")
         loaded = loaded[key]
     elif isinstance(loaded, dict):
         inner = [v for v in loaded.values() if isinstance(v, dict) and _flatten(v)]
@@ -62,13 +62,13 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dic
             loaded = inner[0]
     tensors = _flatten(loaded)
     if not tensors:
-        raise ValueError(f"{path}: there are no tensors in it")
+        raise ValueError(f"{path}: no tensors found, expected at least one")
     return tensors
 
 
 @dataclasses.dataclass
 class _Storage:
-    """A run of numbers that tensors are views of."""
+    """A one-dimensional buffer that tensors are views of."""
 
     dtype: Any
     numel: int
@@ -77,7 +77,7 @@ class _Storage:
 
 @dataclasses.dataclass
 class _Tensor:
-    """A view of a storage, resolved when the storage's numbers are there."""
+    """A view of a storage, resolved after the storage has been read."""
 
     storage: _Storage
     offset: int
@@ -90,10 +90,10 @@ class _Tensor:
             raise ValueError("a tensor's storage is missing")
         numbers = (self.offset, *self.size, *self.stride)
         if any(not isinstance(n, int) or n < 0 for n in numbers) or len(self.size) != len(self.stride):
-            raise ValueError(f"a tensor has impossible sizes {self.size} and strides {self.stride}")
+            raise ValueError(f"a tensor has invalid sizes {self.size} and strides {self.stride}")
         last = self.offset + sum((n - 1) * s for n, s in zip(self.size, self.stride, strict=True))
         if math.prod(self.size) and last >= len(data):
-            raise ValueError(f"a tensor of shape {self.size} reaches beyond its storage of {len(data)} numbers")
+            raise ValueError(f"a tensor of shape {self.size} exceeds its storage of {len(data)} elements")
         if not math.prod(self.size):
             return np.zeros(self.size, data.dtype)
         strides = [s * data.itemsize for s in self.stride]
@@ -121,12 +121,12 @@ class _Unpickler(pickle.Unpickler):
             return allowed[module, name]
         if module == "torch" and name in _DTYPES:
             return _DTYPES[name]
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+        raise pickle.UnpicklingError(f"pickle refers to {module}.{name}, expected arrays and containers only")
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, numel, *view = pid
         if kind != "storage" or not isinstance(numel, int) or (view and view[0] is not None):
-            raise pickle.UnpicklingError(f"it refers to {kind!r}, expected a storage")
+            raise pickle.UnpicklingError(f"pickle refers to {kind!r}, expected a storage")
         return self._storages.setdefault(str(key), _Storage(np.dtype(dtype), numel))
 
 
@@ -141,10 +141,10 @@ def _read_zip(path: pathlib.Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
         if len(names) != 1:
-            raise ValueError("no data.pkl in the archive")
+            raise ValueError("the archive contains no data.pkl")
         root = names[0][: -len("data.pkl")]
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-            raise ValueError("its numbers are not little-endian")
+            raise ValueError("the byte order is not little-endian")
         loaded = _Unpickler(io.BytesIO(archive.read(names[0])), storages).load()
         for key, storage in storages.items():
             data = archive.read(f"{root}data/{key}")
@@ -160,19 +160,19 @@ def _read_legacy(path: pathlib.Path) -> Any:
     storages: dict[str, _Storage] = {}
     with path.open("rb") as file:
         if _Unpickler(file, storages).load() != _LEGACY_MAGIC:
-            raise ValueError("neither a zip file nor an older checkpoint")
+            raise ValueError("neither a zip file nor a legacy checkpoint")
         for _ in range(2):  # protocol version, system information
             _Unpickler(file, storages).load()
         loaded = _Unpickler(file, storages).load()
         for key in _Unpickler(file, storages).load():
             storage = storages.get(str(key))
             if storage is None:
-                raise ValueError(f"storage {key} is not used by any tensor")
+                raise ValueError(f"no tensor uses storage {key}")
             (numel,) = struct.unpack("<q", file.read(8))
             size = storage.numel * storage.dtype.itemsize
             data = file.read(size)
             if numel != storage.numel or len(data) != size:
-                raise ValueError(f"storage {key} is cut short: {len(data)} bytes, expected {size}")
+                raise ValueError(f"storage {key} is truncated: {len(data)} bytes, expected {size}")
             storage.data = np.frombuffer(data, storage.dtype)
     return _resolve(loaded)
 

@@ -1,7 +1,7 @@
-"""TensorFlow checkpoints (`NAME.index` and `NAME.data-00000-of-0000N`) without TensorFlow, and the published GAT.
+"""TensorFlow checkpoints (`NAME.index` and `NAME.data-00000-of-0000N`) without TensorFlow; the published GAT.
 
-The index is a table of sorted keys in blocks; a value says where a tensor's bytes lie. Uncompressed tables and whole
-tensors of plain numbers are read, which is what TensorFlow's Saver writes. Every checksum is verified.
+The index is a table of sorted keys in blocks, whose values locate the tensors' bytes. The reader supports what
+TensorFlow's Saver writes, uncompressed tables and unpartitioned numeric tensors, and verifies every checksum.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def read_checkpoint(prefix: str | os.PathLike[str], pattern: str = ".*") -> dict
 
     Args:
       prefix: path of the files without ".index".
-      pattern: regular expression that names match whole; others are not read.
+      pattern: regular expression that matches the whole names of the tensors to read.
 
     Raises:
-      ValueError: another format, a damaged file, a type or a compression that is not read, or no such names.
+      ValueError: another format, a damaged file, an unsupported type or compression, or no matching name.
     """
     path = pathlib.Path(f"{os.fspath(prefix)}.index")
     try:
@@ -39,7 +39,7 @@ def read_checkpoint(prefix: str | os.PathLike[str], pattern: str = ".*") -> dict
         header = _message(entries.pop(b"", b""))
         shards = _number(header, 1)
         if _number(header, 2):
-            raise ValueError("its numbers are big-endian")
+            raise ValueError("the byte order is big-endian")
         chosen = {k.decode(): v for k, v in entries.items() if re.fullmatch(pattern, k.decode())}
         found = {}
         for name, value in chosen.items():
@@ -48,24 +48,24 @@ def read_checkpoint(prefix: str | os.PathLike[str], pattern: str = ".*") -> dict
             except ValueError as error:
                 raise ValueError(f"tensor {name}: {error}") from error
     except (OSError, ValueError, IndexError, struct.error) as error:
-        raise ValueError(f"{path}: not a TensorFlow checkpoint that can be read: {error}") from error
+        raise ValueError(f"{path}: not a readable TensorFlow checkpoint: {error}") from error
     if not found:
-        raise ValueError(f"{path}: no tensor's name matches {pattern!r}")
+        raise ValueError(f"{path}: no tensor name matches {pattern!r}")
     return found
 
 
 def gat(tensors: Mapping[str, np.ndarray], template: Any) -> Any:
     """The authors' GAT as variables of `facejax.graph.gat.GAT`.
 
-    Heads are numbered through all layers: head h has the maps conv1d_{3h} (features), conv1d_{3h + 1} (scores of the
-    node that listens), conv1d_{3h + 2} (of its neighbours) and BiasAdd_h; number 0 is written without "_0".
+    Heads are numbered consecutively over all layers. Head h has the maps conv1d_{3h} (features), conv1d_{3h + 1}
+    (scores of the receiving node), conv1d_{3h + 2} (scores of its neighbours) and BiasAdd_h; index 0 has no suffix.
 
     Args:
-      tensors: of `read_checkpoint`; optimizer slots and counters are left out here.
+      tensors: result of `read_checkpoint`; optimizer slots and counters are ignored.
       template: shapes of the model's variables.
 
     Raises:
-      ValueError: names or shapes do not fit.
+      ValueError: names or shapes do not match the template.
     """
     parts = {(0, "kernel"): "kernel", (1, "kernel"): "destination", (1, "bias"): "destination_bias"}
     parts |= {(2, "kernel"): "source", (2, "bias"): "source_bias"}
@@ -80,7 +80,7 @@ def gat(tensors: Mapping[str, np.ndarray], template: Any) -> Any:
         if head < len(heads) and part:
             stacks.setdefault(f"params/{heads[head][0]}/{part}", []).append((head, tensor))
         else:
-            raise ValueError(f"{name}: the model has {len(heads)} heads and no place for it")
+            raise ValueError(f"{name}: found more heads, expected the model's {len(heads)}")
     whole = {}
     for target, items in stacks.items():
         arrays = [tensor if tensor.ndim == 3 else tensor[None] for _, tensor in sorted(items, key=lambda item: item[0])]
@@ -97,26 +97,26 @@ def _layers(params: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _tensor(prefix: str | os.PathLike[str], shards: int, entry: Mapping[int, list[Any]]) -> np.ndarray:
     kind, shard, offset, size = (_number(entry, field) for field in (1, 3, 4, 5))
     if kind not in _DTYPES or 7 in entry:
-        raise ValueError("a slice of a partitioned variable" if 7 in entry else f"type {kind} is not plain numbers")
+        raise ValueError("partitioned variable, expected a whole one" if 7 in entry else f"type {kind} is not numeric")
     dimensions = _message(entry[2][0]).get(2, []) if 2 in entry else []
     shape = tuple(_number(_message(d), 1) for d in dimensions)
     dtype = np.dtype(_DTYPES[kind])
     if math.prod(shape) * dtype.itemsize != size:
-        raise ValueError(f"{size} bytes for shape {shape} of {dtype}")
+        raise ValueError(f"{size} bytes do not match shape {shape} of {dtype}")
     file = pathlib.Path(f"{os.fspath(prefix)}.data-{shard:05d}-of-{shards:05d}")
     with file.open("rb") as data:
         data.seek(offset)
         found = data.read(size)
     if len(found) != size:
-        raise ValueError(f"{file.name} ends {size - len(found)} bytes too early")
+        raise ValueError(f"{file.name} is truncated, {size - len(found)} bytes are missing")
     _check(found, entry[6][0] if 6 in entry else None, file.name)
     return np.frombuffer(found, dtype).reshape(shape).copy()
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values of a sorted table: a footer names the block of blocks."""
+    """Keys and values of a sorted table; its footer locates the index block."""
     if len(data) < 48 or struct.unpack("<Q", data[-8:])[0] != _MAGIC:
-        raise ValueError("the table's footer is missing")
+        raise ValueError("no footer of a table, expected it at the end")
     footer = data[-48:]
     place = _varint(footer, _varint(footer, 0)[1])[1]
     for _, handle in _block(data, footer, place):
@@ -127,9 +127,9 @@ def _block(data: bytes, handle: bytes, place: int) -> Iterator[tuple[bytes, byte
     offset, place = _varint(handle, place)
     size, _ = _varint(handle, place)
     if offset + size + 5 > len(data) - 48:
-        raise ValueError(f"a block at {offset} of {size} bytes reaches beyond the table")
+        raise ValueError(f"the block at {offset} of {size} bytes exceeds the table")
     if data[offset + size]:
-        raise ValueError(f"the block at {offset} is compressed; TensorFlow's own are not")
+        raise ValueError(f"the block at {offset} is compressed, expected no compression")
     _check(data[offset : offset + size + 1], struct.unpack_from("<I", data, offset + size + 1)[0], f"block at {offset}")
     block = data[offset : offset + size]
     end = size - 4 - 4 * struct.unpack("<I", block[-4:])[0]
@@ -139,7 +139,7 @@ def _block(data: bytes, handle: bytes, place: int) -> Iterator[tuple[bytes, byte
         new, place = _varint(block, place)
         length, place = _varint(block, place)
         if shared > len(key) or place + new + length > end:
-            raise ValueError(f"the block at {offset} has a damaged entry")
+            raise ValueError(f"the block at {offset} has an invalid entry")
         key = key[:shared] + block[place : place + new]
         place += new + length
         yield key, block[place - length : place]
@@ -152,11 +152,11 @@ def _varint(data: bytes, place: int) -> tuple[int, int]:
         place += 1
         if data[place - 1] < 128:
             return value, place
-    raise ValueError("a number of more than 64 bits")
+    raise ValueError("a varint of more than 64 bits")
 
 
 def _message(data: bytes) -> dict[int, list[Any]]:
-    """A protocol buffer's fields: number -> values, integers or bytes."""
+    """The fields of a protocol buffer: number -> values, integers or bytes."""
     fields: dict[int, list[Any]] = {}
     place = 0
     while place < len(data):
@@ -169,7 +169,7 @@ def _message(data: bytes) -> dict[int, list[Any]]:
             size, place = _varint(data, place)
             value, place = data[place : place + size], place + size
         else:
-            raise ValueError(f"a field of wire type {tag & 7}")
+            raise ValueError(f"unsupported wire type {tag & 7}")
         fields.setdefault(tag >> 3, []).append(value)
     return fields
 
@@ -192,10 +192,10 @@ _TABLE = _crc32c_table()
 
 
 def _check(data: bytes, expected: int | None, where: str) -> None:
-    """Raises unless the masked CRC-32C of `data` is the one stored."""
+    """Raises ValueError unless the masked CRC-32C of `data` equals `expected`."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _TABLE[(crc ^ byte) & 255] ^ (crc >> 8)
     crc ^= 0xFFFFFFFF
     if expected != ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF:
-        raise ValueError(f"{where}: the checksum does not agree")
+        raise ValueError(f"{where}: checksum mismatch")

@@ -1,8 +1,8 @@
-"""torchvision's published weights onto our backbones: ResNet, VGG-16, MobileNet V2, GoogLeNet and Inception V3.
+"""Conversion of torchvision's published weights: ResNet, VGG-16, MobileNet V2, GoogLeNet and Inception V3.
 
-Ours must be in torchvision's layout: `resnet50` and the like, `vgg16`, `mobilenet_v2(padding=1, epsilon=1e-5)`,
-`googlenet_torchvision()`, `inception_v3_torchvision()`. The last two expect images in -1..1, which torchvision's
-`transform_input` makes of its own normalisation.
+Our models must have torchvision's layout: `resnet50` and other depths, `vgg16`, `mobilenet_v2(padding=1,
+epsilon=1e-5)`, `googlenet_torchvision()`, `inception_v3_torchvision()`. The last two expect images in -1..1, the result
+of torchvision's `transform_input`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,15 @@ from facejax.interop.pytorch import read_state_dict
 
 
 def load(path: str | os.PathLike[str], template: Any) -> Any:
-    """Variables from a PyTorch file; which of the networks it is, is told by its names.
+    """Variables from a PyTorch file; the tensor names determine the architecture.
 
     Args:
-      path: a state dict, or a checkpoint that holds one.
-      template: shapes of the model's variables. Side classifiers that it lacks are left out, and the last
-        layer of VGG and ResNet.
+      path: a state dict, or a checkpoint that contains one.
+      template: shapes of the model's variables. It may lack the auxiliary classifiers, and the last layer of VGG and
+        ResNet.
+
+    Raises:
+      ValueError: the weights do not match the template.
     """
     tensors = read_state_dict(path)
     if "layer1.0.conv1.weight" in tensors:
@@ -41,22 +44,22 @@ def load_vgg_convolutions(path: str | os.PathLike[str], template: Any) -> Any:
     """Parameters of a VGG's convolutions, of any depth.
 
     Args:
-      path: a state dict, or a checkpoint that holds one; of it only `features` is read.
-      template: shapes of the convolutions' parameters, whose names sort in the order of the layers.
+      path: a state dict, or a checkpoint that contains one; only `features` is used.
+      template: shapes of the convolutions' parameters, with names that sort in the order of the layers.
 
     Raises:
-      ValueError: another number of layers, or weights of other shapes.
+      ValueError: the number of layers or a shape differs.
     """
     tensors = {k: v for k, v in read_state_dict(path).items() if k.startswith("features.")}
     places = sorted({int(name.split(".")[1]) for name in tensors})
     if len(places) != len(template):
-        raise ValueError(f"{path} holds {len(places)} layers under 'features': expected {len(template)} convolutions")
+        raise ValueError(f"{path}: {len(places)} layers in 'features': expected {len(template)} convolutions")
     rules = vgg_convolution_rules(dict(zip(places, sorted(template), strict=True)))
     return convert(tensors, rules, {"params": template})["params"]
 
 
 def resnet_rules() -> list[Rule]:
-    """models/resnet.py, of any depth: conv1, the blocks layer1.0 and up, each with its downsample, fc."""
+    """models/resnet.py of any depth: conv1, the blocks layerS.B with downsample, fc."""
     block, ours = r"layer(\d)\.(\d+)\.", r"layer\1_\2/"
     return [
         Rule(r"conv1\.weight", "params/conv1/kernel", "conv"),
@@ -70,7 +73,7 @@ def resnet_rules() -> list[Rule]:
 
 
 def vgg16_rules() -> list[Rule]:
-    """models/vgg.py: convolutions under features, a ReLU behind each and a pool after every stage; classifier."""
+    """models/vgg.py: features, with a ReLU after each convolution and a pool after each stage; classifier."""
     names, place = {}, 0
     for stage, depth in enumerate((2, 2, 3, 3, 3), 1):
         for layer in range(1, depth + 1):
@@ -84,7 +87,7 @@ def vgg16_rules() -> list[Rule]:
 
 
 def vgg_convolution_rules(names: Mapping[int, str]) -> list[Rule]:
-    """Convolutions with biases: place under features -> our name."""
+    """Rules of convolutions with biases; `names` maps the index in features to our name."""
     rules = []
     for place, name in names.items():
         rules.append(Rule(rf"features\.{place}\.weight", f"params/{name}/kernel", "conv"))
@@ -93,7 +96,7 @@ def vgg_convolution_rules(names: Mapping[int, str]) -> list[Rule]:
 
 
 def mobilenet_v2_rules() -> list[Rule]:
-    """models/mobilenetv2.py: features.0, then the blocks features.1 and up, the last convolution, classifier."""
+    """models/mobilenetv2.py: the stem features.0, the blocks from features.1, the last convolution, classifier."""
     rules = []
 
     def conv_norm(conv: str, bn: str, target: str) -> None:
@@ -115,7 +118,7 @@ def googlenet_rules(side_channels: int = 128) -> list[Rule]:
     """models/googlenet.py: conv1 to conv3, inception3a to inception5b, aux1, aux2, fc.
 
     Args:
-      side_channels: of the convolution of a side classifier; other than 128 in a narrower net.
+      side_channels: channels of the convolution in an auxiliary classifier; fewer in narrower networks.
     """
     rules = []
     for source, target in (("conv1", "conv1"), ("conv2", "conv2_reduce"), ("conv3", "conv2")):
@@ -149,7 +152,7 @@ def inception_v3_rules() -> list[Rule]:
     for modules, names in branches.items():
         source, target = rf"Mixed_({modules})\.", r"mixed\1/"
         for b, name in enumerate(names):
-            rules += _conv_norm(source + name, f"{target}branch{b}_0")  # of one convolution only
+            rules += _conv_norm(source + name, f"{target}branch{b}_0")  # branches with one convolution
             for i in range(5):
                 rules += _conv_norm(rf"{source}{name}_{i + 1}([ab]?)", rf"{target}branch{b}_{i}\2")
         rules += _conv_norm(source + "branch_pool", target + "pool")

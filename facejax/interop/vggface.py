@@ -1,4 +1,4 @@
-"""ResNet-50 of VGGFace2 as keras_vggface names it (also FaceQnet's trunk), onto `facejax.backbones.resnet`."""
+"""Conversion of VGGFace2's ResNet-50 with keras_vggface's names, also FaceQnet's trunk."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ STATISTICS = {
 
 
 def load(path: str | os.PathLike[str], template: Any) -> Any:
-    """Variables of a ResNet-50 (`stride_in_1x1`, without its dense layer) from a Keras HDF5 file.
+    """Variables of `backbones.resnet`'s ResNet-50 (`stride_in_1x1`, without dense layer) from a Keras HDF5 file.
 
     Args:
-      path: the file; dense layers in it are left out.
+      path: the file; its dense layers are ignored.
       template: shapes of the model's variables.
+
+    Raises:
+      ValueError: the weights do not match the template.
     """
     return convert(read_keras(path), resnet50_rules(), template)
 
 
 def resnet50_rules() -> list[Rule]:
-    """Layers convS_B_1x1_reduce, _3x3, _1x1_increase and _1x1_proj, each with a batch norm; the stem conv1/7x7_s2."""
+    """The stem conv1/7x7_s2 and convS_B_{1x1_reduce,3x3,1x1_increase,1x1_proj}, each with a batch norm."""
     layers = [("conv1/7x7_s2", "conv1", "bn1")]
     for stage, depth in enumerate((3, 4, 6, 3), 2):
         for block in range(1, depth + 1):

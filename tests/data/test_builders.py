@@ -32,11 +32,11 @@ def test_images_are_written_once_in_order(tmp_path):
     ]
     again = images.prepare(Listed(GOOD), "mine", tmp_path)
     assert again[3]["image"] == GOOD[3]["image"]
-    with pytest.raises(ValueError, match="holds 5 images, the source 4"):
+    with pytest.raises(ValueError, match="has 5 images, expected 4 as in the source"):
         images.prepare(Listed(GOOD[:4]), "mine", tmp_path)
 
 
-def test_a_set_that_was_made_while_one_waited_is_read(tmp_path):
+def test_set_prepared_by_another_process_meanwhile_is_read(tmp_path):
     waiting = images.FacejaxImages(source=Listed(GOOD), name="mine", data_dir=tmp_path)
     images.prepare(Listed(GOOD), "mine", tmp_path)
     assert len(store.prepared(waiting, "train", {"image": store.Encoded()})) == 5
@@ -45,26 +45,26 @@ def test_a_set_that_was_made_while_one_waited_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"image": GOOD[0]["image"], "label": 2}, "image 5 has the label 2, expected 0 to 1"),
+        ({"image": GOOD[0]["image"], "label": 2}, "image 5 has label 2, expected 0 to 1"),
         ({"image": b"broken", "label": 0}, "image 5: an image of 6 bytes does not decode"),
     ],
 )
-def test_what_is_wrong_is_named_and_nothing_is_left(tmp_path, bad, message):
+def test_bad_source_raises_and_leaves_no_files(tmp_path, bad, message):
     with pytest.raises(ValueError, match=message):
         images.prepare(Listed([*GOOD, bad]), "bad", tmp_path)
     assert len(images.prepare(Listed(GOOD), "bad", tmp_path)) == 5
-    with pytest.raises(ValueError, match="the name 'No Good' must be"):
+    with pytest.raises(ValueError, match="name 'No Good', expected lower-case"):
         images.prepare(Listed(GOOD), "No Good", tmp_path)
 
 
-def test_a_prepared_set_is_opened_by_its_path(tmp_path, capsys):
+def test_command_prepares_a_set_that_its_path_opens(tmp_path, capsys):
     for i in range(5):
         (tmp_path / "people" / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
         (tmp_path / "people" / "ab"[i % 2] / f"{i}.png").write_bytes(GOOD[i]["image"])
     wanted = ["--source", str(tmp_path / "people"), "--name", "ab", "--data_dir", str(tmp_path / "data")]
     images.main(wanted)
     folder = tmp_path / "data" / "facejax_images" / "ab" / "1.0.0"
-    assert f"5 images of 2 people: --config.data.path={folder}\n" in capsys.readouterr().out
+    assert f"5 images of 2 identities: --config.data.path={folder}\n" in capsys.readouterr().out
     plain, found = readers.read(tmp_path / "people"), readers.read(folder)
     assert isinstance(found, PreparedImages) and found.num_classes == 2 and len(found) == 5
     assert found.names == plain.names == ["a/0.png", "a/2.png", "a/4.png", "b/1.png", "b/3.png"]
@@ -72,37 +72,37 @@ def test_a_prepared_set_is_opened_by_its_path(tmp_path, capsys):
     examples = [found[3], *found.__getitems__([0, 4])]
     assert [e["image"] for e in examples] == [plain[i]["image"] for i in (3, 0, 4)]
     for change in (["--source", str(tmp_path / "none")], ["--name", "A"]):
-        with pytest.raises(SystemExit, match=r"data\.builders\.images: .*(none: expected a folder|name 'A' must be)"):
+        with pytest.raises(SystemExit, match=r"data\.builders\.images: .*(none: expected a folder|name 'A', expected)"):
             images.main([*wanted, *change])
 
 
-def test_a_prepared_set_that_cannot_be_opened_is_said(tmp_path):
+def test_inconsistent_prepared_set_raises(tmp_path):
     found = images.prepare(Listed(GOOD), "mine", tmp_path)
     assert found.names is None
-    told = found.folder / "metadata.json"
-    told.write_text(told.read_text().replace('"labels": [0, ', '"labels": ['))
-    with pytest.raises(ValueError, match="holds 5 images: expected 4, as it tells"):
+    metadata = found.folder / "metadata.json"
+    metadata.write_text(metadata.read_text().replace('"labels": [0, ', '"labels": ['))
+    with pytest.raises(ValueError, match="5 images: expected 4 as in its metadata"):
         readers.read(found.folder)
-    told.write_text('{"num_classes": 2}')
-    with pytest.raises(ValueError, match=r"holds facejax_images/mine/1\.0\.0 without labels: expected what"):
+    metadata.write_text('{"num_classes": 2}')
+    with pytest.raises(ValueError, match=r"facejax_images/mine/1\.0\.0 without labels: expected a set"):
         readers.read(found.folder)
 
 
-def test_matlab_columns_become_upright_pictures(tmp_path):
-    picture = np.arange(6).reshape(3, 2)
-    scipy.io.savemat(tmp_path / "f.mat", {"X": np.stack([picture.ravel(order="F")] * 2), "Y": [[7], [3]]})
+def test_matlab_images_are_column_major(tmp_path):
+    image = np.arange(6).reshape(3, 2)
+    scipy.io.savemat(tmp_path / "f.mat", {"X": np.stack([image.ravel(order="F")] * 2), "Y": [[7], [3]]})
     source = MatlabFaces(tmp_path / "f.mat", (3, 2))
-    np.testing.assert_array_equal(transforms.decode(source[0]["image"])[..., 0], picture)
+    np.testing.assert_array_equal(transforms.decode(source[0]["image"])[..., 0], image)
     assert [source[i]["label"] for i in range(2)] == [1, 0]
     for content, message in (
-        ({"X": np.ones((2, 6))}, "expected pixels X and people Y"),
+        ({"X": np.ones((2, 6))}, "expected the variables X"),
         ({"X": np.ones((2, 6)), "Y": [1]}, r"X \(2, 6\) and Y"),
     ):
         scipy.io.savemat(tmp_path / "f.mat", content)
         with pytest.raises(ValueError, match=message):
             MatlabFaces(tmp_path / "f.mat", (3, 2))
     (tmp_path / "no.mat").write_bytes(b"nothing at all")
-    with pytest.raises(ValueError, match="not a MATLAB file"):
+    with pytest.raises(ValueError, match="not a readable MATLAB file"):
         readers.read(tmp_path / "no.mat")
 
 

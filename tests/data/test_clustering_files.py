@@ -6,7 +6,7 @@ from facejax.data.synthetic import embeddings
 from facejax.ops import knn, vectors
 
 
-def test_files_hold_the_written_arrays(tmp_path):
+def test_written_files_are_read_back(tmp_path):
     features = vectors.unit_rows(np.random.default_rng(0).normal(size=(9, 256)), np.float32)
     features.tofile(tmp_path / "a.bin")
     np.save(tmp_path / "a.npy", features)
@@ -65,7 +65,7 @@ def test_arrays_are_split_by_identity_and_checked(tmp_path):
     source = arrays(tmp_path, rows, np.arange(12) // 3)
     first, second = source.known(0), source.unseen(0, embeddings.HeldOut())
     assert len(first.labels) == len(second.labels) == 6 and not set(first.labels) & set(second.labels)
-    with pytest.raises(ValueError, match=r"labels are \(11,\) for 12 embeddings"):
+    with pytest.raises(ValueError, match=r"labels of shape \(11,\) for 12 embeddings"):
         arrays(tmp_path, rows, np.arange(11)).known(0)
     with pytest.raises(ValueError, match="features: row 7 is not finite"):
         arrays(tmp_path, np.where(np.arange(12)[:, None] == 7, np.nan, rows), np.arange(12)).known(0)

@@ -28,7 +28,7 @@ def test_splits_follow_the_seed_and_do_not_overlap():
     assert (other != train["image"]).any()
 
 
-def test_bad_settings_raise():
+def test_invalid_settings_raise():
     with pytest.raises(ValueError, match=r"data\.source is 'cifar': expected digits or mnist"):
         DigitImages(source="cifar")
     with pytest.raises(ValueError, match=r"data\.train is 1797: expected 1 to 1796"):

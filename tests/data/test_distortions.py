@@ -1,4 +1,4 @@
-"""Each distortion against its formula, or a case worked by hand."""
+"""Every distortion against its formula or an example computed by hand."""
 
 import io
 import itertools
@@ -29,13 +29,13 @@ def photograph(height=64, width=80):
 
 
 def line(size):
-    """MATLAB's fspecial, along one axis."""
+    """Gaussian kernel of MATLAB's fspecial along one axis."""
     weights = np.exp(-((np.arange(size) - size // 2) ** 2) / (2 * (size / 6) ** 2))
     return weights / weights.sum()
 
 
 @pytest.mark.parametrize("size", [3, 7, 15])
-def test_kernel_blur_has_a_window_and_mirrors_the_border(size):
+def test_kernel_blur_window_and_mirrored_border(size):
     image = grey(0)
     image[32, 32] = 255
     square = np.zeros((64, 64))
@@ -47,7 +47,7 @@ def test_kernel_blur_has_a_window_and_mirrors_the_border(size):
     assert made("kernel_blur", image, size)[5, 0, 0] == round(255 * (line(size)[middle] + line(size)[middle + 1]))
 
 
-def test_noises_have_their_variance():
+def test_noise_has_the_given_variance():
     flat = grey(120, 256, 256)
     np.testing.assert_allclose(np.std(made("noise", flat, 0.01) / 255), 0.1, rtol=0.02)
     found = distortions._ycbcr(made("colour_noise", flat, 0.004)) / 255
@@ -58,7 +58,7 @@ def test_noises_have_their_variance():
     assert np.abs(np.corrcoef(found[64:].reshape(-1, 3).T) - np.eye(3)).max() < 0.03
 
 
-def test_high_frequency_noise_takes_the_highest_frequencies_away():
+def test_high_frequency_noise_removes_the_highest_frequencies():
     board = 128 + 40 * (-1) ** np.add.outer(np.arange(64), np.arange(64))
     image = np.repeat(board[..., None], 3, -1).astype(np.uint8)
     rest = 40 * (1 - np.exp(-2 / 200))
@@ -68,7 +68,7 @@ def test_high_frequency_noise_takes_the_highest_frequencies_away():
     np.testing.assert_allclose(np.std(made("high_frequency_noise", grey(120, 256, 256), 0.01) / 255), 0.1, rtol=0.02)
 
 
-def test_impulses_are_of_both_kinds_and_of_each_channel():
+def test_impulses_are_black_and_white_per_channel():
     found = made("impulses", grey(100, 256, 256), 0.1)
     np.testing.assert_allclose([np.mean(found == v) for v in (0, 100, 255)], [0.05, 0.9, 0.05], atol=0.003)
     assert np.mean((found != 100).any(-1)) > 0.25
@@ -80,7 +80,7 @@ def test_quantisation_by_hand():
     assert [len(np.unique(made("quantisation", photograph(), s))) for s in (27, 39, 55, 76)] == [10, 8, 6, 4]
 
 
-def test_otsu_is_the_best_of_all_cuts():
+def test_otsu_matches_exhaustive_search():
     counts = np.array([3, 0, 5, 1, 0, 7, 2, 2, 9])
 
     def between(cuts):
@@ -91,7 +91,7 @@ def test_otsu_is_the_best_of_all_cuts():
     assert between(found) == max(between(c) for c in itertools.combinations(range(8), 3))
 
 
-def test_squares_that_are_moved_or_filled():
+def test_pattern_and_blocks():
     image = photograph(31, 31)
     expected = image.copy()
     expected[:15, :15] = image[5:20, 5:20]
@@ -109,7 +109,7 @@ def test_squares_that_are_moved_or_filled():
         expected[:32, 1:33] = np.floor(np.array([red, *mean[1:]]) + 0.5)
         np.testing.assert_array_equal(made("blocks", image, count), expected)
     for kind, size in (("pattern", (30, 31)), ("blocks", (33, 33))):
-        with pytest.raises(ValueError, match=rf"a picture of {size[0]} x {size[1]} pixels: expected more than 3\d x 3"):
+        with pytest.raises(ValueError, match=rf"an image of {size[0]} x {size[1]} pixels: expected more than 3\d x 3"):
             made(kind, photograph(*size), 1)
     assert np.mean(made("blocks", grey(9, 200, 200), 4)[..., 0] == 59) > 2.5 * 32 * 32 / 200**2
 
@@ -141,7 +141,7 @@ def test_colour_quantisation():
     np.testing.assert_array_equal(made("colour_quantisation", two, 8), two)
     ramp = np.tile(np.arange(60, 188, 2, dtype=np.uint8)[:, None], (64, 1, 3))
     error = made("colour_quantisation", ramp, 4).mean((0, 2)) - ramp[0, :, 0]
-    assert np.abs(error[7:55]).max() <= 8  # half of the distance of two colours, but for diffusion, would be 16
+    assert np.abs(error[7:55]).max() <= 8  # without diffusion, half the distance of two colours: 16
 
 
 def test_least_variance_by_hand():
@@ -150,7 +150,7 @@ def test_least_variance_by_hand():
     np.testing.assert_allclose(np.sort(distortions.least_variance(values, 3)[:, 0]), [5, 100, 200])
 
 
-def test_aberration_moves_two_channels():
+def test_aberration_shifts_two_channels():
     image = grey(0)
     image[:, 20] = 255
     found = made("aberration", image, 6).astype(float)

@@ -1,4 +1,4 @@
-"""Crops of people, their augmentation, and the annotation files."""
+"""Crops of persons, their augmentation, and annotation files."""
 
 import json
 
@@ -19,7 +19,7 @@ def example(image, points, centre, size, visible=None):
 
 
 def dots(points, height=60, width=80):
-    """A black picture with a small bright blob at each point."""
+    """A black image with a small bright square at each point."""
     image = np.zeros((height, width, 3), np.uint8)
     for x, y in points:
         image[y - 2 : y + 3, x - 2 : x + 3] = 255
@@ -31,27 +31,27 @@ def test_mirror_partners_are_mutual(partners):
     np.testing.assert_array_equal(partners[partners], np.arange(len(partners)))
 
 
-def test_partners_of_some_points():
+def test_mirror_partner_examples():
     assert [MIRROR_68[i] for i in (0, 36, 48, 8, 67, 31)] == [16, 45, 54, 8, 65, 35]
     assert [MIRROR_98[i] for i in (0, 33, 60, 96, 16, 88)] == [32, 46, 72, 97, 16, 92]
     assert keypoints.MPII.partners[0] == 5
     assert keypoints.COCO.partners[15] == 16
 
 
-def test_boxes_get_the_networks_shape():
+def test_boxes_get_the_aspect_ratio_of_the_network():
     np.testing.assert_allclose(keypoints.shaped((30, 80), 0.75), [60, 80])
     np.testing.assert_allclose(keypoints.shaped((90, 80), 0.75), [90, 120])
 
 
 def test_crop_by_hand():
-    """A region of 40 x 30 pixels to 80 x 60: twice as large, its middle in the middle; turned by a right angle."""
+    """A region of 40 x 30 pixels to 80 x 60: scale 2, centre to centre; also rotated by a right angle."""
     matrix = keypoints.crop_matrix(np.array([25.0, 20]), 40, 0, (60, 80))
     np.testing.assert_allclose(
         keypoints.moved(np.array([[25, 20], [5, 5], [45, 35]]), matrix), [[40, 30], [0, 0], [80, 60]]
     )
     turned = keypoints.crop_matrix(np.array([25.0, 20]), 40, 90, (60, 80))
     np.testing.assert_allclose(keypoints.moved(np.array([25, 10]), turned), [20, 30], atol=1e-9)
-    with pytest.raises(ValueError, match="a region 0 pixels wide around"):
+    with pytest.raises(ValueError, match="region of width 0 at"):
         keypoints.crop_matrix(np.zeros(2), 0, 0, (60, 80))
 
 
@@ -59,7 +59,7 @@ POINTS = np.array([[20, 15], [50, 20], [35, 40]])
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_augmented_points_stay_on_their_pixels(seed):
+def test_augmented_points_follow_their_pixels(seed):
     layout = keypoints.Layout(np.array([1, 0, 2]))
     given = example(dots(POINTS), POINTS, (36, 27), (60, 60), [1, 0, 1])
     augmentation = keypoints.Augmentation(scale=0.3, rotation=30, half_body=0)
@@ -72,12 +72,12 @@ def test_augmented_points_stay_on_their_pixels(seed):
             assert found["image"][round(y), round(x)].mean() > 100
 
 
-def test_mirror_image_exchanges_partners():
+def test_flip_exchanges_partners():
     layout = keypoints.Layout(np.array([1, 0, 2]))
     still = keypoints.Augmentation(scale=0, rotation=0, flip=1.0, half_body=0)
     given = example(dots(POINTS), POINTS, (40, 30), (80, 60))
     found = keypoints.augmented(given, (60, 80), layout, still, 1.0, np.random.default_rng(0))
-    expected = [[80 - 50, 20], [80 - 20, 15], [80 - 35, 40]]  # the region's middle, 40, became 39
+    expected = [[80 - 50, 20], [80 - 20, 15], [80 - 35, 40]]  # the region's centre, 40, became 39
     np.testing.assert_allclose(found["points"], expected)
 
 
@@ -96,16 +96,16 @@ def test_half_body():
 
 
 def keypoint_file(folder, **changes):
-    """Two pictures; in the first somebody, somebody without keypoints, and a dog."""
+    """Two images; one shows a person, a person without keypoints, and a dog."""
     triples = np.zeros((17, 3))
     triples[:2] = [[10, 12, 2], [14, 12, 1]]
-    somebody = {"id": 1, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 300.0, "bbox": [-4, 5, 30, 20]}
+    person = {"id": 1, "image_id": 7, "category_id": 1, "iscrowd": 0, "area": 300.0, "bbox": [-4, 5, 30, 20]}
     found = {
         "images": [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in (9, 7)],
         "annotations": [
-            {**somebody, "keypoints": triples.ravel().tolist()},
-            {**somebody, "id": 2, "keypoints": [0] * 51, "iscrowd": 1},
-            {**somebody, "id": 3, "category_id": 18},
+            {**person, "keypoints": triples.ravel().tolist()},
+            {**person, "id": 2, "keypoints": [0] * 51, "iscrowd": 1},
+            {**person, "id": 3, "category_id": 18},
         ],
         **changes,
     }
@@ -118,7 +118,7 @@ def keypoint_file(folder, **changes):
 def test_coco_file(tmp_path):
     coco = keypoint_file(tmp_path)
     (person,) = coco.people()
-    assert person.centre == (0 + 29 / 2, 5 + 19 / 2)  # the box cut to the picture, a pixel smaller, as in the reference
+    assert person.centre == (0 + 29 / 2, 5 + 19 / 2)  # box clipped to the image, a pixel smaller, as in the reference
     assert person.size == (29, 19)
     np.testing.assert_array_equal(person.points[:2], [[10, 12], [14, 12]])
     assert person.visible.tolist() == [True, True] + [False] * 15
@@ -157,17 +157,17 @@ def test_mpii_files(tmp_path):
 
 
 def test_bad_files_raise(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json: not a JSON file that can be read"):
+    with pytest.raises(ValueError, match=r"none\.json: not a readable JSON file"):
         CocoPeople(tmp_path / "none.json", tmp_path)
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(ValueError, match=r"list\.json: holds a list, expected a dict"):
         CocoPeople(tmp_path / "list.json", tmp_path)
     (tmp_path / "other.json").write_text('{"images": []}')
-    with pytest.raises(ValueError, match=r"other\.json: no annotations in it, expected a COCO file"):
+    with pytest.raises(ValueError, match=r"other\.json: no annotations, expected a COCO file"):
         CocoPeople(tmp_path / "other.json", tmp_path)
     coco = keypoint_file(tmp_path)
     (tmp_path / "boxes.json").write_text('[{"image_id": 3, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}]')
-    with pytest.raises(ValueError, match="picture 3 of a person is not among the 2 of the annotations"):
+    with pytest.raises(ValueError, match="person in unknown image 3: expected one of the 2 annotated images"):
         coco.detected(tmp_path / "boxes.json")
     io.savemat(tmp_path / "gt.mat", {"pos_gt_src": np.zeros((16, 2, 3))})
     with pytest.raises(
@@ -176,8 +176,8 @@ def test_bad_files_raise(tmp_path):
         read_mpii_truth(tmp_path / "gt.mat")
 
 
-def test_faces_are_placed_with_their_landmarks():
-    """A dark rectangle with its corners as landmarks, rotated and scaled: the points stay on its corners."""
+def test_placed_faces_match_their_landmarks():
+    """Random placement of a dark rectangle, whose landmarks are its corners, keeps them on its corners."""
     image = np.full((64, 64, 3), 250, np.uint8)
     image[20:40, 16:44] = 10
     points = np.array([[16, 20], [44, 20], [44, 40], [16, 40]], np.float32)
@@ -192,4 +192,4 @@ def test_faces_are_placed_with_their_landmarks():
         np.testing.assert_array_equal(dark[np.arange(8)[:, None], rows, columns], expected)
     sides = np.linalg.norm(corners - np.roll(corners, 1, 1), axis=-1)
     np.testing.assert_allclose(dark.sum((1, 2)), sides[:, 0] * sides[:, 1], rtol=0.08)
-    assert np.ptp(sides[:, 1]) > 3  # of different sizes
+    assert np.ptp(sides[:, 1]) > 3  # sizes vary

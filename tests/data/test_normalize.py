@@ -1,4 +1,4 @@
-"""Pixel conventions."""
+"""Pixel normalisation."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 from facejax.data import normalize
 
 
-def test_imagenets_mean_becomes_zero_and_one_deviation_becomes_one():
+def test_imagenet_mean_and_deviation():
     pixels = jnp.array([[[[124, 116, 104], [182, 173, 161]]]], jnp.uint8)
     np.testing.assert_allclose(normalize.imagenet(pixels), [[[[0.0] * 3, [1.0] * 3]]], atol=0.02)
     np.testing.assert_allclose(normalize.centred(pixels)[0, 0, 0], [0.325, -0.28, 0.47], atol=1e-4)

@@ -1,4 +1,4 @@
-"""Files of one's own and of LIVE and TID2013, in their layouts."""
+"""Opinion scores in users' CSV files and in the layouts of LIVE and TID2013."""
 
 import numpy as np
 import pytest
@@ -8,20 +8,20 @@ from facejax.data.readers import opinions, tables
 from facejax.data.synthetic.faces import png
 
 
-def picture(path):
+def write_image(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png(np.zeros((2, 2, 3), np.uint8)))
 
 
 @pytest.fixture
 def live(tmp_path):
-    """Of each kind three pictures, the second a copy of its reference; lines of info.txt in another order."""
+    """Three images per distortion, the second a copy of its reference; info.txt lists them in another order."""
     names, dmos = [], []
     for kind in opinions.LIVE_FOLDERS:
         references = ["bikes.bmp", "caps.bmp", "bikes.bmp"]
         for i, name in enumerate(references):
-            picture(tmp_path / kind / f"img{i + 1}.bmp")
-            picture(tmp_path / "refimgs" / name)
+            write_image(tmp_path / kind / f"img{i + 1}.bmp")
+            write_image(tmp_path / "refimgs" / name)
         lines = [f"{name} img{i + 1}.bmp 0.5" for i, name in enumerate(references)]
         (tmp_path / kind / "info.txt").write_bytes("\r\n".join([lines[2], lines[0], lines[1], "", ""]).encode())
         names += references
@@ -53,25 +53,28 @@ def swap(path, old, new):
         (lambda r: swap(r / "wn/info.txt", "img1.bmp 0.5", "img1.bmp"), r"wn/info\.txt, line 2: .*expected 'reference"),
         (
             lambda r: swap(r / "wn/info.txt", "img1.bmp", "im1.bmp"),
-            r"wn/info\.txt, line 2: picture 'im1.bmp': expected",
+            r"wn/info\.txt, line 2: image 'im1.bmp': expected",
         ),
-        (lambda r: swap(r / "wn/info.txt", "img1", "img2"), r"wn/info\.txt, line 3: picture 'img2.bmp': expected"),
-        (lambda r: swap(r / "wn/info.txt", "img3", "img7"), r"wn/info\.txt, line 1: there is no .*wn/img7\.bmp"),
-        (lambda r: swap(r / "wn/info.txt", "caps", "cups"), r"wn/info\.txt, line 3: there is no .*refimgs/cups\.bmp"),
+        (lambda r: swap(r / "wn/info.txt", "img1", "img2"), r"wn/info\.txt, line 3: image 'img2.bmp': expected"),
+        (lambda r: swap(r / "wn/info.txt", "img3", "img7"), r"wn/info\.txt, line 1: .*wn/img7\.bmp does not exist"),
+        (
+            lambda r: swap(r / "wn/info.txt", "caps", "cups"),
+            r"info\.txt, line 3: .*refimgs/cups\.bmp does not exist",
+        ),
         (
             lambda r: swap(r / "wn/info.txt", "caps", "bikes"),
             r"line 3: img2\.bmp of 'bikes\.bmp', but .* caps\.bmp at 8",
         ),
-        (lambda r: (r / "wn/info.txt").write_text(""), r"wn/info\.txt holds no line: expected 'reference picture"),
+        (lambda r: (r / "wn/info.txt").write_text(""), r"wn/info\.txt: no lines: expected 'reference image"),
         (
             lambda r: scipy.io.savemat(r / "dmos.mat", {"dmos": np.zeros(9)}),
             r"dmos\.mat: dmos has 9 values: expected 15",
         ),
         (lambda r: scipy.io.savemat(r / "dmos.mat", {"dmos": np.zeros(15)}), r"dmos\.mat: orgs has 0 values"),
-        (lambda r: (r / "dmos.mat").write_bytes(b"no"), r"dmos\.mat: not a MATLAB file"),
+        (lambda r: (r / "dmos.mat").write_bytes(b"no"), r"dmos\.mat: not a readable MATLAB file"),
         (
             lambda r: scipy.io.savemat(r / "dmos.mat", {"dmos": np.ones(15), "orgs": np.tile([0, 1, 0], 5)}),
-            r"dmos\.mat: dmos is 1\.0 at 2: expected 0, for it is a copy",
+            r"dmos\.mat: dmos is 1\.0 at 2: expected 0 for a copy",
         ),
         (
             lambda r: scipy.io.savemat(r / "dmos.mat", {"dmos": np.full(15, np.nan), "orgs": np.zeros(15)}),
@@ -79,13 +82,13 @@ def swap(path, old, new):
         ),
     ],
 )
-def test_a_broken_live_is_said(live, change, message):
+def test_malformed_live_raises(live, change, message):
     change(live)
     with pytest.raises(ValueError, match=message):
         opinions.read(live)
 
 
-def test_a_picture_that_live_leaves_out_is_said(live):
+def test_image_missing_in_live_raises(live):
     (live / "wn" / "info.txt").write_text("bikes.bmp img1.bmp 1\nbikes.bmp img3.bmp 1\n")
     with pytest.raises(ValueError, match=r"wn/info\.txt: no line for img2\.bmp: expected img1 to img2"):
         opinions.read(live)
@@ -93,11 +96,11 @@ def test_a_picture_that_live_leaves_out_is_said(live):
 
 @pytest.fixture
 def tid2013(tmp_path):
-    """Capitals as in the data set: some names have them in the list, others on the disk."""
+    """As in the data set, names differ in case between the list and the files."""
     for name in ("I01_01_1.bmp", "i01_01_2.bmp", "I02_24_5.BMP"):
-        picture(tmp_path / "distorted_images" / name)
+        write_image(tmp_path / "distorted_images" / name)
     for name in ("I01.BMP", "i02.bmp"):
-        picture(tmp_path / "reference_images" / name)
+        write_image(tmp_path / "reference_images" / name)
     (tmp_path / "mos_with_names.txt").write_text("5.51429 I01_01_1.bmp\n5.56757 I01_01_2.bmp\n0.5 i02_24_5.bmp\n")
     return tmp_path
 
@@ -115,27 +118,27 @@ def test_tid2013(tid2013):
         ("5.51429 ", "", r"names\.txt, line 1: 'I01_01_1\.bmp': expected 'value name'"),
         ("5.56757", "high", r"names\.txt, line 2: value 'high': expected a finite number"),
         ("5.56757", "9.5", r"names\.txt, line 2: value 9\.5: expected 0 to 9"),
-        ("I01_01_2", "I01_1_2", r"names\.txt, line 2: 'I01_1_2\.bmp': expected a picture iRR_KK_L\.bmp"),
-        ("I01_01_2", "i01_01_1", r"names\.txt, line 2: 'i01_01_1\.bmp': expected a picture .* each once"),
-        ("i02_24_5", "i02_23_5", r"names\.txt, line 3: there is no .*distorted_images/i02_23_5\.bmp"),
+        ("I01_01_2", "I01_1_2", r"names\.txt, line 2: 'I01_1_2\.bmp': expected an image iRR_KK_L\.bmp"),
+        ("I01_01_2", "i01_01_1", r"names\.txt, line 2: 'i01_01_1\.bmp': expected an image .* each once"),
+        ("i02_24_5", "i02_23_5", r"names\.txt, line 3: .*distorted_images/i02_23_5\.bmp does not exist"),
     ],
 )
-def test_a_broken_tid2013_is_said(tid2013, old, new, message):
+def test_malformed_tid2013_raises(tid2013, old, new, message):
     swap(tid2013 / "mos_with_names.txt", old, new)
     with pytest.raises(ValueError, match=message):
         opinions.read(tid2013)
 
 
-def test_a_reference_that_tid2013_lacks_is_said(tid2013):
+def test_missing_tid2013_reference_raises(tid2013):
     (tid2013 / "reference_images" / "i02.bmp").unlink()
-    with pytest.raises(ValueError, match=r"line 3: there is no .*reference_images/i02\.bmp"):
+    with pytest.raises(ValueError, match=r"line 3: .*reference_images/i02\.bmp does not exist"):
         opinions.read(tid2013)
 
 
-def test_a_table_of_ones_own(tmp_path):
+def test_csv(tmp_path):
     for name in ("a.png", "more/b.png", "c.png"):
-        picture(tmp_path / name)
-    file = tmp_path / "judged.csv"
+        write_image(tmp_path / name)
+    file = tmp_path / "scores.csv"
     file.write_bytes(b"\xef\xbb\xbfname,opinion,reference\na.png,3,x\nmore/b.png,-1.5,x\nc.png,2,\n")
     found = opinions.read(file)
     assert found.paths[1] == tmp_path / "more" / "b.png" and found.reference.tolist() == ["x", "x", "c.png"]
@@ -143,9 +146,9 @@ def test_a_table_of_ones_own(tmp_path):
     file.write_text("opinion,name\n1,a.png\n2,c.png\n")
     assert opinions.read(file).reference.tolist() == ["a.png", "c.png"]
     for text, message in (
-        ("name,opinion\na.png,1\na.png,2\n", r"judged\.csv, line 3: 'a\.png' is there twice"),
-        ("name,opinion\nz.png,1\n", r"judged\.csv, line 2: there is no .*z\.png"),
-        ("name,opinion\na.png,inf\n", r"judged\.csv, line 2: opinion 'inf': expected a finite number"),
+        ("name,opinion\na.png,1\na.png,2\n", r"scores\.csv, line 3: 'a\.png' occurs twice"),
+        ("name,opinion\nz.png,1\n", r"scores\.csv, line 2: .*z\.png does not exist"),
+        ("name,opinion\na.png,inf\n", r"scores\.csv, line 2: opinion 'inf': expected a finite number"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -159,15 +162,15 @@ def test_tables(tmp_path):
     file.write_text('name,fit\nb,0.5\n"a",-1e-3\nz,7\n')
     np.testing.assert_array_equal(tables.numbers(file, "fit", ["a", "b"], ["a", "b", "z"]), [-1e-3, 0.5])
     for names, known, text, message in (
-        (["a", "b"], (), None, r"scores\.csv, line 4: 'z': expected a known picture, such as 'a'"),
-        (["a", "b", "c", "d"], ["z"], None, r"scores\.csv: no line for 'c', one of 2: expected all 4 pictures"),
-        (["a"], (), "name,fit\na,1\na,1\n", r"scores\.csv, line 3: 'a' is there twice"),
+        (["a", "b"], (), None, r"scores\.csv, line 4: unknown image 'z': expected one such as 'a'"),
+        (["a", "b", "c", "d"], ["z"], None, r"scores\.csv: no line for 'c', one of 2 missing: expected all 4 images"),
+        (["a"], (), "name,fit\na,1\na,1\n", r"scores\.csv, line 3: 'a' occurs twice"),
         (["a"], (), "name,fit\na,nan\n", r"scores\.csv, line 2: fit 'nan': expected a finite number"),
         (["a"], (), "name,fit\na,\n", r"scores\.csv, line 2: fit '': expected a finite number"),
         (["a"], (), "name,fit\n\na\n", r"scores\.csv, line 3: expected 2 fields"),
         (["a"], (), "name,fit\na,1,2\n", r"scores\.csv, line 2: expected 2 fields"),
         (["a"], (), "name,score\na,1\n", r"scores\.csv: no column fit: expected name, fit"),
-        (["a"], (), "name,fit\n", r"scores\.csv holds no line"),
+        (["a"], (), "name,fit\n", r"scores\.csv: no lines after the header"),
     ):
         if text is not None:
             file.write_text(text)

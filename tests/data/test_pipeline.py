@@ -15,7 +15,7 @@ def batches(count, process=(0, 1), seed=0, size=6, **options):
     return found
 
 
-def test_an_epoch_holds_everything_once_and_is_reshuffled():
+def test_epochs_contain_every_example_once_in_new_order():
     found = np.stack([b["index"] for b in batches(16)])
     first, second = found[:8].ravel(), found[8:].ravel()
     assert len(set(first)) == len(set(second)) == 48
@@ -31,7 +31,7 @@ def test_processes_share_the_global_batches():
             np.testing.assert_array_equal(np.concatenate([p[step][key] for p in parts]), whole[step][key])
 
 
-def test_position_is_restored_with_its_draws():
+def test_restored_position_repeats_batches_and_draws():
     iterator = pipeline.train_batches(range(50), load, 6, seed=0, process=(0, 1))
     for _ in range(3):
         next(iterator)
@@ -45,7 +45,7 @@ def test_position_is_restored_with_its_draws():
         np.testing.assert_array_equal(again["draw"], batch["draw"])
 
 
-def test_impossible_batches_are_said():
+def test_impossible_batch_sizes_raise():
     with pytest.raises(ValueError, match="has 50 examples, fewer than one batch of 51"):
         batches(1, size=51)
     with pytest.raises(ValueError, match="batch of 6 does not divide among 4 processes"):

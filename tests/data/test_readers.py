@@ -22,7 +22,7 @@ def jpeg(value, size=(8, 6)):
 
 
 def write_raw(folder, records):
-    """records: key -> bytes, in this order in the file."""
+    """Writes records, a dict key -> bytes, in order."""
     (folder / "train.rec").write_bytes(b"".join(records.values()))
     offsets = np.cumsum([0] + [len(r) for r in records.values()])
     lines = [f"{key}\t{offset}\n" for key, offset in zip(records, offsets, strict=False)]
@@ -38,7 +38,7 @@ def test_golden_record():
 
 
 @pytest.mark.parametrize("body", [b"abcd" + MAGIC + b"efgh" + MAGIC + MAGIC, b"ab" + MAGIC + b"cd", MAGIC, b""])
-def test_a_magic_word_in_the_payload(tmp_path, body):
+def test_magic_word_in_the_payload(tmp_path, body):
     record = encode_record(body, 1.0, 0)
     assert record.count(MAGIC) == (
         1 + sum(body[i : i + 4] == MAGIC for i in range(0, len(body), 4)) if body[:2] != b"ab" or len(body) != 8 else 2
@@ -49,7 +49,7 @@ def test_a_magic_word_in_the_payload(tmp_path, body):
     assert source[1]["image"] == b"next"
 
 
-def test_pack_with_an_index_of_people(tmp_path):
+def test_pack_with_an_index_of_identities(tmp_path):
     records = {
         0: encode_record(b"", 0.0, 0, (4.0, 6.0)),
         2: encode_record(b"two", 0.0, 2, (1.0, 9.0)),
@@ -75,7 +75,7 @@ def test_written_packs_are_read_back(tmp_path):
     assert source.num_classes == 3
 
 
-def test_damaged_packs_are_said(tmp_path):
+def test_damaged_packs_raise(tmp_path):
     write_records(tmp_path, [(jpeg(1), 0), (jpeg(2), 1)], (8, 6))
     path = tmp_path / "train.rec"
     whole = path.read_bytes()
@@ -145,17 +145,17 @@ class Evaluated:
 
 
 @pytest.mark.parametrize("thing", [Bomb(), Evaluated()])
-def test_a_pickle_bomb_does_not_go_off(tmp_path, monkeypatch, thing):
+def test_malicious_pickle_is_not_executed(tmp_path, monkeypatch, thing):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bomb.bin").write_bytes(pickle.dumps(([b"", b""], [thing])))
     with pytest.raises(
-        ValueError, match=r"bomb\.bin: not a verification pack: it asks for \w+\.\w+, which is not data"
+        ValueError, match=r"bomb\.bin: not a verification pack: pickle refers to \w+\.\w+, expected arrays"
     ):
         read_pack(tmp_path / "bomb.bin")
     assert not (tmp_path / "exploded").exists()
 
 
-def test_wrong_packs_are_said(tmp_path):
+def test_malformed_verification_packs_raise(tmp_path):
     for content, message in (
         (([b""], [True]), "1 images for 1 pairs"),
         ({"a": 1}, "expected a pickled pair"),
@@ -197,7 +197,7 @@ def test_folder(tmp_path):
     ]
     with pytest.raises(ValueError, match="no images in its sub-folders"):
         ImageFolder(tmp_path / "empty")
-    with pytest.raises(ValueError, match=r"expected a folder with train\.rec in it"):
+    with pytest.raises(ValueError, match=r"expected a folder that contains train\.rec"):
         readers.read(tmp_path / "nothing")
 
 

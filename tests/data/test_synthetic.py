@@ -1,4 +1,4 @@
-"""The face world: the same seed gives the same bytes, and the truth agrees with the pixels."""
+"""The face world: reproducible bytes, and ground truth that matches the pixels."""
 
 import dataclasses
 import os
@@ -43,7 +43,7 @@ def draw(renderer, count=16, ranges=PLAIN, **changes):
     return stacked, renderer(stacked)
 
 
-def test_the_same_bytes_whatever_is_made_before():
+def test_bytes_do_not_depend_on_other_examples():
     task = Task("t", 32, per_person=2, aligned=True)
     whole = dict(generate(task, range(3)))
     part = dict(generate(task, range(1, 2)))
@@ -53,7 +53,7 @@ def test_the_same_bytes_whatever_is_made_before():
     assert whole[0]["image"] != whole[1]["image"]
 
 
-def test_aligned_faces_have_their_points_on_the_template(renderer):
+def test_aligned_faces_match_the_template(renderer):
     _, found = draw(renderer)
     marks = found["landmarks68"]
     five = np.stack([marks[:, 36:42].mean(1), marks[:, 42:48].mean(1), marks[:, 30], marks[:, 48], marks[:, 54]], 1)
@@ -61,7 +61,7 @@ def test_aligned_faces_have_their_points_on_the_template(renderer):
     assert np.abs(five - TEMPLATE * 32).mean() < 2.0
 
 
-def test_truth_agrees_with_the_picture(renderer):
+def test_ground_truth_matches_the_image(renderer):
     _, found = draw(renderer)
     for i in range(16):
         marks, visible = found["landmarks68"][i], found["visible68"][i]
@@ -73,7 +73,7 @@ def test_truth_agrees_with_the_picture(renderer):
         assert (inner[:, 1] >= top - 1).all() and (inner[:, 1] <= bottom + 1).all()
 
 
-def test_a_turned_head_hides_its_far_side():
+def test_rotated_head_occludes_its_far_side():
     renderer = Renderer(procedural(), 32, aligned=False)
     _, found = draw(renderer, pose=np.array([0.0, 1.2, 0.0]))
     _, front = draw(renderer, pose=np.zeros(3))
@@ -82,14 +82,14 @@ def test_a_turned_head_hides_its_far_side():
     assert found["landmarks68"][:, 30, 0].mean() > front["landmarks68"][:, 30, 0].mean() + 3
 
 
-def test_glasses_change_the_eyes_and_nothing_else(renderer):
+def test_glasses_change_the_eye_region_only(renderer):
     bare, with_glasses = (draw(renderer, glasses=np.array(v), tint=np.array(0.8))[1]["face"] for v in (0.0, 1.0))
     change = np.abs(with_glasses - bare).mean((0, 3))
     eyes = slice(10, 20)
     assert change[eyes].mean() > 10 * np.delete(change, np.arange(32)[8:22], 0).mean()
 
 
-def test_every_factor_shows(renderer):
+def test_every_factor_changes_the_image(renderer):
     head = procedural()
     base_factors, base = draw(renderer, 16, PLAIN)
     for name, value in {
@@ -101,7 +101,7 @@ def test_every_factor_shows(renderer):
         changed = draw(renderer, 16, PLAIN, **{name: value})[1]["face"]
         assert np.abs(changed - base["face"]).mean() > 1e-3, name
     clean = {k: v[0] for k, v in base_factors.items()}
-    picture = np.clip(base["face"][0], 0, 1) ** 0.45
+    image = np.clip(base["face"][0], 0, 1) ** 0.45
     for name, value in {
         "motion": 12.0,
         "defocus": 2.0,
@@ -110,15 +110,14 @@ def test_every_factor_shows(renderer):
         "jpeg": 20.0,
         "occluder": 0.4,
     }.items():
-        plain, worse = (
-            degrade.degrade(picture, {**clean, name: np.array(v)})
-            for v in (1.0 if name == "resolution" else 0.0, value)
+        clean_image, degraded = (
+            degrade.degrade(image, {**clean, name: np.array(v)}) for v in (1.0 if name == "resolution" else 0.0, value)
         )
-        assert np.abs(plain.astype(float) - worse).mean() > 0.5, name
+        assert np.abs(clean_image.astype(float) - degraded).mean() > 0.5, name
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_every_task_gives_an_example_of_its_features(name):
+def test_examples_match_the_features_of_their_task(name):
     task = dataclasses.replace(
         TASKS[name], image_size=32, canvas=64, train=1, test=1, per_person=1, views=min(TASKS[name].views, 3)
     )
@@ -130,7 +129,7 @@ def test_every_task_gives_an_example_of_its_features(name):
             assert np.shape(example[key]) == feature.shape, key
 
 
-def test_every_third_picture_is_hopeless():
+def test_every_third_view_of_hopeless_has_all_degradations():
     task = dataclasses.replace(TASKS["hopeless"], image_size=32, per_person=1)
     _, example = next(iter(generate(task, range(1))))
     for name, strongest in faces.STRONGEST.items():
@@ -139,7 +138,7 @@ def test_every_third_picture_is_hopeless():
     assert len(np.unique(example["pose"], axis=0)) == 6
 
 
-def test_pairs_and_videos_differ_only_in_what_they_should():
+def test_pairs_and_videos_vary_the_intended_factors():
     clean = dataclasses.replace(TASKS["pairs_glasses"], image_size=32, per_person=1)
     _, pair = next(iter(generate(clean, range(1))))
     assert pair["glasses"].tolist() == [1, 0]
@@ -150,7 +149,7 @@ def test_pairs_and_videos_differ_only_in_what_they_should():
     assert (steps > 0).all() and (steps < 0.4).all()
 
 
-def test_scenes_hold_what_they_count():
+def test_scene_annotations_match_the_count():
     task = dataclasses.replace(TASKS["scenes"], image_size=32, per_person=1)
     counts = []
     for _, scene in generate(task, range(6)):
@@ -163,15 +162,15 @@ def test_scenes_hold_what_they_count():
     assert max(counts) > 1
 
 
-def test_changed_settings_are_another_data_set():
+def test_changed_settings_change_the_key():
     task = TASKS["recognition"]
     assert task.key != dataclasses.replace(task, seed=1).key
     assert task.key != dataclasses.replace(task, ranges=Ranges(yaw=0.3)).key
     assert task.key == dataclasses.replace(task).key
 
 
-def test_wrong_names_are_said():
-    with pytest.raises(ValueError, match=r"no task 'recognitoin'; there are recognition,"):
+def test_unknown_and_duplicate_names_raise():
+    with pytest.raises(ValueError, match=r"unknown task 'recognitoin', expected one of recognition,"):
         load("recognitoin", "train")
     with pytest.raises(ValueError, match="'video' exists already"):
         faces.register(Task("video"))
@@ -185,7 +184,7 @@ print(len(source), sorted(source[i]["person"] for i in range(len(source)))[-1])
 """
 
 
-def test_a_killed_preparation_is_never_read(tmp_path):
+def test_interrupted_preparation_is_discarded(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
     command = [sys.executable, "-c", PREPARE, str(tmp_path)]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

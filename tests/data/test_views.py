@@ -8,7 +8,7 @@ def test_recolouring():
     same = views.recolour(image, (0, 0, 0, 0), 0, np.random.default_rng(0))
     np.testing.assert_array_equal(same, image)
     turned = views.recolour(np.full((2, 2, 3), (200, 40, 40), np.uint8), (0, 0, 0, 0.5), 0, np.random.default_rng(0))
-    assert {turned.min(), turned.max()} == {40, 200}  # another hue, as bright
+    assert {turned.min(), turned.max()} == {40, 200}  # other hue, equal brightness
     grey = views.recolour(image, (0.4, 0.4, 1.0, 0.5), 1.0, np.random.default_rng(1))
     assert (grey == grey[..., :1]).all()
     light = views.recolour(np.full((4, 4, 3), 100, np.uint8), (0.4, 0, 0, 0), 0, np.random.default_rng(2))

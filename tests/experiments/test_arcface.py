@@ -60,14 +60,14 @@ def test_a_pack_trains_and_labels_beyond_the_classes_are_said(photographs, tmp_p
     images = [((photographs / f"p{i % 8}" / "0.png").read_bytes(), i % 8) for i in range(16)]
     write_records(tmp_path, images, (24, 24))
     app.run(smoke(tmp_path, **{"data.classes": 6}), arcface.build, quiet=True)
-    with pytest.raises(ValueError, match=r"a label is 7, but data\.classes is 4: expected 0 to 3"):
+    with pytest.raises(ValueError, match=r"found label 7 with data\.classes 4: expected 0 to 3"):
         everybody = {"data.classes": 4, "data.held_out": 0.0, "eval.packs": "mine.bin"}
         app.run(smoke(tmp_path, **everybody), arcface.build, quiet=True)
 
 
 def test_a_run_without_anybody_to_verify_does_not_begin(photographs):
     experiment = arcface.build(smoke(photographs, **{"data.held_out": 0.0}))
-    with pytest.raises(ValueError, match=r"nobody is held out for verification: set data\.held_out, or eval\.packs"):
+    with pytest.raises(ValueError, match=r"no identity is held out .*: set data\.held_out or eval\.packs"):
         experiment.train_data()
 
 
@@ -80,7 +80,7 @@ def test_bad_words_are_said(photographs):
         app.run(smoke(photographs, **{"loss.kind": "arcnegface", "loss.chunk": 4}), arcface.build, quiet=True)
     with pytest.raises(ValueError, match=r"data\.augment is 'more': expected one of flip, dali"):
         arcface.build(smoke(photographs, **{"data.augment": "more"})).train_data()
-    with pytest.raises(ValueError, match="nobody is held out for verification"):
+    with pytest.raises(ValueError, match="no identity is held out for verification"):
         app.run(smoke(photographs, **{"data.held_out": 0.0, "data.classes": 8}), arcface.build, quiet=True)
 
 

@@ -174,7 +174,7 @@ def test_wrong_graphs_and_missing_files_raise(tmp_path):
         graphs.make_graph(np.zeros(0), np.zeros(0), 0)
     with pytest.raises(ValueError, match=r"\(2,\) sources, \(1,\) destinations"):
         graphs.make_graph(np.array([0, 1]), np.array([0]), 3)
-    with pytest.raises(ValueError, match=r"ind\.cora\.y: not a Planetoid file"):
+    with pytest.raises(ValueError, match=r"ind\.cora\.y: not a readable Planetoid file"):
         read_planetoid(tmp_path, "cora")
 
 

@@ -7,7 +7,7 @@ from facejax.backbones.iresnet import IResNet
 from facejax.interop.export import read_stablehlo, write_stablehlo
 
 
-def test_an_exported_net_gives_the_same_embeddings(tmp_path):
+def test_exported_net_gives_the_same_embeddings(tmp_path):
     net = IResNet((1, 1, 1, 1), (4, 4, 4, 4), 6)
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
     variables = jax.jit(lambda: net.init(jax.random.key(1), images, train=False))()
@@ -20,7 +20,7 @@ def test_an_exported_net_gives_the_same_embeddings(tmp_path):
         read_stablehlo(tmp_path / "net.stablehlo")(jnp.zeros((2, 8, 8, 3)))
 
 
-def test_other_files_are_refused(tmp_path):
-    (tmp_path / "x").write_bytes(b"not one")
-    with pytest.raises(ValueError, match="not a StableHLO export"):
+def test_other_files_raise(tmp_path):
+    (tmp_path / "x").write_bytes(b"no export")
+    with pytest.raises(ValueError, match="not a readable StableHLO export"):
         read_stablehlo(tmp_path / "x")

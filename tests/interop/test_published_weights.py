@@ -1,4 +1,4 @@
-"""The published MobileFaceNet in our own: recorded embeddings, and photographs of forty people."""
+"""Published MobileFaceNet weights: recorded embeddings, and verification on the AT&T faces."""
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,8 @@ def test_recorded_embeddings(embedder, test_data):
 def test_att_faces(embedder, test_data):
     source = readers.read(test_data / "faces" / "att_faces")
     examples = [source[i] for i in range(len(source))]
-    pictures = np.stack([transforms.resize(transforms.decode(e["image"]), 112, 96) for e in examples])
-    images = (pictures.astype(np.float32) - 127.5) / 128
+    crops = np.stack([transforms.resize(transforms.decode(e["image"]), 112, 96) for e in examples])
+    images = (crops.astype(np.float32) - 127.5) / 128
     parts = [np.concatenate([embedder(x[i : i + 80]) for i in range(0, 400, 80)]) for x in (images, images[:, :, ::-1])]
     features, labels = np.concatenate(parts, 1), np.array([e["label"] for e in examples])
     rates = verification.all_pairs_tar(features, labels, [1e-1, 1e-2, 1e-3])

@@ -132,10 +132,10 @@ def test_compliance_from_a_file(tmp_path, configured, picture_folder):
     sharp = measure(factors.sharpness, known.images)
     chex.assert_trees_all_close(plain, (sharp - sharp.min()) / np.ptp(sharp), rtol=1e-5)
     (tmp_path / "scores.csv").write_text("name,compliance\np0/0.png,1\np9/0.png,1\n")
-    with pytest.raises(ValueError, match=r"scores\.csv, line 3: 'p9/0\.png': expected a known picture"):
+    with pytest.raises(ValueError, match=r"scores\.csv, line 3: unknown image 'p9/0\.png': expected one such as"):
         experiment.compliance(known, config.compliance)
     (tmp_path / "scores.csv").write_text("\n".join(["name,compliance", *lines[:3]]))
-    with pytest.raises(ValueError, match=r"scores\.csv: no line for 'p1/1\.png', one of 1: expected all 4 pictures"):
+    with pytest.raises(ValueError, match=r"csv: no line for 'p1/1\.png', one of 1 missing: expected all 4 images"):
         experiment.compliance(known, config.compliance)
 
 

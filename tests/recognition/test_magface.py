@@ -277,7 +277,7 @@ def test_bgr_between_zero_and_one():
 
 
 def test_without_unseen_people_it_says_so(photographs):
-    with pytest.raises(ValueError, match="nobody is held out for verification"):
+    with pytest.raises(ValueError, match="no identity is held out for verification"):
         experiment.held_out(smoke(photographs, **{"data.held_out": 0.0}))
     with pytest.raises(ValueError, match=r"model\.name is 'resnet51': expected one of tiny, iresnet18"):
         experiment.build(smoke(photographs, **{"model.name": "resnet51"}))

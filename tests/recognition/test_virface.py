@@ -293,7 +293,7 @@ def test_bad_settings_are_said(folders, stages, tmp_path):
         opened("synthetic", **{"start.workdir": str(stages["pretrain"][0])})
     with pytest.raises(ValueError, match=r"data\.unlabelled is empty"):
         opened("virclass", **{"start.workdir": str(stages["pretrain"][0]), "data.unlabelled": ""})
-    with pytest.raises(ValueError, match=r"data\.classes is 81: expected 1 to 80, the face world's"):
+    with pytest.raises(ValueError, match=r"data\.classes is 81: expected 1 to 80, the identities of the face world"):
         opened("pretrain", **{"data.source": "face_world", "data.classes": 81})
 
 

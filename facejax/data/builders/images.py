@@ -1,12 +1,11 @@
-"""`facejax_images`: any source of labelled, encoded images as ArrayRecord, written once and read fast from then on.
+"""`facejax_images`: converts any source of labelled, encoded images to ArrayRecord.
 
     python -m facejax.data.builders.images --source people --name people
-    python -m experiments.arcface --config=folder --config.data.path=FOLDER ...      # which the first line prints
+    python -m experiments.arcface --config=folder --config.data.path=FOLDER ...      # the first command prints FOLDER
 
-`--source` is a folder person/picture.jpg, an InsightFace pack or a .mat file. A few large files in place of millions
-of small ones go over a network at full speed and count as a few in a quota; labels and the names of a folder's
-pictures lie apart, so that a run opens the set without reading it; and every image has been decoded once. A pack on a
-local disk gains the last two only.
+`--source` is a folder identity/image.jpg, an InsightFace pack or a .mat file. A few large files read faster over a
+network than millions of small ones and use less of a file quota. Labels and image names are stored separately, so that
+opening the set does not read the images. Preparation decodes every image once, so that broken images show up early.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from facejax.data.readers.prepared import PreparedImages
 
 
 class FacejaxImages(tfds.core.GeneratorBasedBuilder):
-    """Encoded images and labels in the order of their source, bytes unchanged."""
+    """Encoded images and labels in the order of their source, with unchanged bytes."""
 
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(self, *, source: Any, name: str, data_dir: str | os.PathLike[str] | None = None):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ValueError(f"facejax_images: the name {name!r} must be of lower-case letters, digits and underscores")
+            raise ValueError(f"facejax_images: name {name!r}, expected lower-case letters, digits and underscores")
         self._source = source
         config = tfds.core.BuilderConfig(name=name, version="1.0.0", description=type(source).__name__)
         super().__init__(config=config, data_dir=store.data_dir(data_dir), file_format="array_record")
@@ -58,7 +57,7 @@ class FacejaxImages(tfds.core.GeneratorBasedBuilder):
             example = self._source[index]
             if not 0 <= example["label"] < self._source.num_classes:
                 raise ValueError(
-                    f"image {index} has the label {example['label']}, expected 0 to {self._source.num_classes - 1}"
+                    f"image {index} has label {example['label']}, expected 0 to {self._source.num_classes - 1}"
                 )
             try:
                 transforms.decode(example["image"])
@@ -70,36 +69,41 @@ class FacejaxImages(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(source: Any, name: str, data_dir: str | os.PathLike[str] | None = None) -> PreparedImages:
-    """The source's images from ArrayRecord, written first where they are not there yet.
-
-    Every image is decoded once on the way, so that a broken one is named now and not in the middle of a run.
+    """Opens the prepared set `name`; writes it from the source first if it does not exist.
 
     Args:
-      source: any of `facejax.data.readers`.
-      name: of the prepared set, such as "ms1mv3"; give another one to other data.
+      source: a source of `facejax.data.readers`.
+      name: name of the prepared set, such as "ms1mv3"; it identifies the data.
       data_dir: see `store.data_dir`.
+
+    Raises:
+      ValueError: an invalid name, label or image, or an existing set with another number of images.
     """
     builder = FacejaxImages(source=source, name=name, data_dir=data_dir)
     store.prepared(builder, "train", {"image": tfds.decode.SkipDecoding()})
     found = PreparedImages(pathlib.Path(builder.data_dir))
     if len(found) != len(source):
-        raise ValueError(f"facejax_images: {builder.data_dir} holds {len(found)} images, the source {len(source)}")
+        raise ValueError(
+            f"facejax_images: {builder.data_dir} has {len(found)} images, expected {len(source)} as in the source"
+        )
     return found
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Prepares a source and says where it lies."""
+    """Prepares a source and prints its folder."""
     parser = argparse.ArgumentParser(prog="python -m facejax.data.builders.images", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--source", required=True, help="what facejax.data.readers.read opens")
-    parser.add_argument("--name", required=True, help="of the prepared set: lower-case letters, digits, underscores")
-    parser.add_argument("--data_dir", help="where it goes; $FACEJAX_DATA_DIR or ~/.cache/facejax where not given")
+    parser.add_argument("--source", required=True, help="path that facejax.data.readers.read opens")
+    parser.add_argument(
+        "--name", required=True, help="name of the prepared set: lower-case letters, digits, underscores"
+    )
+    parser.add_argument("--data_dir", help="folder of prepared data; default: $FACEJAX_DATA_DIR, else ~/.cache/facejax")
     given = parser.parse_args(arguments)
     try:
         found = prepare(readers.read(given.source), given.name, given.data_dir)
     except (ValueError, OSError) as error:
         sys.exit(f"facejax.data.builders.images: {error}")
-    print(f"{len(found)} images of {found.num_classes} people: --config.data.path={found.folder}")
+    print(f"{len(found)} images of {found.num_classes} identities: --config.data.path={found.folder}")
 
 
 if __name__ == "__main__":

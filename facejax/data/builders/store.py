@@ -1,4 +1,4 @@
-"""Prepared data sets on disk: made once, by one process, whole or not at all."""
+"""Prepared data sets on disk: a single process prepares each set, atomically."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import tensorflow_datasets as tfds
 
 
 def data_dir(given: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Where prepared data lies: `given`, else $FACEJAX_DATA_DIR, else ~/.cache/facejax."""
+    """Folder of prepared data: `given`, else $FACEJAX_DATA_DIR, else ~/.cache/facejax."""
     return pathlib.Path(given or os.environ.get("FACEJAX_DATA_DIR") or "~/.cache/facejax").expanduser()
 
 
 def prepared(builder: tfds.core.DatasetBuilder, split: str, decoders: Mapping[str, Any] | None = None) -> Any:
-    """The split as a random-access source; prepares the whole set first where it does not exist yet.
+    """The split as a random-access source; prepares the whole set first if it does not exist.
 
-    tfds writes into a folder of another name and renames it when it is complete, so a set that was interrupted is
-    never read; a lock makes other processes wait, and what an interrupted preparation left is removed.
+    tfds writes to a temporary folder and renames it at the end, so that an incomplete set is never read. A lock makes
+    other processes wait. Remains of interrupted preparations are removed.
 
     Args:
-      builder: whose files are ArrayRecord.
+      builder: builder with ArrayRecord files.
       split: such as "train".
-      decoders: tfds decoders by feature; images given `Encoded()` come as encoded bytes.
+      decoders: tfds decoders by feature; with `Encoded()`, images stay encoded bytes.
     """
     folder = pathlib.Path(builder.data_dir)
     if not folder.exists():
@@ -37,12 +37,12 @@ def prepared(builder: tfds.core.DatasetBuilder, split: str, decoders: Mapping[st
                 for left in folder.parent.glob("incomplete.*"):
                     shutil.rmtree(left)
                 builder.download_and_prepare(file_format="array_record")
-    builder.info.read_from_directory(folder)  # who made the set may have been another process, after the builder was
+    builder.info.read_from_directory(folder)  # another process may have prepared the set meanwhile
     return builder.as_data_source(split, decoders=decoders)
 
 
 class Encoded(tfds.decode.SkipDecoding):
-    """Images stay the bytes that were stored; of a sequence, an array of bytes, which tfds's own class cannot do."""
+    """Keeps images as encoded bytes, also in sequences, which tfds's `SkipDecoding` does not support."""
 
     def decode_batch_example_np(self, serialized_example: Any) -> Any:
         return serialized_example

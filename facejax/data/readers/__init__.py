@@ -1,4 +1,4 @@
-"""Foreign file formats, read strictly: what is not as expected is said with the file and the place in it."""
+"""Foreign file formats. Errors name the file and the position."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __getattr__, __dir__, __all__ = lazy(__name__, __path__, "ImageSource", "read")
 
 
 class ImageSource(Protocol):
-    """Labelled, encoded images at random access."""
+    """Random access to encoded images with labels."""
 
     num_classes: int
 
@@ -25,16 +25,20 @@ class ImageSource(Protocol):
 
 
 def read(path: str | pathlib.Path) -> ImageSource:
-    """The source that a path holds.
+    """Opens a data set as an image source.
 
-    A folder with train.rec in it (InsightFace), a set that `facejax.data.builders.images` prepared, a folder
-    identity/image.jpg, or a .mat file of faces. A source that knows them has `labels` and `names` of all images.
+    Supported are a folder that contains train.rec (InsightFace), a set prepared by `facejax.data.builders.images`, a
+    folder identity/image.jpg, and a .mat file of faces. A source may have the attributes `labels` and `names`, each a
+    sequence over all images.
+
+    Raises:
+      ValueError: the path is none of these.
     """
     path = pathlib.Path(path).expanduser()
     if (path / "train.rec").is_file():
         return RecordFile(path / "train.rec")
     if (path / "dataset_info.json").is_file():
-        from facejax.data.readers.prepared import PreparedImages  # tfds takes a while to import
+        from facejax.data.readers.prepared import PreparedImages  # imports tfds, which is slow
 
         return PreparedImages(path)
     if path.is_dir():
@@ -42,6 +46,6 @@ def read(path: str | pathlib.Path) -> ImageSource:
     if path.suffix == ".mat" and path.is_file():
         return MatlabFaces(path)
     raise ValueError(
-        f"{path}: expected a folder with train.rec in it, a prepared one or one with a folder for each person, "
+        f"{path}: expected a folder that contains train.rec, a prepared set, a folder identity/image.jpg, "
         "or a .mat file"
     )

@@ -1,4 +1,4 @@
-"""A plain folder of people: identity/image.jpg."""
+"""Image folders with one sub-folder per identity: identity/image.jpg."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".webp"}
 
 
 class ImageFolder:
-    """One sub-folder a person, in natural order (s2 before s10); other files are left out.
+    """Images of one sub-folder per identity, in natural order (s2 before s10). Other files are ignored.
 
     Args:
       root: the folder.
 
     Attributes:
       class_names: names of the sub-folders, in the order of the labels.
-      num_classes: how many.
-      labels: of all images, in order.
-      paths: of all images, in order.
-      names: of all images, in order: "identity/image.jpg".
+      num_classes: number of identities.
+      labels: labels of all images, in order.
+      paths: paths of all images, in order.
+      names: "identity/image.jpg" of all images, in order.
+
+    Raises:
+      ValueError: no sub-folder contains an image.
     """
 
     def __init__(self, root: str | pathlib.Path):

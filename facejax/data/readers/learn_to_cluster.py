@@ -10,10 +10,10 @@ from facejax.ops.knn import Neighbours
 
 
 def read_features(path: str | pathlib.Path, width: int = 256) -> np.ndarray:
-    """Raw float32 rows, [N, width], or the array of an `.npy` file.
+    """Features [N, width] from a file of raw float32 rows, or [N, D] from an `.npy` file.
 
     Raises:
-      ValueError: a length that holds no whole number of rows.
+      ValueError: the file size is no multiple of the row size, or the array is not two-dimensional.
     """
     path = pathlib.Path(path)
     if path.suffix == ".npy":
@@ -28,10 +28,10 @@ def read_features(path: str | pathlib.Path, width: int = 256) -> np.ndarray:
 
 
 def read_labels(path: str | pathlib.Path, count: int | None = None) -> np.ndarray:
-    """One integer a line, [N]; `count` is how many there must be.
+    """Labels [N] from a file with one integer per line.
 
     Raises:
-      ValueError: a line that is no integer, or another number of lines.
+      ValueError: a line is not an integer, or the number of lines is not `count`.
     """
     labels = []
     for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
@@ -40,15 +40,17 @@ def read_labels(path: str | pathlib.Path, count: int | None = None) -> np.ndarra
         except ValueError:
             raise ValueError(f"{path}, line {number}: {line[:40]!r}: expected an integer") from None
     if count is not None and len(labels) != count:
-        raise ValueError(f"{path}: {len(labels)} labels for {count} features")
+        raise ValueError(f"{path}: {len(labels)} labels for {count} features: expected equally many")
     return np.array(labels, np.int64)
 
 
 def read_neighbours(path: str | pathlib.Path) -> Neighbours:
-    """The array `data` [N, 2, k] of ids and distances 1 - cosine, sorted; an id of -1 is the row itself at distance 1.
+    """Neighbours from the array `data` [N, 2, k] of ids and sorted distances 1 - cosine.
+
+    An id of -1 stands for the row itself at distance 1.
 
     Raises:
-      ValueError: another array, ids beyond the rows, distances outside 0 to 1 by more than 0.01.
+      ValueError: no such array, an id out of range, or a distance outside 0..1 by more than 0.01.
     """
     with np.load(path, allow_pickle=False) as file:
         if "data" not in file:

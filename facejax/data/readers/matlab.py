@@ -1,4 +1,4 @@
-"""MATLAB face sets: a matrix of pixels and a vector of people (ORL, Yale and others of that form)."""
+"""MATLAB face sets with a matrix of pixels and a vector of identities, such as ORL and Yale."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ import scipy.io
 
 
 class MatlabFaces:
-    """X [N, H * W] grey values by column, Y [N, 1] people from 1; images come as PNG bytes.
+    """Images from X [N, H * W], grey values in column-major order, and identities Y [N, 1] from 1; encoded as PNG.
 
     Args:
       path: the .mat file.
-      size: (height, width); square when None.
+      size: (height, width); None: square.
+
+    Raises:
+      ValueError: not a MATLAB file, X or Y is missing or has another shape, or grey values lie outside 0..255.
     """
 
     def __init__(self, path: str | pathlib.Path, size: tuple[int, int] | None = None):
         try:
             content = scipy.io.loadmat(path)
-        except Exception as error:  # damaged files raise anything
-            raise ValueError(f"{path}: not a MATLAB file that can be read: {error}") from error
+        except Exception as error:  # damaged files raise various exceptions
+            raise ValueError(f"{path}: not a readable MATLAB file: {error}") from error
         if "X" not in content or "Y" not in content:
-            raise ValueError(f"{path}: expected pixels X and people Y in it")
+            raise ValueError(f"{path}: expected the variables X (pixels) and Y (identities)")
         pixels, people = np.asarray(content["X"]), np.asarray(content["Y"]).ravel()
         side = round(pixels.shape[-1] ** 0.5)
         height, width = size or (side, side)
         if pixels.ndim != 2 or pixels.shape[1] != height * width or len(people) != len(pixels):
             raise ValueError(f"{path}: X {pixels.shape} and Y {people.shape}, expected [N, {height * width}] and [N]")
         if pixels.min() < 0 or pixels.max() > 255:
-            raise ValueError(f"{path}: grey values reach from {pixels.min()} to {pixels.max()}, expected 0..255")
+            raise ValueError(f"{path}: grey values range from {pixels.min()} to {pixels.max()}, expected 0..255")
         self._images = pixels.astype(np.uint8).reshape(-1, width, height).swapaxes(1, 2)
         names, labels = np.unique(people, return_inverse=True)
         self.labels, self.num_classes = labels.tolist(), len(names)

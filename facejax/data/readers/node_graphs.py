@@ -1,4 +1,4 @@
-"""Files of graphs for inductive node classification: the protein graphs as GAT's authors keep them, and GraphSAGE's."""
+"""Graph files for inductive node classification: PPI in the format of GAT's authors, and GraphSAGE's format."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def read_ppi(folder: str | pathlib.Path, split: str) -> list[LabelledGraph]:
     """The graphs of a split, from SPLIT_graph.json ("links" of "source" and "target"), _feats, _labels, _graph_id.npy.
 
     Args:
-      folder: with the files.
+      folder: folder of the files.
       split: "train", "validation" (files named valid_...) or "test".
 
     Raises:
-      ValueError: a file that is missing, damaged or inconsistent with the others.
+      ValueError: a file is missing, damaged or inconsistent with the others.
     """
     stem = pathlib.Path(folder) / {"validation": "valid"}.get(split, split)
     try:
@@ -39,19 +39,19 @@ def read_ppi(folder: str | pathlib.Path, split: str) -> list[LabelledGraph]:
         )
         links = json.loads(pathlib.Path(f"{stem}_graph.json").read_text())["links"]
         edges = np.array([(link["source"], link["target"]) for link in links], np.int64).reshape(-1, 2)
-    except Exception as error:  # a damaged file raises anything
-        raise ValueError(f"{stem}_*: not the files of PPI: {error}") from error
+    except Exception as error:  # damaged files raise various exceptions
+        raise ValueError(f"{stem}_*: not PPI files: {error}") from error
     if not len(features) == len(labels) == len(owner) or (
         len(edges) and not 0 <= edges.min() <= edges.max() < len(owner)
     ):
         raise ValueError(
-            f"{stem}_*: {len(features)} rows of features, {len(labels)} of labels, {len(owner)} graph numbers, "
-            f"edges up to node {edges.max(initial=-1)}: expected one count for all"
+            f"{stem}_*: {len(features)} rows of features, {len(labels)} rows of labels, {len(owner)} graph ids, "
+            f"edges up to node {edges.max(initial=-1)}: expected equal counts"
         )
     if not np.isfinite(features).all():
         raise ValueError(f"{stem}_feats.npy: row {int(np.argmin(np.isfinite(features).all(1)))} is not finite")
     if (owner[edges[:, 0]] != owner[edges[:, 1]]).any():
-        raise ValueError(f"{stem}_graph.json: an edge joins two graphs")
+        raise ValueError(f"{stem}_graph.json: an edge connects two graphs, expected both nodes in one")
     made = []
     for number in np.unique(owner):
         place = np.cumsum(owner == number) - 1
@@ -61,12 +61,12 @@ def read_ppi(folder: str | pathlib.Path, split: str) -> list[LabelledGraph]:
 
 
 def read_graphsage(prefix: str | pathlib.Path) -> Citations:
-    """One graph: PREFIX-G.json (node-link, links by position), -id_map.json, -class_map.json, -feats.npy.
+    """A graph from PREFIX-G.json (node-link format, links by position), -id_map.json, -class_map.json, -feats.npy.
 
-    Nodes without the fields "val" and "test" are dropped, as in the authors' code.
+    As in the authors' code, nodes without the fields "val" and "test" are dropped.
 
     Raises:
-      ValueError: a file that is missing, damaged or inconsistent with the others.
+      ValueError: a file is missing, damaged or inconsistent with the others.
     """
     try:
         graph, rows, classes = (

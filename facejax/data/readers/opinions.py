@@ -1,4 +1,4 @@
-"""Images rated by people: LIVE (release 2), TID2013, or a CSV; higher is better in all of them."""
+"""Images with mean opinion scores: LIVE (release 2), TID2013, or a user's CSV. Higher scores are better."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import scipy.io
 from facejax.data.readers import tables
 
 LIVE_FOLDERS = ("jp2k", "jpeg", "wn", "gblur", "fastfading")
-"""In the order of dmos.mat."""
+"""LIVE's folders in the order of dmos.mat."""
 
 
 class Opinions(NamedTuple):
-    """Rated images.
+    """Images with opinion scores.
 
     Attributes:
-      paths: of N files.
-      opinion: [N] mean, higher for better images.
-      reference: [N] names of the undistorted images; an image without one has a name of its own.
-      kind: [N] names of the distortions; empty where they are unknown.
+      paths: paths of N image files.
+      opinion: [N] mean opinion scores, higher is better.
+      reference: [N] name of each image's undistorted reference; without a reference, the image's own name.
+      kind: [N] names of the distortions; empty if unknown.
     """
 
     paths: list[pathlib.Path]
@@ -49,10 +49,13 @@ class Opinions(NamedTuple):
 
 
 def read(path: str | pathlib.Path) -> Opinions:
-    """The opinions that a path holds: LIVE's folder (dmos.mat), TID2013's (mos_with_names.txt), or a CSV.
+    """Reads LIVE's folder (with dmos.mat), TID2013's folder (with mos_with_names.txt), or a CSV file.
 
-    A CSV has the columns name (of a file, from the CSV's folder), opinion (higher is better) and, where there is one,
+    A CSV has the columns name (image file, relative to the CSV's folder), opinion (higher is better) and, optionally,
     reference.
+
+    Raises:
+      ValueError: the path is none of these, or a file is malformed.
     """
     path = pathlib.Path(path).expanduser()
     if (path / "dmos.mat").is_file():
@@ -62,45 +65,45 @@ def read(path: str | pathlib.Path) -> Opinions:
     if path.is_file():
         return table(path)
     raise ValueError(
-        f"{path}: expected LIVE's folder with dmos.mat in it, TID2013's with mos_with_names.txt, or a CSV file"
+        f"{path}: expected LIVE's folder with dmos.mat, TID2013's folder with mos_with_names.txt, or a CSV file"
     )
 
 
 def live(root: pathlib.Path) -> Opinions:
-    """LIVE, release 2: DMOS (0 for a picture as good as its reference), turned by its sign.
+    """LIVE, release 2, with the negative DMOS as opinion.
 
-    Among the pictures are copies of the references, all with a DMOS of 0, as in the data set.
+    As in the data set, the images include copies of the references with a DMOS of 0.
 
     Args:
-      root: holds dmos.mat ("dmos" and "orgs", 1 where the picture is such a copy), refnames_all.mat, refimgs, and for
-        each distortion a folder with img1.bmp and up and info.txt: a line "reference picture parameter" for each.
+      root: folder that contains dmos.mat ("dmos", and "orgs": 1 for a copy of a reference), refnames_all.mat, refimgs,
+        and per distortion a folder of imgN.bmp and info.txt with one line "reference image parameter" per image.
     """
     folders = [_live_folder(root / name) for name in LIVE_FOLDERS]
-    pictures = [row for folder in folders for row in folder]
-    dmos, copy = (_vector(root / "dmos.mat", name, len(pictures)) for name in ("dmos", "orgs"))
-    names = _vector(root / "refnames_all.mat", "refnames_all", len(pictures))
-    for i, ((file, reference, where), name) in enumerate(zip(pictures, names, strict=True)):
+    images = [row for folder in folders for row in folder]
+    dmos, copy = (_vector(root / "dmos.mat", name, len(images)) for name in ("dmos", "orgs"))
+    names = _vector(root / "refnames_all.mat", "refnames_all", len(images))
+    for i, ((file, reference, where), name) in enumerate(zip(images, names, strict=True)):
         if str(np.squeeze(name)).lower() != reference.lower():
             raise ValueError(
                 f"{where}: {file.name} of {reference!r}, but refnames_all.mat has {np.squeeze(name)} at {i + 1}"
             )
         if not np.isfinite(dmos[i]) or (copy[i] and dmos[i]):
-            wanted = "0, for it is a copy of its reference" if copy[i] else "a finite number"
+            wanted = "0 for a copy of a reference" if copy[i] else "a finite number"
             raise ValueError(f"{root / 'dmos.mat'}: dmos is {dmos[i]} at {i + 1}: expected {wanted}")
-    paths, references, _ = zip(*pictures, strict=True)
+    paths, references, _ = zip(*images, strict=True)
     kinds = np.repeat(LIVE_FOLDERS, [len(folder) for folder in folders])
     return Opinions(list(paths), -dmos.astype(float), np.array(references), kinds)
 
 
 def _live_folder(folder: pathlib.Path) -> list[tuple[pathlib.Path, str, str]]:
-    """Pictures 1 to n, the names of their references, and the lines of info.txt that tell."""
+    """Images 1 to n as (path, name of the reference, position in info.txt)."""
     found = {}
-    for where, fields in _lines(folder / "info.txt", "reference picture parameter"):
+    for where, fields in _lines(folder / "info.txt", "reference image parameter"):
         match = re.fullmatch(r"img([1-9]\d*)\.bmp", fields[1])
         if not match or match[1] in found:
-            raise ValueError(f"{where}: picture {fields[1]!r}: expected imgN.bmp, each once")
+            raise ValueError(f"{where}: image {fields[1]!r}: expected imgN.bmp, each once")
         for file in (folder / fields[1], folder.parent / "refimgs" / fields[0]):
-            _there(file, where)
+            _existing(file, where)
         found[match[1]] = (folder / fields[1], fields[0], where)
     missing = [i for i in range(1, len(found) + 1) if str(i) not in found]
     if missing:
@@ -112,46 +115,46 @@ def _vector(path: pathlib.Path, name: str, length: int) -> np.ndarray:
     """A vector [length] of a MATLAB file."""
     try:
         content = scipy.io.loadmat(path)
-    except Exception as error:  # damaged files raise anything
-        raise ValueError(f"{path}: not a MATLAB file that can be read: {error}") from error
+    except Exception as error:  # damaged files raise various exceptions
+        raise ValueError(f"{path}: not a readable MATLAB file: {error}") from error
     found = np.asarray(content.get(name, []))
     if found.size != length:
-        raise ValueError(f"{path}: {name} has {found.size} values: expected {length}, as info.txt's folders list")
+        raise ValueError(f"{path}: {name} has {found.size} values: expected {length}, one per line of info.txt")
     return found.ravel()
 
 
 def tid2013(root: pathlib.Path) -> Opinions:
-    """TID2013: MOS, higher is better, in 0..9.
+    """TID2013: MOS in 0..9.
 
     Args:
-      root: holds reference_images, distorted_images, and mos_with_names.txt: a line "value name" for each picture, the
-        name iRR_KK_L.bmp with the numbers of the reference, the distortion and the level. Capitals are as they come.
+      root: folder that contains reference_images, distorted_images, and mos_with_names.txt with one line "value name"
+        per image; the name iRR_KK_L.bmp gives reference, distortion and level. Case is ignored.
     """
     files = {p.name.lower(): p for part in ("distorted", "reference") for p in (root / f"{part}_images").glob("*")}
     rows = {}
     for where, (value, name) in _lines(root / "mos_with_names.txt", "value name"):
         match = re.fullmatch(r"(i\d\d)_(\d\d)_\d\.bmp", name.lower())
         if not match or name.lower() in rows:
-            raise ValueError(f"{where}: {name!r}: expected a picture iRR_KK_L.bmp, each once")
+            raise ValueError(f"{where}: {name!r}: expected an image iRR_KK_L.bmp, each once")
         opinion = tables.number(value, where, "value")
         if not 0 <= opinion <= 9:
             raise ValueError(f"{where}: value {value}: expected 0 to 9")
         for part, file in (("distorted_images", match[0]), ("reference_images", f"{match[1]}.bmp")):
-            _there(files.get(file, root / part / file), where)
+            _existing(files.get(file, root / part / file), where)
         rows[match[0]] = (files[match[0]], opinion, *match.groups())
     paths, opinion, reference, kind = zip(*rows.values(), strict=True)
     return Opinions(list(paths), np.array(opinion), np.array(reference), np.array(kind))
 
 
 def table(path: pathlib.Path) -> Opinions:
-    """A CSV of one's own; see `read`."""
+    """A user's CSV file; see `read`."""
     rows = {}
     for where, row in tables.read(path, ("name", "opinion")):
         name = row["name"]
         if name in rows:
-            raise ValueError(f"{where}: {name!r} is there twice: expected one line for each picture")
+            raise ValueError(f"{where}: {name!r} occurs twice: expected one line per image")
         rows[name] = (
-            _there(path.parent / name, where),
+            _existing(path.parent / name, where),
             tables.number(row["opinion"], where, "opinion"),
             row.get("reference") or name,
         )
@@ -160,7 +163,7 @@ def table(path: pathlib.Path) -> Opinions:
 
 
 def _lines(path: pathlib.Path, form: str) -> list[tuple[str, list[str]]]:
-    """Lines that are not empty, cut into the fields of `form`; where each stands goes first."""
+    """(position for errors, fields as in `form`) of each non-empty line."""
     rows = [
         (f"{path}, line {number}", line.split())
         for number, line in enumerate(path.read_text(encoding="latin-1").splitlines(), 1)
@@ -170,11 +173,11 @@ def _lines(path: pathlib.Path, form: str) -> list[tuple[str, list[str]]]:
         if len(fields) != len(form.split()):
             raise ValueError(f"{where}: {' '.join(fields)!r}: expected {form!r}")
     if not rows:
-        raise ValueError(f"{path} holds no line: expected {form!r} for each picture")
+        raise ValueError(f"{path}: no lines: expected {form!r} for each image")
     return rows
 
 
-def _there(file: pathlib.Path, where: str) -> pathlib.Path:
+def _existing(file: pathlib.Path, where: str) -> pathlib.Path:
     if not file.is_file():
-        raise ValueError(f"{where}: there is no {file}")
+        raise ValueError(f"{where}: {file} does not exist")
     return file

@@ -1,4 +1,4 @@
-"""Annotated people: COCO's keypoint files and MPII's, as HRNet's authors distribute them."""
+"""Persons with annotated keypoints: COCO's files, and MPII's as HRNet's authors distribute them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import numpy as np
 from scipy import io
 
 PERSON = 1
-"""COCO's number for people."""
+"""COCO's category id of persons."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """Somebody in a picture, and where to look.
+    """A person in an image: region and keypoints.
 
     Attributes:
-      picture: the file.
-      image_id: of the picture.
+      picture: path of the image.
+      image_id: id of the image.
       centre, size: (x, y) and (width, height) of the region around the person, in pixels.
-      points: [K, 2] (x, y), whole numbers at pixels' centres.
-      visible: [K] bool, points that are annotated.
-      score: of the detected box; 1 for an annotated one.
+      points: [K, 2] (x, y) in pixels; integers are pixel centres.
+      visible: [K] bool, annotated points.
+      score: score of the detected box; 1 for an annotated box.
     """
 
     picture: pathlib.Path
@@ -39,7 +39,7 @@ class Person:
 
 
 class PeopleSource:
-    """`people` as examples: the fields of `Person`, with the encoded picture under "image"."""
+    """`people` as examples: the fields of `Person`, with the encoded image under "image"."""
 
     def __init__(self, people: Sequence[Person]):
         self.people = people
@@ -58,14 +58,17 @@ class CocoPeople:
 
     Args:
       annotations: the file.
-      pictures: the folder of its images.
+      pictures: folder of its images.
+
+    Raises:
+      ValueError: not a COCO file.
     """
 
     def __init__(self, annotations: str | pathlib.Path, pictures: str | pathlib.Path):
         found = _read_json(annotations, dict)
         missing = {"images", "annotations"} - set(found)
         if missing:
-            raise ValueError(f"{annotations}: no {' and no '.join(sorted(missing))} in it, expected a COCO file")
+            raise ValueError(f"{annotations}: no {' and no '.join(sorted(missing))}, expected a COCO file")
         self._folder = pathlib.Path(pictures)
         self._images = {image["id"]: image for image in found["images"]}
         self._people = defaultdict(list)
@@ -75,7 +78,7 @@ class CocoPeople:
         self.image_ids = sorted(self._images)
 
     def people(self) -> list[Person]:
-        """Everybody with an annotated keypoint, at their box cut to the picture."""
+        """Persons with at least one annotated keypoint; boxes are clipped to the image."""
         found = []
         for image_id in self.image_ids:
             for entry in self._people[image_id]:
@@ -86,11 +89,14 @@ class CocoPeople:
         return found
 
     def detected(self, detections: str | pathlib.Path, joints: int = 17) -> list[Person]:
-        """People at the boxes of a COCO result file, without keypoints.
+        """Persons at the boxes of a COCO result file, without keypoints.
 
         Args:
           detections: the file, a list of {"image_id", "category_id", "bbox", "score"}.
           joints: K.
+
+        Raises:
+          ValueError: not a result file, or an image id is unknown.
         """
         nothing = np.zeros((joints, 2)), np.zeros(joints, bool)
         return [
@@ -100,7 +106,7 @@ class CocoPeople:
         ]
 
     def truth(self, image_id: int) -> dict[str, np.ndarray]:
-        """What `facejax.metrics.keypoints.People` takes, of one picture."""
+        """Ground truth of one image for `facejax.metrics.keypoints.People`."""
         entries = self._people[image_id]
         flat = np.array([e["keypoints"] for e in entries] or np.zeros((0, 3 * 17)), float)
         points = flat.reshape(len(entries), flat.shape[1] // 3, 3)
@@ -114,17 +120,19 @@ class CocoPeople:
 
     def _person(self, image_id: int, box: Sequence[float], points: Any, visible: Any, score: float) -> Person:
         if image_id not in self._images:
-            raise ValueError(f"picture {image_id} of a person is not among the {len(self._images)} of the annotations")
+            raise ValueError(
+                f"person in unknown image {image_id}: expected one of the {len(self._images)} annotated images"
+            )
         x, y, width, height = box
         file = self._folder / self._images[image_id]["file_name"]
         return Person(file, image_id, (x + width / 2, y + height / 2), (width, height), points, visible, score)
 
 
 def read_mpii(annotations: str | pathlib.Path, pictures: str | pathlib.Path) -> list[Person]:
-    """MPII's people from a train.json or valid.json of HRNet's authors.
+    """MPII's persons from a train.json or valid.json of HRNet's authors.
 
-    The square of 200 pixels times the annotated scale is moved down by 15 pixels times it, so as not to cut limbs off;
-    MATLAB's indices become ours.
+    As in their code, the region has a side of 200 pixels times the annotated scale and moves down by 15 pixels times
+    the scale, so that it includes the limbs. MATLAB's coordinates from 1 become coordinates from 0.
     """
     folder, found = pathlib.Path(pictures), []
     for number, entry in enumerate(_read_json(annotations, list)):
@@ -138,10 +146,10 @@ def read_mpii(annotations: str | pathlib.Path, pictures: str | pathlib.Path) -> 
 
 
 def read_mpii_truth(file: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """A gt_valid.mat of HRNet's authors: what PCKh is measured against.
+    """The ground truth of PCKh, from a gt_valid.mat of HRNet's authors.
 
     Returns:
-      "points" [N, 16, 2], whole numbers at pixels' centres; "visible" [N, 16] bool; "heads" [N, 4] (x1, y1, x2, y2).
+      "points" [N, 16, 2], integers at pixel centres; "visible" [N, 16] bool; "heads" [N, 4] (x1, y1, x2, y2).
     """
     names = ("pos_gt_src", "jnt_missing", "headboxes_src")
     try:
@@ -157,7 +165,7 @@ def read_mpii_truth(file: str | pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _inside(box: Sequence[float], image: dict[str, Any]) -> tuple[float, ...] | None:
-    """The box cut to the picture as HRNet's code does it, or None where nothing is left."""
+    """The box clipped to the image as in HRNet's code, or None if it is empty."""
     x, y, width, height = box
     left, top = max(0, x), max(0, y)
     right = min(image["width"] - 1, left + max(0, width - 1))
@@ -169,7 +177,7 @@ def _read_json(file: str | pathlib.Path, kind: type) -> Any:
     try:
         found = json.loads(pathlib.Path(file).read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not a JSON file that can be read: {error}") from error
+        raise ValueError(f"{file}: not a readable JSON file: {error}") from error
     if not isinstance(found, kind):
         raise ValueError(f"{file}: holds a {type(found).__name__}, expected a {kind.__name__}")
     return found

@@ -26,7 +26,7 @@ class Citations:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds arrays, SciPy's sparse rows and dictionaries, under the names of any release."""
+    """Builds arrays, SciPy's sparse matrices and dictionaries only, under their module names of any release."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "csr_matrix" and module.startswith("scipy.sparse"):
@@ -42,18 +42,18 @@ class _Unpickler(pickle.Unpickler):
             "scalar",
         ):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+        raise pickle.UnpicklingError(f"pickle refers to {module}.{name}, expected arrays and containers only")
 
 
 def read_planetoid(folder: str | pathlib.Path, name: str) -> Citations:
-    """Reads a data set.
+    """Reads a Planetoid data set.
 
     Args:
-      folder: where ind.NAME.x, .y, .tx, .ty, .allx, .ally, .graph and .test.index lie.
+      folder: folder of ind.NAME.x, .y, .tx, .ty, .allx, .ally, .graph and .test.index.
       name: "cora", "citeseer" or "pubmed".
 
     Raises:
-      ValueError: a file that is missing, damaged or does not fit the others.
+      ValueError: a file is missing, damaged or inconsistent with the others.
     """
     folder = pathlib.Path(folder)
 
@@ -62,24 +62,26 @@ def read_planetoid(folder: str | pathlib.Path, name: str) -> Citations:
         try:
             with path.open("rb") as file:
                 return _Unpickler(file, encoding="latin1").load()
-        except Exception as error:  # a damaged pickle raises anything
-            raise ValueError(f"{path}: not a Planetoid file that can be read: {error}") from error
+        except Exception as error:  # damaged pickles raise various exceptions
+            raise ValueError(f"{path}: not a readable Planetoid file: {error}") from error
 
     labelled, tx, ty, allx, ally, edges = (load(p) for p in ("y", "tx", "ty", "allx", "ally", "graph"))
     path = folder / f"ind.{name}.test.index"
     test = np.array(path.read_text().split(), int)
     if len(test) != len(ty) or tx.shape[0] != len(ty) or allx.shape[0] != len(ally):
-        raise ValueError(f"{path}: {len(test)} test nodes, {tx.shape[0]} rows of features and {len(ty)} of labels")
+        raise ValueError(
+            f"{path}: {len(test)} test nodes, {tx.shape[0]} rows of features, {len(ty)} of labels, expected one each"
+        )
     count = max(int(test.max()) + 1, len(ally) + len(ty))
     features, targets = np.zeros((count, allx.shape[1]), np.float32), np.zeros((count, ally.shape[1]))
     features[: len(ally)], targets[: len(ally)] = allx.toarray(), ally
-    features[test], targets[test] = tx.toarray(), ty  # rows lie in the order of test.index; gaps stay zero
+    features[test], targets[test] = tx.toarray(), ty  # rows are in the order of test.index; gaps stay zero
     if not np.isfinite(features).all():
         row = int(np.argmin(np.isfinite(features).all(1)))
-        raise ValueError(f"{folder}/ind.{name}: features of node {row} are not finite: expected numbers")
+        raise ValueError(f"{folder}/ind.{name}: features of node {row} are not finite")
     pairs = np.array([(a, b) for a, others in edges.items() for b in others]).reshape(-1, 2)
     if pairs.size and not 0 <= pairs.min() <= pairs.max() < count:
-        raise ValueError(f"{folder}/ind.{name}.graph: edges name nodes outside 0 to {count - 1}")
+        raise ValueError(f"{folder}/ind.{name}.graph: edges with nodes outside 0 to {count - 1}")
     both = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0)
     both = both[both[:, 0] != both[:, 1]]
     number = np.arange(count)

@@ -1,4 +1,4 @@
-"""Images written as ArrayRecord by `python -m facejax.data.builders.images`."""
+"""Image sets that `python -m facejax.data.builders.images` wrote as ArrayRecord."""
 
 from __future__ import annotations
 
@@ -11,32 +11,35 @@ import tensorflow_datasets as tfds
 
 
 class PreparedImages:
-    """Encoded images and labels at random access.
+    """Random access to encoded images and labels.
 
     Args:
-      folder: the prepared set, with dataset_info.json in it.
+      folder: folder of the prepared set, which contains dataset_info.json.
 
     Attributes:
-      folder: as given.
-      num_classes: how many.
-      labels: [N] of all images, in order.
-      names: of all images, in order, where the source had any; else None.
+      folder: the argument.
+      num_classes: number of classes.
+      labels: [N] labels of all images, in order.
+      names: names of all images, in order; None if the source had none.
+
+    Raises:
+      ValueError: the folder contains another data set, or its metadata is missing or inconsistent.
     """
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
         builder = tfds.builder_from_directory(folder)
-        told = builder.info.metadata or {}
-        if builder.info.name != "facejax_images" or "labels" not in told:
+        metadata = builder.info.metadata or {}
+        if builder.info.name != "facejax_images" or "labels" not in metadata:
             raise ValueError(
-                f"{folder} holds {builder.info.full_name} without labels: expected what facejax.data.builders.images "
-                "prepares now"
+                f"{folder}: {builder.info.full_name} without labels: expected a set that this version of "
+                "facejax.data.builders.images prepared"
             )
-        self.num_classes, self.names = told["num_classes"], told["names"] or None
-        self.labels = np.array(told["labels"], np.int32)
+        self.num_classes, self.names = metadata["num_classes"], metadata["names"] or None
+        self.labels = np.array(metadata["labels"], np.int32)
         self._source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
         if len(self._source) != len(self.labels):
-            raise ValueError(f"{folder} holds {len(self._source)} images: expected {len(self.labels)}, as it tells")
+            raise ValueError(f"{folder}: {len(self._source)} images: expected {len(self.labels)} as in its metadata")
 
     def __len__(self) -> int:
         return len(self.labels)

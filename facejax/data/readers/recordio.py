@@ -1,7 +1,7 @@
 """InsightFace training packs: train.rec, train.idx and property.
 
-RecordIO parts are a magic word, a word of flag and length, the payload, padding to four bytes. A payload that holds
-the magic word at a multiple of four bytes was split there by the writer; the word is put back when parts are joined.
+A RecordIO part consists of a magic word, a word of flag and length, the payload, and padding to four bytes. Writers
+split a payload at each magic word that it contains at a multiple of four bytes; joining the parts restores the word.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ _HEADER = struct.Struct("<IfQQ")
 
 
 class RecordFile:
-    """A pack as a source of {"image", "label"}; safe to share between threads and forked processes.
+    """A pack as a source of {"image", "label"}; threads and forked processes can share it.
 
     Args:
-      path: train.rec; train.idx and, where there is one, property lie beside it.
+      path: train.rec; its folder also contains train.idx and, optionally, property.
 
     Attributes:
-      num_classes: of property, else of the index record, else one more than asked for by the labels (read lazily).
-      image_size: (height, width) of property, or None.
+      num_classes: number of classes by property, else by the index record, else by the largest label.
+      image_size: (height, width) by property, or None.
+
+    Raises:
+      ValueError: a file is malformed; also raised by indexing.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -37,7 +40,7 @@ class RecordFile:
         if first is not None and len(first[0]) == 2 and not first[1]:
             people, end = (int(v) for v in first[0])
             if not 1 <= people <= end:
-                raise ValueError(f"{self._path}: record 0 says images end at {people} and people at {end}")
+                raise ValueError(f"{self._path}: record 0 has values {people} and {end}, expected increasing ones")
             self._keys = range(1, people)
             classes = end - people
         else:
@@ -45,7 +48,7 @@ class RecordFile:
             classes = 0
         missing = next((k for k in self._keys if k not in self._offsets), None)
         if missing is not None:
-            raise ValueError(f"{self._path.with_suffix('.idx')}: no offset for record {missing}, which record 0 counts")
+            raise ValueError(f"{self._path.with_suffix('.idx')}: no offset of record {missing}, expected by record 0")
         self.image_size = None
         described = self._path.with_name("property")
         if described.exists():
@@ -67,7 +70,7 @@ class RecordFile:
             os.close(self._file)
 
     def _header(self, key: int) -> tuple[tuple[float, ...], bytes]:
-        """Labels and body of a record."""
+        """Labels and encoded image of a record."""
         offset = self._offsets[key]
         payload = self._payload(offset)
         if len(payload) < _HEADER.size:
@@ -77,10 +80,10 @@ class RecordFile:
         flag, label, *_ = _HEADER.unpack_from(payload)
         start = _HEADER.size + 4 * flag
         if start > len(payload):
-            raise ValueError(f"{self._path}: the record at offset {offset} says it has {flag} labels, but is too short")
+            raise ValueError(f"{self._path}: the record at offset {offset} is too short for its {flag} labels")
         labels = struct.unpack_from(f"<{flag}f", payload, _HEADER.size) if flag else (label,)
         if not all(abs(v) < 2**31 for v in labels):
-            raise ValueError(f"{self._path}: the record at offset {offset} has a label that is not a number of a class")
+            raise ValueError(f"{self._path}: the record at offset {offset} has a label that is not a class number")
         return labels, payload[start:]
 
     def _payload(self, offset: int) -> bytes:
@@ -96,7 +99,7 @@ class RecordFile:
             if offset + 8 + length > self._size:
                 raise ValueError(f"{self._path}: the record at offset {offset} of {length} bytes ends past the file")
             if flag > 3 or (flag in (0, 1)) != (not parts):
-                raise ValueError(f"{self._path}: the record at offset {start} has its parts out of order")
+                raise ValueError(f"{self._path}: the parts of the record at offset {start} are out of order")
             parts.append(os.pread(self._file, length, offset + 8))
             if flag in (0, 3):
                 return _WORD.pack(MAGIC).join(parts)
@@ -104,10 +107,10 @@ class RecordFile:
 
 
 def write_records(folder: str | pathlib.Path, images: Iterable[tuple[bytes, int]], size: tuple[int, int]) -> None:
-    """Packs encoded images and labels, without an index of people: every record is an image.
+    """Writes a pack without an index of identities: every record is an image.
 
     Args:
-      folder: gets train.rec, train.idx and property.
+      folder: folder for train.rec, train.idx and property.
       images: (encoded bytes, label) pairs.
       size: (height, width) for property.
     """
@@ -122,7 +125,7 @@ def write_records(folder: str | pathlib.Path, images: Iterable[tuple[bytes, int]
 
 
 def encode_record(image: bytes, label: float, key: int, labels: tuple[float, ...] = ()) -> bytes:
-    """A record's bytes; `labels` writes a vector of labels in place of one."""
+    """The bytes of a record; a non-empty vector `labels` replaces `label`."""
     header = _HEADER.pack(len(labels), 0.0 if labels else label, key, 0)
     payload = header + struct.pack(f"<{len(labels)}f", *labels) + image
     cuts = [i for i in range(0, len(payload) - 3, 4) if payload[i : i + 4] == _WORD.pack(MAGIC)]

@@ -1,4 +1,4 @@
-"""Tables of one's own: CSV files with the names of their columns in the first line, read strictly."""
+"""CSV files with a header line. Errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Row = tuple[str, dict[str, str]]
 
 
 def read(path: str | os.PathLike[str], columns: Sequence[str]) -> list[Row]:
-    """The lines below the first: where each stands ("scores.csv, line 2"), and its fields by the names of the columns.
+    """The lines after the header: the position of each ("scores.csv, line 2"), and its fields by column name.
 
     Args:
-      path: of the file, in UTF-8.
-      columns: those that must be there; others may be.
+      path: path of the UTF-8 file.
+      columns: required columns; the file may have others.
 
     Raises:
-      ValueError: a column is missing, no line is there, or one has fewer or more fields than the first; names it.
+      ValueError: a column is missing, the table is empty, or a line differs from the header in its number of fields.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
@@ -28,15 +28,15 @@ def read(path: str | os.PathLike[str], columns: Sequence[str]) -> list[Row]:
             raise ValueError(f"{path}: no column {', '.join(sorted(missing))}: expected {', '.join(columns)}")
         rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
     if not rows:
-        raise ValueError(f"{path} holds no line under the names of the columns: expected one or more")
+        raise ValueError(f"{path}: no lines after the header: expected one or more")
     for where, row in rows:
         if None in row or None in row.values():
-            raise ValueError(f"{where}: expected {len(reader.fieldnames)} fields, as in the first line")
+            raise ValueError(f"{where}: expected {len(reader.fieldnames)} fields, as in the header")
     return rows
 
 
 def number(text: str, where: str, what: str) -> float:
-    """A finite number; `where` and `what` go into the error."""
+    """Parses a finite number; the error message starts with `where` and `what`."""
     try:
         value = float(text)
     except ValueError:
@@ -47,28 +47,28 @@ def number(text: str, where: str, what: str) -> float:
 
 
 def numbers(path: str | os.PathLike[str], column: str, names: Sequence[str], known: Collection[str] = ()) -> np.ndarray:
-    """A number for each of N names, [N], from a CSV with the columns name and `column`.
+    """Numbers [N] of N names, from a CSV with the columns name and `column`.
 
     Args:
-      path: of the file.
-      column: of the numbers.
-      names: whose numbers are wanted; each must have a line.
-      known: names that may have a line besides.
+      path: path of the file.
+      column: column of the numbers.
+      names: names to read; the file must contain each once.
+      known: other names that the file may contain.
 
     Raises:
-      ValueError: a name is unknown, there twice or missing, or a number is not finite; says which, and the line.
+      ValueError: a name is unknown, duplicate or missing, or a number is not finite.
     """
     wanted, found = {*names, *known}, {}
     for where, row in read(path, ("name", column)):
         name = row["name"]
         if name not in wanted:
-            raise ValueError(f"{where}: {name!r}: expected a known picture, such as {names[0]!r}")
+            raise ValueError(f"{where}: unknown image {name!r}: expected one such as {names[0]!r}")
         if name in found:
-            raise ValueError(f"{where}: {name!r} is there twice: expected one line for each picture")
+            raise ValueError(f"{where}: {name!r} occurs twice: expected one line per image")
         found[name] = number(row[column], where, column)
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(
-            f"{path}: no line for {missing[0]!r}, one of {len(missing)}: expected all {len(names)} pictures"
+            f"{path}: no line for {missing[0]!r}, one of {len(missing)} missing: expected all {len(names)} images"
         )
     return np.array([found[name] for name in names])

@@ -1,4 +1,4 @@
-"""Verification packs (`.bin`): encoded pictures and whether each two show one person."""
+"""Verification packs (`.bin`): pairs of encoded images, labelled as same or different identity."""
 
 from __future__ import annotations
 
@@ -21,47 +21,51 @@ _ALLOWED = {
 
 @dataclasses.dataclass(frozen=True)
 class VerificationPack:
-    """2N encoded images, pair k being images 2k and 2k + 1, and [N] whether a pair is of one person."""
+    """2N encoded images, and [N] bool whether images 2k and 2k + 1 show the same identity."""
 
     images: list[bytes]
     same: np.ndarray
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds plain containers and NumPy arrays, and nothing that could run."""
+    """Builds plain containers and NumPy arrays only."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+            raise pickle.UnpicklingError(f"pickle refers to {module}.{name}, expected arrays and containers only")
         return super().find_class(module, name)
 
 
 def read_pack(path: str | pathlib.Path) -> VerificationPack:
-    """Reads a pack of InsightFace's format, written by Python 2 or 3; no code in it is run."""
+    """Reads a pack in InsightFace's format, written by Python 2 or 3, without running code from the file.
+
+    Raises:
+      ValueError: another format, or a pickle that refers to anything but arrays and plain containers.
+    """
     data = pathlib.Path(path).read_bytes()
     try:
         try:
             loaded = _Unpickler(io.BytesIO(data)).load()
         except UnicodeDecodeError:
             loaded = _Unpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # damaged pickles raise various exceptions
         raise ValueError(f"{path}: not a verification pack: {error or type(error).__name__}") from error
     if (
         not isinstance(loaded, tuple | list)
         or len(loaded) != 2
         or not all(isinstance(x, list | tuple | np.ndarray) for x in loaded)
     ):
-        raise ValueError(f"{path}: expected a pickled pair of images and whether pairs are the same")
+        raise ValueError(f"{path}: expected a pickled pair (images, labels of the pairs)")
     images, same = loaded
     if len(images) != 2 * len(same):
-        raise ValueError(f"{path}: {len(images)} images for {len(same)} pairs, expected two a pair")
+        raise ValueError(f"{path}: {len(images)} images for {len(same)} pairs, expected two per pair")
     if not all(isinstance(i, bytes | np.ndarray) for i in images) or not all(
         isinstance(s, bool | np.bool_ | int) for s in same
     ):
-        raise ValueError(f"{path}: expected images as bytes and sameness as booleans")
+        raise ValueError(f"{path}: expected images as bytes and labels as booleans")
     return VerificationPack([i if isinstance(i, bytes) else i.tobytes() for i in images], np.array(same, bool))
 
 
 def write_pack(path: str | pathlib.Path, pack: VerificationPack) -> None:
-    """Writes a pack that this and InsightFace's own code read."""
+    """Writes a pack that `read_pack` and InsightFace's code read."""
     pathlib.Path(path).write_bytes(pickle.dumps((pack.images, [bool(s) for s in pack.same]), protocol=4))

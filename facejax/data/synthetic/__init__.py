@@ -1,4 +1,4 @@
-"""Data made from formulas: rendered faces, embeddings, graphs and sentences."""
+"""Procedurally generated data: rendered faces, embeddings, graphs and sentences."""
 
 from facejax._lazy import lazy
 

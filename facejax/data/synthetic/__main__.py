@@ -12,11 +12,11 @@ from facejax.data.synthetic.faces import TASKS, generate
 
 
 def main() -> None:
-    """Renders a few people of a task and writes them as one picture."""
+    """Renders examples of a task and writes them as one image."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("output", help="PNG file to write")
-    parser.add_argument("--size", type=int, help="pixels of a picture, the task's own when left out")
+    parser.add_argument("--size", type=int, help="side of each image in pixels; default: that of the task")
     parser.add_argument("--columns", type=int, default=10)
     parser.add_argument("--rows", type=int, default=4)
     arguments = parser.parse_args()

@@ -1,7 +1,7 @@
-"""What happens to a picture after the lens: occlusion, blur, small resolution, noise, compression.
+"""Image degradations: occlusion, blur, low resolution, noise, compression.
 
-Works on one uint8 or float picture at a time with OpenCV; strengths come from `factors.picture`, pixels there are in
-parts of 112 so that the same factors look alike at every size.
+The functions process single images with OpenCV. Strengths come from `factors.picture`; lengths refer to an image of 112
+pixels and scale with its size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from facejax.data.synthetic.factors import Factors
 
 
 def degrade(image: np.ndarray, factors: Factors) -> np.ndarray:
-    """[H, W, 3] float in 0..1, gamma-encoded -> [H, W, 3] uint8, with everything that `factors` asks for."""
+    """Applies all degradations of `factors`: [H, W, 3] float in 0..1, gamma-encoded -> [H, W, 3] uint8."""
     rng = np.random.default_rng(int(factors["degrade_seed"]))
     size = image.shape[0]
     if factors["occluder"] > 0:
@@ -35,7 +35,7 @@ def degrade(image: np.ndarray, factors: Factors) -> np.ndarray:
 
 
 def motion_blur(image: np.ndarray, length: float, angle: float) -> np.ndarray:
-    """Mean along a line of `length` pixels; radians from the horizontal."""
+    """Averages along a line of `length` pixels at `angle` radians from the horizontal."""
     size = 2 * int(np.ceil(length / 2)) + 1
     steps = np.linspace(-0.5, 0.5, 8 * size)
     kernel = np.zeros((size, size), np.float32)
@@ -45,7 +45,7 @@ def motion_blur(image: np.ndarray, length: float, angle: float) -> np.ndarray:
 
 
 def occlude(image: np.ndarray, factors: Factors, rng: np.random.Generator) -> np.ndarray:
-    """Covers the occluder's box, where it is a pixel wide or more, with a mottled patch."""
+    """Covers the occluder's box with a textured patch; an empty box changes nothing."""
     left, top, right, bottom = occluder_box(factors, image.shape[0])
     if right <= left or bottom <= top:
         return image
@@ -58,7 +58,7 @@ def occlude(image: np.ndarray, factors: Factors, rng: np.random.Generator) -> np
 
 
 def occluder_box(factors: Factors, size: int) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) in pixels; empty where there is no occluder."""
+    """(left, top, right, bottom) in pixels; empty without an occluder."""
     centre, half = factors["occluder_place"] * size, float(factors["occluder"]) * size / 2
     low = np.clip(np.rint(centre - half), 0, size).astype(int)
     high = np.clip(np.rint(centre + half), 0, size).astype(int)
@@ -66,7 +66,7 @@ def occluder_box(factors: Factors, size: int) -> tuple[int, int, int, int]:
 
 
 def background(factors: Factors, size: int) -> np.ndarray:
-    """[size, size, 3] linear light: two colours in a smooth pattern of blobs and a gradient."""
+    """[size, size, 3] linear light: two colours, mixed by a smooth random pattern."""
     rng = np.random.default_rng(int(factors["background_seed"]))
     cells = int(rng.integers(2, 7))
     pattern = cv2.resize(rng.random((cells, cells)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)

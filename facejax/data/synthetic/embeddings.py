@@ -1,6 +1,7 @@
 """Embeddings of identities: simulated on the hypersphere, or read from files.
 
-Simulated sets have long-tailed image counts, noise, hubs, low-quality images that drift one way, and several networks.
+Simulated sets model long-tailed image counts, noise, hubs, images of low quality that drift towards a common direction,
+and several networks.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ class Embeddings:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """The `eval` section of a clustering experiment: which identities a trained run clusters.
+    """The `eval` section of a clustering experiment: the held-out identities to cluster.
 
     Attributes:
       people: with data.source "hypersphere", number of identities.
-      test: with "files", NAME of the identities, as `Source.train`.
+      test: with "files", NAME of the held-out identities, in the form of `Source.train`.
     """
 
     people: int = 100
@@ -49,17 +50,17 @@ class HeldOut:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """The `data` section of a clustering experiment: labelled identities, and the kind of those to cluster.
+    """The `data` section of a clustering experiment: labelled training identities, and the source of all identities.
 
     Attributes:
       source: "hypersphere" (simulated by `hypersphere`), "files" (learn-to-cluster's `path`/features/NAME.bin and
         `path`/labels/NAME.meta) or "arrays" (embeddings.npy and labels.npy that a run saved in `path`).
       path: folder of the files or arrays.
-      train: with "files", NAME of the labelled identities; one NAME per network, with commas between them.
+      train: with "files", NAME of the labelled identities; one NAME per network, separated by commas.
       labelled: with "hypersphere", number of labelled identities.
       width: features per embedding.
-      noise: with "hypersphere", length of an average image's noise; identities have length 1.
-      drift: with "hypersphere", how far the poorest images move along one common direction.
+      noise: with "hypersphere", length of an average image's noise; identity vectors have length 1.
+      drift: with "hypersphere", shift of the images of lowest quality along a common direction.
       views: with "hypersphere", number of networks.
     """
 
@@ -77,7 +78,7 @@ class Source:
             raise ValueError(f"data.source is {self.source!r}: expected hypersphere, files or arrays")
 
     def known(self, seed: int) -> Embeddings:
-        """The labelled identities; of "arrays" a half that the seed chooses."""
+        """The labelled identities; with "arrays", a half selected by the seed."""
         if self.source == "arrays":
             return split(self._arrays(), 0.5, seed)[0]
         if self.source == "files":
@@ -85,7 +86,7 @@ class Source:
         return self._simulate(self.labelled, seed + 1000)
 
     def unseen(self, seed: int, held_out: HeldOut) -> Embeddings:
-        """The identities to cluster; of "arrays" the half that `known` leaves."""
+        """The held-out identities; with "arrays", the other half."""
         if self.source == "arrays":
             return split(self._arrays(), 0.5, seed)[1]
         if self.source == "files":
@@ -100,23 +101,23 @@ class Source:
         features = unit_rows(learn_to_cluster.read_features(folder / "embeddings.npy"))
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         if labels.shape != (len(features),):
-            raise ValueError(f"{folder}: labels are {labels.shape} for {len(features)} embeddings")
+            raise ValueError(f"{folder}: labels of shape {labels.shape} for {len(features)} embeddings: expected [N]")
         return Embeddings(features[None], labels, np.ones(len(labels), np.float32))
 
 
 def split(people: Embeddings, part: float, seed: int) -> tuple[Embeddings, Embeddings]:
-    """A random share `part` of the identities, and all others."""
+    """A random fraction `part` of the identities, and the rest."""
     names = np.random.default_rng(seed).permutation(np.unique(people.labels))
     first = np.isin(people.labels, names[: round(part * len(names))])
     return tuple(Embeddings(people.views[:, m], people.labels[m], people.quality[m]) for m in (first, ~first))
 
 
 def read(path: str, names: str, width: int) -> Embeddings:
-    """learn-to-cluster's files `path`/features/NAME.bin and `path`/labels/NAME.meta; labels are the first NAME's.
+    """Reads learn-to-cluster's `path`/features/NAME.bin, and `path`/labels/NAME.meta of the first NAME.
 
     Args:
       path: folder.
-      names: one NAME per network, with commas between them.
+      names: one NAME per network, separated by commas.
       width: features per embedding.
     """
     folder, names = pathlib.Path(path), names.split(",")
@@ -142,15 +143,15 @@ def hypersphere(
 
     Args:
       people: number of identities.
-      seed: of everything except the directions of drift and relatives, which are the same for all seeds, so that a
-        network trained on some identities applies to others.
-      images: fewest and most images of an identity; counts are log-uniform between them, a long tail.
+      seed: seed of everything except the directions of drift and relatives: these are fixed, so that a network trained
+        on some identities applies to others.
+      images: smallest and largest number of images per identity; counts are log-uniform, which gives a long tail.
       width: D.
       noise: length of an average image's noise; an identity's vector has length 1.
-      spread: standard deviation of that length's logarithm over images.
-      drift: how far the poorest images move along one direction that all identities share: a hub.
-      relatives: length of the vector that an identity shares with about a fifth of the others.
-      views: number of networks; each adds noise of its own, half of the variance.
+      spread: standard deviation over images of the logarithm of the noise's length.
+      drift: shift of the images of lowest quality along a direction common to all identities, a hub.
+      relatives: length of the vector that the identities of a family share; a family has five on average.
+      views: number of networks; each adds independent noise, half of the variance.
     """
     rng, fixed = np.random.default_rng(seed), np.random.default_rng(12345)
     hub, families = (unit_rows(fixed.normal(size=(count, width))) for count in (1, max(people // 5, 1)))
@@ -163,23 +164,23 @@ def hypersphere(
     quality = 1 / (1 + np.exp(1.7 * deviation))
     length = noise * np.exp(spread * deviation)[:, None]
     common = rng.normal(size=(len(labels), width))
-    seen = []
+    embedded = []
     for _ in range(views):
         own = rng.normal(size=(len(labels), width))
         blurred = (common + own) / np.sqrt(2 * width)
-        seen.append(unit_rows(centres[labels] + length * blurred + drift * ((1 - quality) ** 2)[:, None] * hub))
-    return Embeddings(np.stack(seen).astype(np.float32), labels, quality.astype(np.float32))
+        embedded.append(unit_rows(centres[labels] + length * blurred + drift * ((1 - quality) ** 2)[:, None] * hub))
+    return Embeddings(np.stack(embedded).astype(np.float32), labels, quality.astype(np.float32))
 
 
 def modes(people: int, angle: float, noise: float, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Identities with two appearances: 8 to 20 samples around each of two directions, `angle` degrees apart.
+    """Identities with two modes: 8 to 20 samples around each of two directions, `angle` degrees apart.
 
     Args:
       people: number of identities, in random directions.
       angle: degrees.
       noise: length of a sample's noise; the directions have length 1.
       width: D.
-      seed: of everything.
+      seed: seed of all draws.
 
     Returns:
       features: [N, D] float32 of length 1.

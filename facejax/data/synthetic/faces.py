@@ -1,6 +1,6 @@
 """`facejax_faces`: the face world as a tfds data set, one configuration per task.
 
-A wing adds its own task with `register`. `load` prepares a task on first use and reads it.
+`register` adds a task. `load` reads a task and prepares it on first use.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Task:
     """A data set of the face world.
 
     Attributes:
-      name: of the task.
-      image_size: pixels.
-      train, test: numbers of people; nobody is in both.
-      per_person: examples of each.
-      ranges: how far pictures vary.
-      aligned: fitted to the recognition template, or the whole head framed.
-      views: pictures per example.
-      vary: how an example's views differ: takes the factors of the first and the view's number, and gives the view's.
-      dense: carries position and depth maps.
-      faces: 0 for one face a picture; above, the most faces of a scene of `canvas` pixels.
-      canvas: size of a scene.
-      seed: of everything. Tasks of one seed show the same people, where their ranges of age and hair agree.
+      name: name of the task.
+      image_size: side of the images, pixels.
+      train, test: numbers of identities; the splits are disjoint.
+      per_person: examples per identity.
+      ranges: ranges of the factors.
+      aligned: true: aligned to the recognition template; false: the whole head.
+      views: images per example.
+      vary: (factors of the first view, number of a view) -> factors of that view; None: a single view.
+      dense: whether examples contain position and depth maps.
+      faces: 0: one face per image; above 0: largest number of faces in a scene.
+      canvas: side of a scene, pixels.
+      seed: seed of everything. Tasks with equal seeds and equal ranges of age and hair show the same identities.
     """
 
     name: str
@@ -65,14 +65,14 @@ class Task:
 
     @property
     def key(self) -> str:
-        """The name with a hash of every setting: a changed task is another data set."""
+        """The name with a hash of all settings: changed settings give another data set."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "vary"}
         vary = self.vary.__name__ if self.vary else ""
         return f"{self.name}_{hashlib.sha256(repr((fields, vary, VERSION)).encode()).hexdigest()[:8]}"
 
 
 def without(*names: str) -> Callable[[Factors, int], Factors]:
-    """A second view that lacks what the first has: glasses, blur, low resolution."""
+    """A `vary` that removes the named factors, such as glasses, blur or low resolution, from the first view."""
 
     def vary(first: Factors, view: int) -> Factors:
         clean = {name: np.array(1.0 if name == "resolution" else 0.0) for name in names}
@@ -86,7 +86,7 @@ STRONGEST = {"motion": 45.0, "defocus": 10.0, "resolution": 12.0, "noise": 90.0,
 
 
 def worse(first: Factors, view: int) -> Factors:
-    """The same person again and again: another pose and light in each view, and a fault of one kind."""
+    """Views of one identity with varying pose and light, and one degradation in every view but the first."""
     rng = np.random.default_rng([int(first["degrade_seed"]), view])
     kind = ("motion", "defocus", "resolution", "noise", "occluder")[rng.integers(5)] if view else "none"
     level = rng.random()
@@ -99,14 +99,14 @@ def worse(first: Factors, view: int) -> Factors:
 
 
 def hopeless(first: Factors, view: int) -> Factors:
-    """As `worse`, but two views of three have no fault, and the third has all of them, at their strongest."""
+    """As `worse`, but every third view has all degradations at full strength, and the others have none."""
     plain = {k: np.array(1.0 if k == "resolution" else 0.0) for k in STRONGEST}
     faults = {k: np.array(level) for k, level in STRONGEST.items()}
     return {**worse(first, view), **(faults if view % 3 == 2 else plain)}
 
 
 def moving(first: Factors, view: int) -> Factors:
-    """Frames of a video: the head swings, the mouth moves, and every frame is blurred by how fast it moves."""
+    """Frames of a video: head and mouth move, and motion blur follows the speed of the head."""
     rng = np.random.default_rng([int(first["degrade_seed"]), 99])
     speed, phase, size = rng.uniform(0.2, 1.1, 3), rng.uniform(0, 6.28, 3), rng.uniform(0.05, 0.25, 3)
     pose = first["pose"] + size * np.sin(speed * view + phase)
@@ -128,7 +128,7 @@ TASKS: dict[str, Task] = {}
 
 
 def register(task: Task) -> Task:
-    """Adds a task under its name, which must be free."""
+    """Adds a task. Raises ValueError if its name exists already."""
     if task.name in TASKS:
         raise ValueError(f"face world: a task named {task.name!r} exists already")
     TASKS[task.name] = task
@@ -172,7 +172,7 @@ register(Task("scenes", 96, 200, 50, 2, _WILD, faces=6, canvas=192))
 
 
 class FacejaxFaces(tfds.core.GeneratorBasedBuilder):
-    """Rendered faces with all their truth. See `Task`."""
+    """Rendered faces with ground truth. See `Task`."""
 
     VERSION = tfds.core.Version(VERSION)
 
@@ -195,23 +195,26 @@ class FacejaxFaces(tfds.core.GeneratorBasedBuilder):
 
 
 def load(task: str | Task, split: str, data_dir: str | os.PathLike[str] | None = None) -> Any:
-    """A split of a task as a random-access source of examples, images as PNG bytes; prepared on first use.
+    """A split of a task as a random-access source of examples with PNG bytes; prepared on first use.
 
     Args:
-      task: a registered name, or a task of one's own.
+      task: the name of a registered task, or any task.
       split: "train" or "test".
-      data_dir: where prepared data lies; see `store.data_dir`.
+      data_dir: folder of prepared data; see `store.data_dir`.
+
+    Raises:
+      ValueError: an unknown name.
     """
     if isinstance(task, str):
         if task not in TASKS:
-            raise ValueError(f"face world: no task {task!r}; there are {', '.join(TASKS)}")
+            raise ValueError(f"face world: unknown task {task!r}, expected one of {', '.join(TASKS)}")
         task = TASKS[task]
     builder = FacejaxFaces(task=task, data_dir=data_dir)
     return store.prepared(builder, split, {"image": store.Encoded()})
 
 
 def face_features(task: Task) -> dict[str, Any]:
-    """Features of an example with one face a picture; several views add a leading axis to all but the person's own."""
+    """Features of an example with one face per image; several views add a leading axis to all that varies by view."""
     size, views = task.image_size, task.views
     lead = (views,) if views > 1 else ()
 
@@ -241,7 +244,7 @@ def face_features(task: Task) -> dict[str, Any]:
 
 
 def scene_features(task: Task) -> dict[str, Any]:
-    """Features of a scene: up to `faces` faces, those beyond `count` zero."""
+    """Features of a scene with up to `faces` faces; entries from `count` on are zero."""
     n = task.faces
     return {
         "image": tfds.features.Image(shape=(task.canvas, task.canvas, 3), encoding_format="png"),
@@ -254,7 +257,7 @@ def scene_features(task: Task) -> dict[str, Any]:
 
 
 def generate(task: Task, people: range) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbered examples of these people, in order; two threads render."""
+    """Numbered examples of identities `people`, in order, rendered by two threads."""
     model, renderer = procedural(), _renderer(task.image_size, task.aligned, task.dense)
     dimensions = (model.identity_std.shape[0], model.albedo_std.shape[0])
     keys = [(person, index) for person in people for index in range(task.per_person)]
@@ -329,7 +332,7 @@ def _example(
 def _scene(
     task: Task, renderer: Renderer, found: dict[str, np.ndarray], stacked: Factors, rows: range, key: tuple[int, int]
 ) -> dict[str, Any]:
-    """Heads of many sizes over one background, the smaller (farther) first; those that hardly show are left out."""
+    """Heads of random sizes over one background, from small to large, without those that overlap a previous one."""
     rng = np.random.default_rng([task.seed, *key, 3])
     first = {k: v[rows[0]] for k, v in stacked.items()}
     canvas = degrade.background(first, task.canvas)
@@ -366,6 +369,6 @@ def _scene(
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Shared part of the smaller box."""
+    """Intersection area relative to the smaller box."""
     shared = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
     return float(shared / max(min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()), 1e-9))

@@ -1,7 +1,7 @@
-"""What a rendered face is made of: every factor by name, drawn from ranges that a task chooses.
+"""Random factors of rendered faces, by name, within the ranges of a task.
 
-A person (shape, albedo, hair, brows) is drawn from (seed, person); a picture of them (pose, light, expression, blur)
-from (seed, person, picture). Neither depends on how many others are drawn, nor on their order.
+The factors of a person (shape, albedo, hair) depend on (seed, person), those of an image (pose, light, expression,
+blur) on (seed, person, image), and neither on the number or order of other draws.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ Factors = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Ranges:
-    """How far the pictures of a task vary. Angles are in radians, chances in 0..1, (low, high) are uniform ranges.
+    """Ranges of the factors. Angles are in radians, probabilities in 0..1; (low, high) are uniform ranges.
 
     Attributes:
-      pitch, yaw, roll: standard deviations of the head's pose; yaw is uniform within +-`yaw_uniform` where that is set.
+      pitch, yaw, roll: standard deviations of the head's pose; if `yaw_uniform` is not 0, yaw is uniform within it.
       expression: largest strength of an expression, 0..1.
-      light: strength of the change of light's direction, colour and contrast, 0..1.
-      jitter: of scale and place, in parts of the face's size.
-      hair: chance of hair on the head; glasses, occluder, motion, defocus, noise, jpeg, low_resolution: of each.
-      tinted: chance that glasses are tinted.
-      age: range of ages in years.
-      motion_pixels, defocus_pixels, noise_levels, jpeg_quality, resolution: ranges of the strength where they occur;
-        pixels are in parts of 112, resolution is the factor that the picture is made smaller by.
+      light: strength of the variation of the light's direction, colour and contrast, 0..1.
+      jitter: standard deviation of scale and position, relative to the image's size.
+      hair, glasses, occluder, motion, defocus, noise, jpeg, low_resolution: probability of each.
+      tinted: probability that glasses are tinted.
+      age: years.
+      motion_pixels, defocus_pixels, noise_levels, jpeg_quality, resolution: ranges of the strengths; pixels refer to an
+        image of 112 pixels, `resolution` is the downsampling factor.
     """
 
     pitch: float = 0.12
@@ -66,12 +66,12 @@ HAIR_COLOURS = np.array(
 
 
 def person(seed: int, number: int, dimensions: tuple[int, int], ranges: Ranges) -> Factors:
-    """What stays the same over a person's pictures.
+    """The factors that all images of a person share.
 
     Args:
       seed, number: the task's seed and the person's number.
-      dimensions: of identity and albedo in the morphable model.
-      ranges: the task's.
+      dimensions: numbers of identity and albedo coefficients of the morphable model.
+      ranges: ranges of the task.
     """
     rng = np.random.default_rng([seed, number])
     identity = np.clip(rng.normal(size=dimensions[0]), -2, 2)
@@ -97,12 +97,12 @@ def person(seed: int, number: int, dimensions: tuple[int, int], ranges: Ranges) 
 
 
 def picture(seed: int, number: int, index: int, expressions: int, ranges: Ranges) -> Factors:
-    """What changes from picture to picture.
+    """The factors of a single image.
 
     Args:
-      seed, number, index: the task's seed, the person's number and the picture's.
-      expressions: how many named expressions the model has.
-      ranges: the task's.
+      seed, number, index: the task's seed, the person's number and the image's number.
+      expressions: number of expressions of the model.
+      ranges: ranges of the task.
     """
     rng = np.random.default_rng([seed, number, index, 1])
     yaw = rng.uniform(-1, 1) * ranges.yaw_uniform if ranges.yaw_uniform else rng.normal() * ranges.yaw
@@ -148,5 +148,5 @@ def picture(seed: int, number: int, index: int, expressions: int, ranges: Ranges
 
 
 def stack(examples: list[Factors]) -> Factors:
-    """Examples' factors as arrays with a leading axis."""
+    """Stacks the factors of examples along a new leading axis."""
     return {name: np.stack([e[name] for e in examples]) for name in examples[0]}

@@ -1,4 +1,4 @@
-"""Graphs that need no download: stochastic block models, and Zachary's karate club from networkx."""
+"""Graphs without downloads: stochastic block models, and Zachary's karate club from networkx."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def blocks(
     """A stochastic block model with weakly informative binary features.
 
     Args:
-      nodes, classes: how many.
-      degree_in, degree_out: expected neighbours of a node's own class and of all others.
-      seed: of labels, edges, features and split.
-      features: how many; each is with probability 0.08 a word of a class, set in 15 % of its nodes instead of 3 %.
-      labelled: training nodes per class; thirty more per class are validation nodes, all others test nodes.
+      nodes, classes: number of nodes and of classes.
+      degree_in, degree_out: expected number of neighbours of a node's own class and of all other classes.
+      seed: seed of labels, edges, features and split.
+      features: number of features. Each is associated with a class with probability 0.08 and then set in 15 % of its
+        nodes instead of 3 %.
+      labelled: training nodes per class; another 30 per class are validation nodes, all others test nodes.
     """
     rng = np.random.default_rng(seed)
     labels = rng.integers(classes, size=nodes)
@@ -40,7 +41,7 @@ def blocks(
 
 
 def karate_club() -> Citations:
-    """34 members, one-hot features, four communities (by the Louvain method) with one labelled member each."""
+    """The karate club with one-hot features; classes are its four Louvain communities, with one training node each."""
     import networkx
 
     club = networkx.karate_club_graph()
@@ -53,9 +54,9 @@ def karate_club() -> Citations:
 
 
 def mislead(citations: Citations, share: float, seed: int) -> Citations:
-    """Permutes the features of a share of the nodes and adds ten binary features that mark these nodes.
+    """Permutes the features of a fraction `share` of the nodes and adds ten binary features that mark these nodes.
 
-    The marks are set with probability 0.4 in the permuted nodes and 0.03 in the others.
+    The marks have probability 0.4 in the permuted nodes and 0.03 in the others.
     """
     rng = np.random.default_rng([seed, 1])
     wrong = rng.random(len(citations.labels)) < share
@@ -68,18 +69,18 @@ def mislead(citations: Citations, share: float, seed: int) -> Citations:
 def several_blocks(
     count: int, nodes: int, classes: int, degree_in: float, degree_out: float, misleading: float, seed: int
 ) -> dict[str, list[LabelledGraph]]:
-    """Block models with the same classes: three fifths for training, one fifth for validation, one fifth for the test.
+    """Block models with common classes, split 3:1:1 into "train", "validation" and "test".
 
-    A node's features are eight numbers, normally distributed around the centre of its class, and a mark. Marked nodes
-    have the centre of another marked node instead, times two. All features are divided by four, so that attention
-    starts with nearly equal weights.
+    The features of a node are eight normal variates around the centre of its class, and a mark. A marked node has twice
+    the centre of another marked node's class instead. All features are divided by four, so that attention starts with
+    nearly equal weights.
 
     Args:
-      count: graphs.
-      nodes, classes: of every graph.
-      degree_in, degree_out: as in `blocks`.
-      misleading: share of marked nodes.
-      seed: of all draws.
+      count: number of graphs.
+      nodes, classes: number of nodes and of classes per graph.
+      degree_in, degree_out: see `blocks`.
+      misleading: fraction of marked nodes, 0..1.
+      seed: seed of all draws.
     """
     whole = blocks(nodes * count, classes, degree_in * count, degree_out * count, seed)
     rng = np.random.default_rng([seed, 1])

@@ -1,8 +1,8 @@
-"""A small language pair with a known grammar: every sentence has exactly one right translation.
+"""A synthetic language pair with a known grammar: every sentence has exactly one correct translation.
 
-The source is determiner, adjectives, noun, verb, a second such group, and maybe an adverb. The target puts the adverb
-first and the verb last, adjectives behind their noun in reverse order; determiners and adjectives agree with the noun
-in gender and number, and the verb with its subject in number.
+A source sentence is a noun phrase (determiner, adjectives, noun), a verb, a second noun phrase and an optional adverb.
+In the target, the adverb is first, the verb last, and adjectives follow their noun in reverse order; determiners and
+adjectives agree with the noun in gender and number, the verb with its subject in number.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 NOUNS = {"man": "vir", "dog": "kan", "horse": "eko", "king": "rego", "woman": "fema", "cat": "feli", "house": "domi",
          "queen": "regi", "child": "puero", "book": "libo", "tree": "arbo", "star": "stelo"}  # fmt: skip
-"""Four nouns of each of the genders m, f and n, in this order."""
+"""Four nouns per gender, in the order m, f, n."""
 ADJECTIVES = {"big": "grand", "small": "pet", "old": "vet", "red": "rub", "good": "bon", "black": "nig"}
 VERBS = {"see": "vid", "love": "am", "find": "trov", "hear": "aud", "follow": "sek"}
 ADVERBS = {"today": "hodi", "often": "sepe", "slowly": "lente"}
@@ -31,19 +31,22 @@ def words() -> list[str]:
 
 
 def pairs(count: int, seed: int, max_adjectives: int = 3) -> list[tuple[str, str]]:
-    """`count` different (source, target) sentences, drawn at random.
+    """`count` distinct random (source, target) sentences.
 
     Args:
-      count: how many; ValueError where the grammar does not hold as many.
-      seed: of the draw.
-      max_adjectives: of a noun.
+      count: number of pairs.
+      seed: seed of the draws.
+      max_adjectives: largest number of adjectives per noun.
+
+    Raises:
+      ValueError: the draws yield fewer distinct sentences.
     """
     rng, found = np.random.default_rng(seed), {}
     for _ in range(20 * count):
         found.setdefault(*_sentence(rng, max_adjectives))
         if len(found) == count:
             return list(found.items())
-    raise ValueError(f"language: the grammar gave {len(found)} different sentences, {count} were asked for")
+    raise ValueError(f"language: the grammar yielded {len(found)} distinct sentences, expected {count}")
 
 
 def _sentence(rng: np.random.Generator, most: int) -> tuple[str, str]:

@@ -1,7 +1,7 @@
-"""From factors to pictures and their truth: the morphable model dressed, posed, rasterized and lit, in one jit.
+"""Renders factors to images and ground truth: hair, glasses, pose, rasterization and shading of the morphable model.
 
-Hair is the scalp's own surface raised along its normals and coloured in strands; glasses are two rims, a bridge and
-temples placed on the person's own eyes, with lenses blended over what lies behind them.
+Hair is the surface of the scalp, displaced along its normals and coloured in strands. Glasses consist of two rims, a
+bridge and temples at the person's eyes, with lenses blended over the background.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from facejax.morphable.model import MorphableModel
 from facejax.ops import rotation, sampling
 
 RIM_STEPS, RIM_SIDES = 24, 5
-ROOM = (2.75, 6.0)  # entries of the rasterizer's work list for each pixel; the second where the first is too short
+ROOM = (2.75, 6.0)  # work-list entries per pixel of the rasterizer; the second value if the first overflows
 GAMMA = 2.2
-TOGETHER = 2  # faces painted at once on a CPU, where placing goes face by face
+TOGETHER = 2  # faces shaded together on a CPU, where geometry is computed face by face
 
-# Where the five points of a face lie in a unit square: InsightFace's template of 112 pixels.
+# Five template points in the unit square: InsightFace's template of 112 pixels.
 TEMPLATE = (
     np.array(
         [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]], np.float32
@@ -40,10 +40,10 @@ class Renderer:
 
     Args:
       face: the morphable model.
-      size: of the square pictures.
-      aligned: True fits the five points to the recognition template; False frames the whole head.
-      supersample: pixels per picture pixel and axis.
-      dense: also returns the UV position map and the depth map.
+      size: side of the images, pixels.
+      aligned: true: aligns five points to the recognition template; false: shows the whole head.
+      supersample: samples per pixel and axis.
+      dense: whether to return the UV position map and the depth map.
     """
 
     def __init__(self, face: MorphableModel, size: int, *, aligned: bool, supersample: int = 2, dense: bool = False):
@@ -54,7 +54,7 @@ class Renderer:
             place = functools.partial(_place, face, tables, size, supersample, aligned, dense, room)
             paint = functools.partial(_paint, size, supersample)
             expression = factors["expression_strength"] @ tables.expressions
-            shapes = model.shape(face, factors["identity"], expression)  # one matrix product for the whole batch
+            shapes = model.shape(face, factors["identity"], expression)  # one matrix product per batch
             factors = {**factors, "shape": shapes, "texture": model.albedo(face, factors["albedo"])}
             factors["hair_colour"] = jnp.clip(factors["hair_colour"], 0.01, 1) ** GAMMA
 
@@ -70,26 +70,29 @@ class Renderer:
         self._draw = jax.jit(batch, static_argnums=1)
 
     def __call__(self, factors: Factors) -> dict[str, np.ndarray]:
-        """Pictures and truth.
+        """Images and ground truth.
 
         Args:
-          factors: stacked factors of persons and pictures, [N, ...].
+          factors: stacked factors of persons and images, [N, ...].
 
         Returns:
-          "face": [N, S, S, 3] linear light before the background, premultiplied; "alpha": [N, S, S]; "landmarks68" and
-          "landmarks98": [N, L, 2] pixels (x, y); "visible68", "visible98": [N, L] bool; "box": [N, 4] left, top,
-          right, bottom of the face; "camera": [N, 4] scale, roll and shift added by framing; with dense also
+          "face": [N, S, S, 3] linear light without background, premultiplied by alpha; "alpha": [N, S, S];
+          "landmarks68" and "landmarks98": [N, L, 2] pixels (x, y); "visible68", "visible98": [N, L] bool; "box": [N, 4]
+          left, top, right, bottom of the face; "camera": [N, 4] scale, roll and shift of the framing; with dense also
           "position_map" [N, 64, 64, 3] and "depth" [N, S, S].
+
+        Raises:
+          ValueError: a face is too large for the rasterizer's work list.
         """
         arrays = {k: np.asarray(v, np.float32) for k, v in factors.items() if k in RENDERED}
         for room in ROOM:
             found = jax.tree.map(np.asarray, self._draw(arrays, room))
             if not found.pop("overflow").any():
                 return found
-        raise ValueError(f"face world: a face covers more than {ROOM[-1]} times the picture, expected a smaller one")
+        raise ValueError(f"face world: a face covers more than {ROOM[-1]} times the image, expected a smaller one")
 
     def compose(self, found: dict[str, np.ndarray], factors: Factors, index: int) -> np.ndarray:
-        """The finished picture `index` of a batch: over its background, gamma-encoded, degraded. [S, S, 3] uint8."""
+        """Image `index` of a batch, composed with its background, gamma-encoded and degraded: [S, S, 3] uint8."""
         one = {k: v[index] for k, v in factors.items()}
         behind = degrade.background(one, self.size)
         linear = found["face"][index] + (1 - found["alpha"][index][..., None]) * behind
@@ -108,7 +111,7 @@ PAINTED = (
 
 
 class _Tables:
-    """Everything that is the same for all faces of a model."""
+    """Constants shared by all faces of a model."""
 
     def __init__(self, face: MorphableModel):
         vertices = face.mean_shape.shape[0]
@@ -132,7 +135,7 @@ def _bump(x: jax.Array, width: float) -> jax.Array:
 
 
 def _strands(rng: np.random.Generator, size: int) -> np.ndarray:
-    """[size, size] texture of fine strands that run outward from the texture's middle."""
+    """[size, size] texture of fine strands that run outward from the centre."""
     y, x = (np.mgrid[:size, :size] + 0.5) / size - 0.5
     angle = np.arctan2(y, x)
     waves = sum(
@@ -142,7 +145,7 @@ def _strands(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _hair(p: dict[str, jax.Array], places: jax.Array) -> jax.Array:
-    """How much hair grows at places of the mean head [3, ...]: 0..1 [...]."""
+    """Hair density in 0..1, [...], at positions [3, ...] of the mean head."""
     x, y, z = places
     a = jnp.abs(x)
     wave = 0.018 * jnp.sin(13 * x + p["hair_phase"]) + 0.010 * jnp.sin(31 * x + 2 * p["hair_phase"])
@@ -157,19 +160,19 @@ def _hair(p: dict[str, jax.Array], places: jax.Array) -> jax.Array:
 def _dress(
     p: dict[str, jax.Array], face: MorphableModel, tables: _Tables, vertices: jax.Array, normals: jax.Array
 ) -> jax.Array:
-    """Vertices with the hair's thickness added."""
+    """Vertices displaced by the thickness of the hair."""
     grown = _hair(p, face.mean_shape.T) * tables.skin
     lift = p["hair_volume"] * (0.35 + 0.65 * _smooth(face.mean_shape[:, 1], 0.2, 0.9)) + 0.012
     return vertices + (grown * lift)[:, None] * normals
 
 
 def _dye(p: dict[str, jax.Array], places: jax.Array, strands: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Wrinkles and hair: what part of the skin's colour is left, and how much of the hair's is added; [H, W] each.
+    """Weights [H, W] of the skin's colour, reduced by wrinkles and hair, and of the hair's colour.
 
     Args:
-      p: the face's factors.
-      places: [3, H, W] on the mean head.
-      strands: [H, W] the hair's texture.
+      p: factors of the face.
+      places: [3, H, W] positions on the mean head.
+      strands: [H, W] texture of the hair.
     """
     x, y, z = places
     a = jnp.abs(x)
@@ -190,7 +193,7 @@ def _dye(p: dict[str, jax.Array], places: jax.Array, strands: jax.Array) -> tupl
 
 
 def _glasses_layout() -> tuple[np.ndarray, np.ndarray]:
-    """Triangles of the rims with bridge and temples, and of the lenses, seen from either side."""
+    """Triangles of the frame (rims, bridge and temples; both orientations), and of the lenses."""
     ring = np.arange(RIM_STEPS)[:, None] * RIM_SIDES + np.arange(RIM_SIDES)
     ahead, beside = np.roll(ring, -1, 0), np.roll(ring, -1, 1)
     corner = np.roll(ahead, -1, 1)
@@ -214,7 +217,7 @@ def _glasses_layout() -> tuple[np.ndarray, np.ndarray]:
     )
     triangles = [one, one + per_rim] + [box + 2 * per_rim + 8 * i for i in range(3)]
     both = np.concatenate(triangles)
-    both = np.concatenate([both, both[:, ::-1]])  # seen from either side
+    both = np.concatenate([both, both[:, ::-1]])  # visible from both sides
     steps = np.arange(RIM_STEPS)
     lens = np.stack([np.full(RIM_STEPS, RIM_STEPS), steps, np.roll(steps, -1)], -1)
     lenses = np.concatenate([lens, lens + RIM_STEPS + 1])
@@ -222,7 +225,7 @@ def _glasses_layout() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _glasses(p: dict[str, jax.Array], face: MorphableModel, vertices: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Vertices of frame and lenses on this head; all in one point where no glasses are worn."""
+    """Vertices of frame and lenses on this head; without glasses, all coincide."""
     marks = vertices[face.landmarks68]
     eyes = jnp.stack([marks[36:42].mean(0), marks[42:48].mean(0)])
     nasion = marks[27]
@@ -265,7 +268,7 @@ def _glasses(p: dict[str, jax.Array], face: MorphableModel, vertices: jax.Array)
 def _frame(
     p: dict[str, jax.Array], points: jax.Array, size: int, aligned: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Similarity in the picture: scale and rotation as a 2x2 matrix, shift [2], and (scale, roll, shift) [4]."""
+    """Similarity transform to the image: scaled rotation [2, 2], shift [2], and (scale, roll, shift) [4]."""
     five = jnp.stack([points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]])[:, :2]
     if aligned:
         target = (TEMPLATE - 0.5) * size
@@ -292,7 +295,7 @@ def _place(
     room: float,
     p: dict[str, jax.Array],
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]:
-    """One face's factors, what `_paint` needs at every pixel, and all that `Renderer` returns but the picture."""
+    """Geometry of one face: factors for `_paint`, values per sample, and the ground truth of `Renderer`."""
     full = size * supersample
     bare = p["shape"]
     normals = lighting.vertex_normals(bare, face.triangles, tables.incident)
@@ -301,10 +304,10 @@ def _place(
     turn = rotation.from_euler(p["pose"])
     everything = jnp.concatenate([vertices, frame, bare[face.landmarks68], bare[face.landmarks98], lenses])
     unit, zero = jnp.float32(1.0), jnp.zeros(2)
-    seen = camera.perspective(everything, turn, unit, zero, p["distance"])
+    projected = camera.perspective(everything, turn, unit, zero, p["distance"])
     counts = np.cumsum([vertices.shape[0], frame.shape[0], 68, 98])
-    matrix, shift, framing = _frame(p, seen[counts[1] : counts[2]], size, aligned)
-    placed = jnp.concatenate([seen[:, :2] @ matrix.T + shift, seen[:, 2:] * framing[0]], 1)
+    matrix, shift, framing = _frame(p, projected[counts[1] : counts[2]], size, aligned)
+    placed = jnp.concatenate([projected[:, :2] @ matrix.T + shift, projected[:, 2:] * framing[0]], 1)
     drawn, marks68, marks98 = placed[: counts[1]], placed[counts[1] : counts[2]], placed[counts[2] : counts[3]]
 
     capacity = int(room * full * full)
@@ -348,7 +351,7 @@ def _place(
     if dense:
         depth = jnp.where(fragments.triangle >= 0, fragments.depth / supersample, 0.0)[::supersample, ::supersample]
         head = jnp.concatenate(
-            [seen[: vertices.shape[0], :2] @ matrix.T + shift, seen[: vertices.shape[0], 2:] * framing[0]], 1
+            [projected[: vertices.shape[0], :2] @ matrix.T + shift, projected[: vertices.shape[0], 2:] * framing[0]], 1
         )
         found["depth"] = depth
         found["position_map"] = uv.uv_position_map(tables.position_fragments, face.triangles, head)[0]
@@ -358,13 +361,13 @@ def _place(
 def _paint(
     size: int, supersample: int, drawn: tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]
 ) -> dict[str, jax.Array]:
-    """Everything that `Renderer` returns, from what `_place` does."""
+    """Shades the result of `_place`: adds "face" and "alpha" to the ground truth."""
     p, pixels, found = drawn
     surface, rim, lens = pixels["surface"], pixels["rim"], pixels["lens"]
     kept, hair = _dye(p, surface[5:8], pixels["strands"])
     bare = (surface[8] < 0.5) | rim
     kept, hair = jnp.where(bare, 1.0, kept), jnp.where(bare, 0.0, hair)
-    turn = rotation.from_euler(p["pose"])  # the light is turned back instead of every normal
+    turn = rotation.from_euler(p["pose"])  # rotates the light back instead of every normal
     towards = lighting.unit(p["light_direction"])
     half = lighting.unit(towards + jnp.array([0.0, 0.0, 1.0])) @ turn
     light = lighting.directional_light(towards @ turn, p["light_colour"], p["ambient"])
@@ -376,18 +379,18 @@ def _paint(
     hair_colour, frame_colour, glow = (p[k][:, None, None] for k in ("hair_colour", "frame_colour", "light_colour"))
     skin = jnp.moveaxis(pixels["skin"], -1, 0)
     colour = jnp.where(rim, frame_colour, skin * kept + hair_colour * hair)
-    picture = colour * bright + shine * glow
-    picture = jnp.where(lens, picture * (1 - p["tint"]) + 0.025 * glow, picture)
+    shaded = colour * bright + shine * glow
+    shaded = jnp.where(lens, shaded * (1 - p["tint"]) + 0.025 * glow, shaded)
 
     def shrink(x: jax.Array) -> jax.Array:
         return x.reshape(-1, size, supersample, size, supersample).mean((2, 4))
 
-    face = jnp.moveaxis(shrink(jnp.where(covered, picture, 0.0)), 0, -1)
+    face = jnp.moveaxis(shrink(jnp.where(covered, shaded, 0.0)), 0, -1)
     return {**found, "face": face, "alpha": shrink(covered.astype(jnp.float32))[0]}
 
 
 def _visible(marks: jax.Array, fragments: rasterizer.Fragments, supersample: int, scale: jax.Array) -> jax.Array:
-    """Whether points are in the picture and not behind something nearer, with a tolerance of a thickness of skin."""
+    """Whether points are inside the image and not occluded, with a tolerance of the skin's thickness."""
     height, width = fragments.depth.shape
     at = jnp.floor(marks[:, :2] * supersample).astype(jnp.int32)
     inside = jnp.all((at >= 0) & (at < jnp.array([width, height])), -1)
@@ -397,7 +400,7 @@ def _visible(marks: jax.Array, fragments: rasterizer.Fragments, supersample: int
 
 
 def _box(drawn: jax.Array, face: MorphableModel) -> jax.Array:
-    """Left, top, right, bottom of the face from forehead to chin, ears and hair left out."""
+    """Left, top, right, bottom of the face from forehead to chin, without ears and hair."""
     y = face.mean_shape[:, 1]
     member = face.regions["skin"] & (face.mean_shape[:, 2] > 0.0) & (y < 0.62)
     low = jnp.where(member[:, None], drawn[:, :2], jnp.inf).min(0)
