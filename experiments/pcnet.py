@@ -172,7 +172,7 @@ def build(config: ConfigDict) -> Experiment:
             groups += [(rows, own) for own in (np.flatnonzero(people == person) for person in np.unique(people))]
         groups = [group for group in groups if len(group[1]) >= each]
         if not groups:
-            raise ValueError(f"nobody has loss.images {each} images: expected a smaller number")
+            raise ValueError(f"no identity has loss.images {each} images: expected a smaller number")
         return data.batches(groups, batch // each, config.seed, load)
 
     def load(examples: Any, rngs: Any) -> dict[str, np.ndarray]:

@@ -97,7 +97,7 @@ def training(
         groups = [np.flatnonzero(known.people == person) for person in np.unique(known.people)]
         groups = [rows for rows in groups if len(rows) > 1]
         if not groups:
-            raise ValueError(f"nobody has two sets of sets.size {size} images: expected a smaller number")
+            raise ValueError(f"no identity has two sets of sets.size {size} images: expected a smaller number")
 
         def load(examples: Any, rngs: Any) -> dict[str, np.ndarray]:
             pairs = [rng.permutation(rows)[:2] for rows, rng in zip(examples, rngs, strict=True)]

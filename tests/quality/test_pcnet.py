@@ -156,7 +156,7 @@ def test_pooling_weights_unit_embeddings_by_the_confidences(configured):
     ("changes", "message"),
     [
         ({"loss.images": 1}, "loss.images is 1: expected 2 or more, dividing"),
-        ({"loss.images": 16, "train.batch_size": 16}, "nobody has loss.images 16 images"),
+        ({"loss.images": 16, "train.batch_size": 16}, "no identity has loss.images 16 images"),
         ({"data.people": 1}, "data.people is 1: expected 2 or more, two halves"),
         ({"data.people": 13}, "data.people is 13: expected .* of the face world at most 12"),
         ({"recogniser.weights": "a.pth"}, "recogniser.weights is 'a.pth': expected 2 files with a comma between"),

@@ -109,8 +109,8 @@ def test_smoke(smoke):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sets.size": 17}, "nobody has sets.size 17 images"),
-        ({"sets.size": 9, "train.batch_size": 2}, "nobody has two sets of sets.size 9 images"),
+        ({"sets.size": 17}, "no identity has sets.size 17 images"),
+        ({"sets.size": 9, "train.batch_size": 2}, "no identity has two sets of sets.size 9 images"),
         ({"train.batch_size": 3}, "train.batch_size is 3 sets: expected an even number"),
         ({"branch": "stage9"}, "branch is 'stage9': expected one of stem"),
     ],
