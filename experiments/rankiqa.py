@@ -108,7 +108,7 @@ LIVE = {
     "jpeg": (43.0, 12.0, 7.0, 4.0, 0.0),
     "jpeg2000": tuple(24 / bits for bits in (0.46, 0.16, 0.07, 0.04, 0.02)),
 }
-TID2013 = {
+TID2013 = {  # the authors' distortions without denoising: 18 lists
     **{kind: LIVE[kind][:4] for kind in ("kernel_blur", "jpeg", "jpeg2000")},
     "noise": (0.001, 0.005, 0.01, 0.05),
     "colour_noise": (0.0140, 0.0198, 0.0343, 0.0524),
@@ -126,7 +126,6 @@ TID2013 = {
     "colour_quantisation": (64.0, 32.0, 16.0, 8.0),
     "aberration": (2.0, 6.0, 10.0, 14.0),
 }
-"""The authors' distortions without denoising: 18 lists."""
 PRESETS = {
     "synthetic": {},
     "from_scratch": {"loss.ranking": 0.0},
