@@ -1,4 +1,4 @@
-"""Packages that import their modules when an attribute asks for them (PEP 562)."""
+"""Packages whose modules are imported on first attribute access (PEP 562)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def lazy(
 
     Args:
       package: the package's `__name__`.
-      path: its `__path__`. Every public module and package in it becomes an attribute, imported at its first use.
-      *names: what else the package defines in public.
+      path: its `__path__`. Every public module and subpackage becomes an attribute, imported on first use.
+      *names: other public names that the package defines.
     """
     modules = {found.name for found in pkgutil.iter_modules(path) if not found.name.startswith("_")}
     public = sorted({*modules, *names})

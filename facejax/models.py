@@ -1,7 +1,7 @@
-"""Every published architecture by its name: what it is, its number of parameters, how to make it and to load weights.
+"""Table of all published architectures: description, parameter count, constructor, and converter of weights.
 
-A name stands for the published settings. Options have one name for each meaning, whatever the module's field is called:
-`num_features` is the width of an embedding, `num_classes` the number of classes.
+A name selects the published settings. Options have uniform names, independent of the fields of the module:
+`num_features` is the embedding dimension, `num_classes` the number of classes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Part:
     Attributes:
       constructor: "package.module:name".
       options: its settings.
-      bind: the settings are bound and nothing is made: the module makes its own parts from it.
+      bind: pass the constructor with its settings bound (a partial) instead of a module.
     """
 
     constructor: str
@@ -41,14 +41,14 @@ class Model:
 
     Attributes:
       constructor: "package.module:name" of a function or class that makes the Linen module.
-      parameters: their number at the published settings.
-      input_shape: of one example, without the batch axis: pixels and channels, features, or tokens.
-      source: of `parameters`.
-      about: one line.
-      options: published settings, where the constructor's defaults differ.
-      num_features: the constructor's field for the embedding's width, "part.field" where it belongs to a part.
+      parameters: number of parameters with the published settings.
+      input_shape: of one sample, without the batch axis: pixels and channels, features, or tokens.
+      source: origin of the number in `parameters`.
+      about: one-line description.
+      options: published settings that differ from the constructor's defaults.
+      num_features: the constructor's field for the embedding dimension; "part.field" for a field of a part.
       converter: "package.module:function" of (path, shapes of variables) -> variables, for published weights.
-      inputs: the arguments of a call, one of `INPUTS`.
+      inputs: kind of call arguments, a key of `INPUTS`.
     """
 
     constructor: str
@@ -68,10 +68,10 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_info(name: str) -> Model:
-    """What is known of an architecture. Raises ValueError, with the nearest names, where there is none of this name."""
+    """The table's row for an architecture. Raises ValueError, with the nearest names, if the name is unknown."""
     if name not in MODELS:
         near = difflib.get_close_matches(name, MODELS, 3) or list_models(f"*{name}*")[:3]
-        hint = f"the nearest are {', '.join(near)}" if near else "facejax.list_models() gives all names"
+        hint = f"the nearest are {', '.join(near)}" if near else "facejax.list_models() returns all names"
         raise ValueError(f"there is no model {name!r}: {hint}")
     return MODELS[name]
 
@@ -84,7 +84,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
       **options: changes to the published settings: `num_features`, `num_classes` and the fields of the constructor.
 
     Raises:
-      ValueError: no such architecture, or an option that it does not have.
+      ValueError: unknown architecture or unknown option.
     """
     model = model_info(name)
     make = _find(model.constructor)
@@ -98,13 +98,13 @@ def create_model(name: str, **options: Any) -> nn.Module:
     if "num_features" in settings:
         width = {field: settings.pop("num_features")}
         if part in options:
-            raise ValueError(f"{name}: num_features is a setting of {part}, which is given")
+            raise ValueError(f"{name}: num_features cannot be set together with {part}, which contains it")
         settings |= {part: _with(model.options[part], width)} if part else width
     return make(**{key: _made(value) for key, value in settings.items()})
 
 
 def variable_shapes(name: str, **options: Any) -> Any:
-    """Shapes and types of a model's variables at its published input shape; arguments as of `create_model`."""
+    """Shapes and types of a model's variables at its published input shape; arguments as in `create_model`."""
     import jax
 
     net = create_model(name, **options)
@@ -123,16 +123,16 @@ def load_pretrained(name: str, path: str | os.PathLike[str], **options: Any) -> 
 
     Args:
       name: one of `list_models()`.
-      path: the file, as its authors publish it; see the converter that `model_info(name)` names.
-      **options: as of `create_model`, for weights of other settings.
+      path: the file as its authors publish it; see the `converter` of `model_info(name)`.
+      **options: as in `create_model`, for weights of other settings.
 
     Raises:
-      ValueError: a model whose published weights cannot be read, or a file that does not fit it.
+      ValueError: the model has no converter, or the file does not match the model.
     """
     converter = model_info(name).converter
     if not converter:
         known = ", ".join(known for known in list_models() if MODELS[known].converter)
-        raise ValueError(f"there is no converter of published weights for {name}; there are converters for {known}")
+        raise ValueError(f"there is no converter of published weights for {name}; models with a converter: {known}")
     return _find(converter)(path, variable_shapes(name, **options))
 
 
@@ -235,7 +235,7 @@ INPUTS = {
     "subgraphs": _subgraphs,
     "chains": _chains,
 }
-"""A smallest example's arguments, from `Model.input_shape`."""
+"""Kind of inputs -> the call arguments of a batch of one, from `Model.input_shape`."""
 
 FACE, PICTURE = (112, 112, 3), (224, 224, 3)
 BACKBONES, INTEROP = "facejax.backbones.", "facejax.interop."
@@ -273,7 +273,7 @@ def _hrnet_classifier(trunk: str, parameters: int, source: str) -> Model:
 def _hrnet_pose(trunk: str, parameters: int) -> Model:
     return Model(
         BACKBONES + "hrnet:PoseNet", parameters, (256, 192, 3), "the authors' code",
-        f"{trunk}, heat maps of 17 joints", {"trunk": Part(f"{BACKBONES}hrnet:{trunk}", {"finest_only": True})},
+        f"{trunk}, heatmaps of 17 joints", {"trunk": Part(f"{BACKBONES}hrnet:{trunk}", {"finest_only": True})},
         converter=HRNET,
     )  # fmt: skip
 
@@ -367,7 +367,7 @@ MODELS: Mapping[str, Model] = {
     ),
     "qan_branch": Model(
         "facejax.quality.qan:QualityBranch", 87_425, PICTURE, "summed over the authors' layers",
-        "QAN's quality branch on pictures", {"stem": True},
+        "QAN's quality branch on images", {"stem": True},
     ),
     "qan_pp": Model(
         "facejax.quality.qan_pp:QualityNet", 122_569, FACE, "QAN++'s code", "QAN++'s quality network",
@@ -404,7 +404,7 @@ MODELS: Mapping[str, Model] = {
         BACKBONES + "vgg:vgg_m", 102_908_520, PICTURE, LAYERS, "VGG-M, classifier of ImageNet", {"num_classes": 1000},
     ),
     "zfnet": Model(
-        BACKBONES + "zfnet:ZFNet", 62_357_608, PICTURE, LAYERS, "ZFNet, the network that deconvolution shows",
+        BACKBONES + "zfnet:ZFNet", 62_357_608, PICTURE, LAYERS, "ZFNet, the network that deconvolution visualises",
     ),
     "zfnet_trunk": Model(
         BACKBONES + "zfnet:ZFNet", 3_726_464, PICTURE, LAYERS, "ZFNet's convolutions alone", {"num_classes": None},
@@ -429,7 +429,7 @@ MODELS: Mapping[str, Model] = {
     ),
     "googlenet_torchvision": Model(
         BACKBONES + "inception:googlenet_torchvision", 13_004_888, PICTURE, "torchvision",
-        "GoogLeNet with batch norm, as torchvision has it", converter=TORCHVISION,
+        "GoogLeNet with batch norm, as in torchvision", converter=TORCHVISION,
     ),
     "bn_inception": Model(
         BACKBONES + "inception:bn_inception", 11_188_288, PICTURE, "TF-slim, with the paper's first batch norm",
@@ -453,17 +453,17 @@ MODELS: Mapping[str, Model] = {
     "hrnet_w48_pose": _hrnet_pose("hrnet_w48", 63_595_745),
     "simple_baseline_resnet50": Model(
         BACKBONES + "hrnet:SimpleBaseline", 33_999_697, (256, 192, 3), "HRNet's authors' code",
-        "ResNet-50 and three transposed convolutions, heat maps of 17 joints",
+        "ResNet-50 and three transposed convolutions, heatmaps of 17 joints",
         {"trunk": Part(BACKBONES + "resnet:resnet50")},
     ),
     "bilinear_cnn_dd": _bilinear("dd", 67_143_688),
     "bilinear_cnn_dm": _bilinear("dm", 73_672_328),
     "bilinear_cnn_mm": _bilinear("mm", 58_957_640),
     "deformable_resnet101": _deformable(
-        101, 45_544_704, "ResNet-101 whose last stage deforms, version 1", (5,), {"offset_groups": 4}
+        101, 45_544_704, "ResNet-101 with deformable convolutions (v1) in its last stage", (5,), {"offset_groups": 4}
     ),
     "deformable_v2_resnet50": _deformable(
-        50, 26_428_295, "ResNet-50 whose last three stages deform and modulate", (3, 4, 5), {"modulated": True}
+        50, 26_428_295, "ResNet-50 with modulated deformable convolutions (v2)", (3, 4, 5), {"modulated": True}
     ),
     "transformer_base": Model(
         "facejax.foundations.transformer:Transformer", 63_045_632, (256,), "summed over the paper's layers; paper 65 M",
@@ -480,30 +480,30 @@ MODELS: Mapping[str, Model] = {
         {"latent": 0},
     ),
     "vib_plane": Model(
-        "facejax.foundations.vib:Classifier", 1_858_595, (784,), LAYERS, "Deep VIB of digits, a 2-d code",
+        "facejax.foundations.vib:Classifier", 1_858_595, (784,), LAYERS, "Deep VIB of digits, 2-d code",
         {"latent": 2, "covariance": "full"},
     ),
     "cdp_mediator": Model(
-        "facejax.clustering.cdp:Mediator", 2522, (14,), "CDP's code", "CDP's mediator of a base and four members",
+        "facejax.clustering.cdp:Mediator", 2522, (14,), "CDP's code", "CDP's mediator of five models",
     ),
     "da_net": Model(
         "facejax.clustering.density_aware:DANet", 1_379_072, (256,), LAYERS,
         "DA-Net: a graph convolution and an LSTM along density chains", num_features="features", inputs="chains",
     ),
     "gcn_v": Model(
-        "facejax.clustering.vegcn:GCNV", 526_337, (256,), "VE-GCN's code", "VE-GCN's confidence of vertices",
+        "facejax.clustering.vegcn:GCNV", 526_337, (256,), "VE-GCN's code", "VE-GCN's vertex confidence",
         inputs="graph",
     ),
     "gcn_e": Model(
-        "facejax.clustering.vegcn:GCNE", 1_509_890, (512,), "VE-GCN's code", "VE-GCN's connectivity of edges",
+        "facejax.clustering.vegcn:GCNE", 1_509_890, (512,), "VE-GCN's code", "VE-GCN's edge connectivity",
         inputs="subgraphs",
     ),
     "star_fc": Model(
-        "facejax.clustering.star_fc:EdgeNet", 788_994, (256,), "STAR-FC's code", "STAR-FC's probability of edges",
+        "facejax.clustering.star_fc:EdgeNet", 788_994, (256,), "STAR-FC's code", "STAR-FC's edge probability",
         inputs="pairs_of_nodes",
     ),
     "odc_resnet50": Model(
-        "facejax.clustering.odc:ODC", 24_688_448, PICTURE, "the authors' code", "ODC: ResNet-50 and the clustered neck",
+        "facejax.clustering.odc:ODC", 24_688_448, PICTURE, "the authors' code", "ODC: ResNet-50 and embedding neck",
         {"backbone": Part(BACKBONES + "resnet:resnet50"), "neck": Part("facejax.clustering.odc:Neck")},
         num_features="neck.width",
     ),
@@ -540,4 +540,4 @@ MODELS: Mapping[str, Model] = {
         }.items()
     },
 }  # fmt: skip
-"""Name -> published architecture. A new architecture gets a row here; tests/test_models.py counts its parameters."""
+"""Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""

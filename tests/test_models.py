@@ -110,7 +110,7 @@ def test_num_classes_is_the_number_of_classes():
     ("call", "sentence"),
     [
         (lambda: facejax.create_model("iresnet5"), r"there is no model 'iresnet5': the nearest are iresnet50, "),
-        (lambda: facejax.model_info("zzz"), r"there is no model 'zzz': facejax\.list_models\(\) gives all names"),
+        (lambda: facejax.model_info("zzz"), r"there is no model 'zzz': facejax\.list_models\(\) returns all names"),
         (
             lambda: facejax.create_model("iresnet50", num_classes=3),
             r"iresnet50 has no option 'num_classes'; options: axis_name, dropout, dtype, num_features, widths$",
@@ -123,7 +123,7 @@ def test_num_classes_is_the_number_of_classes():
         ),
         (
             lambda: facejax.load_pretrained("vgg19", "x"),
-            r"no converter of published weights for vgg19; there are converters for gat_cora, .*, vgg16$",
+            r"no converter of published weights for vgg19; models with a converter: gat_cora, .*, vgg16$",
         ),
     ],
 )

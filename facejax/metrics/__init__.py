@@ -1,4 +1,4 @@
-"""Measures of evaluation, as the papers' protocols define them."""
+"""Evaluation metrics, as the papers' protocols define them."""
 
 from facejax._lazy import lazy
 

@@ -1,4 +1,4 @@
-"""Classification accuracy, per example and as sums that merge over batches and devices."""
+"""Classification accuracy, per sample and as sums that add up over batches and devices."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 
 def top_k_correct(logits: jax.Array, labels: jax.Array, k: int = 1) -> jax.Array:
-    """Whether fewer than k other classes score at least as high as the true class: ties count against it.
+    """Whether the true class is among the k highest scores; a tie counts as an error.
 
     Args:
-      logits: [N, C]; a NaN counts against the true class.
-      labels: [N] integers in 0..C-1; one out of range is wrong.
+      logits: [N, C]; a NaN ranks above the true class.
+      labels: [N] integers in 0..C-1; a label out of range counts as an error.
       k: 1..C.
 
     Returns:
@@ -29,16 +29,16 @@ def top_k_correct(logits: jax.Array, labels: jax.Array, k: int = 1) -> jax.Array
 def top_k_accuracy(
     logits: jax.Array, labels: jax.Array, k: int = 1, where: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Sum and count of `top_k_correct` over the examples that count; add both over batches, then divide.
+    """Sum and count of `top_k_correct` over the valid samples. Add both over batches, then divide.
 
     Args:
       logits: [N, C].
       labels: [N].
       k: 1..C.
-      where: [N] bool, examples that count; None counts all.
+      where: [N] bool, valid samples; None counts all.
 
     Returns:
-      (correct [], examples []), float32.
+      (correct [], samples []), float32.
     """
     correct = top_k_correct(logits, labels, k)
     where = jnp.ones(correct.shape, bool) if where is None else where

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Precision, recall and their harmonic mean; NaN where there is nothing to divide by."""
+    """Precision, recall and their harmonic mean; NaN where the denominator is zero."""
 
     precision: float
     recall: float
@@ -21,7 +21,7 @@ class Score:
 
 
 def _contingency(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Counts of the cells that are not empty, with the sizes of their row and column, and all rows' and columns'."""
+    """Counts of the non-empty cells, the row and column sums of each, and the sums of all rows and all columns."""
     truth, predicted = np.asarray(truth), np.asarray(predicted)
     if truth.ndim != 1 or truth.shape != predicted.shape or not len(truth):
         raise ValueError(f"labels are {truth.shape}, predictions {predicted.shape}: expected two of [N], N above 0")
@@ -32,13 +32,13 @@ def _contingency(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, 
 
 
 def pairwise(truth: np.ndarray, predicted: np.ndarray) -> Score:
-    """Over unordered pairs of different items: how many found pairs are true, and how many true pairs are found.
+    """Pairwise precision and recall over unordered pairs of distinct items.
 
     Args:
-      truth, predicted: [N] labels of any integers. Label -1 is a cluster like others: see `singletons`.
+      truth, predicted: [N] integer labels. Label -1 is an ordinary cluster here; `singletons` splits it.
 
     Raises:
-      ValueError: lengths that differ, or no items.
+      ValueError: the lengths differ or are zero.
     """
     counts, _, _, truths, found = _contingency(truth, predicted)
     pairs = [float(np.sum(n.astype(np.float64) * (n - 1))) for n in (counts, truths, found)]
@@ -46,14 +46,14 @@ def pairwise(truth: np.ndarray, predicted: np.ndarray) -> Score:
 
 
 def bcubed(truth: np.ndarray, predicted: np.ndarray) -> Score:
-    """Means over items of the share of its cluster that is of its class, and of its class that is in its cluster."""
+    """BCubed: mean over items of the fraction of its cluster in its class (precision) and the reverse (recall)."""
     counts, row, column, _, _ = _contingency(truth, predicted)
     square = counts.astype(np.float64) ** 2 / counts.sum()
     return Score(float(np.sum(square / column)), float(np.sum(square / row)))
 
 
 def normalized_mutual_information(truth: np.ndarray, predicted: np.ndarray, *, average: str = "arithmetic") -> float:
-    """Mutual information over the "arithmetic" or "geometric" mean of the two entropies; 0 to 1."""
+    """Mutual information divided by the "arithmetic" or "geometric" mean of the two entropies, in 0..1."""
     if average not in ("arithmetic", "geometric"):
         raise ValueError(f"average is {average!r}: expected arithmetic or geometric")
     counts, row, column, truths, found = _contingency(truth, predicted)
@@ -67,7 +67,7 @@ def normalized_mutual_information(truth: np.ndarray, predicted: np.ndarray, *, a
 
 
 def singletons(predicted: np.ndarray) -> np.ndarray:
-    """The labels with every -1, an item that belongs nowhere, made a cluster of its own."""
+    """Gives every unclustered item (label -1) a cluster of its own."""
     predicted = np.array(predicted)
     alone = predicted < 0
     predicted[alone] = predicted.max(initial=-1) + 1 + np.arange(alone.sum())
@@ -75,7 +75,7 @@ def singletons(predicted: np.ndarray) -> np.ndarray:
 
 
 def report(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
-    """All numbers of a clustering; items labelled -1 count as clusters of one."""
+    """All metrics of a clustering; each item labelled -1 is a cluster of one."""
     predicted = singletons(predicted)
     found = {}
     for name, score in (("pairwise", pairwise(truth, predicted)), ("bcubed", bcubed(truth, predicted))):

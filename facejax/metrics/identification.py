@@ -1,8 +1,9 @@
-"""Closed-set search and the MegaFace challenge: finding a mate among a million distractors.
+"""Closed-set identification and the MegaFace challenge: rank of the mate among a million distractors.
 
-MegaFace's probes are photos of known people (FaceScrub); every ordered pair of photos of one person is a search, in
-which one photo looks for the other among all distractors. Say with every number whether the refined, noise-removed
-lists were used: they move rank 1 by some 17 points. Feature files are those of the challenge's development kit.
+MegaFace's probes are images of FaceScrub identities. Every ordered pair of images of one identity is a search: the
+first image is the probe, the second its mate, hidden among all distractors. State with every result whether the
+refined (noise-removed) lists were used: they change rank 1 by about 17 points. Feature files follow the challenge's
+development kit.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class MegaFace(NamedTuple):
     """Result of `megaface`.
 
     Attributes:
-      identification: [R] share of searches that find the mate among the best `ranks`.
-      false_accepts: genuine pairs against all probe-distractor pairs; `false_accepts.tar(1e-6)` is the challenge's
-        verification rate.
+      identification: [R] fraction of searches whose mate is among the best `ranks`.
+      false_accepts: ROC of genuine pairs against all probe-distractor pairs; `false_accepts.tar(1e-6)` is the
+        challenge's verification rate.
     """
 
     identification: np.ndarray
@@ -38,18 +39,18 @@ def megaface(
 ) -> MegaFace:
     """Identification with distractors and verification, scored by squared Euclidean distance.
 
-    The features are taken as they are: unit length for plain features, one dimension more for refined ones
-    (`refine_probes`, `refine_distractors`). A distractor as near as the mate counts against the search. Distractors
-    are read in blocks, so they may be a memory map; no array of all scores exists.
+    The function does not normalise: plain features should have unit length, refined ones come from `refine_probes` and
+    `refine_distractors`. A distractor at the same distance as the mate ranks above it. Distractors are read in blocks,
+    so they may be a memory map; memory does not grow with the number of scores.
 
     Args:
       probes: [P, D].
-      identities: [P]; each with two probes or more takes part.
+      identities: [P]; identities with a single probe are ignored.
       distractors: [M, D].
       ranks: [R].
 
     Raises:
-      ValueError: on shapes, or if no identity has two probes.
+      ValueError: wrong shapes, or no identity has two probes.
     """
     probes, identities = np.asarray(probes), np.asarray(identities)
     if probes.ndim != 2 or identities.shape != probes.shape[:1] or distractors.shape[1:] != probes.shape[1:]:
@@ -61,7 +62,7 @@ def megaface(
         raise ValueError(f"ranks {ranks}: expected 1..{len(distractors)}, the number of distractors")
     searcher, mate = np.nonzero((identities[:, None] == identities) & ~np.eye(len(probes), dtype=bool))
     if not len(searcher):
-        raise ValueError(f"identities: none of the {len(probes)} occurs twice; expected two probes of a person")
+        raise ValueError(f"identities: none of the {len(probes)} occurs twice; expected an identity with two probes")
     lengths = np.sum(np.square(probes), 1)
     scores = -np.sum(np.square(probes[searcher] - probes[mate]), 1)
     genuine = np.sort(scores)
@@ -72,7 +73,7 @@ def megaface(
         block = np.asarray(distractors[start : start + step])
         found = 2 * probes @ block.T - lengths[:, None] - np.sum(np.square(block), 1)
         if not np.isfinite(found).all():
-            raise ValueError(f"megaface: features near distractor {start} or of the probes are not finite")
+            raise ValueError(f"megaface: features of the probes or near distractor {start} are not finite")
         counts += count_at_least(genuine, found)
         best = np.partition(np.concatenate([best, found], 1), -max(ranks), axis=1)[:, -max(ranks) :]
     best = np.sort(best, axis=1)[:, ::-1]
@@ -81,7 +82,7 @@ def megaface(
 
 
 def refine_probes(features: ArrayLike, identities: ArrayLike, noisy: ArrayLike, rng: np.random.Generator) -> np.ndarray:
-    """Probe features of the refined list: a mislabelled photo is replaced by its person's summed clean features.
+    """Probe features of the refined list: the sum of an identity's clean features replaces each mislabelled image.
 
     Args:
       features: [P, D]; identities: [P]; noisy: [P] bool.
@@ -91,13 +92,15 @@ def refine_probes(features: ArrayLike, identities: ArrayLike, noisy: ArrayLike, 
       [P, D + 1] float32, the last dimension 0.
 
     Raises:
-      ValueError: a person has no clean photo.
+      ValueError: an identity has no clean image.
     """
     features, identities, noisy = np.asarray(features, np.float32), np.asarray(identities), np.asarray(noisy, bool)
     people, index = np.unique(identities, return_inverse=True)
     orphans = np.bincount(index, ~noisy, len(people)) == 0
     if orphans.any():
-        raise ValueError(f"identity {people[orphans][0]}: all photos are marked noisy; expected a clean one")
+        raise ValueError(
+            f"identity {people[orphans][0]}: all images are marked noisy; expected at least one clean image"
+        )
     centers = np.zeros((len(people), features.shape[1]), np.float32)
     np.add.at(centers, index[~noisy], features[~noisy])
     jitter = rng.uniform(-PROBE_JITTER, PROBE_JITTER, (int(noisy.sum()), features.shape[1]))
@@ -107,13 +110,13 @@ def refine_probes(features: ArrayLike, identities: ArrayLike, noisy: ArrayLike, 
 
 
 def refine_distractors(features: ArrayLike, noisy: ArrayLike) -> np.ndarray:
-    """Distractor features of the refined list: the added dimension is 100 where the photo is a probe's person.
+    """Distractor features of the refined list: the added dimension is 100 where the image shows a probe's identity.
 
     Args:
       features: [M, D]; noisy: [M] bool.
 
     Returns:
-      [M, D + 1] float32; noisy ones lie a distance of 100 from everything.
+      [M, D + 1] float32; noisy distractors are at least 100 away from all other features.
     """
     added = np.where(np.asarray(noisy, bool), NOISY_DISTRACTOR, 0.0)
     return np.concatenate([features, added[:, None]], 1, dtype=np.float32, casting="same_kind")
@@ -122,9 +125,9 @@ def refine_distractors(features: ArrayLike, noisy: ArrayLike) -> np.ndarray:
 def cmc(
     probes: ArrayLike, probe_labels: ArrayLike, gallery: ArrayLike, gallery_labels: ArrayLike, max_rank: int = 10
 ) -> np.ndarray:
-    """Cumulative match characteristic of a closed-set search by cosine; its first entry is the rank-1 rate.
+    """Cumulative match characteristic of a closed-set search by cosine similarity; the first entry is rank 1.
 
-    A probe's rank is one more than the strangers in the gallery that score at least as high as its best mate.
+    A probe's rank is one plus the number of gallery images of other identities that score at least as high as its mate.
 
     Args:
       probes: [P, D]; probe_labels: [P].
@@ -132,7 +135,7 @@ def cmc(
       max_rank: K.
 
     Returns:
-      [K] share of probes of rank 1, 1..2, ..., 1..K.
+      [K] fraction of probes of rank at most 1, 2, ..., K.
     """
     probes, gallery = unit_rows(probes), unit_rows(gallery)
     probe_labels, gallery_labels = np.asarray(probe_labels), np.asarray(gallery_labels)
@@ -158,7 +161,7 @@ def read_feature(path: str | os.PathLike) -> np.ndarray:
     """Reads one feature of the development kit: int32 n, 1, 4, 5, then n float32, little-endian. Returns [n].
 
     Raises:
-      ValueError: names the file and offset of what is not so.
+      ValueError: names the file and the offset of the error.
     """
     with open(path, "rb") as file:
         data = file.read()

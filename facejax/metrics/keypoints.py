@@ -1,5 +1,5 @@
 """Body keypoints by the official protocols: COCO's object keypoint similarity (OKS) and average precision, OKS-NMS and
-rescoring of detected people, and MPII's PCKh.
+rescoring of detections, and MPII's PCKh.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 COCO_SIGMAS = np.array(
     [0.26, 0.25, 0.25, 0.35, 0.35, 0.79, 0.79, 0.72, 0.72, 0.62, 0.62, 1.07, 1.07, 0.87, 0.87, 0.89, 0.89]
 ) / 10  # fmt: skip
-"""How far annotators scatter, as a part of sqrt(area): nose, eyes, ears, shoulders, elbows, wrists, hips, knees,
-ankles."""
+"""Annotators' standard deviation as a fraction of sqrt(area): nose, eyes, ears, shoulders, elbows, wrists, hips,
+knees, ankles."""
 
 OKS_LEVELS = np.linspace(0.5, 0.95, 10)
 RECALL_LEVELS = np.linspace(0, 1, 101)
@@ -25,21 +25,21 @@ MPII_JOINTS = {
     "head": (9,), "shoulder": (12, 13), "elbow": (11, 14), "wrist": (10, 15), "hip": (2, 3), "knee": (1, 4),
     "ankle": (0, 5),
 }  # fmt: skip
-"""Numbers of MPII's 16 joints; the head's is its top. The neck, 8, counts in the means only."""
+"""Indices of MPII's 16 joints; the head is its top. The neck, index 8, is in the means only."""
 MPII_EXCLUDED = (6, 7)
-"""Pelvis and thorax, which count in no mean."""
+"""Pelvis and thorax, which no mean includes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class People:
-    """Annotated people of one picture.
+    """Annotated people of one image.
 
     Attributes:
       points: [G, K, 2] (x, y) in pixels.
       labelled: [G, K] bool.
-      areas: [G] of the segments, square pixels.
+      areas: [G] areas of the segments, square pixels.
       boxes: [G, 4] (x, y, width, height).
-      crowd: [G] bool, groups, which are ignored.
+      crowd: [G] bool, crowd regions, which are ignored.
     """
 
     points: np.ndarray
@@ -51,7 +51,7 @@ class People:
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-    """Detected people of one picture: points [D, K, 2] in pixels and scores [D]."""
+    """Detected people of one image: points [D, K, 2] in pixels and scores [D]."""
 
     points: np.ndarray
     scores: np.ndarray
@@ -60,12 +60,12 @@ class Detections:
 def object_keypoint_similarity(predicted: ArrayLike, people: People, sigmas: np.ndarray = COCO_SIGMAS) -> np.ndarray:
     """Mean over labelled keypoints of exp(-d^2 / (2 area (2 sigma)^2)).
 
-    A person without labelled keypoints is met by the distance of all keypoints to a box of three times its size, as in
-    COCO's code; such people are ignored.
+    For a person without labelled keypoints, d is the distance of each keypoint to a box three times the person's size,
+    as in COCO's code; the metrics ignore such people.
 
     Args:
       predicted: [D, K, 2].
-      people: of the same picture.
+      people: annotations of the same image.
       sigmas: [K].
 
     Returns:
@@ -92,18 +92,18 @@ def object_keypoint_similarity(predicted: ArrayLike, people: People, sigmas: np.
 def coco_keypoint_ap(
     detections: Sequence[Detections], people: Sequence[People], sigmas: np.ndarray = COCO_SIGMAS
 ) -> dict[str, float]:
-    """COCO's average precision and recall of detected people, at most 20 of a picture.
+    """COCO's average precision and recall of detected people, at most 20 per image.
 
     Args:
-      detections, people: of each picture, in the same order; both may be empty.
+      detections, people: one entry per image, in the same order; an image may have none.
       sigmas: [K].
 
     Returns:
-      "ap" (the mean over OKS 0.50 to 0.95), "ap50", "ap75", "ap_medium", "ap_large", and "ar" likewise; NaN where there
-      is nobody of that size (COCO's code prints -1).
+      "ap" (the mean over OKS 0.50 to 0.95), "ap50", "ap75", "ap_medium", "ap_large", and the same for "ar"; NaN where
+      no person has that size (COCO's code prints -1).
     """
     if len(detections) != len(people):
-        raise ValueError(f"coco_keypoint_ap: {len(detections)} pictures of detections and {len(people)} of people")
+        raise ValueError(f"coco_keypoint_ap: {len(detections)} images of detections and {len(people)} of people")
     pictures = []
     for found, true in zip(detections, people, strict=True):
         order = np.argsort(-found.scores, kind="stable")[:MOST_PEOPLE]
@@ -122,13 +122,13 @@ def coco_keypoint_ap(
 @dataclasses.dataclass(frozen=True)
 class _Matched:
     scores: np.ndarray  # [D], descending
-    hit: np.ndarray  # [T, D] bool: took a person
-    ignored: np.ndarray  # [T, D] bool: counts neither way
-    truths: int  # people that count
+    hit: np.ndarray  # [T, D] bool: matched to a person
+    ignored: np.ndarray  # [T, D] bool: neither true nor false positive
+    truths: int  # people that are not ignored
 
 
 def _match(found: Detections, true: People, similarity: np.ndarray, limits: tuple[float, float]) -> _Matched:
-    """Each detection, best first, takes the most similar free person; an ignored one only if no other is near."""
+    """Matches each detection, best first, to the most similar free person; ignored people match last."""
     low, high = limits
     skipped = true.crowd | ~true.labelled.any(1) | (true.areas < low) | (true.areas > high)
     order = np.argsort(skipped, kind="stable")
@@ -153,7 +153,7 @@ def _match(found: Detections, true: People, similarity: np.ndarray, limits: tupl
 
 
 def _precision_recall(pictures: Sequence[_Matched]) -> tuple[np.ndarray, np.ndarray]:
-    """Precision [T, 101] at the recall levels, and the highest recall [T]; NaN without people that count."""
+    """Precision [T, 101] at the recall levels, and the highest recall [T]; NaN without people."""
     total = sum(p.truths for p in pictures)
     if not total:
         return np.full((len(OKS_LEVELS), len(RECALL_LEVELS)), np.nan), np.full(len(OKS_LEVELS), np.nan)
@@ -169,7 +169,7 @@ def _precision_recall(pictures: Sequence[_Matched]) -> tuple[np.ndarray, np.ndar
 
 
 def rescored(box_scores: ArrayLike, joint_scores: ArrayLike, threshold: float = 0.2) -> np.ndarray:
-    """A person's score: its box's [D] times the mean of its joints' [D, K] above the threshold, 0 where none is."""
+    """Rescored detections: box score [D] times the mean of the joint scores [D, K] above the threshold, else 0."""
     joint_scores = np.asarray(joint_scores, np.float64)
     sure = joint_scores > threshold
     return np.asarray(box_scores) * np.sum(joint_scores * sure, 1) / np.maximum(sure.sum(1), 1)
@@ -178,17 +178,17 @@ def rescored(box_scores: ArrayLike, joint_scores: ArrayLike, threshold: float = 
 def oks_nms(
     points: ArrayLike, scores: ArrayLike, areas: ArrayLike, threshold: float = 0.9, sigmas: np.ndarray = COCO_SIGMAS
 ) -> np.ndarray:
-    """Keeps the best-scored person and drops whoever is more similar to it than the threshold, and so on.
+    """OKS-NMS: repeatedly keeps the best detection and drops those whose similarity to it exceeds the threshold.
 
-    The similarity is over all keypoints with the mean of the two areas.
+    The similarity covers all keypoints and uses the mean of the two areas.
 
     Args:
       points: [D, K, 2].
       scores: [D].
-      areas: [D], of the boxes as the network saw them (HRNet's code).
+      areas: [D], of the boxes that the network's input was cropped from (HRNet's code).
 
     Returns:
-      Indices of the people kept, best first.
+      Indices of the detections kept, best first.
     """
     points, areas = np.asarray(points, np.float64), np.asarray(areas, np.float64)
     order, kept = np.argsort(-np.asarray(scores), kind="stable"), []
@@ -203,7 +203,7 @@ def oks_nms(
 
 
 def head_sizes(boxes: ArrayLike) -> np.ndarray:
-    """MPII's unit: 0.6 times the diagonal of the head's box. [N, 4] (x1, y1, x2, y2) -> [N]."""
+    """MPII's head size: 0.6 times the diagonal of the head's box. [N, 4] (x1, y1, x2, y2) -> [N]."""
     boxes = np.asarray(boxes, np.float64)
     return 0.6 * np.linalg.norm(boxes[:, 2:] - boxes[:, :2], axis=1)
 
@@ -220,14 +220,14 @@ def pckh(
 
     Args:
       predicted, truth: [N, K, 2].
-      visible: [N, K] bool, joints that count.
-      sizes: [N], of `head_sizes`.
-      groups: name -> numbers of the joints whose percentages are averaged.
-      excluded: joints that are not in the means, which weight the others by how often they are visible.
+      visible: [N, K] bool, annotated joints.
+      sizes: [N], from `head_sizes`.
+      groups: name -> indices of the joints whose percentages are averaged.
+      excluded: joints left out of the means, which weight every other joint by its number of visible occurrences.
 
     Returns:
-      The groups' names, "mean", and "mean@0.1", which by a slip in the code that everybody's numbers come from is at
-      0.11 head sizes. NaN for a group that is never visible.
+      Percentages of the groups, "mean", and "mean@0.1", which is computed at 0.11 head sizes because the commonly used
+      evaluation code has this error. NaN for a group that is never visible.
     """
     predicted, truth, visible = np.asarray(predicted, float), np.asarray(truth, float), np.asarray(visible, bool)
     sizes = np.asarray(sizes, float)

@@ -1,9 +1,9 @@
 """Errors of facial landmarks: normalised mean error, failure rate, cumulative error curve and its area.
 
-The error of a face is its mean distance divided by a size of the face, and papers differ in which: always say it. On
-300W the same predictions give about 0.71 times the inter-pupil error when measured by inter-ocular distance.
-`normalized_mean_error` and `face_sizes` work on NumPy and on JAX arrays alike, so that a training step can report them;
-the others are for the host.
+The error of a face is its mean distance divided by a face size. Papers use different sizes, so state which one: on
+300W the inter-ocular error is about 0.71 times the inter-pupil error of the same predictions.
+`normalized_mean_error` and `face_sizes` accept NumPy and JAX arrays, so a training step can report them; the other
+functions run on the host.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NORMALIZERS = ("inter_ocular", "inter_pupil", "box", "box_diagonal")
 
 
 def face_sizes(truth: Any, kind: str, boxes: Any = None) -> Any:
-    """What a face's error is divided by.
+    """Face sizes that normalise the errors.
 
     Args:
       truth: [N, L, 2] true landmarks.
@@ -54,11 +54,11 @@ def face_sizes(truth: Any, kind: str, boxes: Any = None) -> Any:
 
 
 def normalized_mean_error(predicted: Any, truth: Any, sizes: Any) -> Any:
-    """Mean distance over a face's landmarks, divided by its size: a fraction; papers print percent.
+    """Mean distance over a face's landmarks, divided by the face size: a fraction (papers print percent).
 
     Args:
       predicted, truth: [N, L, 2].
-      sizes: [N], of `face_sizes`.
+      sizes: [N], from `face_sizes`.
 
     Returns:
       [N]; a data set's error is their mean.
@@ -72,13 +72,13 @@ def normalized_mean_error(predicted: Any, truth: Any, sizes: Any) -> Any:
 
 
 def failure_rate(errors: ArrayLike, threshold: float, *, strict: bool = True) -> float:
-    """Fraction of the errors [N] above the threshold (WFLW: 0.1; 300W's private set: 0.08); or at it, if not strict."""
+    """Fraction of the errors [N] above (unless strict, at or above) the threshold: WFLW 0.1, 300W private set 0.08."""
     errors = _errors(errors)
     return float(np.mean(errors > threshold if strict else errors >= threshold))
 
 
 def cumulative_error(errors: ArrayLike, levels: ArrayLike) -> np.ndarray:
-    """CED: the fraction of the errors [N] that are at most each of the levels [P]. [P]."""
+    """Cumulative error distribution: the fraction [P] of the errors [N] at or below each of the levels [P]."""
     errors = _errors(errors)
     return np.searchsorted(np.sort(errors), np.asarray(levels), side="right") / len(errors)
 
@@ -89,7 +89,7 @@ def area_under_curve(errors: ArrayLike, threshold: float, step: float = 1e-4) ->
     Args:
       errors: [N].
       threshold: where the curve ends (0.1 for WFLW, 0.08 for 300W's private set).
-      step: between the levels.
+      step: distance between the levels.
     """
     if threshold <= 0 or step <= 0:
         raise ValueError(f"area_under_curve: threshold {threshold} and step {step}, expected both above 0")

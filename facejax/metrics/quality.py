@@ -1,15 +1,16 @@
-"""Is a quality score any good? Error against the share of comparisons discarded for low quality.
+"""Evaluation of quality scores: error against the fraction of comparisons discarded for low quality.
 
 Discarding the comparisons of lowest quality should lower the false non-match rate (FNMR). Two families of curves are in
-use, and their numbers do not compare:
+use, and their values are not comparable:
 
-A. `error_discard_curve` (ISO/IEC 29794-1, the FIQAT toolkit): genuine pairs only, the decision threshold is fixed
-   before anything is discarded, pairs of equal quality leave together, and the area is that of steps.
+A. `error_discard_curve` (ISO/IEC 29794-1, the FIQAT toolkit): genuine pairs only; one decision threshold, fixed on all
+   pairs; pairs of equal quality are discarded together; the area is a step integral.
 B. `fnmr_discard_curve` (MagFace, CR-FIQA, SDD-FIQA): genuine and impostor pairs, discarded in steps of 5 % of all
-   pairs, the threshold that gives the wanted false match rate (FMR) is found anew among the pairs left, and the area is
-   that of trapezoids. Pairs of equal quality leave in the order given.
+   pairs; at each step a new threshold gives the requested false match rate (FMR) on the remaining pairs; pairs of
+   equal quality are discarded in input order; the area is a trapezoidal integral.
 
-With every number say which family, FMR or threshold, and limits. The quality of a pair is the lower of its images'.
+State with every result the family, the FMR or threshold, and the limits. The quality of a pair is the lower of the
+qualities of its two images.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ DISCARD_RATIOS = np.arange(0, 0.98, 0.05)
 
 
 class DiscardCurve(NamedTuple):
-    """Error [P] in 0..1 over the share [P] of comparisons discarded, from 0 upwards."""
+    """Error [P] in 0..1 over the fraction [P] of comparisons discarded, ascending from 0."""
 
     discarded: np.ndarray
     errors: np.ndarray
@@ -38,7 +39,7 @@ def pair_quality(first: ArrayLike, second: ArrayLike) -> np.ndarray:
 
 
 def starting_threshold(similarities: ArrayLike, error: float) -> float:
-    """Threshold at which about `error` of the genuine similarities [N] are errors: their quantile, interpolated."""
+    """Threshold at which a fraction `error` of the genuine similarities [N] are errors: an interpolated quantile."""
     similarities, _ = _columns(similarities, similarities)
     (error,) = check_fars(error)
     return float(np.quantile(similarities, error))
@@ -47,12 +48,12 @@ def starting_threshold(similarities: ArrayLike, error: float) -> float:
 def error_discard_curve(similarities: ArrayLike, qualities: ArrayLike, threshold: float) -> DiscardCurve:
     """Curve A: FNMR of genuine pairs at a fixed threshold.
 
-    One point for each value of quality, at which all lower ones are discarded, and (1, 0) at the end. A constant
-    quality has the point at 0 only.
+    The curve has one point per distinct quality, with all lower qualities discarded, and ends at (1, 0). A constant
+    quality has only the point at 0.
 
     Args:
-      similarities: [N] of genuine pairs.
-      qualities: [N] of the pairs, high is good.
+      similarities: [N], of genuine pairs.
+      qualities: [N], of the pairs; higher is better.
       threshold: a similarity strictly below it is an error; see `starting_threshold`.
     """
     similarities, qualities = _columns(similarities, qualities)
@@ -65,23 +66,23 @@ def error_discard_curve(similarities: ArrayLike, qualities: ArrayLike, threshold
 
 
 def partial_area(curve: DiscardCurve, limit: float) -> float:
-    """Area under a curve A from 0 to `limit` (in 0..1), each error holding until the next point."""
+    """Area under a curve A from 0 to `limit` (in 0..1), as a step integral."""
     (limit,) = check_fars(limit)
     edges = np.minimum(np.r_[curve.discarded, 1.0], limit)
     return float(np.sum(curve.errors * np.diff(edges)))
 
 
 def theoretical_best_area(start: float, limit: float) -> float:
-    """Area from 0 to `limit` under the line from the starting error down to 0 at a discarded share of the same size.
+    """Area from 0 to `limit` under the line from (0, starting error) to (starting error, 0).
 
-    It is what FIQAT subtracts from `partial_area`. Even the perfect order, which discards errors only, stays above this
-    line: it follows (start - x) / (1 - x).
+    FIQAT subtracts it from `partial_area`. Even an ideal order, which discards errors first, stays above this line: its
+    curve is (start - x) / (1 - x).
     """
     return start**2 / 2 - max(0.0, start - limit) ** 2 / 2
 
 
 def excess_area(curve: DiscardCurve, limit: float) -> float:
-    """The usually reported pAUC of a curve A: `partial_area` less `theoretical_best_area`. Lower is better."""
+    """The usually reported pAUC of a curve A: `partial_area` minus `theoretical_best_area`. Lower is better."""
     return partial_area(curve, limit) - theoretical_best_area(float(curve.errors[0]), limit)
 
 
@@ -92,25 +93,26 @@ def fnmr_discard_curve(
     fmr: float = 1e-3,
     convention: Literal["crfiqa", "magface"] = "crfiqa",
 ) -> DiscardCurve:
-    """Curve B: FNMR at an FMR that is set anew on what is left, for 20 shares 0, 0.05 ... 0.95 of pairs discarded.
+    """Curve B: FNMR at a fixed FMR, its threshold recomputed after each discarded fraction 0, 0.05 ... 0.95.
 
     A genuine pair is an error unless its distance is strictly below the threshold.
 
     Args:
       distances: [N], such as `verification.angular_distances`.
       same: [N] bool.
-      qualities: [N] of the pairs, high is good.
+      qualities: [N], of the pairs; higher is better.
       fmr: false match rate; a power of ten for "magface".
-      convention: "crfiqa" takes as threshold the distance, of any pair left, whose FMR (impostors at that distance or
-        less) is nearest to `fmr`, the larger of equals. "magface" takes an impostor's: with the n impostors sorted it
-        starts at index n - 1 and divides the index by ten, rounded down, for each power of ten of the FMR; where index
-        0 is reached before, which happens with too few impostors left (100 or less for 1e-3), there is no point.
+      convention: how to find the threshold among the remaining pairs. "crfiqa": the distance of any pair whose FMR
+        (fraction of impostors at that distance or less) is nearest to `fmr`; of equals the larger distance. "magface":
+        an impostor distance; with the n impostors sorted, the index starts at n - 1 and is divided by ten, rounded
+        down, for each power of ten of the FMR; if it reaches 0 earlier (100 impostors or fewer for 1e-3), the curve
+        has no point.
 
     Returns:
-      The curve; under "magface" possibly with fewer points.
+      The curve; "magface" may leave out points.
 
     Raises:
-      ValueError: bad pairs; or no genuine pair (or, for "crfiqa", impostor pair) is left at some share.
+      ValueError: invalid pairs, or no genuine pair (for "crfiqa" also no impostor pair) remains at some fraction.
     """
     distances, same = check_pairs(distances, same)
     distances, qualities = _columns(distances, qualities)
@@ -119,7 +121,7 @@ def fnmr_discard_curve(
     if convention not in ("crfiqa", "magface"):
         raise ValueError(f"convention {convention!r}; expected 'crfiqa' or 'magface'")
     if convention == "magface" and not np.isclose(fmr, 10.0**-powers, rtol=1e-9):
-        raise ValueError(f"fmr {fmr}; expected a power of ten for the convention 'magface'")
+        raise ValueError(f"fmr {fmr}; expected a power of ten with convention 'magface'")
     place = np.empty(len(qualities), np.int64)
     place[np.argsort(qualities, kind="stable")] = np.arange(len(qualities))
     order = np.argsort(distances, kind="stable")
@@ -130,7 +132,7 @@ def fnmr_discard_curve(
         genuine, impostors = distances[kept & same], distances[kept & ~same]
         if not len(genuine) or (convention == "crfiqa" and not len(impostors)):
             kind = "impostor" if len(genuine) else "genuine"
-            raise ValueError(f"no {kind} pair is left with {ratio:.2f} of {len(place)} discarded; expected both kinds")
+            raise ValueError(f"no {kind} pair remains with {ratio:.2f} of {len(place)} discarded; expected both kinds")
         if convention == "crfiqa":
             candidates = distances[kept][::-1]
             reached = np.searchsorted(impostors, candidates, side="right") / len(impostors)
@@ -144,7 +146,7 @@ def fnmr_discard_curve(
 
 
 def area(curve: DiscardCurve, limit: float = 1.0) -> float:
-    """Area under a curve B over the shares it spans, up to `limit`, by trapezoids; CR-FIQA's AUC. Lower is better."""
+    """Area under a curve B up to `limit`, by trapezoids; CR-FIQA's AUC. Lower is better."""
     (limit,) = check_fars(limit)
     inside = curve.discarded < limit
     shares = np.r_[curve.discarded[inside], min(limit, curve.discarded[-1])]
@@ -152,33 +154,33 @@ def area(curve: DiscardCurve, limit: float = 1.0) -> float:
 
 
 def area_over_curve(curve: DiscardCurve) -> float:
-    """AOC of SDD-FIQA: 1 minus the area under FNMR(share) / FNMR(0), for a curve B. Higher is better.
+    """AOC of SDD-FIQA: 1 minus the area under FNMR(x) / FNMR(0), for a curve B. Higher is better.
 
-    Over shares 0..0.95 a flat curve has 0.05, not 0: the area is not divided by the length of the interval.
+    The area is not divided by the length of the interval, so a constant curve over 0..0.95 has 0.05, not 0.
 
     Raises:
-      ValueError: there is no error to begin with.
+      ValueError: FNMR(0) is zero.
     """
     return 1 - area(curve) / _start(curve)
 
 
 def relative_partial_area(curve: DiscardCurve, limit: float = 0.3) -> float:
-    """Mean of FNMR(share) / FNMR(0) over the shares 0..`limit` of a curve B. Lower is better, a flat curve has 1.
+    """Mean of FNMR(x) / FNMR(0) over 0..`limit` of a curve B. Lower is better; a constant curve has 1.
 
-    Unlike in `area_over_curve`, the area is divided by the length of the interval, as the values that CLIB-FIQA prints
-    for its pAUC (0.7 to 0.9 at a limit of 0.3) need it.
+    Unlike `area_over_curve`, it divides the area by the length of the interval, which agrees with the range of pAUC
+    values that CLIB-FIQA reports.
 
     Raises:
-      ValueError: there is no error to begin with, or the curve ends before `limit`.
+      ValueError: FNMR(0) is zero, or the curve ends before `limit`.
     """
     start = _start(curve)
     if not 0 < limit <= curve.discarded[-1]:
-        raise ValueError(f"limit {limit}; expected a share above 0, up to the curve's last, {curve.discarded[-1]}")
+        raise ValueError(f"limit {limit}; expected a fraction above 0, at most the curve's last, {curve.discarded[-1]}")
     return area(curve, limit) / limit / start
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
-    """Spearman's rank correlation of two vectors [N], in -1..1; ties get their mean rank."""
+    """Spearman's rank correlation of two vectors [N], in -1..1; tied values share their mean rank."""
     return float(stats.spearmanr(*_ranked(first, second)).statistic)
 
 
@@ -189,7 +191,7 @@ def kendall(first: ArrayLike, second: ArrayLike) -> float:
 
 def _start(curve: DiscardCurve) -> float:
     if not len(curve.errors) or curve.discarded[0] != 0 or curve.errors[0] == 0:
-        raise ValueError("curve: no error with nothing discarded; expected FNMR(0) > 0")
+        raise ValueError("curve: FNMR(0) is 0; expected FNMR(0) > 0")
     return float(curve.errors[0])
 
 

@@ -1,9 +1,9 @@
 """Template-based protocols, IJB-B and IJB-C: one-to-one verification and one-to-many identification.
 
-A template is a person's set of images and video frames. The frames of one medium (a video, or a single photo) are
-averaged first, so a long video counts once; then the media are pooled. The semantics are those of insightface's
-evaluation code (arcface_torch eval_ijbc.py, recognition/_evaluation_/ijb) and of MagFace's eval_ijb.py. TAR at FAR of
-the scores is `verification.tar_at_far` in its "nearest" mode.
+A template is a set of images and video frames of one subject. The frames of one medium (a video or a single photo) are
+averaged first, so a long video has the weight of one photo; then the media are pooled. The semantics follow
+insightface's evaluation code (arcface_torch eval_ijbc.py, recognition/_evaluation_/ijb) and MagFace's eval_ijb.py. For
+TAR at FAR of the scores use `verification.tar_at_far` with mode "nearest".
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Pooling = Literal["arcface", "magface", "magface+"]
 
 
 class Identification(NamedTuple):
-    """Open-set one-to-many search. Galleries merge by adding `hits` and `mated`.
+    """Open-set one-to-many identification. To merge galleries, add `hits` and `mated`.
 
     Attributes:
-      hits: [R] mated probes whose mate is among the best `ranks`.
+      hits: [R] number of mated probes whose mate is among the best `ranks`.
       mated: the number of probes whose subject is in the gallery.
-      tpir: [F] share of mated probes whose mate comes first and scores above the threshold of each FAR.
+      tpir: [F] fraction of mated probes whose mate ranks first and scores above the threshold of each FAR.
       thresholds: [F].
     """
 
@@ -43,16 +43,16 @@ def image_features(
     *,
     keep_norm: bool = True,
 ) -> np.ndarray:
-    """What each image brings to its template; published arcface_torch numbers use all three: N1 D1 F1.
+    """Image features before pooling; published arcface_torch results use all three options: N1 D1 F1.
 
-    The steps, in order, are named as in arcface_torch's eval_ijbc.py. Its sister ijb_evals.py turns N round:
-    there N1 normalises.
+    The options are named as in arcface_torch's eval_ijbc.py. In ijb_evals.py, N has the opposite meaning: N1
+    normalises.
 
     Args:
       features: [N, D] raw features.
-      flipped: [N, D] of the mirror images, added (F1); None leaves them out (F0).
-      detector_scores: [N] the face detector's confidence, multiplied in last (D1); None leaves it out (D0).
-      keep_norm: keeps the features' lengths (N1); False makes each of unit length (N0).
+      flipped: [N, D] features of the mirrored images, added (F1); None leaves them out (F0).
+      detector_scores: [N] confidence of the face detector, multiplied last (D1); None leaves it out (D0).
+      keep_norm: keeps the norms of the features (N1); False normalises each to unit length (N0).
 
     Returns:
       [N, D].
@@ -74,10 +74,10 @@ def template_features(
 
     Args:
       features: [N, D] from `image_features`.
-      templates, media: [N] integer ids; media are told apart within a template only.
-      pooling: "arcface" sums the media and makes the sum unit length. "magface" takes the mean of media features made
-        unit length, "magface+" the mean of media features with their magnitude as weight; neither is normalised
-        after.
+      templates, media: [N] integer ids; media ids are local to a template.
+      pooling: "arcface" sums the media and normalises the sum to unit length. "magface" takes the mean of normalised
+        media features, "magface+" the mean of media features weighted by their magnitude; neither normalises the
+        result.
 
     Returns:
       features [T, D] float64 and the template ids [T], ascending.
@@ -103,7 +103,7 @@ def template_features(
 
 
 def rows_of(ids: np.ndarray, wanted: ArrayLike) -> np.ndarray:
-    """Row of each wanted id in the ascending ids [T]; ValueError names an id that is not there. [M] -> [M]."""
+    """Row of each wanted id in the ascending ids [T]; ValueError names a missing id. [M] -> [M]."""
     wanted = np.asarray(wanted)
     rows = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
     if (ids[rows] != wanted).any():
@@ -148,28 +148,27 @@ def identify(
     fars: ArrayLike,
     ranks: tuple[int, ...] = (1, 5, 10),
 ) -> Identification:
-    """One-to-many search by dot product, closed set (ranks) and open set (TPIR at FAR).
+    """One-to-many identification by dot product: closed set (ranks) and open set (TPIR at FAR).
 
-    The threshold of a FAR is the (floor(n * FAR))-th highest, and at least the highest, of the n best scores that
-    probes without a mate reach; a mate must score strictly above it and above all other subjects. Ties count against
-    the probe.
+    With the best scores of the n probes that have no mate, the threshold of a FAR is the floor(n * FAR)-th highest (at
+    least the first). A mate must score strictly above it and above all other subjects; a tie is an error.
 
     Args:
       probes: [P, D]; probe_subjects: [P].
-      gallery: [G, D], one template a subject; gallery_subjects: [G].
-      fars: [F] in 0..1; with none, probes without a mate are not needed.
+      gallery: [G, D], one template per subject; gallery_subjects: [G].
+      fars: [F] in 0..1; may be empty, then no probes without a mate are needed.
       ranks: [R].
     """
     probes, gallery = np.asarray(probes, np.float64), np.asarray(gallery, np.float64)
     if not (np.isfinite(probes).all() and np.isfinite(gallery).all()):
-        raise ValueError("identify: a feature of the probes or of the gallery is not finite")
+        raise ValueError("identify: probe or gallery features are not finite")
     probe_subjects = _matching("probe_subjects", probe_subjects, probes.shape[:1])
     gallery_subjects = _matching("gallery_subjects", gallery_subjects, gallery.shape[:1])
     fars = check_fars(fars)
     order = np.argsort(gallery_subjects, kind="stable")
     gallery, gallery_subjects = gallery[order], gallery_subjects[order]
     if len(gallery) < 2 or (gallery_subjects[1:] == gallery_subjects[:-1]).any():
-        raise ValueError("gallery: expected two or more templates, each of another subject")
+        raise ValueError("gallery: expected two or more templates of distinct subjects")
     column = np.minimum(np.searchsorted(gallery_subjects, probe_subjects), len(gallery) - 1)
     mated = gallery_subjects[column] == probe_subjects
     if not mated.any():
@@ -194,13 +193,13 @@ def identify(
 
 
 def read_template_media(path: str | os.PathLike) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Reads ijb?_face_tid_mid.txt: image name, template id, medium id a line.
+    """Reads ijb?_face_tid_mid.txt: one line per image: image name, template id, medium id.
 
     Returns:
       names (N), templates [N] int64, media [N] int64.
 
     Raises:
-      ValueError: names the file and line of what is not so.
+      ValueError: names the file and the line of the error.
     """
     rows = _read_fields(path, 3, "image name, template id, medium id")
     numbers = _numbers(path, [row[1:] for row in rows], np.int64)
@@ -208,13 +207,13 @@ def read_template_media(path: str | os.PathLike) -> tuple[list[str], np.ndarray,
 
 
 def read_template_pairs(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads ijb?_template_pair_label.txt: two template ids and 1 (same subject) or 0 a line.
+    """Reads ijb?_template_pair_label.txt: one line per pair: two template ids and 1 (same subject) or 0.
 
     Returns:
       first [M] int64, second [M] int64, same [M] bool.
 
     Raises:
-      ValueError: names the file and what is not so.
+      ValueError: names the file and the error.
     """
     try:
         pairs = np.loadtxt(path, np.int64, comments=None, ndmin=2)
@@ -229,13 +228,13 @@ def read_template_pairs(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray
 
 
 def read_landmarks(path: str | os.PathLike) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Reads ijb?_name_5pts_score.txt: image name, five points x y in pixels, detector score a line.
+    """Reads ijb?_name_5pts_score.txt: one line per image: image name, five points (x, y) in pixels, detector score.
 
     Returns:
       names (N), points [N, 5, 2] float32, detector scores [N] float32.
 
     Raises:
-      ValueError: names the file and line of what is not so.
+      ValueError: names the file and the line of the error.
     """
     rows = _read_fields(path, 12, "image name, 10 coordinates, detector score")
     numbers = _numbers(path, [row[1:] for row in rows], np.float32)
@@ -243,13 +242,13 @@ def read_landmarks(path: str | os.PathLike) -> tuple[list[str], np.ndarray, np.n
 
 
 def read_template_subjects(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a gallery or probe list, ijb?_1N_*.csv: a heading, then template id, subject id, ... a line.
+    """Reads a gallery or probe list, ijb?_1N_*.csv: a heading, then one line per image: template id, subject id, ...
 
     Returns:
-      templates [T] int64, ascending and each once, and their subjects [T] int64.
+      templates [T] int64, ascending and unique, and their subjects [T] int64.
 
     Raises:
-      ValueError: names the file and line of what is not so, or a template with two subjects.
+      ValueError: names the file and the line of the error, or a template with two subjects.
     """
     with open(path, encoding="utf-8") as file:
         rows = [line.rstrip("\n").split(",")[:2] for line in file][1:]

@@ -1,4 +1,4 @@
-"""Quality of translations: corpus BLEU by sacrebleu, and sentences that are right to the last word."""
+"""Translation metrics: corpus BLEU (sacrebleu) and exact matches of whole sentences."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 def bleu(
     hypotheses: Sequence[str], references: Sequence[str], *, lowercase: bool = False, tokenize: str = "13a"
 ) -> float:
-    """Corpus BLEU, 0 to 100, with one reference a sentence.
+    """Corpus BLEU in 0..100, with one reference per sentence.
 
     Args:
       hypotheses, references: sentences, in the same order.
-      lowercase, tokenize: sacrebleu's; `tokenize="none"` where both are tokenised already.
+      lowercase, tokenize: passed to sacrebleu; `tokenize="none"` for text that is already tokenised.
     """
     _check(hypotheses, references)
     try:
@@ -24,7 +24,7 @@ def bleu(
 
 
 def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """Percent of sentences that equal their reference."""
+    """Percentage of sentences that equal their reference."""
     _check(hypotheses, references)
     return 100 * sum(h == r for h, r in zip(hypotheses, references, strict=True)) / len(references)
 
@@ -32,5 +32,5 @@ def exact_match(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 def _check(hypotheses: Sequence[str], references: Sequence[str]) -> None:
     if len(hypotheses) != len(references) or not references:
         raise ValueError(
-            f"translation: {len(hypotheses)} hypotheses for {len(references)} references, expected equally many, not 0"
+            f"translation: {len(hypotheses)} hypotheses for {len(references)} references, expected equal, above 0"
         )

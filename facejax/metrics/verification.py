@@ -1,11 +1,11 @@
-"""One-to-one face verification: is this pair the same person?
+"""One-to-one face verification: does a pair of images show the same person?
 
-The ten-fold accuracy that LFW-style tables quote, with the exact semantics of the insightface evaluation code
-(arcface_torch, eval/verification.py) and of MagFace's (eval_1v1.py); ROC, TAR at FAR and equal error rate for a list
-of scored pairs; and the same over all pairs of a set of embeddings, without a matrix of all pairs.
+The ten-fold accuracy of LFW-style tables, with the exact semantics of the insightface evaluation code (arcface_torch,
+eval/verification.py) and of MagFace's (eval_1v1.py); ROC, TAR at FAR and equal error rate of a list of scored pairs;
+and the same over all pairs of a set of embeddings, without a matrix of all pairs.
 
-Everything runs on the host in NumPy. A *distance* is small and a *score* is large for the same person. TAR is the
-share of genuine pairs (same person) accepted, FAR the share of impostor pairs accepted.
+Everything runs on the host in NumPy. Genuine pairs (same person) have small *distances* and large *scores*. TAR is the
+fraction of genuine pairs accepted, FAR the fraction of impostor pairs accepted.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class KFoldAccuracy(NamedTuple):
     """Accuracy over folds.
 
     Attributes:
-      mean, std: over the folds; the population's deviation.
-      folds: [F] each fold's accuracy at the threshold that is best on the other folds.
+      mean, std: over the folds; population standard deviation.
+      folds: [F] accuracy of each fold at the threshold that is best on the other folds.
       thresholds: [F] those thresholds.
     """
 
@@ -40,7 +40,7 @@ class KFoldAccuracy(NamedTuple):
 
 
 class KFoldTar(NamedTuple):
-    """TAR over folds at a FAR set on the other folds: mean, the population's deviation, and the mean FAR met."""
+    """TAR over folds, its threshold set on the other folds: mean, population standard deviation, and mean FAR."""
 
     mean: float
     std: float
@@ -48,10 +48,10 @@ class KFoldTar(NamedTuple):
 
 
 class FalseAccepts(NamedTuple):
-    """An exact ROC in little memory: how many impostor pairs get in with each genuine pair.
+    """Compact exact ROC: for each genuine pair, the number of impostor pairs accepted at its score.
 
     Attributes:
-      counts: [G] per genuine pair the impostor pairs that score at least as high; ascending.
+      counts: [G] number of impostor pairs that score at least as high as each genuine pair; ascending.
       impostors: the number of impostor pairs.
     """
 
@@ -61,32 +61,33 @@ class FalseAccepts(NamedTuple):
     def tar(self, fars: ArrayLike) -> np.ndarray:
         """The highest TAR whose FAR is at most each of `fars`, in 0..1. [F] -> [F].
 
-        A threshold admits a genuine pair and at most k impostors exactly if at most k impostors score as high as it.
+        A threshold that accepts a genuine pair and at most k impostors exists if and only if at most k impostors score
+        at least as high as the pair.
         """
         fars = check_fars(fars)
         allowed = np.floor(fars * self.impostors)
-        allowed += (allowed + 1) / self.impostors <= fars  # 0.29 * 100 is a little less than 29
+        allowed += (allowed + 1) / self.impostors <= fars  # in floating point 0.29 * 100 is below 29
         return np.searchsorted(self.counts, allowed, side="right") / len(self.counts)
 
     def roc(self) -> tuple[np.ndarray, np.ndarray]:
-        """(FAR [G], TAR [G]) with the threshold at each genuine score, from the strictest on."""
+        """(FAR [G], TAR [G]) with the threshold at each genuine score, strictest first."""
         ranks = np.searchsorted(self.counts, self.counts, side="right")
         return self.counts / self.impostors, ranks / len(self.counts)
 
 
 def check_pairs(values: ArrayLike, same: ArrayLike, *, both: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs in their working form.
+    """Validates pairs and converts them to arrays.
 
     Args:
       values: [N] distances or scores.
-      same: [N] whether each pair is genuine: booleans or 0 and 1.
-      both: there must be genuine and impostor pairs.
+      same: [N] True (or 1) for genuine pairs, False (or 0) for impostor pairs.
+      both: whether genuine and impostor pairs must both occur.
 
     Returns:
       values as float64 [N], same as bool [N].
 
     Raises:
-      ValueError: the shapes differ, a value is not finite, a label is neither 0 nor 1, or a kind of pair is missing.
+      ValueError: the shapes differ, a value is not finite, a label is neither 0 nor 1, or one kind of pair is missing.
     """
     values, same = np.asarray(values, np.float64), np.asarray(same)
     if values.ndim != 1 or values.shape != same.shape:
@@ -113,9 +114,9 @@ def check_fars(fars: ArrayLike) -> np.ndarray:
 
 
 def flip_embedding(features: ArrayLike, flipped: ArrayLike) -> np.ndarray:
-    """Embedding of an image from it and its mirror image: the sum of the two raw features, then unit length.
+    """Embedding of an image and its mirror image: the sum of the two raw features, normalised to unit length.
 
-    The features are not normalised before the sum, so the view with the larger norm weighs more.
+    The features are not normalised before the sum, so the view with the larger norm has more weight.
 
     Args:
       features, flipped: [N, D].
@@ -127,7 +128,7 @@ def flip_embedding(features: ArrayLike, flipped: ArrayLike) -> np.ndarray:
 
 
 def xnorm(features: ArrayLike, flipped: ArrayLike) -> float:
-    """Mean length of the raw features of both views, which insightface logs as XNorm."""
+    """Mean norm of the raw features of both views; insightface logs it as XNorm."""
     return float(np.mean([np.linalg.norm(view, axis=1) for view in _same_shape(features, flipped)]))
 
 
@@ -138,7 +139,7 @@ def squared_distances(first: ArrayLike, second: ArrayLike) -> np.ndarray:
 
 
 def angular_distances(first: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Angle between each row and its partner over pi, in 0..1; 0.5 for a row of zeros. [N, D], [N, D] -> [N]."""
+    """Angle between each row and its partner over pi, in 0..1; 0.5 for a zero row. [N, D], [N, D] -> [N]."""
     first, second = (unit_rows(x, np.float64) for x in _same_shape(first, second))
     return np.arccos(np.clip(np.sum(first * second, axis=1), -1, 1)) / np.pi
 
@@ -148,9 +149,9 @@ def kfold_accuracy(
 ) -> KFoldAccuracy:
     """Verification accuracy as arcface_torch reports it.
 
-    Folds are contiguous in the order given (the packs' order holds the official folds); the first N % folds of them
-    get a pair more. A pair is taken for the same person if its distance is strictly below the threshold. Each fold is
-    judged with the threshold that is best on the other folds, the smallest of equals.
+    Folds are contiguous in input order (the order in the packs gives the official folds); the first N % folds of them
+    have one pair more. A pair is accepted if its distance is strictly below the threshold. Each fold is evaluated at
+    the threshold that is best on the other folds, the smallest in a tie.
 
     Args:
       distances: [N] squared Euclidean distances of unit embeddings.
@@ -159,7 +160,7 @@ def kfold_accuracy(
       thresholds: [T] ascending.
 
     Raises:
-      ValueError: on bad pairs (see `check_pairs`) or folds.
+      ValueError: invalid pairs (see `check_pairs`) or folds.
     """
     distances, same = check_pairs(distances, same, both=False)
     return _kfold_accuracy(lambda train: distances, same, folds, thresholds)
@@ -170,8 +171,8 @@ def kfold_accuracy_centered(
 ) -> KFoldAccuracy:
     """Verification accuracy as MagFace's code reports it.
 
-    As `kfold_accuracy`, but the distance is the angle over pi after the mean embedding of the training folds (both
-    sides of their pairs) has been subtracted; it is at most 1, so only the thresholds up to 1 matter. No flipping.
+    Like `kfold_accuracy`, but the distance is the angle over pi (at most 1, so larger thresholds have no effect) after
+    subtraction of the mean embedding of the other folds, both images of each pair. Mirror images are not used.
 
     Args:
       first, second: [N, D] raw embeddings of the pairs.
@@ -194,9 +195,9 @@ def tar_at_far_kfold(
 ) -> KFoldTar:
     """TAR of each fold at the threshold that gives `far` on the other folds, as arcface_torch's calculate_val.
 
-    The threshold comes from linear interpolation of threshold over FAR. Where FAR rests on a plateau the largest
-    threshold of the plateau counts, as in the spline that the original calls; releases of SciPy since refuse
-    repeated values. If the training folds never reach `far` the threshold is 0, which accepts nothing.
+    The threshold comes from linear interpolation of threshold over FAR. On a plateau of FAR the largest threshold is
+    used, like the original's call of a SciPy spline (current SciPy rejects repeated values). If the other folds never
+    reach `far`, the threshold is 0, which accepts nothing.
 
     Args:
       distances: [N].
@@ -225,10 +226,9 @@ def tar_at_far_kfold(
 
 
 def roc(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(FAR, TAR, thresholds), each [P], from the strictest threshold on; score >= threshold accepts.
+    """(FAR, TAR, thresholds), each [P], strictest threshold first; a pair with score >= threshold is accepted.
 
-    scikit-learn's curve: pairs of equal score enter together and points on a straight line between their neighbours
-    are left out.
+    As in scikit-learn, pairs of equal score form one point and collinear points are dropped.
     """
     scores, same = check_pairs(scores, same)
     return roc_curve(same, scores)
@@ -243,9 +243,9 @@ def tar_at_far(
       scores: [N].
       same: [N] bool.
       fars: [F] in 0..1.
-      mode: "nearest" is the convention of the IJB tables: the point of `roc` whose FAR is nearest, which may lie
-        above the one asked for; among equally near points the one of highest FAR, and then of highest TAR.
-        "conservative" is the highest TAR at a FAR no higher than asked for.
+      mode: "nearest" is the convention of the IJB tables: the point of `roc` with the nearest FAR, which may exceed the
+        requested FAR; in a tie the point with the highest FAR, then TAR. "conservative" is the highest TAR at a FAR
+        of at most the requested value.
 
     Returns:
       [F] in 0..1.
@@ -264,7 +264,7 @@ def tar_at_far(
 
 
 def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> float:
-    """The rate at which FAR equals 1 - TAR, on the ROC's straight lines between points."""
+    """The rate at which FAR equals 1 - TAR, with linear interpolation between the points of the ROC."""
     far, tar, _ = roc(scores, same)
     excess = far - (1 - tar)
     after = int(np.argmax(excess >= 0))
@@ -274,18 +274,17 @@ def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> float:
 
 
 def all_pairs(embeddings: ArrayLike, labels: ArrayLike) -> FalseAccepts:
-    """Compares everyone with everyone: the exact ROC of cosines over all N (N - 1) / 2 pairs.
+    """Exact ROC of the cosine similarities of all N (N - 1) / 2 pairs.
 
-    The genuine scores, which are few, are computed and sorted; then the impostor scores pass by in blocks of rows,
-    each sorted and counted against them. No threshold is estimated and no bin is used. Memory: the genuine scores and
-    one block of 2**24 scores.
+    The genuine scores, which are few, are sorted first; the impostor scores are then computed in blocks of rows, sorted
+    and counted against them, without bins. Memory: the genuine scores and one block of 2**24 scores.
 
     Args:
-      embeddings: [N, D]; made unit length.
+      embeddings: [N, D]; the function normalises them to unit length.
       labels: [N] identities.
 
     Raises:
-      ValueError: on shapes, values that are not finite, or no genuine or no impostor pair.
+      ValueError: wrong shapes, values that are not finite, or no genuine or no impostor pair.
     """
     embeddings, labels = _labelled(embeddings, labels)
     order = np.argsort(labels, kind="stable")
@@ -302,7 +301,7 @@ def all_pairs(embeddings: ArrayLike, labels: ArrayLike) -> FalseAccepts:
     impostors = total * (total - 1) // 2 - len(genuine)
     if not len(genuine) or not impostors:
         raise ValueError(
-            f"labels: all {total} are {'alike' if len(genuine) else 'different'}; expected both kinds of pair"
+            f"labels: all {total} are {'equal' if len(genuine) else 'distinct'}; expected both kinds of pair"
         )
     counts = np.zeros(len(genuine), np.int64)
     for rows in _blocks(total, total):
@@ -313,7 +312,7 @@ def all_pairs(embeddings: ArrayLike, labels: ArrayLike) -> FalseAccepts:
 
 
 def all_pairs_tar(embeddings: ArrayLike, labels: ArrayLike, fars: ArrayLike) -> np.ndarray:
-    """The highest TAR at a FAR no higher than asked for, over all pairs of embeddings by cosine; see `all_pairs`.
+    """The highest TAR at a FAR of at most `fars`, over all pairs of embeddings by cosine; see `all_pairs`.
 
     Args:
       embeddings: [N, D].
@@ -327,10 +326,10 @@ def all_pairs_tar(embeddings: ArrayLike, labels: ArrayLike, fars: ArrayLike) -> 
 
 
 def leave_one_out_rank1(embeddings: ArrayLike, labels: ArrayLike) -> float:
-    """Share of embeddings whose nearest other embedding, by cosine, is of the same identity.
+    """Fraction of embeddings whose nearest other embedding, by cosine, has the same identity.
 
-    Identities with a single embedding are searched among but do not search. A tie between a mate and a stranger
-    counts as a miss.
+    Identities with a single embedding are in the gallery but are not probes. A tie between a mate and another identity
+    is an error.
 
     Args:
       embeddings: [N, D].
@@ -347,12 +346,12 @@ def leave_one_out_rank1(embeddings: ArrayLike, labels: ArrayLike) -> float:
         hits += int(np.sum(mate > stranger))
         searched += int(np.sum(same.any(1)))
     if not searched:
-        raise ValueError(f"labels: none of the {len(labels)} occurs twice; expected identities with mates")
+        raise ValueError(f"labels: none of the {len(labels)} occurs twice; expected an identity with two embeddings")
     return hits / searched
 
 
 def count_at_least(thresholds: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """How many of `scores` (any shape) are at least each of the ascending `thresholds`. [G] -> [G] int64."""
+    """Number of `scores` (any shape) at or above each of the ascending `thresholds`. [G] -> [G] int64."""
     scores = np.sort(scores[scores >= thresholds[0]])
     return len(scores) - np.searchsorted(scores, thresholds)
 
@@ -371,7 +370,7 @@ def _kfold_accuracy(
 
 
 def _folds(total: int, folds: int) -> Iterator[np.ndarray]:
-    """The test mask [N] of each fold: contiguous, the first total % folds of them one longer."""
+    """The test mask [N] of each fold: contiguous, the first total % folds of them longer by one."""
     if not 2 <= folds <= total:
         raise ValueError(f"folds: {folds} of {total} pairs; expected 2..{total}")
     for part in np.array_split(np.arange(total), folds):

@@ -1,4 +1,4 @@
-"""The Basel Face Model 2009 as a `MorphableModel`. The files are not part of facejax; ask the University of Basel.
+"""The Basel Face Model 2009 as a `MorphableModel`. Its files are not part of facejax (University of Basel).
 
 Paysan, Knothe, Amberg, Romdhani, Vetter. AVSS 2009. Shape and texture from 01_MorphableModel.mat; expressions from the
 FaceWarehouse-style basis of 300W-LP (Model_Exp.mat), as the 3DDFA family uses them.
@@ -19,7 +19,7 @@ from facejax.morphable.model import MorphableModel
 from facejax.morphable.uv import uv_fragments, uv_position_map
 
 SCALE = 1e-5
-"""Model units in one unit of the file (about a micrometre): the head's half height becomes about 1."""
+"""Model units per unit of the file (about a micrometre): the half height of the head becomes about 1."""
 
 LANDMARKS68 = (
     21873, 22149, 21653, 21036, 43236, 44918, 46166, 47135, 47914, 48695, 49667, 50924, 52613, 33678, 33005,
@@ -28,7 +28,7 @@ LANDMARKS68 = (
     11492, 5522, 6025, 7495, 8215, 8935, 10395, 10795, 9555, 8836, 8236, 7636, 6915, 5909, 7384, 8223, 9064,
     10537, 8829, 8229, 7629,
 )  # fmt: skip
-"""Vertices of the 68 landmarks in the 53,215-vertex mesh of 3DDFA, from 0."""
+"""Vertices of the 68 landmarks in the 53,215-vertex mesh of 3DDFA, zero-based."""
 
 
 def from_bfm(
@@ -42,33 +42,33 @@ def from_bfm(
 ) -> MorphableModel:
     """Reads the model.
 
-    Bases are made orthonormal again on the vertices kept (singular values of the scaled columns), so that identity and
-    expression coefficients are in standard deviations and ordered, but are not those of the file.
+    The function orthonormalises the bases on the vertices kept (by an SVD of the scaled columns). The coefficients are
+    therefore in standard deviations and sorted by variance, but differ from those of the file.
 
     Args:
       path: 01_MorphableModel.mat: shapeMU [3V, 1], shapePC [3V, K], shapeEV [K, 1]; texMU, texPC, texEV likewise,
-        0..255; tl [T, 3] from 1.
-      expression_path: mu_exp [3v, 1], w_exp [3v, E] and, where there is one, sigma_exp [E, 1], over the vertices kept.
-      vertices: [v] which of the file's vertices to keep, from 0 (the trimmed mesh that `expression_path` belongs to).
-      landmarks68: vertices of the landmarks in the mesh kept.
-      albedo: dimensions of the albedo kept; every one is drawn into a texture.
-      texture_size: of the square albedo texture, laid out on a cylinder round the head.
+        0..255; tl [T, 3], one-based.
+      expression_path: mu_exp [3v, 1], w_exp [3v, E] and optionally sigma_exp [E, 1], over the vertices kept.
+      vertices: [v] zero-based indices of the file's vertices to keep (the trimmed mesh of `expression_path`).
+      landmarks68: vertices of the landmarks in the trimmed mesh.
+      albedo: number of albedo dimensions kept; each becomes a texture.
+      texture_size: side of the square albedo texture, a cylindrical map of the head, texels.
 
     Returns:
-      A model without 98 landmarks, boundaries, named expressions or regions other than the skin.
+      A model without the 98 landmarks, boundaries, named expressions, or regions other than the skin.
     """
     shape = _load(path, ("shapeMU", "shapePC", "shapeEV", "texMU", "texPC", "texEV", "tl"))
     expression = _load(expression_path, ("mu_exp", "w_exp"))
     total = shape["shapeMU"].size // 3
     keep = np.arange(total) if vertices is None else np.asarray(vertices)
     if keep.min() < 0 or keep.max() >= total:
-        raise ValueError(f"from_bfm: vertices reach from {keep.min()} to {keep.max()}, but the model has {total}")
+        raise ValueError(f"from_bfm: vertices range from {keep.min()} to {keep.max()}, but the model has {total}")
     rows = (3 * keep[:, None] + np.arange(3)).ravel()
     given = expression["w_exp"].shape[0]
     if given != len(rows):
         raise ValueError(f"{expression_path}: w_exp has {given} rows, expected {len(rows)} for {len(keep)} vertices")
     if max(landmarks68) >= len(keep) or len(landmarks68) != 68:
-        raise ValueError(f"from_bfm: 68 landmarks below {len(keep)} are expected, the largest is {max(landmarks68)}")
+        raise ValueError(f"from_bfm: expected 68 landmarks below {len(keep)}, the largest is {max(landmarks68)}")
     mean = (shape["shapeMU"].ravel()[rows] + expression["mu_exp"].ravel()).reshape(-1, 3) * SCALE
     mean -= [0, mean[:, 1].mean(), mean[:, 2].mean()]
     identity = _orthonormal(shape["shapePC"][rows] * shape["shapeEV"].ravel() * SCALE)
@@ -109,16 +109,16 @@ def from_bfm(
 def _load(path: str | os.PathLike[str], names: tuple[str, ...]) -> dict[str, np.ndarray]:
     try:
         found = scipy.io.loadmat(pathlib.Path(path))
-    except Exception as error:  # damaged files raise anything
-        raise ValueError(f"{path}: not a MATLAB file that can be read: {error}") from error
+    except Exception as error:  # damaged files raise various errors
+        raise ValueError(f"{path}: not a readable MATLAB file: {error}") from error
     missing = [name for name in names if name not in found]
     if missing:
-        raise ValueError(f"{path}: there is no {', '.join(missing)} in it, expected {', '.join(names)}")
+        raise ValueError(f"{path}: variables {', '.join(missing)} are missing, expected {', '.join(names)}")
     return {k: np.asarray(v, np.float64) for k, v in found.items() if not k.startswith("__")}
 
 
 def _orthonormal(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal directions and falling deviations of sum_i columns[:, i] * n_i with n normal."""
+    """Orthonormal directions and descending standard deviations of sum_i columns[:, i] * n_i, n standard normal."""
     values, vectors = np.linalg.eigh(columns.T @ columns)
     order = np.argsort(values)[::-1]
     std = np.sqrt(np.maximum(values[order], 1e-20))
@@ -126,7 +126,7 @@ def _orthonormal(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _outward(mean: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """Triangles counter-clockwise from outside, whichever way round the file has them."""
+    """Reorients triangles counter-clockwise from outside, whatever the order in the file."""
     a, b, c = (mean[triangles[:, i]] for i in range(3))
     outside = np.sum(np.cross(b - a, c - a) * ((a + b + c) / 3 - mean.mean(0)), 1)
     return triangles if (outside > 0).mean() > 0.5 else triangles[:, ::-1]
@@ -137,7 +137,7 @@ def _unit_range(x: np.ndarray) -> np.ndarray:
 
 
 def _textures(uv: np.ndarray, triangles: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    """Per-vertex values [v, 3, K] as textures [size, size, 3, K]; triangles across the cylinder's seam are left out."""
+    """Per-vertex values [v, 3, K] as textures [size, size, 3, K]; without triangles across the cylinder's seam."""
     seam = np.ptp(uv[triangles, 0], axis=1) > 0.5
     flat = jnp.asarray(triangles[~seam], jnp.int32)
     fragments = jax.jit(lambda u: uv_fragments(u, flat, size))(_array(uv))

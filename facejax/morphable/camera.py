@@ -1,4 +1,4 @@
-"""From the face model's axes to pixels: x to the right, y down, depth larger nearer."""
+"""Projections from the face model's axes to pixels: x to the right, y down, larger depth is nearer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def weak_perspective(vertices: jax.Array, rotation: jax.Array, scale: jax.Array,
       vertices: [..., V, 3] in the model's axes.
       rotation: [..., 3, 3].
       scale: [...] pixels per model unit.
-      translation: [..., 2] where the model's origin lands, in pixels.
+      translation: [..., 2] position of the model's origin, pixels.
 
     Returns:
-      [..., V, 3] in pixels; depth in pixels too.
+      [..., V, 3] in pixels, including the depth.
     """
     turned = scale[..., None, None] * jnp.einsum("...vj,...ij->...vi", vertices, rotation)
     return _flip(turned) + jnp.concatenate([translation, jnp.zeros_like(translation[..., :1])], -1)[..., None, :]
@@ -25,11 +25,11 @@ def weak_perspective(vertices: jax.Array, rotation: jax.Array, scale: jax.Array,
 def perspective(
     vertices: jax.Array, rotation: jax.Array, scale: jax.Array, translation: jax.Array, distance: jax.Array
 ) -> jax.Array:
-    """Pinhole projection from `distance` model units away; at the origin's depth the scale is that of weak perspective.
+    """Pinhole projection whose scale at the depth of the origin is that of `weak_perspective`.
 
     Args:
-      vertices, rotation, scale, translation: as in `weak_perspective`, which this becomes as the distance grows.
-      distance: [...] from the camera to the model's origin; everything must be nearer to the origin than that.
+      vertices, rotation, scale, translation: as in `weak_perspective`, the limit for infinite distance.
+      distance: [...] from the camera to the model's origin, model units; larger than the distance of any vertex.
     """
     turned = jnp.einsum("...vj,...ij->...vi", vertices, rotation)
     nearness = distance[..., None, None] / (distance[..., None, None] - turned[..., 2:])

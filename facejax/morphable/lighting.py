@@ -1,7 +1,7 @@
-"""Normals and order-2 spherical-harmonic light.
+"""Vertex normals and order-2 spherical-harmonic lighting.
 
-Ramamoorthi & Hanrahan, "An efficient representation for irradiance environment maps", SIGGRAPH 2001: nine numbers per
-colour describe the diffuse light on a convex object.
+Ramamoorthi & Hanrahan, "An efficient representation for irradiance environment maps", SIGGRAPH 2001: nine values per
+colour channel describe diffuse light on a convex object.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 
 
 class Incidence(NamedTuple):
-    """The triangles around every vertex, filled up with T: made once, so that normals need no scatter.
+    """The triangles around every vertex, padded with T; with it, normals need no scatter.
 
     Attributes:
-      around: [V, K] the first K of every vertex.
-      crowded: [P] the few vertices that have more, such as the poles of a head.
-      others: [P, K'] theirs beyond the first K.
+      around: [V, K] the first K triangles of every vertex.
+      crowded: [P] the few vertices with more than K, such as the poles of a head.
+      others: [P, K'] their further triangles.
     """
 
     around: np.ndarray
@@ -28,7 +28,7 @@ class Incidence(NamedTuple):
 
 
 def incidence(triangles: np.ndarray, num_vertices: int, usual: int = 8) -> Incidence:
-    """Tables of the triangles [T, 3] around each of V vertices; `usual` is K."""
+    """The `Incidence` of triangles [T, 3] and V vertices; `usual` is K."""
     triangles = np.asarray(triangles)
     corner = triangles.ravel()
     order = np.argsort(corner, kind="stable")
@@ -46,7 +46,7 @@ def vertex_normals(vertices: jax.Array, triangles: jax.Array, incident: Incidenc
     Args:
       vertices: [V, 3] in right-handed axes.
       triangles: [T, 3] counter-clockwise from outside.
-      incident: of `incidence`.
+      incident: from `incidence`.
 
     Returns:
       [V, 3].
@@ -58,7 +58,7 @@ def vertex_normals(vertices: jax.Array, triangles: jax.Array, incident: Incidenc
 
 
 def unit(vectors: jax.Array) -> jax.Array:
-    """Vectors [3, ...] of length 1, a plane for each component, as in rendering; zero has a finite gradient."""
+    """Normalises vectors [3, ...], component axis first as in rendering; finite gradient at zero."""
     x, y, z = vectors
     return vectors * jax.lax.rsqrt(jnp.maximum(x * x + y * y + z * z, 1e-20))
 
@@ -75,18 +75,18 @@ def spherical_harmonics(normals: jax.Array) -> jax.Array:
 
 
 def shade(normals: jax.Array, light: jax.Array) -> jax.Array:
-    """Irradiance / pi [3, ...] at unit normals [3, ...] under light [9, 3], never negative; to multiply by albedo."""
+    """Irradiance / pi [3, ...], at least 0, at unit normals [3, ...] under light [9, 3]. Multiply it by the albedo."""
     weights = light.reshape(9, 3, *(1,) * (normals.ndim - 1))
     return jnp.maximum(sum(w * h for w, h in zip(weights, spherical_harmonics(normals), strict=True)), 0.0)
 
 
 def directional_light(direction: jax.Array, colour: jax.Array, ambient: jax.Array) -> jax.Array:
-    """Coefficients for `shade` of a distant light and an even one.
+    """Coefficients for `shade` of a directional and an ambient light.
 
     Args:
       direction: [3] towards the light, any length.
-      colour: [3] of the directional light: what a surface facing it gets, up to the order-2 approximation.
-      ambient: [3] what every surface gets besides.
+      colour: [3] irradiance / pi of a surface that faces the directional light, up to the order-2 approximation.
+      ambient: [3] irradiance / pi added for every surface.
 
     Returns:
       [9, 3].

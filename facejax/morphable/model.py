@@ -1,8 +1,8 @@
 """A 3D morphable face model as one pytree: linear shape, expression and albedo over a fixed mesh.
 
-Blanz & Vetter, "A morphable model for the synthesis of 3D faces", SIGGRAPH 1999, is the idea;
-Paysan et al., "A 3D face model for pose and illumination invariant face recognition", AVSS 2009, the layout
-of the file that `bfm.from_bfm` reads. `procedural.procedural` makes a model from nothing.
+Blanz & Vetter, "A morphable model for the synthesis of 3D faces", SIGGRAPH 1999. `bfm.from_bfm` reads the model of
+Paysan et al., "A 3D face model for pose and illumination invariant face recognition", AVSS 2009;
+`procedural.procedural` makes a model without data.
 
 Axes: right-handed, x to the viewer's right, y up, z towards the viewer; the face looks along +z.
 """
@@ -16,15 +16,15 @@ from flax import struct
 class MorphableModel:
     """V vertices, T triangles, I identity, E expression and A albedo dimensions, an H x W texture.
 
-    Coefficients are in standard deviations: a random person is three standard normal vectors.
+    Coefficients are in standard deviations: standard normal vectors give a random identity, expression and albedo.
 
     Attributes:
-      mean_shape: [V, 3] mean vertex positions; the head's half height is about 1.
-      identity_basis, identity_std: [V, 3, I] orthonormal (as [3V, I]) and [I] falling standard deviations.
+      mean_shape: [V, 3] mean vertex positions; the half height of the head is about 1.
+      identity_basis, identity_std: [V, 3, I] orthonormal (as [3V, I]) and [I] descending standard deviations.
       expression_basis, expression_std: [V, 3, E] orthonormal and [E], likewise.
       expressions: name -> [E] coefficients of a pure expression at full strength ("jaw_open", "smile", ...).
-      albedo_mean: [H, W, 3] mean diffuse albedo 0..1, gamma-encoded (the 1 / 2.2 power of linear light), in which
-        human skin varies most nearly linearly.
+      albedo_mean: [H, W, 3] mean diffuse albedo in 0..1, gamma-encoded (linear light to the power 1 / 2.2), which makes
+        the variation of human skin approximately linear.
       albedo_basis, albedo_std: [H, W, 3, A] orthonormal and [A].
       triangles: [T, 3] int32, counter-clockwise seen from outside.
       uv: [V, 2] texture coordinates in 0..1, u to the right, v down: texel (row, column) centres lie at
@@ -71,7 +71,7 @@ def shape(model: MorphableModel, identity: jax.Array, expression: jax.Array) -> 
 def albedo(model: MorphableModel, coefficients: jax.Array) -> jax.Array:
     """Textures [..., H, W, 3] in linear light, 0..1, from [..., <=A] coefficients in standard deviations."""
     encoded = model.albedo_mean + _combine(model.albedo_basis, model.albedo_std, coefficients)
-    return jnp.exp(2.2 * jnp.log(jnp.clip(encoded, 0.01, 1.0)))  # a quarter of the time of ** 2.2 on a CPU
+    return jnp.exp(2.2 * jnp.log(jnp.clip(encoded, 0.01, 1.0)))  # four times as fast as ** 2.2 on a CPU
 
 
 def _combine(basis: jax.Array, std: jax.Array, coefficients: jax.Array) -> jax.Array:

@@ -1,10 +1,10 @@
-"""A z-buffer rasterizer of static shapes, for meshes whose triangles are small on the picture.
+"""A z-buffer rasterizer with static shapes, for meshes whose triangles are small in the image.
 
-The pixels of every front-facing triangle's bounding box, clipped to the picture, are laid end to end in one work list
-of fixed capacity; each entry tests one pixel against one triangle. The nearest triangle of a pixel is found by two
-scatters (greatest depth, then lowest triangle among those that have it), which is exact for any mesh size: no bits are
-shared between depth and triangle number. Barycentric coordinates are gathered from the winning entry, so interpolated
-attributes are differentiable in the attributes and in the vertices.
+A work list of fixed capacity holds the pixels of every front-facing triangle's bounding box, clipped to the image; each
+entry tests one pixel against one triangle. Two scatters find the nearest triangle of a pixel: the largest depth, then
+the lowest triangle index at that depth. This is exact for any mesh size, because depth and index are not packed into
+one number. Barycentric coordinates come from the selected entry, so interpolated attributes are differentiable with
+respect to the attributes and the vertices.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-EDGE = 1e-6  # a weight this far below zero is rounding
+EDGE = 1e-6  # tolerance for rounding of a barycentric weight
 
 
 class Fragments(NamedTuple):
-    """What is seen at every pixel.
+    """Visible surface at every pixel.
 
     Attributes:
-      triangle: [H, W] int32, or -1 where there is none.
-      barycentric: [3, H, W] weights of the triangle's vertices, zero where there is none.
-      depth: [H, W] interpolated depth, larger is nearer; minus infinity where there is none.
-      overflow: [] bool: the work list was too short and triangles are missing (see `check`).
+      triangle: [H, W] int32 triangle index, -1 for background.
+      barycentric: [3, H, W] weights of the triangle's vertices, zero for background.
+      depth: [H, W] interpolated depth, larger is nearer; minus infinity for background.
+      overflow: [] bool: the work list was full and triangles are missing (see `check`).
     """
 
     triangle: jax.Array
@@ -44,14 +44,14 @@ def rasterize(
     capacity: int | None = None,
     cull: bool = True,
 ) -> Fragments:
-    """Rasterizes one mesh. A pixel belongs to a triangle that covers its centre, edges included.
+    """Rasterizes one mesh. A triangle covers a pixel if it contains the pixel's centre, edges included.
 
     Args:
-      vertices: [V, 3] x to the right and y down in pixels (the first pixel's centre is at 0.5), depth larger nearer.
-      triangles: [T, 3] int; counter-clockwise as seen is the front.
-      height, width: of the picture.
-      capacity: entries of the work list, 4 * height * width when None. A head needs about 2 to 3 times the pixels.
-      cull: leaves out triangles seen from behind.
+      vertices: [V, 3] x right and y down in pixels (the first pixel's centre is at 0.5), larger depth is nearer.
+      triangles: [T, 3] int; counter-clockwise in the image is the front.
+      height, width: of the image.
+      capacity: entries of the work list, 4 * height * width when None. A head needs about 2 to 3 entries per pixel.
+      cull: leaves out back-facing triangles.
     """
     if vertices.ndim != 2 or vertices.shape[1] != 3 or triangles.ndim != 2 or triangles.shape[1] != 3:
         raise ValueError(
@@ -71,10 +71,10 @@ def rasterize(
     owner = lax.associative_scan(jnp.maximum, owner)
     setup = [left, top, jnp.maximum(right - left, 1), z[2], z[0] - z[2], z[1] - z[2]]
     inverse = jnp.where(area != 0, 1 / jnp.where(area != 0, area, 1.0), 0.0)
-    for p, q in ((1, 2), (2, 0)):  # the first two corners' weights: at the box's first pixel, and their slopes
+    for p, q in ((1, 2), (2, 0)):  # weights of the first two corners at the first pixel of the box, and their slopes
         along_x, along_y = (y[p] - y[q]) * inverse, (x[q] - x[p]) * inverse
         setup += [(left + 0.5 - x[p]) * along_x + (top + 0.5 - y[p]) * along_y, along_x, along_y]
-    setup = lax.optimization_barrier(jnp.stack(setup, -1)[owner])  # else XLA gathers again for every use
+    setup = lax.optimization_barrier(jnp.stack(setup, -1)[owner])  # without it XLA repeats the gather for every use
     left, top, columns, z, dz0, dz1, *lines = setup.T
     place = (entry - first[owner]).astype(jnp.float32)
     row = jnp.floor((place + 0.5) / columns)
@@ -101,7 +101,7 @@ def rasterize(
 
 
 def rasterize_batch(vertices: jax.Array, triangles: jax.Array, height: int, width: int, **options: object) -> Fragments:
-    """`rasterize` for vertices [N, V, 3] over one list of triangles; on a CPU one face after the other."""
+    """`rasterize` for vertices [N, V, 3] and one list of triangles; sequential on a CPU."""
 
     def one(v: jax.Array) -> Fragments:
         return rasterize(v, triangles, height, width, **options)
@@ -110,7 +110,7 @@ def rasterize_batch(vertices: jax.Array, triangles: jax.Array, height: int, widt
 
 
 def interpolate(fragments: Fragments, triangles: jax.Array, attributes: jax.Array) -> jax.Array:
-    """Per-vertex attributes [V, C] at every pixel: [C, H, W], zero where nothing is seen. Affine in the picture."""
+    """Per-vertex attributes [V, C] at every pixel: [C, H, W], zero for background. Affine in image space."""
     corners = jnp.asarray(triangles).T[:, jnp.maximum(fragments.triangle, 0)]
     planes = [
         sum(w * column[c] for w, c in zip(fragments.barycentric, corners, strict=True)) for column in attributes.T
@@ -119,13 +119,13 @@ def interpolate(fragments: Fragments, triangles: jax.Array, attributes: jax.Arra
 
 
 def check(fragments: Fragments) -> None:
-    """Raises ValueError when a work list was too short (not under jit: reads the flag)."""
+    """Raises ValueError if a work list was full. Not for use under jit."""
     if bool(jnp.any(fragments.overflow)):
-        raise ValueError("rasterize: the work list is full and triangles are missing: expected a larger capacity")
+        raise ValueError("rasterize: the work list is full and triangles are missing: increase capacity")
 
 
 def _pixels(corners: list[jax.Array], limit: int) -> tuple[jax.Array, jax.Array]:
-    """First pixel, and the one after the last, whose centres lie between a triangle's corners along an axis."""
+    """Range (first, one past the last) of pixels with centres inside a triangle's extent along an axis."""
     low, high = reduce(jnp.minimum, corners), reduce(jnp.maximum, corners)
     low = jnp.clip(jnp.ceil(low - 0.5), 0, limit)
     return low, jnp.maximum(jnp.clip(jnp.floor(high + 0.5), 0, limit), low)

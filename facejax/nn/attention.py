@@ -1,4 +1,4 @@
-"""Multi-head attention, the layer that the Transformer and its descendants share."""
+"""Multi-head attention."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Dtype = Any
 
 
 class MultiHeadAttention(nn.Module):
-    """softmax(Q K^T / sqrt(d_k)) V in several subspaces at once (Vaswani et al. 2017, Sec. 3.2).
+    """softmax(Q K^T / sqrt(d_k)) V per head (Vaswani et al. 2017, Sec. 3.2).
 
-    The collection "attention", where mutable, takes the weights [N, H, Q, K], for pictures.
+    If the collection "attention" is mutable, the layer stores the weights [N, H, Q, K] there, for visualisation.
 
     Attributes:
       features: width D of inputs and output.
       heads: H; must divide `features`.
-      bias: whether the four projections have one (PyTorch's do, the authors' do not).
+      bias: whether the four projections have a bias (in PyTorch yes, in the authors' code no).
       dtype: of the computation.
     """
 
@@ -35,11 +35,11 @@ class MultiHeadAttention(nn.Module):
         self.query, self.key, self.value, self.out = (nn.Dense(self.features, **options) for _ in range(4))
 
     def project(self, memory: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values, [N, K, H, D / H] each, of what is attended to, [N, K, D]."""
+        """Keys and values, [N, K, H, D / H] each, of the memory [N, K, D]."""
         return self._split(self.key(memory)), self._split(self.value(memory))
 
     def attend(self, x: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
-        """[N, Q, D] of queries x [N, Q, D]; `mask` (bool, broadcasts to [N, H, Q, K]) marks what may be seen."""
+        """Output [N, Q, D] of queries x [N, Q, D]; `mask` (bool, broadcasts to [N, H, Q, K]) is True where allowed."""
         queries = self._split(self.query(x))
         if self.is_mutable_collection("attention"):
             scores = jnp.einsum("nqhd,nkhd->nhqk", queries, keys) / jnp.sqrt(queries.shape[-1])
@@ -48,7 +48,7 @@ class MultiHeadAttention(nn.Module):
         return self.out(mixed.reshape(*x.shape[:-1], self.features))
 
     def __call__(self, x: jax.Array, memory: jax.Array, mask: jax.Array) -> jax.Array:
-        """`attend` from x [N, Q, D] to memory [N, K, D]."""
+        """Attention from x [N, Q, D] to memory [N, K, D]; see `attend`."""
         return self.attend(x, *self.project(memory), mask)
 
     def _split(self, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Blocks of convolution and batch norm that many networks are stacked from."""
+"""Convolution and batch norm blocks shared by many networks."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class ConvNorm(nn.Module):
 
     Attributes:
       features, kernel_size, strides, padding, groups: of the convolution; see `facejax.nn.conv.Conv`.
-      activation: the last step; None leaves the output linear.
-      use_bias: of the convolution; a few published networks have one before their batch norm.
+      activation: applied last; None for a linear output.
+      use_bias: whether the convolution has a bias; a few published networks have one before batch norm.
       kernel_init: initialiser of the kernel.
       momentum, epsilon, axis_name: of the batch norm.
       dtype: of the computation.

@@ -1,4 +1,4 @@
-"""Convolution layers of every model here."""
+"""Convolution layers with explicit padding."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Initializer = Any
 
 
 class Conv(nn.Module):
-    """A convolution with explicit padding, in whichever form is fast on the platform (`facejax.ops.conv`).
+    """A convolution with explicit padding, in the fastest form for the platform (`facejax.ops.conv`).
 
-    Flax's "SAME" pads (0, 1) at stride 2 where PyTorch's padding=1 pads (1, 1): here a number means both sides.
+    Flax's "SAME" pads (0, 1) at stride 2 where PyTorch's padding=1 pads (1, 1); here a number applies to both sides.
 
     Attributes:
       features: output channels.
       kernel_size, strides, dilation: (vertical, horizontal), or one number for both.
-      padding: pixels on every side, or ((top, bottom), (left, right)), or "SAME" as TensorFlow pads.
-      groups: groups of channels that do not meet; the number of input channels makes it depthwise.
-      use_bias: whether a bias is added.
+      padding: pixels on every side, ((top, bottom), (left, right)), or "SAME" as in TensorFlow.
+      groups: number of channel groups; the number of input channels gives a depthwise convolution.
+      use_bias: whether to add a bias.
       kernel_init, bias_init: initialisers.
       dtype: of the computation; parameters are float32.
     """
@@ -77,7 +77,7 @@ class ConvTranspose(nn.Module):
 
 
 def pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    """A number for both axes, or one for each."""
+    """Expands one number to both axes."""
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
@@ -88,7 +88,7 @@ def explicit_padding(
     stride: tuple[int, int],
     dilation: tuple[int, int] = (1, 1),
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """((top, bottom), (left, right)) of whatever form the padding was given in."""
+    """Converts any accepted padding to ((top, bottom), (left, right))."""
     if isinstance(padding, int):
         return ((padding, padding),) * 2
     if padding == "SAME":

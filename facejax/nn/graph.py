@@ -1,4 +1,4 @@
-"""The graph convolution and the head that clustering papers share (learn-to-cluster)."""
+"""Graph convolution and head of the clustering papers (learn-to-cluster)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class GraphConv(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: jax.Array, aggregated: jax.Array) -> jax.Array:
-        """`aggregated` is A X, however A is stored."""
+        """`aggregated` is A X, for any storage of A."""
         joined = jnp.concatenate([inputs, aggregated], -1)
         return nn.relu(nn.Dense(self.features, kernel_init=nn.initializers.glorot_uniform())(joined))
 
 
 class PReLUHead(nn.Module):
-    """Dense, PReLU with a slope per channel, dense: [..., F] -> [..., outputs]."""
+    """Dense, PReLU with one slope per channel, dense: [..., F] -> [..., outputs]."""
 
     hidden: int
     outputs: int

@@ -1,4 +1,4 @@
-"""Normalisation and activation layers with the defaults that most of the papers' code has."""
+"""Normalisation and activation layers with the defaults of PyTorch, which most of the papers use."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ Dtype = Any
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as in PyTorch: running averages move by a tenth, eps is 1e-5.
+    """Batch normalisation with PyTorch's defaults: update rate 0.1 of the running averages, eps 1e-5.
 
-    Flax keeps the biased variance of a batch in its running average, PyTorch the unbiased one (n / (n - 1) larger).
+    The running variance averages the biased batch variance, as in Flax; PyTorch's is larger by n / (n - 1).
 
     Attributes:
-      axis_name: the mapped axis over which statistics are shared in training; None keeps them per device.
-      use_scale, use_bias: whether a scale and a bias are learnt.
-      momentum, epsilon: of the running averages; below the square root.
+      axis_name: mapped axis over which to share statistics in training; None for statistics per device.
+      use_scale, use_bias: whether the layer has a learnt scale and bias.
+      momentum: of the running averages.
+      epsilon: added to the variance.
       scale_init: initialiser of the scale.
       dtype: of the output; statistics are float32.
     """
@@ -35,9 +36,9 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Over all axes but the last; in training the batch's own statistics are used and averaged.
+        """Normalises over all axes but the last; in training by batch statistics, which update the running averages.
 
-        One value a channel, as of one picture's one pixel, has no deviation and gives the bias; PyTorch refuses it.
+        With one value per channel (one image of one pixel) the result is the bias; PyTorch raises an error.
         """
         return nn.BatchNorm(
             use_running_average=not train,
@@ -53,7 +54,7 @@ class BatchNorm(nn.Module):
 
 
 class PReLU(nn.Module):
-    """max(x, 0) + a min(x, 0) with a slope `a` per channel, 0.25 at first (He et al., arXiv:1502.01852)."""
+    """max(x, 0) + a min(x, 0) with a slope `a` per channel, initially 0.25 (He et al., arXiv:1502.01852)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -62,13 +63,15 @@ class PReLU(nn.Module):
         return jnp.where(x >= 0, x, slope.astype(x.dtype) * x)
 
 
-@partial(jax.jit, static_argnames=("size", "k", "alpha", "beta"))  # a named step, which visualisers can skip
+@partial(
+    jax.jit, static_argnames=("size", "k", "alpha", "beta")
+)  # a named call, which visualisation methods can replace
 def local_response_norm(
     x: jax.Array, *, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
     """AlexNet's x / (k + alpha * sum of squares over `size` neighbouring channels)^beta. [..., C] -> [..., C].
 
-    Caffe and PyTorch divide their alpha by the size first: theirs is 5 times this one.
+    Caffe and PyTorch divide alpha by `size`: their alpha is `size` times the alpha here.
     """
     squares = jnp.square(x.astype(jnp.float32))
     padded = jnp.pad(squares, [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)])

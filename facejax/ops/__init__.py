@@ -1,4 +1,4 @@
-"""Array functions without parameters."""
+"""Array operations without trained parameters."""
 
 from facejax._lazy import lazy
 

@@ -7,6 +7,6 @@ import scipy.sparse
 
 
 def connected_components(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> np.ndarray:
-    """Component [N] of every node, numbered from 0; edges [E] count in both directions."""
+    """Component index [N] of every node, from 0; edges [E] are undirected."""
     matrix = scipy.sparse.coo_matrix((np.ones(len(source), np.int8), (source, destination)), (num_nodes, num_nodes))
     return scipy.sparse.csgraph.connected_components(matrix, directed=False)[1]

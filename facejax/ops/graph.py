@@ -1,4 +1,4 @@
-"""Graphs of static shape: edges sorted by destination, reductions over the edges of a node, sampling, normalisation."""
+"""Graphs of static shape: sorted edges, reductions over incoming edges, neighbour sampling, normalisation."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from facejax.ops import sampling
 class Graph:
     """Directed, weighted edges of N nodes, sorted by destination; padding edges have weight 0 and end at node N - 1.
 
-    A pytree: the three arrays are its leaves, the number of nodes is static.
+    A pytree with the three arrays as leaves; the number of nodes is static.
 
     Attributes:
       source, destination: [E] int32.
       weight: [E] float32.
-      num_nodes: N, a Python number.
+      num_nodes: N, a Python int.
     """
 
     source: jax.Array
@@ -36,15 +36,15 @@ class Graph:
 
 
 def make_graph(source: np.ndarray, destination: np.ndarray, num_nodes: int, weight: np.ndarray | None = None) -> Graph:
-    """A graph from edges in any order.
+    """Makes a graph from edges in any order.
 
     Args:
-      source, destination: [E] node numbers.
+      source, destination: [E] node indices.
       num_nodes: N.
-      weight: [E], ones when None.
+      weight: [E]; ones when None.
 
     Raises:
-      ValueError: lengths differ, or an edge names a node outside 0 to N - 1.
+      ValueError: the lengths differ, or a node index is outside 0 to N - 1.
     """
     source, destination = np.asarray(source, np.int64), np.asarray(destination, np.int64)
     weight = np.ones(len(source)) if weight is None else np.asarray(weight)
@@ -70,18 +70,18 @@ def undirected(source: np.ndarray, destination: np.ndarray) -> tuple[np.ndarray,
 
 
 def add_self_loops(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The edges and one from every node to itself."""
+    """The edges and one self-loop per node."""
     loops = np.arange(num_nodes)
     return np.concatenate([source, loops]), np.concatenate([destination, loops])
 
 
 def segment_sum(values: jax.Array, graph: Graph) -> jax.Array:
-    """Sum over the edges that end at a node, without their weights: [E, ...] -> [N, ...]."""
+    """Unweighted sum over incoming edges: [E, ...] -> [N, ...]."""
     return jax.ops.segment_sum(values, graph.destination, graph.num_nodes, indices_are_sorted=True)
 
 
 def segment_mean(values: jax.Array, graph: Graph) -> jax.Array:
-    """Plain mean over the edges of positive weight that end at a node; zeros without any. [E, ...] -> [N, ...]."""
+    """Unweighted mean over incoming edges of positive weight; zero without any. [E, ...] -> [N, ...]."""
     live = (graph.weight > 0).astype(values.dtype)
     count = segment_sum(live, graph)
     wide = (-1, *(1,) * (values.ndim - 1))
@@ -89,7 +89,7 @@ def segment_mean(values: jax.Array, graph: Graph) -> jax.Array:
 
 
 def segment_max(values: jax.Array, graph: Graph) -> jax.Array:
-    """Maximum over the edges of positive weight that end at a node; zeros without any. [E, ...] -> [N, ...]."""
+    """Maximum over incoming edges of positive weight; zero without any. [E, ...] -> [N, ...]."""
     live = (graph.weight > 0).reshape(-1, *(1,) * (values.ndim - 1))
     largest = jax.ops.segment_max(
         jnp.where(live, values, -jnp.inf), graph.destination, graph.num_nodes, indices_are_sorted=True
@@ -98,7 +98,7 @@ def segment_max(values: jax.Array, graph: Graph) -> jax.Array:
 
 
 def segment_softmax(logits: jax.Array, graph: Graph) -> jax.Array:
-    """Softmax over the edges that end at the same node: [E, ...] -> [E, ...]; 0 for edges of weight 0."""
+    """Softmax over the incoming edges of each node: [E, ...] -> [E, ...]; 0 for edges of weight 0."""
     live = (graph.weight > 0).reshape(-1, *(1,) * (logits.ndim - 1))
     logits = jnp.where(live, logits, -jnp.inf)
     largest = jax.ops.segment_max(logits, graph.destination, graph.num_nodes, indices_are_sorted=True)
@@ -109,12 +109,12 @@ def segment_softmax(logits: jax.Array, graph: Graph) -> jax.Array:
 
 
 def propagate(graph: Graph, features: jax.Array, *, chunk: int = 0) -> jax.Array:
-    """A H: sums the sources' features, times the weights, at every destination; [N, F] -> [N, F].
+    """The product A H: sum of the weighted source features at every destination, [N, F] -> [N, F].
 
     Args:
-      graph: N nodes, E edges; or its parts by `split`, for one device each.
+      graph: N nodes, E edges; or its parts from `split`, one per device.
       features: [N, F].
-      chunk: edges at a time, so that no [E, F] exists; 0 for all at once.
+      chunk: number of edges per pass, which limits memory to [chunk, F]; 0 for all at once.
     """
     if graph.source.ndim == 2:
         rows = -(-graph.num_nodes // len(graph.source))
@@ -137,7 +137,7 @@ def propagate(graph: Graph, features: jax.Array, *, chunk: int = 0) -> jax.Array
 
 
 def split(graph: Graph, parts: int) -> Graph:
-    """The graph in parts of ceil(N / parts) consecutive nodes: arrays [parts, E'], destinations counted per part."""
+    """Splits the graph into parts of ceil(N / parts) consecutive nodes: arrays [parts, E'], local destinations."""
     rows = -(-graph.num_nodes // parts)
     source, destination, weight = (np.asarray(x) for x in graph.edges)
     ends = np.searchsorted(destination, rows * np.arange(parts + 1))
@@ -151,38 +151,38 @@ def split(graph: Graph, parts: int) -> Graph:
 
 
 def symmetric_normalization(graph: Graph) -> Graph:
-    """Weights w_ij / sqrt(d_i d_j), where d is the sum of the weights that end at a node; 0 where that sum is 0."""
+    """Weights w_ij / sqrt(d_i d_j), where d is the sum of the incoming weights of a node; 0 where d is 0."""
     degree = segment_sum(graph.weight, graph)
     inverse = jnp.where(degree > 0, jax.lax.rsqrt(jnp.where(degree > 0, degree, 1.0)), 0.0)
     return graph.replace(weight=inverse[graph.source] * graph.weight * inverse[graph.destination])
 
 
 def random_walk_normalization(graph: Graph) -> Graph:
-    """Weights w_ij / d_i: the weights that end at a node sum to 1."""
+    """Weights w_ij / d_i: the incoming weights of a node sum to 1."""
     degree = segment_sum(graph.weight, graph)
     return graph.replace(weight=graph.weight / jnp.where(degree > 0, degree, 1.0)[graph.destination])
 
 
 def offsets(graph: Graph) -> jax.Array:
-    """[N + 1] int32: the edges that end at node i are offsets[i] to offsets[i + 1]; padding counts at node N - 1."""
+    """[N + 1] int32: node i has incoming edges offsets[i] to offsets[i + 1] - 1; padding belongs to node N - 1."""
     return jnp.searchsorted(graph.destination, jnp.arange(graph.num_nodes + 1)).astype(jnp.int32)
 
 
 def sample_neighbors(
     rng: jax.Array, graph: Graph, starts: jax.Array, nodes: jax.Array, count: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Uniform samples, without replacement, of the sources of the edges that end at given nodes.
+    """Uniform samples without replacement of the sources of incoming edges of given nodes.
 
     Args:
       rng: key; equal keys give equal samples.
       graph: without padding edges.
       starts: `offsets(graph)`.
       nodes: [B].
-      count: how many; a node with no more edges than that gives them all.
+      count: number of samples; a node with at most `count` edges returns all of them.
 
     Returns:
-      neighbors: [B, count]; the node itself where there are no more.
-      mask: [B, count], False there.
+      neighbors: [B, count]; padded with the node itself.
+      mask: [B, count], False for padding.
     """
     chosen, mask = sampling.without_replacement(rng, starts[nodes + 1] - starts[nodes], count)
     if not len(graph.source):

@@ -1,9 +1,9 @@
-"""Heat maps of points: drawing targets, finding peaks below a pixel's width, averaging with a mirrored picture's.
+"""Heatmaps of points: target maps, sub-pixel decoding, and the flip test.
 
-Maps are [..., H, W, L], a channel for each of L points, as networks here give them. Points are [..., L, 2] (x, y) in
-pixels of the map, whole numbers at the pixels' centres: a peak at `maps[row, column]` is the point (column, row), as in
-the published code. Where pixel centres lie at halves (`facejax.ops.sampling`), take 0.5 off before drawing and add it
-after decoding. All functions work under jit and vmap; decoding has no gradient.
+Maps are [..., H, W, L], one channel per point. Points are [..., L, 2] (x, y) in pixels of the map with integers at
+pixel centres, as in the published code: a peak at `maps[row, column]` is the point (column, row). For coordinates with
+pixel centres at 0.5 (`facejax.ops.sampling`), subtract 0.5 before drawing and add it after decoding. All functions work
+under jit and vmap; decoding has no gradient.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ def gaussian_maps(
     visible: jax.Array | None = None,
     rounded: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """exp(-d^2 / (2 sigma^2)) around each point, 0 beyond a square window, and which maps count.
+    """Target maps exp(-d^2 / (2 sigma^2)) around each point, 0 outside a square window, and their weights.
 
     Args:
       points: [..., L, 2].
       size: (H, W).
       sigma: in pixels.
-      radius: pixels from the window's centre to its sides; 3 sigma when None.
-      visible: [..., L] bool, points to draw; None draws all.
-      rounded: centres move to the nearest pixel (halves upwards), so that every peak is 1; otherwise they stay.
+      radius: half side of the window, pixels; 3 sigma when None.
+      visible: [..., L] bool, points to draw; all when None.
+      rounded: whether to round centres to the nearest pixel (halves upwards), so that every peak is 1.
 
     Returns:
-      maps [..., H, W, L]; and weights [..., L], 1 where the point is visible and any pixel of its window lies in the
-      map, else 0 with an empty map.
+      maps [..., H, W, L]; and weights [..., L], 1 where the point is visible and its window overlaps the map, else 0
+      (the map is then zero).
     """
     if points.ndim < 2 or points.shape[-1] != 2:
         raise ValueError(f"gaussian_maps: points {points.shape}, expected [..., L, 2]")
     if visible is not None and visible.shape != points.shape[:-1]:
-        raise ValueError(f"gaussian_maps: visible {visible.shape}, expected {points.shape[:-1]} as the points have it")
+        raise ValueError(f"gaussian_maps: visible {visible.shape}, expected {points.shape[:-1]} as for the points")
     if sigma <= 0:
         raise ValueError(f"gaussian_maps: sigma is {sigma}, expected above 0")
     height, width = size
@@ -49,7 +49,7 @@ def gaussian_maps(
     centres = jnp.floor(points + 0.5) if rounded else points
 
     def profile(centre: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
-        """[..., length, L], and [..., L] whether any of it is inside the window."""
+        """Profile [..., length, L], and [..., L] whether the window overlaps it."""
         distance = jnp.arange(length)[:, None] - centre[..., None, :]
         inside = jnp.abs(distance) <= radius
         return jnp.where(inside, jnp.exp(-(distance**2) / (2 * sigma**2)), 0.0), inside.any(-2)
@@ -62,11 +62,11 @@ def gaussian_maps(
 
 
 def squared_error(maps: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """Half the mean squared difference over all pixels and maps; maps that do not count add 0 (JointsMSELoss).
+    """Half the mean squared difference over all pixels and maps (JointsMSELoss); maps of weight 0 contribute 0.
 
     Args:
       maps, targets: [..., H, W, L].
-      weights: [..., L], multiplied to both before they are subtracted.
+      weights: [..., L], factor of both maps and targets.
 
     Returns:
       [...].
@@ -81,13 +81,13 @@ def squared_error(maps: jax.Array, targets: jax.Array, weights: jax.Array) -> ja
 
 
 def peaks(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The highest pixel of each map, the first of equals.
+    """The highest pixel of each map; in a tie the first.
 
     Args:
       maps: [..., H, W, L].
 
     Returns:
-      points [..., L, 2] of whole numbers; and heights [..., L]. A map with nothing above 0 has its point at (0, 0).
+      points [..., L, 2], integral; and heights [..., L]. A map without positive values has its point at (0, 0).
     """
     if maps.ndim < 3:
         raise ValueError(f"peaks: maps {maps.shape}, expected [..., H, W, L]")
@@ -99,12 +99,12 @@ def peaks(maps: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def decode(maps: jax.Array, *, shift: float = 0.25, margin: int = 2) -> tuple[jax.Array, jax.Array]:
-    """Peaks, moved by a part of a pixel towards the higher neighbour on either axis.
+    """Peaks, shifted by a fraction of a pixel towards the higher neighbour along each axis.
 
     Args:
       maps: [..., H, W, L].
-      shift: pixels moved; 0 leaves the peaks whole.
-      margin: a peak in the first `margin` columns or rows, or in the last one, is not moved (HRNet's code: 2).
+      shift: pixels; 0 for integral peaks.
+      margin: peaks in the first `margin` columns or rows, or in the last one, are not shifted (HRNet's code: 2).
 
     Returns:
       points [..., L, 2], heights [..., L].
@@ -118,19 +118,19 @@ def decode(maps: jax.Array, *, shift: float = 0.25, margin: int = 2) -> tuple[ja
 
 
 def decode_taylor(maps: jax.Array, *, sigma: float) -> tuple[jax.Array, jax.Array]:
-    """Distribution-aware decoding: the top of the parabola through the logarithm of the smoothed map.
+    """Distribution-aware decoding: the maximum of a second-order expansion of the smoothed map's logarithm.
 
     Zhang et al. "Distribution-aware coordinate representation for human pose estimation", CVPR 2020, arXiv:1910.06093.
-    The map is smoothed with the targets' Gaussian, scaled back to its height, kept above 1e-10. Derivatives are taken
-    at the peak of the map as given; the second ones over two pixels, as in the authors' code. Nothing is moved within
-    two pixels of the map's edge, or where the second derivatives have no inverse.
+    The map is smoothed with the Gaussian of the targets, rescaled to its original height, and clipped at 1e-10.
+    Derivatives are evaluated at the peak of the unsmoothed map, second ones over two pixels, as in the authors' code.
+    Peaks within two pixels of the edge, or with a singular Hessian, stay integral.
 
     Args:
       maps: [..., H, W, L].
-      sigma: of the targets; the smoothing reaches 3 sigma - 1 pixels (their kernels of 11 at 2 and 17 at 3).
+      sigma: of the targets; the smoothing radius is 3 sigma - 1 pixels, as in the authors' code.
 
     Returns:
-      points [..., L, 2], heights [..., L] of the map as given.
+      points [..., L, 2], heights [..., L] of the unsmoothed map.
     """
     points, heights = peaks(maps)
     top = heights[..., None, None, :]
@@ -149,7 +149,7 @@ def decode_taylor(maps: jax.Array, *, sigma: float) -> tuple[jax.Array, jax.Arra
 
 
 def blur(maps: jax.Array, sigma: float, radius: int) -> jax.Array:
-    """[..., H, W, L] smoothed by a Gaussian of `sigma` cut at `radius` pixels; beyond the map there are zeros."""
+    """[..., H, W, L] smoothed by a Gaussian of `sigma` truncated at `radius` pixels, with zero padding."""
     for axis in (-3, -2):
         length = maps.shape[axis]
         distance = np.subtract.outer(np.arange(length), np.arange(length))
@@ -162,27 +162,27 @@ def blur(maps: jax.Array, sigma: float, radius: int) -> jax.Array:
 
 
 def mirrored(maps: jax.Array, partners: jax.Array) -> jax.Array:
-    """Maps of the mirrored picture as maps of the picture: turned over, and each in the place of its partner.
+    """Maps of the mirrored image converted to the original image: flipped, with left and right points exchanged.
 
     Args:
       maps: [..., H, W, L].
-      partners: [L] int, the number of each point's mirror partner.
+      partners: [L] int, index of each point's mirror partner.
     """
     if np.shape(partners) != maps.shape[-1:]:
-        raise ValueError(f"mirrored: partners {np.shape(partners)}, expected {maps.shape[-1:]}, one for each map")
+        raise ValueError(f"mirrored: partners {np.shape(partners)}, expected {maps.shape[-1:]}, one per map")
     return maps[..., ::-1, :][..., jnp.asarray(partners)]
 
 
 def flip_average(maps: jax.Array, of_mirror: jax.Array, partners: jax.Array, *, shift: int = 1) -> jax.Array:
-    """The flip test: mean of a picture's maps and those of its mirror image.
+    """The flip test: mean of the maps of an image and of its mirror image.
 
-    A network of stride 4 whose targets lie at x / 4 puts the mirrored picture's maps three quarters of a pixel too far
-    left; HRNet's code moves them right by one.
+    With stride 4 and targets at x / 4, the flipped maps of the mirror image are 3/4 pixel too far left; HRNet's code
+    shifts them right by one pixel.
 
     Args:
-      maps, of_mirror: [..., H, W, L], of the picture and of its mirror image.
+      maps, of_mirror: [..., H, W, L], of the image and of its mirror image.
       partners: see `mirrored`.
-      shift: columns that the second is moved to the right; the first columns stay.
+      shift: columns by which to shift the flipped maps to the right; their first columns do not change.
     """
     back = mirrored(of_mirror, partners)
     moved = jnp.concatenate([back[..., :shift, :], back[..., : maps.shape[-2] - shift, :]], -2)
@@ -194,7 +194,7 @@ def _flat(maps: jax.Array) -> jax.Array:
 
 
 def _neighbours(maps: jax.Array, points: jax.Array) -> Callable[[int, int], jax.Array]:
-    """A function (x, y) -> [..., L], the maps' values that far from whole points; beyond the edge those at the edge."""
+    """A function (x, y) -> [..., L], the map values at that offset from integral points, with edge padding."""
     height, width = maps.shape[-3:-1]
     flat, (column, row) = _flat(maps), jnp.moveaxis(points.astype(jnp.int32), -1, 0)
 

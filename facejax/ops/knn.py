@@ -1,4 +1,4 @@
-"""k nearest neighbours by cosine: exact in blocks, approximate, or by faiss; and the affinity graph that they make."""
+"""k nearest neighbours by cosine (exact in blocks, approximate, or by faiss) and their affinity graph."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from facejax.ops.graph import Graph
 
 
 class Neighbours(NamedTuple):
-    """The k nearest of every row, itself included, nearest first.
+    """The k nearest neighbours of every row, including itself, nearest first.
 
     Attributes:
       ids: [N, k] int32.
-      similarity: [N, k] float32 cosines, 0 to 1 (a negative cosine is 0).
+      similarity: [N, k] float32 cosines in 0..1 (negative cosines become 0).
     """
 
     ids: np.ndarray
@@ -33,15 +33,15 @@ def knn(features: np.ndarray, k: int, *, method: str = "exact", block: int = 819
     """The k nearest rows of every row by cosine.
 
     Args:
-      features: [N, D]; rows are normalised here.
-      k: neighbours, the row itself being one of them.
+      features: [N, D]; the function normalises the rows.
+      k: number of neighbours, including the row itself.
       method: "exact"; "approximate" (`lax.approx_max_k`, recall 0.95: fast on a TPU); or "faiss" (its flat index).
-      block: rows at a time; memory is O(block^2 + N k).
+      block: rows per block; memory is O(block^2 + N k).
 
-    "exact" multiplies on the device, or on a CPU by NumPy's BLAS, there every pair of blocks once for both.
+    "exact" runs on the accelerator, or on a CPU with NumPy's BLAS, which uses the symmetry of the products.
 
     Raises:
-      ValueError: k beyond the rows, no rows, features that are not finite, a method that does not exist.
+      ValueError: k exceeds the number of rows, no rows, features that are not finite, or an unknown method.
     """
     features = vectors.unit_rows(features, np.float32)
     if not features.size:
@@ -69,10 +69,10 @@ def nearest(features: jax.Array, k: int, *, exact: bool = True, block: int = 819
     """`knn` for use inside jit, as JAX arrays.
 
     Args:
-      features: [N, D] of length 1.
-      k: neighbours, the row itself being one of them; at most N.
+      features: [N, D] of unit length.
+      k: number of neighbours, including the row itself; at most N.
       exact: False uses `lax.approx_max_k`.
-      block: as of `knn`.
+      block: as in `knn`.
     """
     count = len(features)
     if not 1 <= k <= count:
@@ -82,7 +82,7 @@ def nearest(features: jax.Array, k: int, *, exact: bool = True, block: int = 819
 
 
 def _itself_first(ids: Any, similarity: Any) -> Neighbours:
-    """Rows that tie with their duplicates come first in their own lists, and are never crowded out of them."""
+    """Puts every row first in its own list, even if it ties with duplicates."""
     xp = jnp if isinstance(ids, jax.Array) else np
     rows = xp.arange(len(ids), dtype=np.int32)[:, None]
     place = xp.where((ids == rows).any(1), (ids == rows).argmax(1), ids.shape[1] - 1)[:, None]
@@ -96,13 +96,13 @@ def _itself_first(ids: Any, similarity: Any) -> Neighbours:
 
 
 def _on_host(features: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Similarities and ids of the k best, [N, k]: what does not beat a row's k-th best so far is never sorted."""
+    """Similarities and ids of the k best, [N, k]; sorts only candidates above a row's current k-th best."""
     starts = np.linspace(0, len(features), -(-len(features) // block) + 1).astype(int)
     parts = [slice(a, b) for a, b in itertools.pairwise(starts)]
     values, ids = np.full((len(features), k), -2, np.float32), np.zeros((len(features), k), np.int32)
 
     def offer(rows: slice, columns: slice, products: np.ndarray, bar: np.ndarray, axis: int) -> None:
-        """Takes products [R, C] (axis 1) or [C, R] (axis 0) above the bar [R] into the rows' best."""
+        """Merges products [R, C] (axis 1) or [C, R] (axis 0) above the threshold [R] into the best of the rows."""
         above = np.flatnonzero(products > np.expand_dims(bar, axis))
         place = np.unravel_index(above, products.shape)
         order = slice(None) if axis else np.argsort(place[1], kind="stable")
@@ -131,7 +131,7 @@ def _on_host(features: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.n
 
 
 def _floor(products: np.ndarray, k: int) -> np.ndarray:
-    """[R]: just below what at least k of every row of [R, C] reach, the k-th greatest maximum of many groups."""
+    """Threshold [R] that at least k entries per row of [R, C] exceed: below the k-th largest of group maxima."""
     group = max(min(32, products.shape[1] // (2 * k)), 1)
     groups = products.shape[1] // group
     if groups < k:
@@ -142,7 +142,7 @@ def _floor(products: np.ndarray, k: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("k", "size", "exact"))
 def _blocks(features: jax.Array, *, k: int, size: int, exact: bool) -> tuple[jax.Array, jax.Array]:
-    """Similarities and ids of the k best, [N, k]: a block of rows meets one block of columns after the other."""
+    """Similarities and ids of the k best, [N, k], by blocks of rows and columns."""
     count, width = features.shape
     rows = jnp.pad(features, ((0, -count % size), (0, 0))).reshape(-1, size, width)
     top = _top if exact else lax.approx_max_k
@@ -164,7 +164,7 @@ def _blocks(features: jax.Array, *, k: int, size: int, exact: bool) -> tuple[jax
 
 
 def _top(products: jax.Array, k: int, group: int = 32) -> tuple[jax.Array, jax.Array]:
-    """Exact top k of [R, C] in two stages: the k groups with the greatest maxima hold all winners."""
+    """Exact top k of [R, C] in two stages: the k groups with the largest maxima contain the result."""
     rows, columns = products.shape
     if columns % group or columns // group <= k:
         return lax.top_k(products, k)
@@ -176,16 +176,16 @@ def _top(products: jax.Array, k: int, group: int = 32) -> tuple[jax.Array, jax.A
 
 
 def density(neighbours: Neighbours) -> np.ndarray:
-    """The sum of a row's cosines with its other neighbours, [N]."""
+    """Sum [N] of each row's cosines with its other neighbours."""
     return neighbours.similarity[:, 1:].sum(1)
 
 
 def affinity(neighbours: Neighbours, min_similarity: float = 0.0) -> Graph:
-    """The graph of the mean aggregator: row-stochastic D^-1 (max(A, A^T) + I), A the cosines without the diagonal.
+    """The graph of the mean aggregator: row-stochastic D^-1 (max(A, A^T) + I), with A the cosines without diagonal.
 
     Args:
       neighbours: of N rows.
-      min_similarity: weaker ones are left out.
+      min_similarity: edges with a smaller cosine are left out.
     """
     ids, similarity = neighbours
     count, k = ids.shape

@@ -1,4 +1,4 @@
-"""Pooling and resizing in forms whose gradients are fast on every platform. Images are [N, H, W, C]."""
+"""Pooling and resizing with gradients that are fast on every platform. Images are [N, H, W, C]."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NO_PADDING = ((0, 0), (0, 0))
 
 
 def max_pool(x: jax.Array, window: Pair, stride: Pair, padding: Padding = NO_PADDING) -> jax.Array:
-    """Maximum over windows, padded with minus infinity.
+    """Maximum over windows, with minus infinity as padding.
 
-    Equal maxima share the gradient, not evenly where they are more than two; PyTorch gives it to the first.
+    Equal maxima share the gradient (unevenly if more than two); PyTorch assigns it to the first.
     """
     lowest = -jnp.inf if jnp.issubdtype(x.dtype, jnp.floating) else jnp.iinfo(x.dtype).min
     return reduce(jnp.maximum, windows(x, window, stride, padding, (1, 1), lowest))
@@ -26,7 +26,7 @@ def max_pool(x: jax.Array, window: Pair, stride: Pair, padding: Padding = NO_PAD
 def avg_pool(
     x: jax.Array, window: Pair, stride: Pair, padding: Padding = NO_PADDING, *, count_padding: bool = True
 ) -> jax.Array:
-    """Mean over windows. `count_padding` divides by the whole window at the edges too, as PyTorch's default does."""
+    """Mean over windows. `count_padding` counts padding in the divisor, PyTorch's default."""
     total = sum(windows(x, window, stride, padding, (1, 1)))
     if count_padding:
         return total / (window[0] * window[1])
@@ -35,7 +35,7 @@ def avg_pool(
 
 
 def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
-    """Every pixel `factor` times down and across."""
+    """Repeats every pixel `factor` times along both axes."""
     return jnp.repeat(jnp.repeat(x, factor, 1), factor, 2)
 
 
@@ -44,8 +44,8 @@ def resize_bilinear(x: jax.Array, size: Pair, *, align_corners: bool = False) ->
 
     Args:
       x: [N, H, W, C].
-      size: (height, width) wanted.
-      align_corners: corner pixels' centres coincide; otherwise the pictures' edges do.
+      size: (height, width) of the output.
+      align_corners: aligns the centres of corner pixels instead of the image borders.
     """
     rows = jnp.asarray(_interpolation(x.shape[1], size[0], align_corners), x.dtype)
     columns = jnp.asarray(_interpolation(x.shape[2], size[1], align_corners), x.dtype)
@@ -54,7 +54,7 @@ def resize_bilinear(x: jax.Array, size: Pair, *, align_corners: bool = False) ->
 
 
 def _interpolation(source: int, target: int, align_corners: bool) -> np.ndarray:
-    """[target, source] weights of linear interpolation."""
+    """Weights [target, source] of linear interpolation."""
     if align_corners:
         position = np.arange(target) * ((source - 1) / max(target - 1, 1))
     else:

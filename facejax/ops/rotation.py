@@ -1,7 +1,7 @@
 """Rotations: Euler angles in the named conventions, quaternions, and the continuous 6-number form.
 
-Matrices [..., 3, 3] act on column vectors. The house convention is `from_euler`; data sets and papers that use another
-one convert at the border (comparing angles across conventions is a well-known way to wrong pose errors).
+Matrices [..., 3, 3] act on column vectors. facejax uses the convention of `from_euler`; readers convert from the
+conventions of data sets and papers, because angles of different conventions are not comparable.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 def from_euler(angles: jax.Array) -> jax.Array:
     """R = Rx(pitch) Ry(yaw) Rz(roll), right-handed, in the axes of the face model (x right, y up, z to the viewer).
 
-    Positive pitch lowers the chin's opposite, the forehead, towards the viewer (nodding down); positive yaw turns the
-    face to the viewer's right; positive roll turns it counter-clockwise as seen.
+    Positive pitch nods down (forehead towards the viewer), positive yaw turns the face to the viewer's right, positive
+    roll turns it counter-clockwise in the image.
 
     Args:
       angles: [..., 3] pitch, yaw, roll in radians.
@@ -35,7 +35,7 @@ def to_euler(rotation: jax.Array) -> jax.Array:
 
 
 def from_euler_3ddfa(angles: jax.Array) -> jax.Array:
-    """The labels of 300W-LP and AFLW2000-3D: the same product of *transposed* elementary rotations."""
+    """Convention of 300W-LP and AFLW2000-3D labels: the same product of *transposed* elementary rotations."""
     return from_euler(-angles)
 
 
@@ -45,9 +45,9 @@ def to_euler_3ddfa(rotation: jax.Array) -> jax.Array:
 
 
 def to_euler_zyx(rotation: jax.Array) -> jax.Array:
-    """Angles of Rz(roll) Ry(-yaw) Rx(pitch), as 3DDFA's and PRNet's `matrix2angle` (Slabaugh) reads them.
+    """Angles of Rz(roll) Ry(-yaw) Rx(pitch), as in `matrix2angle` of 3DDFA and PRNet (Slabaugh).
 
-    Not the inverse of the labels' convention: single-axis pitch and roll come out with the other sign.
+    Not the inverse of the labels' convention: the signs of single-axis pitch and roll are opposite.
     """
     yaw = jnp.arcsin(jnp.clip(rotation[..., 2, 0], -1.0, 1.0))
     pitch = jnp.arctan2(rotation[..., 2, 1], rotation[..., 2, 2])
@@ -56,7 +56,7 @@ def to_euler_zyx(rotation: jax.Array) -> jax.Array:
 
 
 def from_quaternion(quaternion: jax.Array) -> jax.Array:
-    """[..., 4] (w, x, y, z), of any length but zero -> [..., 3, 3]."""
+    """[..., 4] (w, x, y, z), of any nonzero length -> [..., 3, 3]."""
     w, x, y, z = jnp.moveaxis(quaternion / jnp.linalg.norm(quaternion, axis=-1, keepdims=True), -1, 0)
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
@@ -97,7 +97,7 @@ def from_6d(columns: jax.Array) -> jax.Array:
 
 
 def to_6d(rotation: jax.Array) -> jax.Array:
-    """The first two columns, [..., 6]."""
+    """The first two columns of a rotation, [..., 6]."""
     return jnp.concatenate([rotation[..., 0], rotation[..., 1]], -1)
 
 

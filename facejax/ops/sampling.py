@@ -1,4 +1,4 @@
-"""Reading images between pixels, and drawing without replacement."""
+"""Bilinear image sampling, and random sampling without replacement."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 def bilinear_sample(image: jax.Array, points: jax.Array) -> jax.Array:
-    """Bilinear interpolation; beyond the outermost pixel centres the edge is repeated.
+    """Bilinear interpolation with edge padding beyond the outermost pixel centres.
 
     Args:
       image: [H, W, C].
@@ -24,24 +24,25 @@ def bilinear_sample(image: jax.Array, points: jax.Array) -> jax.Array:
     row = jnp.minimum(y.astype(jnp.int32), max(height - 2, 0))
     fx, fy = (x - column)[..., None], (y - row)[..., None]
     right, below = jnp.minimum(column + 1, width - 1), jnp.minimum(row + 1, height - 1)
-    flat = image.reshape(-1, channels)  # one number is a cheaper index than two
+    flat = image.reshape(-1, channels)  # a flat index is cheaper than two
     top = flat[row * width + column] * (1 - fx) + flat[row * width + right] * fx
     bottom = flat[below * width + column] * (1 - fx) + flat[below * width + right] * fx
     return top * (1 - fy) + bottom * fy
 
 
 def without_replacement(rng: jax.Array, totals: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """For each row `count` distinct numbers below its total, evenly (Floyd's method: no permutation is made).
+    """Samples `count` distinct numbers below the total of each row, uniformly, by Floyd's method.
 
-    The j-th draw is from the first total - count + j + 1 numbers, or the last of them if already drawn.
+    The j-th draw is uniform over the first total - count + j + 1 numbers, and replaced by the last of these if it has
+    occurred before.
 
     Args:
       rng: key; equal keys give equal draws.
       totals: [B] int.
-      count: how many; a row whose total is no larger gets all its numbers, in order.
+      count: samples per row; a row with a total of at most `count` returns all numbers in order.
 
     Returns:
-      numbers: [B, count] int32; and mask [B, count], False where there are no more.
+      numbers: [B, count] int32; and mask [B, count], False for padding.
     """
     first = jnp.maximum(totals - count, 0)
     draws = jax.random.uniform(rng, (count, len(totals)))

@@ -1,4 +1,4 @@
-"""Writing rows into a table."""
+"""Deterministic scatter of rows into a table."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 
 def last_of_equal(indices: jax.Array, size: int) -> jax.Array:
-    """Indices [N] of rows to write, with `size` in place of all but the last of equal ones and of those outside.
+    """Row indices [N] for a scatter; all but the last of equal indices, and those out of range, become `size`.
 
-    A write with mode="drop" leaves `size` alone; XLA leaves open which of several writes to one row remains.
+    A scatter with mode="drop" ignores `size`. XLA does not define which of several writes to one row remains.
     """
     inside = jnp.where(indices < 0, size, indices)
     order = jnp.arange(len(indices))

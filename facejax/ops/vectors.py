@@ -1,4 +1,4 @@
-"""Vectors of length 1: of a network's numbers, and of data on the host."""
+"""Normalisation to unit length, for network outputs and for data on the host."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike, DTypeLike
 
 
 def unit(x: jax.Array, shortest: float = 1e-12) -> jax.Array:
-    """Rows of unit length, at least float32. [..., D] -> [..., D].
+    """Normalises rows to unit length, in at least float32. [..., D] -> [..., D].
 
-    A row shorter than `shortest` is divided by it, so that zeros stay zeros and have a slope of 1 / `shortest`. The
-    default is PyTorch's, 1e-6 TensorFlow's.
+    Rows shorter than `shortest` are divided by `shortest`, so zero rows stay zero with a finite gradient. The default
+    is that of PyTorch; TensorFlow's is 1e-6.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     squared = jnp.sum(x * x, -1, keepdims=True)
@@ -21,13 +21,13 @@ def unit(x: jax.Array, shortest: float = 1e-12) -> jax.Array:
 
 
 def unit_rows(features: ArrayLike, dtype: DTypeLike = None) -> np.ndarray:
-    """Rows of unit length, checked; a row of zeros stays. [N, D] -> [N, D].
+    """Validates rows and normalises them to unit length; zero rows stay zero. [N, D] -> [N, D].
 
-    In NumPy, apart from `unit`: JAX would make float32 of float64 and copy what stays on the host.
+    Uses NumPy, unlike `unit`, to keep float64 and to avoid copies to a device.
 
     Args:
       features: [N, D], finite.
-      dtype: of the result; by default float64 stays and all else becomes float32.
+      dtype: of the result; by default float64 for float64 and float32 for all other types.
 
     Raises:
       ValueError: not two-dimensional, or values that are not finite.

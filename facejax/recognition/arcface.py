@@ -1,16 +1,16 @@
 """ArcFace: additive angular margin loss for deep face recognition.
 
 Deng, Guo, Xue, Yang, Kotsia, Zafeiriou. CVPR 2019, TPAMI 2021. arXiv:1801.07698.
-A softmax over cosines whose true class must win by a margin in angle. One formula with three margins covers its kin:
-SphereFace (Liu et al., CVPR 2017, arXiv:1704.08063) multiplies the angle, ArcFace adds to it, CosFace (Wang et al.,
-CVPR 2018, arXiv:1801.09414) subtracts from the cosine. For very many classes the class centres are cut into chunks
-that are never all in memory, or split over devices and sampled: Partial FC (An et al., ICCVW 2021, arXiv:2010.05222;
+A softmax over cosines with an angular margin for the true class. One formula with three margins also covers related
+losses: SphereFace (Liu et al., CVPR 2017, arXiv:1704.08063) multiplies the angle, ArcFace adds to it, CosFace (Wang et
+al., CVPR 2018, arXiv:1801.09414) subtracts from the cosine. For very many classes the logits are computed in chunks of
+class centres, or the centres are sharded over devices and sampled: Partial FC (An et al., ICCVW 2021, arXiv:2010.05222;
 CVPR 2022, arXiv:2203.15565).
 
-Differs from the papers: Partial FC of 2020 keeps the optimizer off centres that are not sampled; here, as in that of
-2022, weight decay and momentum still move them. Differs from the authors' PyTorch code: all three margins act together
-(theirs ignores the first two when the third is set), and the gradient is the loss's own unless `straight_through` asks
-for theirs.
+Differs from the papers: in Partial FC of 2020 the optimizer skips centres that are not sampled; here, as in the version
+of 2022, weight decay and momentum still update them. Differs from the authors' PyTorch code: all three margins can be
+combined (theirs ignores the first two when the third is set), and the gradient is exact unless `grad_mode` is
+"straight_through".
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ GradMode = Literal["exact", "straight_through"]
 
 
 class Margins(NamedTuple):
-    """Multiplies the angle, adds to the angle (radians), subtracts from the cosine. Scalars or one per sample [N]."""
+    """Factor of the angle, angle added (radians), cosine subtracted. Scalars or one per sample [N]."""
 
     multiply: ArrayLike = 1.0
     angle: ArrayLike = 0.0
@@ -53,10 +53,10 @@ def target_cosine(
     Args:
       cosine: [N], in -1..1; clipped.
       margins: m1, m2, m3; scalars or [N].
-      easy: where m1 * theta + m2 passes pi, and the cosine would rise again, goes on downwards instead:
+      easy: where m1 * theta + m2 exceeds pi and the cosine would increase again, uses the decreasing continuation
         cos(theta) - m2 * sin(m2).
-      grad_mode: "exact" differentiates the formula; "straight_through" passes the gradient on as if the margin were a
-        constant, which is what the authors' PyTorch code trains with.
+      grad_mode: "exact" differentiates the formula; "straight_through" treats the margin as a constant, as the authors'
+        PyTorch code does.
 
     Returns:
       [N], at least float32.
@@ -69,7 +69,7 @@ def target_cosine(
     multiply, angle, minus = margins
     cosine = _at_least_float32(cosine)
     clipped = jnp.clip(cosine, -1.0, 1.0)
-    inner = jnp.clip(clipped, -1.0 + 1e-7, 1.0 - 1e-7)  # arccos has no slope at the ends
+    inner = jnp.clip(clipped, -1.0 + 1e-7, 1.0 - 1e-7)  # the slope of arccos is infinite at the ends
     theta = jnp.arccos(inner if grad_mode == "exact" else clipped)
     moved = jnp.cos(multiply * theta + angle)
     if easy:
@@ -88,15 +88,15 @@ def margin_logits(
     grad_mode: GradMode = "exact",
     filter_above: float = 0.0,
 ) -> jax.Array:
-    """Scaled cosines, with the margin at every sample's true class.
+    """Scaled cosines, with the margin applied to the true class of every sample.
 
     Args:
       cosine: [N, C].
-      labels: [N] int; a label outside 0..C-1 marks a sample whose true class is not among these C.
+      labels: [N] int; a label outside 0..C-1 means that the true class is not among these C.
       scale: s, or one per sample [N].
       margins, easy, grad_mode: see `target_cosine`.
-      filter_above: above 0, negatives with a larger cosine count as 0: likely the same person under another label
-        (Partial FC v2, for noisy sets, 0.4).
+      filter_above: above 0, sets larger cosines of negatives to 0, since these are probably the same identity under
+        another label (Partial FC v2 uses 0.4 for noisy data).
 
     Returns:
       [N, C] logits.
@@ -119,8 +119,8 @@ def margin_softmax_loss(features: jax.Array, centres: jax.Array, labels: jax.Arr
     """Cross-entropy of the margin softmax.
 
     Args:
-      features: [N, D], of any length: rows are normalised.
-      centres: [C, D] class centres, likewise.
+      features: [N, D], of any norm; the function normalises them.
+      centres: [C, D] class centres, of any norm.
       labels: [N] int, 0..C-1.
       **options: see `margin_logits`.
 
@@ -143,15 +143,15 @@ def chunked_margin_softmax_loss(
     easy: bool = False,
     grad_mode: GradMode = "exact",
 ) -> jax.Array:
-    """`margin_softmax_loss` for very many classes on one device: no [N, C] array is ever whole in memory.
+    """`margin_softmax_loss` for very many classes on one device, without an [N, C] array in memory.
 
-    The forward pass runs a log-sum-exp over chunks of classes; the backward pass computes every chunk again and
-    writes its rows of the centres' gradient.
+    The forward pass computes a running log-sum-exp over chunks of classes; the backward pass recomputes every chunk and
+    writes its rows of the gradient of the centres.
 
     Args:
       features, centres, labels: as in `margin_softmax_loss`; C need not be a multiple of `chunk`.
-      chunk: classes at a time.
-      scale, margins, easy, grad_mode: see `margin_logits`; margins are scalars here.
+      chunk: number of classes per chunk.
+      scale, margins, easy, grad_mode: see `margin_logits`; margins must be scalars.
 
     Returns:
       [N] losses.
@@ -193,12 +193,12 @@ def _chunked_backward(chunk, scale, target, residuals, gradient):
         d_unit, d_centres = carry
         part = _chunk(unit, centres, labels, true, chunk, scale, i)
         probability = jnp.exp(part.logits - log_total[:, None]) * gradient[:, None]
-        d_cosine = jnp.where(part.hit, 0.0, scale * probability)  # the true class has its own way, below
+        d_cosine = jnp.where(part.hit, 0.0, scale * probability)  # the true class is added below
         d_unit = d_unit + (d_cosine * part.inverse_norm) @ part.rows
         shrink = part.inverse_norm**2 * jnp.sum(d_cosine * part.cosine, 0)
         d_rows = (d_cosine.T @ unit) * part.inverse_norm[:, None] - part.rows * shrink[:, None]
         kept = lax.dynamic_slice_in_dim(d_centres, part.start, chunk)
-        d_rows = jnp.where(part.fresh[:, None], d_rows, kept)  # the last chunk overlaps the one before
+        d_rows = jnp.where(part.fresh[:, None], d_rows, kept)  # the last chunk overlaps the previous one
         return d_unit, lax.dynamic_update_slice_in_dim(d_centres, d_rows, part.start, 0)
 
     zeros = jnp.zeros_like(features), jnp.zeros_like(centres)
@@ -216,13 +216,13 @@ class _Chunk(NamedTuple):
     inverse_norm: jax.Array  # [chunk]
     cosine: jax.Array  # [N, chunk]
     hit: jax.Array  # [N, chunk] bool: the true class
-    logits: jax.Array  # [N, chunk], -inf for classes that an earlier chunk had
+    logits: jax.Array  # [N, chunk], -inf for classes of an earlier chunk
     start: jax.Array
     fresh: jax.Array  # [chunk] bool
 
 
 def _chunk(unit, centres, labels, true, chunk, scale, i):
-    """Chunk `i` of the classes; the last one is moved back to end with the last class."""
+    """Chunk `i` of the classes; the last chunk is shifted to end at the last class."""
     start = jnp.minimum(i * chunk, centres.shape[0] - chunk)
     classes = start + jnp.arange(chunk)
     fresh = classes >= i * chunk
@@ -235,16 +235,16 @@ def _chunk(unit, centres, labels, true, chunk, scale, i):
 
 
 def sample_classes(rng: jax.Array, labels: jax.Array, num_local: int, rate: float) -> jax.Array:
-    """Classes of this shard that take part in a step: those of the batch, and others drawn at random.
+    """Classes of this shard used in a step: those of the batch, and a random sample of the others.
 
     Args:
-      rng: this device's own key.
-      labels: [M] labels of the global batch, local to this shard (outside 0..num_local-1: another shard's).
-      num_local: classes of this shard.
-      rate: r, the part of the classes wanted.
+      rng: key of this device.
+      labels: [M] labels of the global batch as local indices (outside 0..num_local-1: another shard).
+      num_local: number of classes of this shard.
+      rate: r, the fraction of the classes to sample.
 
     Returns:
-      [K] sorted, distinct; K = max(int(r * num_local), min(M, num_local)), so that the batch's classes always fit.
+      [K] sorted, distinct; K = max(int(r * num_local), min(M, num_local)), so that all classes of the batch fit.
     """
     count = max(int(rate * num_local), min(labels.shape[0], num_local))
     score = jax.random.uniform(rng, (num_local,))
@@ -264,23 +264,24 @@ def sharded_margin_softmax_loss(
     rng: jax.Array | None = None,
     **options: object,
 ) -> jax.Array:
-    """`margin_softmax_loss` with the class centres split over the devices of `axis_name`: Partial FC.
+    """`margin_softmax_loss` with class centres sharded over the devices of `axis_name`: Partial FC.
 
-    Every device gathers all features and meets them with its own classes; maxima and sums go round. Centres that are
-    not sampled in a step get a zero gradient, and weight decay and momentum still move them (Partial FC v2).
+    Every device gathers all features and computes the logits of its own classes; maxima and sums are reduced over the
+    axis. Centres that are not sampled in a step get a zero gradient, but weight decay and momentum still update them
+    (Partial FC v2).
 
-    To be differentiated as a per-device loss: the mean of what is returned is the same on every device, so the
-    replicated parameters' gradient is averaged over the devices and the centres' is divided by their number.
+    Differentiate it as a per-device loss: its mean is the same on every device, so average the gradient of replicated
+    parameters over the devices and divide that of the centres by the number of devices (`train.reduce_gradients`).
 
     Args:
-      features: [N, D] of this device's samples.
-      local_centres: [ceil(C / devices), D], this device's rows; rows beyond the last class are ignored.
+      features: [N, D], of this device's samples.
+      local_centres: [ceil(C / devices), D], rows of this device; rows beyond the last class are padding.
       labels: [N] int, 0..C-1, of this device's samples.
       axis_name: the mapped axis.
       num_classes: C.
-      sample_rate: part of the classes that take part in a step.
-      rng: this device's own key; needed when `sample_rate` < 1.
-      **options: see `margin_logits`; margins and scale are scalars here.
+      sample_rate: fraction of the classes used in a step.
+      rng: key of this device; required if `sample_rate` < 1.
+      **options: see `margin_logits`; margins and scale must be scalars.
 
     Returns:
       [N * devices] losses of the global batch.
@@ -288,7 +289,7 @@ def sharded_margin_softmax_loss(
     if not 0 < sample_rate <= 1 or (sample_rate < 1 and rng is None):
         raise ValueError(
             f"sharded_margin_softmax_loss: sample_rate {sample_rate} with rng {rng}, expected above 0 and up to 1, "
-            "and a key where it is below 1"
+            "and a key if it is below 1"
         )
     if local_centres.shape[0] * lax.axis_size(axis_name) < num_classes:
         raise ValueError(
@@ -322,8 +323,8 @@ def sphereface_logits(
 ) -> jax.Array:
     """The original SphereFace: |x| * (blend * cos + psi) / (1 + blend) at the true class, |x| * cos elsewhere.
 
-    psi(theta) = (-1)^k cos(m * theta) - 2k on [k * pi / m, (k + 1) * pi / m] falls all the way from 1 to 1 - 2m
-    (arXiv:1704.08063, Eq. 7). `blend` falls in training: see `sphereface_blend`. Features are not normalised.
+    psi(theta) = (-1)^k cos(m * theta) - 2k on [k * pi / m, (k + 1) * pi / m] decreases monotonically from 1 to 1 - 2m
+    (arXiv:1704.08063, Eq. 7). `blend` decreases in training: see `sphereface_blend`. Features are not normalised.
 
     Returns:
       [N, C] logits.
@@ -341,12 +342,12 @@ def sphereface_logits(
 
 
 def sphereface_blend(step: ArrayLike) -> jax.Array:
-    """SphereFace's annealing: max(5, 1000 / (1 + 0.12 step))."""
+    """SphereFace's annealing of `blend`: max(5, 1000 / (1 + 0.12 step))."""
     return jnp.maximum(5.0, 1000.0 / (1.0 + 0.12 * jnp.asarray(step)))
 
 
 def _at_least_float32(x: jax.Array) -> jax.Array:
-    """A half-precision cosine times 64 is wrong by a quarter, and its arccos has no finite slope at the ends."""
+    """Half precision is too coarse for scaled cosines (error about 0.25 at scale 64) and for arccos near +-1."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 

@@ -1,4 +1,4 @@
-"""ArcNegFace: a margin softmax that also weighs negatives by how near they come to the target.
+"""ArcNegFace: a margin softmax that weights negatives by their similarity to the target.
 
 Liu, Song, Zhang, Liu, Zhou, Yan. "Towards flops-constrained face recognition". ICCV Workshops 2019. arXiv:1909.00632.
 """
@@ -27,11 +27,11 @@ def arcnegface_logits(
     Args:
       cosine: [N, C].
       labels: [N] int.
-      scale, angle: s and m; beyond theta + m = pi the target falls on.
-      alpha, sigma: height and width of the weight of negatives, which has no gradient.
+      scale, angle: s and m; beyond theta + m = pi the target keeps decreasing.
+      alpha, sigma: height and width of the weight of negatives (a constant for the gradient).
 
     Returns:
-      [N, C] logits; alpha 1 and a very large sigma leave ArcFace's.
+      [N, C] logits; those of ArcFace for alpha 1 and sigma to infinity.
     """
     true = jnp.take_along_axis(cosine, labels[:, None], 1)[:, 0]
     target = arcface.target_cosine(true, arcface.Margins(angle=angle), easy=True)
@@ -44,8 +44,8 @@ def arcnegface_loss(features: jax.Array, centres: jax.Array, labels: jax.Array, 
     """Cross-entropy of `arcnegface_logits`.
 
     Args:
-      features: [N, D], of any length.
-      centres: [C, D] of the classes, likewise.
+      features: [N, D], of any norm.
+      centres: [C, D] class centres, of any norm.
       labels: [N] int, 0..C-1.
       **options: scale, angle, alpha, sigma.
 

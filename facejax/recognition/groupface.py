@@ -1,13 +1,13 @@
 """GroupFace: learning latent groups and constructing group-based representations for face recognition.
 
 Kim, Park, Roh, Shin. CVPR 2020. arXiv:2005.10497.
-A decision network sorts faces into groups that nobody labelled, and every group has a branch of its own that adds to
-the embedding. The groups' labels are the network's own decisions, evened out: a group wins where its probability
-exceeds what is usual for it, so that none stays empty.
+A decision network assigns faces to latent groups without labels, and each group has a branch that adds to the feature.
+Group labels are the network's own decisions after normalisation: the label is the group whose probability exceeds its
+expectation most, which keeps all groups in use.
 
-There is no official code. Not told by the sources at hand and chosen here: the widths of the decision network's three
-dense layers (256, 256, K; PReLU between them), that the second's output is the feature u of the group-aware similarity
-(as long as it comes, Euclidean distance), and that the batch itself is the newest of those whose mean is expected.
+There is no official code. Choices not specified in our sources: the widths of the decision network's three dense layers
+(256, 256, K; PReLU between them); the output of the second, without normalisation, is the feature u of the group-aware
+similarity; the window of the expectation includes the current batch.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Ensemble = Literal["soft", "hard"]
 
 
 class Representation(NamedTuple):
-    """What the network makes of faces.
+    """Output of the network.
 
     Attributes:
       embedding: [N, D], not normalised.
-      logits: [N, K] of the groups.
-      decision: [N, H] feature u of the decision network.
+      logits: [N, K], of the groups.
+      decision: [N, H], the feature u of the decision network.
     """
 
     embedding: jax.Array
@@ -40,10 +40,10 @@ class Representation(NamedTuple):
 
 
 class GroupDecision(nn.Module):
-    """Three dense layers: an instance's embedding to its feature u and the groups' logits.
+    """Three dense layers from the instance embedding to the feature u and the group logits.
 
     Attributes:
-      groups: K.
+      groups: number K of groups.
       hidden: widths of the first two layers.
     """
 
@@ -59,15 +59,15 @@ class GroupDecision(nn.Module):
 
 
 class GroupFace(nn.Module):
-    """A shared feature, an instance branch, K group branches and what decides between them.
+    """A shared feature, an instance branch, K group branches and the decision network.
 
     Attributes:
       backbone: images [N, H, W, 3] -> shared features [N, S]; S is 4096 in the paper.
-      groups: K.
-      embedding_size: D, of every branch.
-      hidden: of the decision network.
-      ensemble: "soft" adds the branches weighted by the groups' probabilities (S-GroupFace), "hard" the branch of the
-        most probable group (H-GroupFace).
+      groups: number K of groups.
+      embedding_size: dimension D of every branch.
+      hidden: widths of the decision network.
+      ensemble: "soft" adds all branches weighted by the group probabilities (S-GroupFace), "hard" adds the branch of
+        the most probable group (H-GroupFace).
     """
 
     backbone: nn.Module
@@ -78,7 +78,7 @@ class GroupFace(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> Representation:
-        """Faces to embeddings and groups."""
+        """[N, H, W, 3] -> embeddings and groups."""
         shared = self.backbone(images, train=train)
         instance = nn.Dense(self.embedding_size, kernel_init=torch_default, name="instance")(shared)
         branches = nn.DenseGeneral((self.groups, self.embedding_size), kernel_init=torch_default, name="branches")(
@@ -90,7 +90,7 @@ class GroupFace(nn.Module):
 
 
 def combine(branches: jax.Array, probabilities: jax.Array, ensemble: Ensemble) -> jax.Array:
-    """The group branches' share of the embedding. [N, K, D] and [N, K] -> [N, D]."""
+    """Group-aware part of the embedding: combines the branches. [N, K, D] and [N, K] -> [N, D]."""
     if ensemble not in get_args(Ensemble):
         raise ValueError(f"combine: ensemble {ensemble!r}, expected one of {get_args(Ensemble)}")
     if branches.ndim != 3 or probabilities.shape != branches.shape[:2]:
@@ -104,11 +104,11 @@ def combine(branches: jax.Array, probabilities: jax.Array, ensemble: Ensemble) -
 
 
 def observe(window: jax.Array, mean: jax.Array) -> jax.Array:
-    """Puts a batch's mean probabilities in place of the oldest of a window of such means.
+    """Adds the mean probabilities of a batch to the window and drops the oldest.
 
     Args:
-      window: [B, K], the newest first; rows of zeros are yet to come.
-      mean: [K], over the pictures of all devices.
+      window: [B, K], newest first; zero rows are empty.
+      mean: [K], over the images of all devices.
     """
     if window.shape[1:] != mean.shape:
         raise ValueError(f"observe: window {window.shape} and mean {mean.shape}, expected [B, K] and [K]")
@@ -116,7 +116,7 @@ def observe(window: jax.Array, mean: jax.Array) -> jax.Array:
 
 
 def expectation(window: jax.Array) -> jax.Array:
-    """E[p] over the batches that a window has seen; 1 / K before the first. [B, K] -> [K] with sum 1."""
+    """E[p] over the batches in the window; 1 / K for an empty window. [B, K] -> [K] with sum 1."""
     total = window.sum(0)
     seen = total.sum()
     return jnp.where(seen > 0, total / jnp.where(seen > 0, seen, 1), 1 / total.shape[0])
@@ -133,18 +133,18 @@ def normalized_probabilities(probabilities: jax.Array, expected: jax.Array) -> j
 
 
 def self_distributed_labels(probabilities: jax.Array, expected: jax.Array) -> jax.Array:
-    """The group whose normalised probability is the greatest; no gradient. [N, K], [K] -> [N] int."""
+    """The group with the largest normalised probability; no gradient. [N, K], [K] -> [N] int."""
     return lax.stop_gradient(jnp.argmax(normalized_probabilities(probabilities, expected), -1))
 
 
 def group_aware_similarity(
     cosine: jax.Array, distance: jax.Array, *, beta: float = 0.1, gamma: float = 1 / 3
 ) -> jax.Array:
-    """S* = cos(v_a, v_b) - beta ||u_a - u_b||^gamma: faces of unlike groups count as less alike.
+    """S* = cos(v_a, v_b) - beta ||u_a - u_b||^gamma: a difference of groups lowers the similarity.
 
     Args:
-      cosine: [...] of the embeddings of pairs.
-      distance: [...] between their features u, not negative.
-      beta, gamma: of the paper.
+      cosine: [...], of the embeddings of pairs.
+      distance: [...], between their features u, at least 0.
+      beta, gamma: as in the paper.
     """
     return cosine - beta * distance**gamma

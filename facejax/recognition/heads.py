@@ -1,4 +1,4 @@
-"""The classification head that recognition papers train: class centres, and a softmax with or without margins."""
+"""Classification head of the recognition papers: class centres and a softmax with or without margins."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class Head:
     """The `loss` section of a recognition experiment.
 
     Attributes:
-      kind: "margin" (ArcFace, CosFace, SphereFace and their sums), "arcnegface", or "softmax" (inner products without
+      kind: "margin" (ArcFace, CosFace, SphereFace and combinations), "arcnegface", or "softmax" (inner products without
         normalisation or margin).
-      scale: s, of the cosines.
+      scale: s, factor of the cosines.
       multiply: m1, factor of the angle (SphereFace).
       angle: m2, radians added to the angle (ArcFace).
-      cosine: m3, taken off the cosine (CosFace).
-      grad_mode: "exact", or "straight_through" as the released arcface_torch has it.
-      filter_above: above 0, negatives with a greater cosine are left out (noisy labels).
-      sharded: class centres are split over the devices (partial FC).
-      sample_rate: share of the negative centres that a step samples, 0..1, with `sharded`.
-      chunk: above 0, classes at a time on one device, for very many of them.
+      cosine: m3, subtracted from the cosine (CosFace).
+      grad_mode: "exact", or "straight_through" as in the released arcface_torch.
+      filter_above: above 0, ignores negatives with a larger cosine (noisy labels).
+      sharded: whether class centres are sharded over the devices (partial FC).
+      sample_rate: fraction of the centres used in a step, 0..1, with `sharded`.
+      chunk: above 0, classes per chunk on one device, for very many classes.
     """
 
     kind: str = "margin"
@@ -40,7 +40,7 @@ class Head:
     chunk: int = 0
 
     def rows(self, num_classes: int, devices: int) -> int:
-        """Class centres to allocate: padded to a multiple of the devices where they are split."""
+        """Number of class centres to allocate; with `sharded` padded to a multiple of the number of devices."""
         return -(-num_classes // devices) * devices if self.sharded else num_classes
 
     def loss(
@@ -53,15 +53,15 @@ class Head:
         rng: jax.Array,
         axis_name: str = "data",
     ) -> jax.Array:
-        """Losses of embeddings against class centres.
+        """Losses of embeddings.
 
         Args:
-          features: [N, D] of any length.
-          centres: [C, D], or this device's part with `sharded`.
+          features: [N, D], of any norm.
+          centres: [C, D], or the part of this device with `sharded`.
           labels: [N] int, 0..num_classes - 1.
           num_classes: C without padding.
-          rng: of the sampled negatives.
-          axis_name: that the centres are split over.
+          rng: key for the sampled negatives.
+          axis_name: mapped axis over which the centres are sharded.
 
         Returns:
           [N].

@@ -1,12 +1,12 @@
 """MagFace: a universal representation for face recognition and quality assessment.
 
 Meng, Zhao, Huang, Zhou. CVPR 2021. arXiv:2103.06627.
-The margin grows with the embedding's length and a regulariser asks for long ones, so pictures that are easy to
-recognise get long embeddings and poor ones short: the direction says who it is, the length how good the picture is.
+The margin grows with the magnitude of the embedding and a regulariser rewards large magnitudes, so easy images get
+large and hard images small magnitudes: the direction encodes the identity, the magnitude the image quality.
 
-Differs from the authors' code (theirs is "the reference" below): slopes are finite where cos is +-1; the trunk is
-ArcFace's IResNet with a learnt scale behind it (batch norm with eps 1e-5 and running averages that move by a tenth,
-not 2e-5 and nine tenths; dropout of single numbers, not of whole channels).
+Differs from the authors' code ("the reference" below): gradients are finite where cos is +-1; the trunk is ArcFace's
+IResNet followed by a learnt scale (batch norm with eps 1e-5 and update rate 0.1, not 2e-5 and 0.9; dropout of single
+elements, not of whole channels).
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Kind = Literal["arcface", "cosface"]
 
 
 class Magnitudes(NamedTuple):
-    """Lengths from `lower` to `upper` (l_a, u_a) get margins from `least` to `most` (l_m, u_m).
+    """Magnitudes from `lower` to `upper` (l_a, u_a) map linearly to margins from `least` to `most` (l_m, u_m).
 
-    Margins are in radians (Mag-ArcFace) or in cosine (Mag-CosFace). Shorter and longer embeddings count as of length
-    `lower` and `upper`, and their length has no gradient. `lambda_g` weighs the regulariser.
+    Margins are in radians (Mag-ArcFace) or in cosine (Mag-CosFace). Magnitudes are clipped to `lower` and `upper`, with
+    zero gradient outside. `lambda_g` is the regulariser weight.
     """
 
     lower: float = 10.0
@@ -42,7 +42,7 @@ MAG_COSFACE = Magnitudes(least=0.35, lambda_g=150.0)
 
 
 class Magnified(nn.Module):
-    """A backbone and a learnt scale for each number of its embeddings: the lengths must be free.
+    """A backbone and a learnt scale per embedding dimension, which leaves the magnitudes free.
 
     Attributes:
       backbone: images [N, H, W, 3] -> embeddings [N, D] that end in a batch norm without a scale.
@@ -52,32 +52,32 @@ class Magnified(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        """Raw embeddings [N, D]; their length is the quality, see `magnitude`."""
+        """Raw embeddings [N, D]; their magnitude is the quality, see `magnitude`."""
         x = self.backbone(images, train=train)
         return x * self.param("scale", nn.initializers.ones, (x.shape[-1],))
 
 
 def magnitude(features: jax.Array) -> jax.Array:
-    """Length of each raw embedding, the picture's quality; 1e-12 with a slope of 0 for zeros. [..., D] -> [...]."""
+    """Norm of each raw embedding, the image quality; 1e-12 with zero gradient for zeros. [..., D] -> [...]."""
     features = features.astype(jnp.promote_types(features.dtype, jnp.float32))
     return jnp.sqrt(jnp.maximum(jnp.sum(features * features, -1), arcface.EPS**2))
 
 
 def margin(length: jax.Array, magnitudes: Magnitudes = MAG_ARCFACE) -> jax.Array:
-    """m(a), linear from `least` at `lower` to `most` at `upper` and constant beyond. [...] -> [...]."""
+    """m(a), linear from `least` at `lower` to `most` at `upper` and constant outside. [...] -> [...]."""
     lower, upper, least, most, _ = _checked(magnitudes)
     return least + (most - least) / (upper - lower) * (jnp.clip(length, lower, upper) - lower)
 
 
 def regulariser(length: jax.Array, magnitudes: Magnitudes = MAG_ARCFACE) -> jax.Array:
-    """g(a) = a / u_a^2 + 1 / a, which falls up to u_a; of lengths within `lower` and `upper`. [...] -> [...]."""
+    """g(a) = a / u_a^2 + 1 / a of magnitudes in `lower`..`upper`; decreases up to u_a. [...] -> [...]."""
     magnitudes = _checked(magnitudes)
     length = jnp.clip(length, magnitudes.lower, magnitudes.upper)
     return length / magnitudes.upper**2 + 1 / length
 
 
 def least_lambda_g(magnitudes: Magnitudes, scale: float = 64.0) -> float:
-    """The lambda_g from which every embedding has one best length: s K u_a^2 l_a^2 / (u_a^2 - l_a^2), K the slope."""
+    """Smallest lambda_g with a unique optimal magnitude: s K u_a^2 l_a^2 / (u_a^2 - l_a^2), K the margin's slope."""
     lower, upper, least, most, _ = _checked(magnitudes)
     slope = (most - least) / (upper - lower)
     return scale * slope * (upper * lower) ** 2 / (upper**2 - lower**2)
@@ -93,16 +93,16 @@ def magface_loss(
     scale: float = 64.0,
     easy: bool = True,
 ) -> jax.Array:
-    """Cross-entropy of the softmax with the margin m(a), plus lambda_g g(a). The margin passes its gradient on to a.
+    """Cross-entropy of the softmax with margin m(a), plus lambda_g g(a); the margin has a gradient in a.
 
     Args:
-      features: [N, D] raw embeddings; a row of zeros has cosine 0 with everyone and no slope in its length.
-      centres: [C, D] class centres, of any length.
+      features: [N, D] raw embeddings; a zero row has cosine 0 with all centres and no gradient in its magnitude.
+      centres: [C, D] class centres, of any norm.
       labels: [N] int, 0..C-1.
       kind: "arcface", cos(theta + m(a)), or "cosface", cos(theta) - m(a).
-      magnitudes: limits of length and margin, and lambda_g.
+      magnitudes: limits of magnitude and margin, and lambda_g.
       scale: s.
-      easy: no margin where the cosine of the true class is not above 0, as the reference has it.
+      easy: no margin where the cosine of the true class is 0 or less, as in the reference.
 
     Returns:
       [N] losses, at least float32.

@@ -1,14 +1,13 @@
 """VirFace: enhancing face recognition via unlabelled shallow data.
 
 Li, Guo, Li, Chen, Wang, Zuo, Zhang. CVPR 2021, pp. 14729-14738.
-People of whom there are only a picture or two can hardly be clustered, but each of them is somebody else. VirClass
-makes every unlabelled embedding of the batch a class of its own, from which labelled faces must keep away. VirInstance
-draws further embeddings around it and classifies them, with a generator that has learnt on labelled people where an
-embedding's centre lies.
+Unlabelled data with one or two images per identity cannot be clustered, but its identities are distinct. VirClass makes
+every unlabelled embedding of the batch a virtual class, a negative for the labelled faces. VirInstance samples further
+embeddings of each virtual class from a generator, trained on labelled identities, and classifies them.
 
-Differs from the paper: the instance loss is the mean over the draws, as the authors' code ("the reference" below) has
-it, not their sum. Differs from the reference: slopes are finite where cos is +-1; pictures are taken as they are
-aligned, not cropped to 150 pixels first.
+Differs from the paper: the instance loss is the mean over the samples, as in the authors' code ("the reference" below),
+not their sum. Differs from the reference: gradients are finite where cos is +-1; aligned images are not cropped to 150
+pixels first.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ class FaceResNet(nn.Module):
 
     Attributes:
       depths: blocks of each stage.
-      bottleneck: blocks of three convolutions instead of two.
-      widths: inner channels of each stage; the stem has the first's.
-      embedding_size: D.
-      axis_name: shares batch statistics over this mapped axis; the reference does not.
-      dtype: of the trunk; the dense layer and its batch norm stay in float32.
+      bottleneck: whether blocks have three convolutions instead of two.
+      widths: inner channels of each stage; the first is also the width of the stem.
+      embedding_size: dimension D of the embedding.
+      axis_name: mapped axis over which to share batch statistics (the reference does not share them).
+      dtype: of the trunk; the dense layer and its batch norm are float32.
     """
 
     depths: tuple[int, ...]
@@ -81,11 +80,11 @@ faceresnet152 = partial(FaceResNet, (3, 8, 36, 3), True)
 
 
 class Generated(NamedTuple):
-    """What a generator makes of embeddings [N, D].
+    """Output of the generator for embeddings [N, D].
 
     Attributes:
-      samples: [S, N, D] drawn embeddings, of any length.
-      mean, log_variance: [N, Z] of the code that they are decoded from.
+      samples: [S, N, D] generated embeddings, of any norm.
+      mean, log_variance: [N, Z], of the latent code.
     """
 
     samples: jax.Array
@@ -94,11 +93,11 @@ class Generated(NamedTuple):
 
 
 class Generator(nn.Module):
-    """An embedding to a Gaussian code, and draws of the code back to embeddings.
+    """Encodes an embedding to a Gaussian code and decodes samples of the code to embeddings.
 
     Attributes:
-      hidden: width of the layer before and behind the code.
-      latent: Z, numbers of the code.
+      hidden: width of the layers before and after the code.
+      latent: dimension Z of the code.
     """
 
     hidden: int = 256
@@ -106,7 +105,7 @@ class Generator(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array, rng: jax.Array, *, draws: int = 1) -> Generated:
-        """Features [N, D] of unit length -> `draws` samples each, drawn with the key `rng`."""
+        """Features [N, D] of unit length -> `draws` samples each; `rng` is the key of the draws."""
         dense = partial(nn.Dense, kernel_init=torch_default)
         x = nn.relu(dense(self.hidden, name="en1")(features))
         mean, log_variance = dense(self.latent, name="en_mean")(x), dense(self.latent, name="en_var")(x)
@@ -116,19 +115,19 @@ class Generator(nn.Module):
 
 
 def fit_error(samples: jax.Array, targets: jax.Array) -> jax.Array:
-    """Mean squared difference of rows [..., D] made unit length, over their D numbers. -> [...]."""
+    """Mean squared difference, over D, of rows [..., D] after normalisation to unit length. -> [...]."""
     return jnp.mean((vectors.unit(samples) - vectors.unit(targets)) ** 2, -1)
 
 
 def divergence(mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """KL of a Gaussian code [N, Z] from the standard normal, over its Z numbers the mean, not the sum. -> [N]."""
+    """KL of a Gaussian code [N, Z] from the standard normal, the mean over Z, not the sum. -> [N]."""
     return -0.5 * jnp.mean(1 + log_variance - mean**2 - jnp.exp(log_variance), -1)
 
 
 def unclaimed(unlabelled: jax.Array, centres: jax.Array, *, scale: float = 32.0, limit: float = 0.8) -> jax.Array:
-    """The unlabelled embeddings [U, D] to which no class of centres [C, D] gives a probability of `limit`. -> [U] bool.
+    """Whether all class probabilities of unlabelled embeddings [U, D] are below `limit`; centres [C, D]. -> [U] bool.
 
-    Keeps labelled people who are among the unlabelled from being made classes. Off in the reference's own runs.
+    Excludes labelled identities among the unlabelled data from the virtual classes. The reference's runs do not use it.
     """
     logits = scale * vectors.unit(lax.stop_gradient(unlabelled)) @ vectors.unit(lax.stop_gradient(centres)).T
     return jax.nn.softmax(logits).max(1) < limit
@@ -144,15 +143,15 @@ def virclass_loss(
     scale: float = 32.0,
     margins: Margins = ARCFACE,
 ) -> jax.Array:
-    """ArcFace's loss of labelled faces among their classes and one virtual class for each unlabelled embedding.
+    """ArcFace loss of labelled faces over their classes and one virtual class per unlabelled embedding.
 
     Args:
-      features: [N, D] labelled embeddings, of any length.
-      centres: [C, D] class centres, of any length.
+      features: [N, D] labelled embeddings, of any norm.
+      centres: [C, D] class centres, of any norm.
       labels: [N] int, 0..C-1.
-      unlabelled: [U, D] embeddings, which are the virtual centres; the gradient runs through them. U may be 0.
-      keep: [U] bool, those that count; None counts all.
-      scale, margins: see `arcface.margin_logits`; where angle and margin pass pi, the cosine goes on downwards.
+      unlabelled: [U, D] embeddings, the virtual class centres, with gradient. U may be 0.
+      keep: [U] bool, virtual classes in use; all when None.
+      scale, margins: see `arcface.margin_logits`; where angle plus margin exceeds pi, the logit keeps decreasing.
 
     Returns:
       [N] losses.
@@ -171,17 +170,17 @@ def virinstance_loss(
     scale: float = 32.0,
     margins: Margins = ARCFACE,
 ) -> jax.Array:
-    """ArcFace's loss of generated embeddings, each of whose class is the virtual one that it was drawn around.
+    """ArcFace loss of generated embeddings, with the virtual class of their source as label.
 
     Args:
-      samples: [S, M, D] of any length: S draws around each of M unlabelled embeddings.
+      samples: [S, M, D], of any norm: S samples for each of M unlabelled embeddings.
       centres: [C, D] class centres.
-      places: [M] int, which of the U unlabelled embeddings the samples were drawn around.
-      unlabelled: [U, D] virtual centres; here they are constants.
+      places: [M] int, index of the source among the U unlabelled embeddings.
+      unlabelled: [U, D] virtual class centres, constants for the gradient.
       keep, scale, margins: see `virclass_loss`.
 
     Returns:
-      [S, M] losses, 0 for samples of virtual classes that do not count.
+      [S, M] losses, 0 for samples of unused virtual classes.
     """
     if samples.ndim != 3:
         raise ValueError(f"virinstance_loss: samples {samples.shape}, expected [S, M, D]")
@@ -194,7 +193,7 @@ def virinstance_loss(
 
 
 def _cross_entropy(features, centres, unlabelled, labels, keep, scale, margins):
-    """[N] losses of classes 0..C+U-1; virtual classes that do not count are nobody's rivals."""
+    """[N] losses over classes 0..C+U-1, without the unused virtual classes."""
     classes = jnp.concatenate([vectors.unit(centres), vectors.unit(unlabelled)])
     logits = margin_logits(vectors.unit(features) @ classes.T, labels, scale=scale, margins=margins, easy=True)
     if keep is not None:

@@ -1,13 +1,13 @@
 """VPL: variational prototype learning for deep face recognition.
 
 Deng, Guo, Yang, Lattas, Zafeiriou. CVPR 2021, pages 11906-11915.
-A class centre is the mean of a class; the last feature seen of it, kept in a memory, is a sample. Every centre is mixed
-with its own sample before a margin softmax compares it, so pictures are compared with pictures, too, at the price of a
-softmax. Features drift slowly, so a sample may be some steps old; one that is too old is left out.
+A memory keeps the latest feature of every class. The prototype in the margin softmax is a mixture of the class centre
+and this feature, which adds comparisons between samples at the cost of a softmax. Features drift slowly, so a stored
+feature stays valid for some steps; older ones are not used.
 
-Differs from the authors' code: the same class twice in a batch writes its last feature (theirs leaves the order open);
-a class that was never seen has no sample, whatever the limits (theirs would mix in a random vector if `start` were
-below `lifetime`, which no published setting has); cosines are clipped before their arccos is taken.
+Differs from the authors' code: if a class occurs twice in a batch, its last feature is stored (in theirs the order is
+undefined); a class without a stored feature uses its centre (theirs would mix in a random vector if `start` were below
+`lifetime`, which is not the case in any published setting); cosines are clipped before arccos.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from facejax.ops.scatter import last_of_equal
 
 @struct.dataclass
 class Memory:
-    """The last feature seen of every class. Rows may be those of one device's classes only.
+    """The latest feature of every class, possibly only for the classes of one device.
 
     Attributes:
-      features: [C, D] float32 of length 1; a random direction for a class that was never seen.
-      written: [C] int32, number of the step that wrote the feature, from 1; 0 for a class that was never seen.
+      features: [C, D] float32 of unit length; a random direction if nothing is stored.
+      written: [C] int32, step that stored the feature, from 1; 0 if nothing is stored.
     """
 
     features: jax.Array
@@ -35,21 +35,21 @@ class Memory:
 
     @classmethod
     def create(cls, rng: jax.Array, classes: int, width: int) -> Memory:
-        """Nothing seen yet."""
+        """An empty memory."""
         return cls(vectors.unit(jax.random.normal(rng, (classes, width))), jnp.zeros(classes, jnp.int32))
 
 
 def injection_rates(
     memory: Memory, step: jax.Array | int, *, rate: float = 0.15, start: int = 8000, lifetime: int = 200
 ) -> jax.Array:
-    """How much of its sample each class gets: `rate` if that is fresh, 0 if not.
+    """Mixing weight of each class: `rate` if its stored feature is valid, else 0.
 
     Args:
-      memory: as the steps before this one left it.
-      step: this step's number, from 1.
+      memory: after the previous step.
+      step: number of this step, from 1.
       rate: lambda, 0..1.
-      start: the last step without any injection.
-      lifetime: Delta t, the age in steps up to which a sample is fresh.
+      start: last step without injection.
+      lifetime: Delta t, maximum age of a valid feature, steps.
 
     Returns:
       [C] float32.
@@ -64,15 +64,15 @@ def injection_rates(
 
 
 def inject(centres: jax.Array, memory: Memory, rates: jax.Array) -> jax.Array:
-    """Prototypes (1 - lambda) w / |w| + lambda M, made length 1; no gradient reaches the memory.
+    """Prototypes (1 - lambda) w / |w| + lambda M, normalised to unit length; no gradient in the memory.
 
     Args:
-      centres: [C, D] class centres w, of any length.
+      centres: [C, D] class centres w, of any norm.
       memory: of the same classes.
-      rates: [C] lambda of each class, see `injection_rates`.
+      rates: [C] lambda of each class, from `injection_rates`.
 
     Returns:
-      [C, D], at least float32; what a margin softmax takes in place of the centres.
+      [C, D], at least float32; use them as the centres of a margin softmax.
     """
     if centres.shape != memory.features.shape or rates.shape != centres.shape[:1]:
         raise ValueError(
@@ -84,14 +84,14 @@ def inject(centres: jax.Array, memory: Memory, rates: jax.Array) -> jax.Array:
 
 
 def remember(memory: Memory, labels: jax.Array, features: jax.Array, step: jax.Array | int) -> Memory:
-    """Writes a batch's features, made length 1, over those of their classes.
+    """Stores the features of a batch, normalised to unit length, in the rows of their classes.
 
     Args:
       memory: of C classes.
-      labels: [N] int; those outside 0..C-1 are written nowhere: classes of another device. Of equal ones the last
-        counts, so that every device that sees the batch in the same order writes the same.
-      features: [N, D], of any length, after the loss has used the memory.
-      step: this step's number, from 1.
+      labels: [N] int; those outside 0..C-1 (classes of another device) are ignored. Of equal labels the last one is
+        stored, so all devices agree if the batch has the same order on each.
+      features: [N, D], of any norm. Call this after the loss has used the memory.
+      step: number of this step, from 1.
     """
     classes, width = memory.features.shape
     if labels.ndim != 1 or features.shape != (labels.shape[0], width):

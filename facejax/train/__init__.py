@@ -1,7 +1,7 @@
 """One trainer for every paper: state and steps, devices, the loop, checkpoints, logs, reports and claims.
 
-It knows no paper. An experiment is a `facejax.train.Experiment`; `app.main` runs it from the command line and
-`app.run` from Python.
+The trainer does not depend on any paper. An experiment is a `facejax.train.Experiment`; `app.main` runs it from the
+command line and `app.run` from Python.
 """
 
 from facejax._lazy import lazy

@@ -1,7 +1,7 @@
-"""`python -m experiments.NAME`: presets, overrides, flags and what to do with them.
+"""`python -m experiments.NAME`: presets, overrides and flags.
 
-The one place that knows flags. An experiment's file ends with `app.main(get_config, build)` and has a dict PRESETS;
-`run` does the same from Python, for notebooks, claims and tests.
+Only this module reads flags. An experiment's file defines a dict PRESETS and ends with `app.main(get_config, build)`;
+`run` is the same from Python, for notebooks, claims and tests.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAY_CHANGE = (
 
 
 def preset(base: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], name: str) -> ConfigDict:
-    """The configuration of a preset: `base` with the preset's dotted or nested fields put in.
+    """The configuration of a preset: `base` updated with the preset's dotted or nested fields.
 
     Args:
       base: every field with its default; nested dicts are sections.
@@ -52,7 +52,7 @@ def preset(base: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], na
       name: the preset wanted.
 
     Raises:
-      ValueError: no such preset, or one that sets a field which `base` lacks.
+      ValueError: unknown preset, or a preset that sets a field missing from `base`.
     """
     if name not in presets:
         raise ValueError(f"no preset {name!r}{_nearest(name, presets)}; presets: {', '.join(presets)}")
@@ -63,12 +63,12 @@ def preset(base: Mapping[str, Any], presets: Mapping[str, Mapping[str, Any]], na
             with config.ignore_type():
                 config.update_from_flattened_dict({field: value})
         except (KeyError, AttributeError) as error:
-            raise ValueError(f"preset {name!r} sets {field!r}, which the base configuration lacks") from error
+            raise ValueError(f"preset {name!r} sets {field!r}, which is not in the base configuration") from error
     return config
 
 
 def section(kind: type[T], config: Mapping[str, Any]) -> T:
-    """A dataclass made of those fields of a configuration section that it has; the section may hold more."""
+    """Makes a dataclass from a configuration section; ignores fields of the section that the class does not have."""
     return kind(**{field.name: config[field.name] for field in dataclasses.fields(kind)})
 
 
@@ -88,25 +88,27 @@ def main(get_config: GetConfig, build: Build) -> None:
     workdir = flags.DEFINE_string(
         "workdir",
         f"runs/{name}/{chosen}",
-        "Where checkpoints, logs and report.html go; a run found there goes on. Empty keeps nothing.",
+        "Folder for checkpoints, logs and report.html; a run found there resumes. Empty saves nothing.",
     )
-    dry = flags.DEFINE_bool("dry_run", False, "Print the preset's parameters, memory and operations, and stop.")
-    eval_only = flags.DEFINE_bool("eval_only", False, "Evaluate the newest checkpoint of --workdir, and stop.")
+    dry = flags.DEFINE_bool("dry_run", False, "Print the preset's parameters, memory and operations, then exit.")
+    eval_only = flags.DEFINE_bool("eval_only", False, "Evaluate the newest checkpoint of --workdir, then exit.")
     average = flags.DEFINE_integer(
-        "average", 1, "With --eval_only: the mean of so many newest checkpoints' parameters."
+        "average", 1, "With --eval_only: average the parameters of this many newest checkpoints."
     )
-    seeds = flags.DEFINE_integer("seeds", 0, "Run this many seeds, each in a folder of its own, and print the spread.")
-    arrays = flags.DEFINE_string("save_arrays", None, "Write the evaluation's arrays (embeddings, ...) here as .npy.")
+    seeds = flags.DEFINE_integer("seeds", 0, "Run this many seeds, each in its own folder, and print mean and spread.")
+    arrays = flags.DEFINE_string(
+        "save_arrays", None, "Folder for the evaluation's arrays (embeddings, ...) as .npy files."
+    )
     debug = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
-    coordinator = flags.DEFINE_string("coordinator", None, "Several hosts: host:port of process 0, or 'auto'.")
-    processes = flags.DEFINE_integer("num_processes", None, "Several hosts: how many processes.")
-    process = flags.DEFINE_integer("process_id", None, "Several hosts: which process this is, from 0.")
+    coordinator = flags.DEFINE_string("coordinator", None, "Multi-host: host:port of process 0, or 'auto'.")
+    processes = flags.DEFINE_integer("num_processes", None, "Multi-host: number of processes.")
+    process = flags.DEFINE_integer("process_id", None, "Multi-host: index of this process, from 0.")
     usage = f"{module.__doc__ or name}\npresets (--config=PRESET): {', '.join(presets)}\n"
     if any(re.fullmatch(r"--?(help\w*|\?)", word) for word in argv):
         usage += _fields_help(chosen, config, module, get_config)
 
     def start(_: Sequence[str]) -> None:
-        logging.set_verbosity(logging.INFO if debug.value else logging.ERROR)  # Orbax tells every detail.
+        logging.set_verbosity(logging.INFO if debug.value else logging.ERROR)  # Orbax logs every detail at INFO
         try:
             if coordinator.value:
                 parallel.initialize(coordinator.value, processes.value, process.value)
@@ -130,7 +132,7 @@ def main(get_config: GetConfig, build: Build) -> None:
                 raise
             sys.exit(f"experiments.{name}: {_sentence(error)}")
 
-    sys.modules["__main__"].__doc__ = usage.replace("%", "%%")  # absl formats it
+    sys.modules["__main__"].__doc__ = usage.replace("%", "%%")  # absl applies % formatting to it
     absl_app.run(start, argv)
 
 
@@ -146,20 +148,20 @@ def run(
     about: str = "",
     quiet: bool = False,
 ) -> tuple[Any, Report]:
-    """Builds, trains and evaluates what `config` describes.
+    """Builds, trains and evaluates the experiment of `config`.
 
     Args:
-      config: of the experiment's `get_config`.
+      config: from the experiment's `get_config`.
       build: the experiment's `build`.
-      name: heading of the report, and what a workdir is checked to belong to.
-      workdir: where checkpoints, logs and the report go; a run found there goes on if its configuration agrees.
-      eval_only: evaluates the newest checkpoint in `workdir` (or whatever weights the experiment itself loads).
-      average: with `eval_only`, how many newest checkpoints' parameters are averaged (`train.keep` of them are kept).
+      name: heading of the report; a workdir must belong to a run of this name.
+      workdir: folder for checkpoints, logs and the report; a run found there resumes if its configuration agrees.
+      eval_only: evaluates the newest checkpoint in `workdir` (or the weights that the experiment loads).
+      average: with `eval_only`, number of newest checkpoints whose parameters are averaged (at most `train.keep`).
       save_arrays: folder for the evaluation's arrays.
       quiet: prints nothing.
 
     Returns:
-      The final state (None for a method that is not trained) and the final report.
+      The final state (None for a method without training) and the final report.
     """
     folder = None if workdir is None else _open_workdir(pathlib.Path(workdir), name, config, read_only=eval_only)
     experiment = build(config)
@@ -184,17 +186,17 @@ def run_seeds(
     save_arrays: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> dict[str, list[float]]:
-    """Runs `config` with `count` seeds from its own on and prints every metric's mean and spread.
+    """Runs `config` with `count` consecutive seeds, starting at its own, and prints every metric's mean and spread.
 
-    Where the seed chooses a fold of the data, as many seeds as there are folds are a cross-validation.
+    Where the seed selects a fold of the data, one seed per fold gives a cross-validation.
 
     Args:
-      config, build: as of `run`.
-      count: runs; each works in a folder seed0, seed1, ... of `workdir` and of `save_arrays`.
-      workdir, save_arrays, **options: as of `run`.
+      config, build: as in `run`.
+      count: number of runs; each uses a folder seed0, seed1, ... of `workdir` and of `save_arrays`.
+      workdir, save_arrays, **options: as in `run`.
 
     Returns:
-      Every metric's values, seed by seed.
+      name of a metric -> its values in the order of the seeds.
     """
     values: dict[str, list[float]] = {}
     for seed in range(config.seed, config.seed + count):
@@ -237,13 +239,15 @@ def _finish(
 
 
 def _newest_state(experiment: Experiment, config: ConfigDict, folder: pathlib.Path | None, average: int) -> Any:
-    """The newest checkpoint of `folder`; without a folder a fresh state, for experiments that load weights."""
+    """The newest checkpoint of `folder`; without a folder a new state, for experiments that load weights."""
     if folder is None:
         executor = parallel.make_executor(experiment, "shard_map", config.train.devices)
         start = experiment.prepare() if experiment.prepare else None
         return executor.local(executor.init(config.seed, start))
     if not (folder / "checkpoints").is_dir():
-        raise ValueError(f"--eval_only: {folder} holds no checkpoint (--workdir= evaluates weights of eval.weights)")
+        raise ValueError(
+            f"--eval_only: {folder} holds no checkpoint (an empty --workdir= evaluates the weights in eval.weights)"
+        )
     try:
         return warm_start.newest(folder, experiment, config.train.devices, average)[0]
     except ValueError as error:
@@ -251,7 +255,7 @@ def _newest_state(experiment: Experiment, config: ConfigDict, folder: pathlib.Pa
 
 
 def _open_workdir(folder: pathlib.Path, name: str, config: ConfigDict, read_only: bool) -> pathlib.Path:
-    """Makes the folder, or checks that it belongs to this run; writes its config.json."""
+    """Creates the folder or checks that it belongs to this run, and writes config.json."""
     file = folder / "config.json"
     ours = {"experiment": name, "config": json.loads(config.to_json_best_effort())}
     if file.exists():
@@ -260,7 +264,7 @@ def _open_workdir(folder: pathlib.Path, name: str, config: ConfigDict, read_only
             raise ValueError(f"{folder} is a run of {theirs['experiment']}, not of {name}: choose another --workdir")
         _compare(folder, dict(_flatten(theirs["config"])), dict(_flatten(ours["config"])))
     elif folder.is_dir() and any(folder.iterdir()) and not read_only:
-        raise ValueError(f"{folder} holds files but no config.json of a run: choose another --workdir")
+        raise ValueError(f"{folder} holds files but no config.json: choose another --workdir")
     if not read_only and jax.process_index() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
@@ -274,11 +278,11 @@ def _compare(folder: pathlib.Path, theirs: dict[str, Any], ours: dict[str, Any])
     fields = [f for f in fields if not any(re.fullmatch(pattern, f) for pattern in MAY_CHANGE)]
     if fields:
         changes = ", ".join(f"{f} was {theirs.get(f)!r} and is {ours.get(f)!r}" for f in fields)
-        raise ValueError(f"{folder} was begun with another configuration ({changes}): choose another --workdir")
+        raise ValueError(f"{folder} was started with another configuration ({changes}): choose another --workdir")
 
 
 def _take_config(argv: Sequence[str]) -> tuple[list[str], str]:
-    """Splits `--config=X` or `--config X` off a command line; overrides (`--config.a.b=v`) stay."""
+    """Splits `--config=X` or `--config X` from a command line; overrides (`--config.a.b=v`) remain."""
     rest, choice, words = [], "", iter(argv)
     for word in words:
         if re.fullmatch(r"--?config(=.*)?", word):
@@ -305,7 +309,7 @@ def _resolve(
 
 
 def _fields_help(chosen: str, config: ConfigDict, module: ModuleType, get_config: GetConfig) -> str:
-    """All fields of a preset; the meanings are in the experiment's source and in that of a --config=FILE.py."""
+    """All fields of a preset; their meanings come from the source of the experiment and of a --config=FILE.py."""
     meanings = {f"train.{field}": text for field, text in attribute_meanings(Options).items()}
     meanings |= field_meanings(vars(module)) | field_meanings(get_config.__globals__)
     lines = describe_fields(_flatten(config), meanings)

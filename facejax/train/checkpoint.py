@@ -1,4 +1,4 @@
-"""Checkpoints: the state, the data's position and how far the run had come, saved together by Orbax."""
+"""Checkpoints: the state, the position of the data iterator and the progress of the run, saved together by Orbax."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from facejax.train.state import RunError
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run had come.
+    """Progress of a run.
 
     Attributes:
-      step: updates done.
-      pending: sums and counts of the metrics since the last log.
-      log_bytes: length of metrics.jsonl; what lies beyond was written by a run that was killed.
-      evaluate: whether the evaluation of this step was still to be done.
+      step: number of updates done.
+      pending: sums and counts of the metrics since the last log entry.
+      log_bytes: length of metrics.jsonl; a killed run may have written more, which is discarded on resume.
+      evaluate: whether the evaluation at this step is still pending.
     """
 
     step: int = 0
@@ -35,7 +35,7 @@ class Progress:
 
 
 class JsonHandler(ocp.CheckpointHandler):
-    """A small JSON value per process."""
+    """Saves one small JSON value per process."""
 
     def save(self, directory: epath.Path, args: JsonSave) -> None:
         self._file(directory).write_text(json.dumps(args.item))
@@ -62,16 +62,16 @@ class JsonSave(ocp.args.CheckpointArgs):
 @ocp.args.register_with_handler(JsonHandler, for_restore=True)
 @dataclasses.dataclass
 class JsonRestore(ocp.args.CheckpointArgs):
-    """Nothing is needed to restore it."""
+    """Arguments to restore the value; there are none."""
 
 
 class Checkpointer:
-    """Saves and restores a run in `directory`, which is made when missing.
+    """Saves and restores a run in `directory`, which it creates if missing.
 
     Args:
-      directory: one sub-folder a step.
-      keep: how many checkpoints stay on disk.
-      min_seconds: `due` says no until this many seconds have passed since the last save.
+      directory: contains one sub-folder per step.
+      keep: number of checkpoints kept on disk.
+      min_seconds: minimum time between two saves, seconds; see `due`.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int = 2, min_seconds: float = 60.0):
@@ -89,23 +89,23 @@ class Checkpointer:
 
     @property
     def steps(self) -> list[int]:
-        """Steps of all complete checkpoints, the newest last."""
+        """Steps of all complete checkpoints, newest last."""
         return sorted(self._manager.all_steps())
 
     @property
     def newest(self) -> str:
-        """The newest complete checkpoint in words; waits for one that is being written."""
+        """Path of the newest complete checkpoint for messages; waits for a save in progress."""
         with contextlib.suppress(RunError):
             self.wait()
         steps = ocp.utils.checkpoint_steps(self._directory)
-        return str(self._directory / str(max(steps))) if steps else "none: no step had been saved"
+        return str(self._directory / str(max(steps))) if steps else "none: no step was saved"
 
     def due(self) -> bool:
-        """Whether the least time between two saves has passed. Several hosts go by steps alone, to stay in step."""
+        """Whether `min_seconds` have passed since the last save; always true on several hosts, whose clocks differ."""
         return jax.process_count() > 1 or time.monotonic() - self._saved_at >= self._min_seconds
 
     def save(self, state: Any, iterator: Any, progress: Progress) -> None:
-        """Starts saving in the background; the state may be donated as soon as this returns."""
+        """Starts a save in the background; the state may be donated once this returns."""
         position = iterator.get_state() if hasattr(iterator, "get_state") else None
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), loop=JsonSave({"data": position, **dataclasses.asdict(progress)})
@@ -115,7 +115,7 @@ class Checkpointer:
         self.latest_started, self._saved_at = progress.step, time.monotonic()
 
     def restore(self, abstract: Any, iterator: Any = None, step: int | None = None) -> tuple[Any, Progress]:
-        """The state of `step`, or the newest, and how far the run had come; `iterator` is moved to where it stood."""
+        """State and progress at `step` (by default the newest); moves `iterator` to its saved position."""
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), loop=JsonRestore())
         restored = self._manager.restore(self.latest if step is None else step, args=items)
         loop = dict(restored.loop)
@@ -125,19 +125,19 @@ class Checkpointer:
         return restored.state, Progress(**loop)
 
     def wait(self) -> None:
-        """Returns when everything started is on disk; raises what went wrong on the way."""
+        """Waits until all saves are on disk; raises their errors."""
         with self._explained():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     def close(self) -> None:
-        """Waits for what was started and lets go of the directory."""
+        """Waits for pending saves and closes the directory."""
         with self._explained():
             self._manager.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns whatever the storage library raises (a full disk, a lost folder) into one sentence."""
+        """Converts errors of the storage library (full disk, missing folder) to a RunError with a short message."""
         try:
             yield
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What a preset would cost: parameters and optimizer state exactly, operations and activations estimated by tracing."""
+"""Cost of a preset: exact parameters and optimizer state; operations and activations estimated by tracing."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from facejax.train.state import Experiment
 
 
 def dry_run(experiment: Experiment, options: Options) -> dict[str, Any]:
-    """Traces the preset's step on the devices it asks for (none need exist) and counts.
+    """Traces the preset's step for its number of devices (which need not exist) and counts its cost.
 
     Returns:
-      "parameters": trained numbers; "parameters by part": name -> numbers; "devices"; "batch per device";
-      "state bytes per device": parameters, optimizer and the rest, exact; "step flops per device": of the
-      convolutions and matrix products of forward and backward, 2 per multiply-add; "activation bytes per device
-      (estimate)": the largest sum of arrays alive at once besides the state, without fusion or rematerialisation. Of
-      several steps the costliest counts.
+      "parameters": number of trained parameters; "parameters by part": name -> number; "devices"; "batch per device";
+      "state bytes per device": parameters, optimizer and other state, exact; "step flops per device": operations of
+      convolutions and matrix products, forward and backward, 2 per multiply-add; "activation bytes per device
+      (estimate)": peak size of the live arrays besides the state, without fusion or rematerialisation. With several
+      steps, the maximum over steps.
     """
     devices = options.devices or jax.device_count()
     state, traced = parallel.trace(experiment, devices, options.steps)
@@ -42,12 +42,12 @@ def dry_run(experiment: Experiment, options: Options) -> dict[str, Any]:
 
 
 def describe(costs: dict[str, Any]) -> str:
-    """The counts as lines for a terminal."""
+    """Formats the counts for a terminal."""
     parts = ", ".join(f"{name} {number:,}" for name, number in costs["parameters by part"].items())
     return "\n".join(
         [
             f"parameters            {costs['parameters']:,} ({parts})",
-            f"devices               {costs['devices']}, {costs['batch per device']} examples each",
+            f"devices               {costs['devices']}, {costs['batch per device']} samples each",
             f"state per device      {costs['state bytes per device'] / 2**30:.3f} GiB (exact)",
             f"step per device       {costs['step flops per device'] / 1e9:,.1f} GFLOP (counted)",
             f"activations           {costs['activation bytes per device (estimate)'] / 2**30:.2f} GiB per device "
@@ -57,26 +57,26 @@ def describe(costs: dict[str, Any]) -> str:
 
 
 def count(tree: Any) -> int:
-    """Numbers in all arrays of `tree`."""
+    """Total number of elements in the arrays of `tree`."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
 
 
 def multiply_adds(net: Any, variables: Any, size: int) -> float:
-    """Multiply-adds of one image's convolutions and matrix products in evaluation, in millions.
+    """Multiply-adds of convolutions and matrix products for one image in evaluation, in millions.
 
     Args:
-      net: (images, train=) -> anything, a Linen module.
-      variables: of the module, arrays or their shapes.
-      size: side of the image, pixels.
+      net: Linen module, (images, train=) -> outputs.
+      variables: of the module, as arrays or shapes.
+      size: side of the square image, pixels.
     """
     image = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     return flops(jax.make_jaxpr(lambda v, x: net.apply(v, x, train=False))(variables, image).jaxpr) / 2e6
 
 
 def flops(jaxpr: Any) -> int:
-    """Operations in the convolutions and matrix products of a jaxpr, loops multiplied out.
+    """Operations in the convolutions and matrix products of a jaxpr, times the number of loop iterations.
 
-    Of a choice by platform (`jax.lax.platform_dependent`) the default's are counted, not a CPU's roundabout forms.
+    Of a choice by platform (`jax.lax.platform_dependent`) it counts the default branch, not the form for CPUs.
     """
     total = 0
     for eqn in jaxpr.eqns:
@@ -88,7 +88,7 @@ def flops(jaxpr: Any) -> int:
             numbers = eqn.params["dimension_numbers"]
             kernel = eqn.invars[1].aval.shape
             per_output = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
-            stuffing = math.prod(eqn.params["lhs_dilation"])  # of so many inputs one is not a stuffed zero
+            stuffing = math.prod(eqn.params["lhs_dilation"])  # one of this many inputs is not an inserted zero
             total += 2 * math.prod(eqn.outvars[0].aval.shape) * per_output // stuffing
         else:
             inner = [flops(sub) for sub in _subjaxprs(eqn)]
@@ -98,7 +98,7 @@ def flops(jaxpr: Any) -> int:
 
 
 def peak_bytes(jaxpr: Any) -> int:
-    """Largest sum of bytes that equations have made and later ones still need, inputs not counted."""
+    """Peak bytes of live intermediate arrays; inputs are not counted."""
     last_use = {v: i for i, eqn in enumerate(jaxpr.eqns) for v in eqn.invars if not hasattr(v, "val")}
     last_use |= {v: len(jaxpr.eqns) for v in jaxpr.outvars if not hasattr(v, "val")}
     dying: dict[int, list[Any]] = defaultdict(list)
@@ -118,7 +118,7 @@ def peak_bytes(jaxpr: Any) -> int:
 
 
 def _subjaxprs(eqn: Any) -> list[Any]:
-    """The jaxprs that an equation calls: of a choice by platform the default's, of a custom derivative no rules."""
+    """The jaxprs that an equation calls: the default branch of a choice by platform, no custom derivative rules."""
     if platforms := eqn.params.get("branches_platforms"):
         return [eqn.params["branches"][platforms.index(None)].jaxpr]
     if eqn.primitive.name.startswith("custom_"):

@@ -1,9 +1,9 @@
-"""What `--help` tells about a configuration: every field with its default and its meaning.
+"""The configuration part of `--help`: every field with its default and its meaning.
 
-A field's meaning is the comment behind it in the dict BASE of the experiment's source, or in a dict of any module that
-BASE takes in (`**module.NAME`, `module.NAME["section"]`, a name imported from there, a function that returns it).
-Fields of a dataclass (`asdict(Class(...))`), and those of `train`, have their meaning from the attributes in the
-class's docstring. Nothing is imported that is not already.
+A field's meaning is the trailing comment on its line in the dict BASE of the experiment's source, or in a dict that
+BASE includes from another module (`**module.NAME`, `module.NAME["section"]`, an imported name, a function's result).
+The meanings of a dataclass's fields (`asdict(Class(...))`, and of `train`) come from "Attributes:" in the class's
+docstring. This module imports no further modules of the experiment.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ USUAL = {
 
 
 class Source(NamedTuple):
-    """A module: its parsed source, the comments that stand behind code by line, and its variables."""
+    """A module: its parsed source, its trailing comments by line, and its variables."""
 
     tree: ast.Module
     comments: Mapping[int, str]
@@ -58,7 +58,7 @@ class Source(NamedTuple):
 
 
 class Found(NamedTuple):
-    """An expression and the module that it stands in."""
+    """An expression and the module that contains it."""
 
     node: ast.AST | None
     source: Source | None
@@ -68,7 +68,7 @@ NOTHING = Found(None, None)
 
 
 def describe_fields(fields: Iterable[tuple[str, Any]], meanings: Mapping[str, str]) -> str:
-    """A line for each field: name, default, meaning; a section that has a meaning of its own gets a line before it.
+    """One line per field: name, default, meaning; a line for the section precedes them if the section has a meaning.
 
     Args:
       fields: (dotted name, default).
@@ -91,17 +91,17 @@ def _usual(name: str) -> str:
 
 
 def field_meanings(variables: Mapping[str, Any], name: str = "BASE") -> dict[str, str]:
-    """Dotted field -> comment behind it in the dict `name` of a module.
+    """Dotted field -> its trailing comment in the dict `name` of a module.
 
     Args:
-      variables: the module's, such as `get_config.__globals__`.
-      name: of the dict; a module without it has no meanings.
+      variables: of the module, such as `get_config.__globals__`.
+      name: of the dict; without it the result is empty.
     """
     return _meanings(_variable(name, _source(variables)))
 
 
 def attribute_meanings(documented: type) -> dict[str, str]:
-    """Attribute -> its text in the section "Attributes:" of a class's docstring; names joined by commas share one."""
+    """Attribute -> its text in the section "Attributes:" of a docstring; names separated by commas share one text."""
     section = (inspect.getdoc(documented) or "").partition("Attributes:\n")[2]
     found = {}
     for names, text in re.findall(r"^  (\w[\w, ]*): (.*(?:\n {4,}.*)*)", section, re.M):
@@ -150,7 +150,7 @@ def _below(section: str, meanings: Mapping[str, str]) -> dict[str, str]:
 
 
 def _follow(found: Found) -> Found:
-    """What a name, or an attribute of a module, stands for."""
+    """The expression that defines a name or an attribute of a module."""
     match found.node:
         case ast.Name(id=name):
             return _variable(name, found.source)
@@ -161,7 +161,7 @@ def _follow(found: Found) -> Found:
 
 
 def _value(node: ast.AST, variables: Mapping[str, Any]) -> Any:
-    """What `a` or `a.b` is in these variables; None for other expressions."""
+    """The value of `a` or `a.b` in these variables; None for other expressions."""
     match node:
         case ast.Name(id=name):
             return variables.get(name)
@@ -171,7 +171,7 @@ def _value(node: ast.AST, variables: Mapping[str, Any]) -> Any:
 
 
 def _variable(name: str, source: Source | None) -> Found:
-    """The last assignment or definition of a name in a module, or in the module that it is imported from."""
+    """The last assignment or definition of a name in a module, or in the module that exports it."""
     for node in reversed(source.tree.body if source else ()):
         match node:
             case ast.Assign(targets=[ast.Name(id=target)], value=value) if target == name:
@@ -192,7 +192,7 @@ def _variable(name: str, source: Source | None) -> Found:
 
 
 def _returned(found: Found) -> Found:
-    """The expression that a function returns at its end."""
+    """The expression in a function's final return statement."""
     if isinstance(found.node, ast.FunctionDef) and isinstance(found.node.body[-1], ast.Return):
         return Found(found.node.body[-1].value, found.source)
     return NOTHING

@@ -1,4 +1,4 @@
-"""Where numbers go while a run lasts: a progress bar, TensorBoard event files and metrics.jsonl."""
+"""Logs of a run: progress bar, TensorBoard event files and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 class MetricsFile:
-    """metrics.jsonl: one object a line, {"step": int, name: number, ...}, free of times so that equal runs are equal.
+    """metrics.jsonl: one object per line, {"step": int, name: number, ...}, without times, so that equal runs agree.
 
     Args:
-      path: the file; made when missing.
-      length: bytes to keep of it: what lies beyond was written after the checkpoint that the run goes on from.
+      path: the file; created if missing.
+      length: bytes to keep; later bytes were written after the checkpoint from which the run resumes.
     """
 
     def __init__(self, path: pathlib.Path, length: int):
         self._file = path.open("ab")
         self._file.truncate(length)
-        self._file.seek(0, os.SEEK_END)  # truncating leaves the position, and so `length`, where the file ended before
+        self._file.seek(0, os.SEEK_END)  # truncate does not move the position, which `length` reports
 
     @property
     def length(self) -> int:
@@ -44,17 +44,17 @@ class MetricsFile:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """All logged points, in order; none where there is no file."""
+    """All logged points in order; empty if the file does not exist."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Logger:
-    """Writes a run's numbers on process 0 and nothing elsewhere.
+    """Writes the logs of a run on process 0; does nothing on other processes.
 
     Args:
-      workdir: metrics.jsonl and TensorBoard files go here; None writes no files.
-      progress: where the run starts from.
-      steps: the step it ends at.
+      workdir: folder for metrics.jsonl and TensorBoard files; None writes no files.
+      progress: at which the run starts.
+      steps: last step of the run.
       enabled: False prints nothing.
     """
 
@@ -71,26 +71,26 @@ class Logger:
 
     @property
     def log_bytes(self) -> int:
-        """How long metrics.jsonl is now."""
+        """Current length of metrics.jsonl, bytes."""
         return self._file.length if self._file else 0
 
     def advance(self, step: int) -> None:
         self._bar.update(step - self._bar.n)
 
     def train(self, step: int, values: Mapping[str, float], examples: int) -> None:
-        """Means over the steps since the last call, and the speed in examples a second."""
+        """Logs means over the steps since the last call, and the speed in samples per second."""
         now = time.monotonic()
         speed = (step - self._step) * examples / max(now - self._since, 1e-9)
         self._since, self._step = now, step
         self._write(step, {f"train/{k}": v for k, v in values.items()}, {"speed/examples_per_second": speed})
         text = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-        self._bar.set_postfix_str(f"{text}  {speed:.0f} examples/s", refresh=False)
+        self._bar.set_postfix_str(f"{text}  {speed:.0f} samples/s", refresh=False)
         if self._lines:
             left = (self._steps - step) * examples / max(speed, 1e-9)
-            print(f"step {step}/{self._steps}  {text}  {speed:.0f} examples/s  {left:.0f} s left", flush=True)
+            print(f"step {step}/{self._steps}  {text}  {speed:.0f} samples/s  {left:.0f} s left", flush=True)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """What `evaluate` measured after `step`. The time it took is not counted in the training speed."""
+        """Logs the metrics of an evaluation after `step`; its time does not count in the training speed."""
         self._write(step, {f"eval/{k}": v for k, v in values.items()}, {})
         if self._lines or self._terminal:
             self._bar.clear()
@@ -112,6 +112,6 @@ class Logger:
 
 
 def _event_writer(folder: pathlib.Path, step: int) -> SummaryWriter:
-    from tensorboardX import SummaryWriter  # imports PyTorch where that is installed, which takes seconds
+    from tensorboardX import SummaryWriter  # slow: imports PyTorch if that is installed
 
     return SummaryWriter(str(folder), purge_step=step or None)

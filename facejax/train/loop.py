@@ -1,8 +1,8 @@
-"""The training loop: batches in, steps, logs, evaluations and checkpoints out; it can be killed at any moment.
+"""The training loop: steps, logs, evaluations and checkpoints, with exact resume after a kill at any moment.
 
-A run that was killed and is started again with the same command ends with the same bits in its parameters and in
-metrics.jsonl: a checkpoint holds the state, the data's position, the metrics not yet logged, how long metrics.jsonl
-was, and whether an evaluation was still due.
+A killed run that is restarted with the same command ends with bit-identical parameters and metrics.jsonl: a checkpoint
+holds the state, the position of the data iterator, the metrics not yet logged, the length of metrics.jsonl, and whether
+an evaluation is pending.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ STEPS_IN_FLIGHT = 2
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The `train` section of a configuration; intervals are in steps, 0 is never.
+    """The `train` section of a configuration. Intervals are in steps; 0 means never.
 
     Attributes:
-      batch_size: examples a step over all devices and hosts.
-      steps: updates in all.
-      log_every, eval_every, save_every: intervals. A run's last step is always logged, evaluated and saved.
-      save_seconds: least time between two checkpoints.
-      keep: checkpoints kept on disk.
-      microbatches: slices a device's batch is cut into, gradients added up.
+      batch_size: samples per step over all devices and hosts.
+      steps: total number of updates.
+      log_every, eval_every, save_every: intervals. The last step of a run always logs, evaluates and saves.
+      save_seconds: minimum time between two checkpoints, seconds.
+      keep: number of checkpoints kept on disk.
+      microbatches: slices per device batch for gradient accumulation.
       parallel: "shard_map" or "pmap".
-      devices: how many of the visible devices to use; 0 is all.
+      devices: number of visible devices to use; 0 uses all.
     """
 
     batch_size: int
@@ -63,14 +63,14 @@ class Options:
 
 
 class Window:
-    """Metrics of the steps since the last log: kept on the device until they are asked for, then summed in order."""
+    """Metrics of the steps since the last log entry; they stay on the device until read, then add up in order."""
 
     def __init__(self, sums: dict[str, list[float]]):
         self.sums = sums
         self._waiting: deque[tuple[int, Metrics]] = deque()
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Takes a step's metrics, and waits so that no more than a few steps are under way on the device."""
+        """Adds a step's metrics; waits so that only a few steps are queued on the device."""
         self._waiting.append((step, metrics))
         if len(self._waiting) > STEPS_IN_FLIGHT:
             jax.block_until_ready(self._waiting[-1 - STEPS_IN_FLIGHT][1])
@@ -87,14 +87,14 @@ class Window:
         return self.sums
 
     def means(self) -> dict[str, float]:
-        """Means over the window, which starts anew. A metric that counted nothing is left out."""
+        """Returns the means and empties the window. Leaves out metrics with a count of zero."""
         means = {name: total / count for name, (total, count) in self.drain().items() if count}
         self.sums = {}
         return means
 
 
 class Termination:
-    """Turns SIGTERM into a request that the loop answers between steps; while `interrupting`, into SystemExit."""
+    """Handles SIGTERM: the loop stops between steps; while `interrupting`, raises SystemExit at once."""
 
     def __init__(self) -> None:
         self._asked = False
@@ -122,7 +122,7 @@ class Termination:
             self._interrupting = False
 
     def asked(self, step: int) -> bool:
-        """Whether to stop after `step`; hosts of one run agree."""
+        """Whether to stop after `step`; all hosts of a run agree."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
@@ -136,20 +136,20 @@ class Termination:
 def train(
     experiment: Experiment, options: Options, *, seed: int, workdir: pathlib.Path | None = None, quiet: bool = False
 ) -> tuple[Any, Report]:
-    """Trains to `options.steps` and evaluates.
+    """Trains until step `options.steps` and evaluates.
 
     Args:
-      experiment: what to train.
-      options: how long, how often, on what.
-      seed: of the parameters and of every draw in the steps.
-      workdir: where checkpoints and logs go; a run found there goes on. None keeps nothing.
-      quiet: no progress bar and no lines.
+      experiment: model, data and evaluation.
+      options: number of steps, intervals and devices.
+      seed: of the initial parameters and of all random draws in the steps.
+      workdir: folder for checkpoints and logs; a run found there resumes. None saves nothing.
+      quiet: suppresses the progress bar and all output.
 
     Returns:
-      The final state, replicated parts on this process's first device, and the report of the final evaluation.
+      The final state, its replicated parts on this process's first device, and the report of the final evaluation.
 
     Raises:
-      RunError: a value that is not finite, or a checkpoint that could not be written.
+      RunError: a value is not finite, or a checkpoint could not be written.
     """
     termination = Termination()
     with termination.watching(), contextlib.ExitStack() as stack:
@@ -157,7 +157,7 @@ def train(
             executor = parallel.make_executor(experiment, options.parallel, options.devices)
             if options.batch_size % executor.num_devices:
                 raise ValueError(
-                    f"train.batch_size {options.batch_size} does not divide among {executor.num_devices} devices"
+                    f"train.batch_size {options.batch_size} is not a multiple of the {executor.num_devices} devices"
                 )
             iterator = experiment.train_data() if experiment.train_data else itertools.repeat({})
             stack.callback(getattr(iterator, "close", lambda: None))
@@ -174,7 +174,7 @@ def train(
                 return
             pending = window.drain()
             if not parallel.all_finite(state):
-                raise RunError(f"step {step}: the state holds values that are not finite")
+                raise RunError(f"step {step}: the state contains values that are not finite")
             if checkpointer.latest_started != step:
                 checkpointer.save(
                     executor.canonical(state), iterator, Progress(step, pending, logger.log_bytes, evaluate)
@@ -216,13 +216,13 @@ def train(
                 report = evaluate(done) if due else report
             report = report or evaluate(options.steps)
         except RunError as error:
-            kept = f"the last good checkpoint is {checkpointer.newest}" if checkpointer else "no checkpoints were kept"
+            kept = f"the last good checkpoint is {checkpointer.newest}" if checkpointer else "no checkpoint was saved"
             raise RunError(f"{error}; {kept}") from error
         return executor.local(executor.canonical(state)), report
 
 
 def _close(checkpointer: Checkpointer) -> None:
-    """Lets go of the folder; what could not be written was said when the run waited for it."""
+    """Closes the folder; the wait before has already reported write errors."""
     with contextlib.suppress(RunError):
         checkpointer.close()
 
@@ -235,7 +235,7 @@ def _start(
     workdir: pathlib.Path | None,
     iterator: Any,
 ) -> tuple[Any, Progress, Checkpointer | None]:
-    """The state to go on from: the newest checkpoint's where there is one, else a new one."""
+    """The initial state: that of the newest checkpoint if there is one, else a new one."""
     checkpointer = None
     if workdir is not None:
         checkpointer = Checkpointer(workdir / "checkpoints", options.keep, options.save_seconds)
@@ -251,4 +251,4 @@ def _check_batch(batch: dict[str, Any], shapes: dict[str, jax.ShapeDtypeStruct],
     expected = {k: ((v.shape[0] // processes, *v.shape[1:]), v.dtype.name) for k, v in shapes.items()}
     given = {k: (tuple(v.shape), v.dtype.name) for k, v in batch.items()}
     if given != expected:
-        raise ValueError(f"train_data gave a batch of {given}: the experiment expects {expected}")
+        raise ValueError(f"train_data yielded a batch of {given}: the experiment expects {expected}")

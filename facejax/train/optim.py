@@ -1,4 +1,4 @@
-"""Optimizers and schedules as compact Optax definitions, in the forms that the papers' own code trains with."""
+"""Optimizers and learning-rate schedules in Optax, with the semantics of the papers' code."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def schedule(
     boundaries: Sequence[int] = (),
     factor: float = 0.1,
 ) -> optax.Schedule:
-    """Learning rate over updates.
+    """Learning rate as a function of the update.
 
     Args:
       kind: "constant"; "cosine", "linear" or "polynomial" (of `power`) from `peak` down to `end` at `steps`; "step":
-        times `factor` at each of `boundaries`; "inverse_sqrt": peak * sqrt(warmup / step) after the warm-up
+        multiplied by `factor` at each of `boundaries`; "inverse_sqrt": peak * sqrt(warmup / step) after the warm-up
         (Transformer, Sec. 5.3, with peak = d_model^-0.5 * warmup^-0.5).
-      peak: the rate after the warm-up.
-      steps: updates in all, the warm-up included.
-      warmup: updates over which the rate rises linearly from 0.
+      peak: learning rate after the warm-up.
+      steps: total number of updates, including the warm-up.
+      warmup: number of updates in which the rate rises linearly from 0.
     """
     if kind not in SCHEDULES:
         raise ValueError(f"optim.schedule is {kind!r}: expected one of {', '.join(SCHEDULES)}")
@@ -63,18 +63,18 @@ def optimizer(
     clip: float = 0.0,
     clip_only: str = "",
 ) -> optax.GradientTransformation:
-    """Clip, then decay, then scale, then step.
+    """An optimizer with gradient clipping and weight decay, applied in this order.
 
     Args:
-      name: "sgd" (PyTorch's: the decay joins the gradient before the momentum), "adam" (likewise), "adamw" (the decay
-        is decoupled), "rmsprop".
+      name: "sgd" (as in PyTorch: the decay is added to the gradient before the momentum), "adam" (the same), "adamw"
+        (decoupled decay), "rmsprop".
       learning_rate: a number or a schedule.
-      momentum: of SGD and RMSProp; Adam's b1.
-      weight_decay: coefficient; 0 is none.
-      decay: what decays: "all" parameters, or "kernels", those with two or more axes.
-      clip: largest global gradient norm; 0 is none.
-      clip_only: names the sub-tree that the norm is taken over and that is clipped, as in {"backbone", "head"}; empty
-        takes the whole tree (which must then not be sharded).
+      momentum: of SGD and RMSProp; beta1 of Adam.
+      weight_decay: coefficient; 0 for none.
+      decay: parameters with weight decay: "all", or "kernels", those with two or more axes.
+      clip: maximum global gradient norm; 0 for no clipping.
+      clip_only: name of the only sub-tree to clip, such as "backbone" in {"backbone", "head"}, by its own norm; empty
+        clips the whole tree (which must then not be sharded).
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optim.name is {name!r}: expected one of {', '.join(OPTIMIZERS)}")
@@ -100,9 +100,9 @@ def optimizer(
 
 
 def from_config(optim: Mapping[str, Any], steps: int) -> optax.GradientTransformation:
-    """The optimizer of a config section: `schedule` is a section of `schedule`'s arguments, the rest `optimizer`'s.
+    """The optimizer of a configuration section: `schedule` holds arguments of `schedule`, the rest of `optimizer`.
 
-    Boundaries and warm-up below 1 are fractions of `steps`, so that a shorter run keeps the shape of its schedule.
+    Boundaries and warm-up below 1 are fractions of `steps`, so a shorter run keeps the shape of its schedule.
     """
     options = dict(optim)
     plan = dict(options.pop("schedule"))
@@ -113,7 +113,7 @@ def from_config(optim: Mapping[str, Any], steps: int) -> optax.GradientTransform
 
 
 def kernels(params: Any) -> Any:
-    """Mask of the parameters with two axes or more: kernels and embeddings, not biases, norms or slopes."""
+    """Mask of the parameters with two or more axes: kernels and embeddings, not biases, norm scales or slopes."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 

@@ -1,9 +1,9 @@
-"""One per-device step, run three ways: on a mesh of one device, under shard_map on many, or under pmap.
+"""Executors of a per-device step: shard_map on a mesh of one or more devices, or pmap.
 
-The only file that knows of Mesh, shard_map and pmap. House rules, each held by tests/train/test_parallel.py:
-the step differentiates its local loss and then calls `reduce_gradients`; shard_map runs with check_vma=False
-(with it on, gradients of replicated leaves would come out multiplied by the axis size); the state's key is constant
-and every step folds in the step number and the device's place on the axis.
+Only this module uses Mesh, shard_map and pmap. tests/train/test_parallel.py tests these rules: the step differentiates
+its local loss and then calls `reduce_gradients`; shard_map runs with check_vma=False (otherwise gradients of replicated
+leaves would be multiplied by the axis size); the state's key is constant, and every step folds in the step number and
+the device's index on the axis.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from facejax.train.state import AXIS, Batch, Experiment, Metrics, Step
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins this process to the others of a run on several hosts.
+    """Connects this process to the other processes of a multi-host run.
 
     Args:
-      coordinator: "host:port" of process 0, or "auto" where the cluster says it (TPU pod slices, Slurm, Open MPI).
-      num_processes, process_id: how many there are and which one this is; None with "auto".
+      coordinator: "host:port" of process 0, or "auto" where the cluster provides it (TPU pod slices, Slurm, Open MPI).
+      num_processes, process_id: number of processes and index of this one; None with "auto".
     """
     if coordinator == "auto":
         jax.distributed.initialize()
@@ -35,7 +35,7 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
 
 
 def per_device(step: Step) -> Callable[[Any, Batch, Batch], tuple[Any, Metrics]]:
-    """The step as every executor runs it: its own key in, metrics summed over the devices out."""
+    """Wraps a step for the executors: derives the key of step and device, and sums the metrics over the devices."""
 
     def run(state: Any, batch: Batch, resident: Batch) -> tuple[Any, Metrics]:
         rng = jax.random.fold_in(jax.random.fold_in(state.rng, state.step), lax.axis_index(AXIS))
@@ -46,11 +46,11 @@ def per_device(step: Step) -> Callable[[Any, Batch, Batch], tuple[Any, Metrics]]
 
 
 class ShardMapExecutor:
-    """The step under jit(shard_map) on a mesh of all given devices, of this process and of others.
+    """Runs the step under jit(shard_map) on a mesh of all given devices, of this and of other processes.
 
-    `place` puts a host state on the devices, `put` this process's part of a batch, `step` runs and donates the
-    state, `grow` applies a transition of the experiment's, `canonical` gives the layout that checkpoints use, `local`
-    one that this process can compute with alone.
+    `place` transfers a host state to the devices, `put` transfers this process's part of a batch, `step` runs one
+    update and donates the state, `grow` applies a transition of the experiment, `canonical` returns the layout of
+    checkpoints, `local` a layout for computations on this process alone.
     """
 
     def __init__(self, experiment: Experiment, devices: Iterable[jax.Device]):
@@ -64,12 +64,12 @@ class ShardMapExecutor:
         return self.mesh.size
 
     def init(self, seed: int, start: Any = None) -> Any:
-        """The first state, laid out on the devices, from the seed and what `Experiment.prepare` gave."""
+        """The initial state on the devices, from the seed and the result of `Experiment.prepare`."""
         given = (jax.random.key(seed), start) if self._experiment.prepare else (jax.random.key(seed),)
         return self._made(self._experiment.init, *given)
 
     def grow(self, state: Any, number: int) -> Any:
-        """The state before step `number`, with what the experiment adds there."""
+        """The state before step `number`, after the experiment's transition (if any)."""
         if number not in self._experiment.grow:
             return state
         self._compiled.clear()
@@ -80,7 +80,7 @@ class ShardMapExecutor:
         return jax.jit(make, out_shardings=shardings, compiler_options=_quick_compile())(*arguments)
 
     def abstract(self, state: Any) -> Any:
-        """Shapes, types and shardings of `state`, what a checkpoint is restored into."""
+        """Shapes, types and shardings of `state`, the target for restoring a checkpoint."""
         shardings = self._shardings(state)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
@@ -95,7 +95,7 @@ class ShardMapExecutor:
         return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
 
     def step(self, state: Any, batch: Batch, name: str = "step") -> tuple[Any, Metrics]:
-        """One update by the step called `name`, compiled when it is first used."""
+        """One update by the step `name`, compiled on first use."""
         if self._resident is None:
             arrays = self._experiment.resident() if self._experiment.resident else {}
             self._resident = jax.device_put(arrays, NamedSharding(self.mesh, P()))
@@ -115,13 +115,13 @@ class ShardMapExecutor:
 
 
 class PmapExecutor(ShardMapExecutor):
-    """The step under pmap. Replicated leaves stay as they are; sharded ones are stacked [devices, C / devices, ...]."""
+    """Runs the step under pmap. Replicated leaves keep their shape; sharded ones are [devices, C / devices, ...]."""
 
     def __init__(self, experiment: Experiment, devices: Iterable[jax.Device]):
         super().__init__(experiment, devices)
         if experiment.sharded and jax.process_count() > 1:
             raise ValueError(
-                "pmap keeps a class-sharded state in one process only: use --config.train.parallel=shard_map"
+                "pmap supports a class-sharded state in one process only: use --config.train.parallel=shard_map"
             )
 
     def init(self, seed: int, start: Any = None) -> Any:
@@ -161,12 +161,12 @@ EXECUTORS = {"shard_map": ShardMapExecutor, "pmap": PmapExecutor}
 
 
 def make_executor(experiment: Experiment, kind: str, num_devices: int = 0) -> ShardMapExecutor:
-    """The executor of a run.
+    """Makes the executor of a run.
 
     Args:
-      experiment: what to run.
+      experiment: whose steps run.
       kind: "shard_map" (also the way to run on one device: a mesh of one) or "pmap".
-      num_devices: how many of the visible devices to use; 0 uses all.
+      num_devices: number of visible devices to use; 0 uses all.
     """
     if kind not in EXECUTORS:
         raise ValueError(f"train.parallel is {kind!r}: expected one of {', '.join(EXECUTORS)}")
@@ -183,9 +183,9 @@ def _mapped(step: Step, mesh: Mesh | AbstractMesh, specs: Any) -> Callable[..., 
 
 
 def trace(experiment: Experiment, num_devices: int, num_steps: int) -> tuple[Any, dict[str, Any]]:
-    """The abstract state after `num_steps` updates and the jaxpr of every step on `num_devices` imagined devices.
+    """The abstract state after `num_steps` updates and the jaxpr of every step on `num_devices` abstract devices.
 
-    Nothing is computed. Where parameters grow, these are the steps of the last stage.
+    Only traces. Where parameters grow, the result is that of the last stage.
     """
     state = experiment.abstract_state(num_steps)
     mesh = AbstractMesh((num_devices,), (AXIS,), axis_types=(AxisType.Auto,))
@@ -200,12 +200,12 @@ def trace(experiment: Experiment, num_devices: int, num_steps: int) -> tuple[Any
 
 
 def shard(tree: Any) -> Any:
-    """Arrays [devices, ...] with a row on each of all devices; numbers as they are."""
+    """Splits the leading axis of arrays [devices, ...] over all devices; leaves numbers unchanged."""
     return jax.tree.map(lambda x: jax.device_put(x, _everywhere(P(AXIS))) if np.ndim(x) else x, tree)
 
 
 def replicate(tree: Any) -> Any:
-    """The same arrays on each of all devices, to compute with together with what `shard` made."""
+    """Copies arrays to all devices, for computations together with results of `shard`."""
     return jax.device_put(tree, _everywhere(P()))
 
 
@@ -220,13 +220,13 @@ def map_batches(
     batch_size: int,
     load: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """Applies `fn` to many examples in equal batches over this process's devices, as evaluation does.
+    """Applies `fn` to many samples in equal batches over this process's devices, for evaluation.
 
     Args:
-      fn: (variables, batch) -> pytree of arrays with a leading batch axis. Jitted here once.
-      variables: passed to `fn` as they are, replicated.
-      inputs: a pytree of arrays [N, ...], or with `load` any sequence of N things.
-      batch_size: examples a call; rounded up to a multiple of the device count. The last batch is padded and cut.
+      fn: (variables, batch) -> pytree of arrays with a leading batch axis; `map_batches` jits it.
+      variables: first argument of `fn`, replicated.
+      inputs: a pytree of arrays [N, ...], or with `load` any sequence of N items.
+      batch_size: samples per call, rounded up to a multiple of the device count; the last batch is padded.
       load: makes a batch (pytree of arrays [n, ...]) from a slice of `inputs`.
 
     Returns:
@@ -237,7 +237,7 @@ def map_batches(
     size = -(-batch_size // mesh.size) * mesh.size
     count = len(inputs) if load else jax.tree.leaves(inputs)[0].shape[0]
     if count == 0:
-        raise ValueError("map_batches: no examples were given, expected at least one")
+        raise ValueError("map_batches: got no samples, expected at least one")
     variables = jax.device_put(variables, replicated)
     run = jax.jit(fn, in_shardings=(replicated, split), out_shardings=split)
 
@@ -255,7 +255,7 @@ def _pad(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def _quick_compile() -> dict[str, Any]:
-    """Initialisation runs once: on a CPU, compiling it without optimisation is several times faster than running it."""
+    """Compiler options for initialisation: it runs once, so on a CPU the program is not optimised, which saves time."""
     return {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
 
 

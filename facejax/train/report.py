@@ -1,4 +1,4 @@
-"""What an evaluation found, and the one self-contained HTML page that a run leaves behind."""
+"""Results of an evaluation, and the self-contained HTML page of a run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass
 class Report:
-    """Numbers, tables and pictures of one evaluation.
+    """Metrics, tables, figures and images of one evaluation.
 
     Attributes:
-      metrics: name -> number. The first one is the headline.
+      metrics: name -> number. The first is the headline.
       tables: title -> rows (dicts with the same keys).
       figures: title -> matplotlib figure.
-      images: title -> uint8 [H, W, 3] picture, such as a grid of samples.
+      images: title -> uint8 [H, W, 3] image, such as a grid of samples.
       arrays: name -> array; `--save_arrays` writes them as NAME.npy (embeddings, landmarks, ...).
     """
 
@@ -36,7 +36,7 @@ class Report:
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __or__(self, other: Report) -> Report:
-        """Both in one; this one's entries come first, the other's replace those of the same name."""
+        """Merges two reports: own entries first; the other's entries replace those of the same name."""
         fields = (field.name for field in dataclasses.fields(self))
         return Report(*({**getattr(self, name), **getattr(other, name)} for name in fields))
 
@@ -54,11 +54,11 @@ pre { background: #f4f6f9; padding: 0.8rem; overflow-x: auto; font-size: 13px; }
 def write_html(
     path: pathlib.Path, title: str, report: Report, history: Sequence[Mapping[str, float]], config: str, about: str = ""
 ) -> None:
-    """Writes the page: headline numbers, tables, figures, images, training curves and the configuration.
+    """Writes the page: metrics, tables, figures, images, training curves and the configuration.
 
     Args:
-      path: the file; written whole and then put in place.
-      title, about: heading and the paragraph below it.
+      path: the file, replaced atomically.
+      title, about: heading and first paragraph.
       report: the final evaluation.
       history: the points of metrics.jsonl.
       config: the run's configuration as text.
@@ -85,7 +85,7 @@ def write_html(
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> Figure:
-    """One panel per name that was logged more than once, over steps; of every name where none was."""
+    """One panel over steps per metric logged more than once (or per metric, if none was)."""
     series: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for point in history:
         for name, value in point.items():
@@ -105,7 +105,7 @@ def curves(history: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure of the house: size in inches, light grid, no frame, no global state (safe in threads and notebooks)."""
+    """A figure in the common style: size in inches, light grid, no frame, no global state (safe in threads)."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -117,7 +117,7 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
 
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """[N, H, W, 3] uint8 -> one picture, row by row, the last row filled up with white."""
+    """[N, H, W, 3] uint8 -> one image, row by row; the last row is padded with white."""
     n, h, w, c = images.shape
     rows = -(-n // columns)
     canvas = np.full((rows * columns, h, w, c), 255, np.uint8)

@@ -1,4 +1,4 @@
-"""What a training step takes and gives: the state, mergeable metrics, gradients, and the experiment around them."""
+"""The training state, mergeable metrics, gradient reduction, and the `Experiment` interface."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ Metrics = dict[str, "Mean"]
 
 
 class RunError(Exception):
-    """A run that cannot go on, and why, in one sentence for the user."""
+    """A run cannot continue; the message is one sentence for the user."""
 
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes, as one pytree.
+    """All state that a step changes, as one pytree.
 
-    A paper with more to carry (several optimizers, a memory, staged weights) puts pytrees into these fields or
-    subclasses; the trainer itself looks at `step` and `rng` only.
+    A paper with more state (several optimizers, a memory, staged weights) puts pytrees into these fields or
+    subclasses; the trainer reads only `step` and `rng`.
 
     Attributes:
-      step: [] int32, updates done.
-      rng: the run's constant base key; never replaced, only folded with step and device.
+      step: [] int32, number of updates done.
+      rng: constant base key of the run; steps fold in the step number and the device.
       params: trained parameters.
-      opt_state: state of the optimizer, or of several.
-      model_state: variables that are not trained, such as {"batch_stats": ...}.
+      opt_state: state of one or several optimizers.
+      model_state: variables without gradients, such as {"batch_stats": ...}.
       ema: moving average of the parameters, or None.
     """
 
@@ -50,21 +50,21 @@ class TrainState:
     def create(
         cls, rng: jax.Array, params: Any, tx: optax.GradientTransformation, *, ema: bool = False, **fields: Any
     ) -> TrainState:
-        """The state before the first step; `fields` are passed on (model_state and those of a subclass)."""
+        """The state before the first step; `fields` are model_state and fields of a subclass."""
         average = jax.tree.map(jnp.copy, params) if ema else None
         return cls(jnp.zeros((), jnp.int32), rng, params, tx.init(params), ema=average, **fields)
 
 
 @struct.dataclass
 class Mean:
-    """A mean that merges exactly: a sum and the count it is over. Metrics are never averages of averages."""
+    """A mean stored as sum and count, so that merging over batches and devices is exact."""
 
     total: jax.Array
     count: jax.Array
 
     @classmethod
     def of(cls, values: jax.Array, where: jax.Array | None = None) -> Mean:
-        """Mean of `values`, any shape; `where` (bool, broadcastable) marks those that count."""
+        """Mean of `values`, any shape; `where` (bool, broadcastable) marks the valid ones."""
         values = jnp.asarray(values, jnp.float32)
         where = jnp.broadcast_to(True if where is None else where, values.shape)
         return cls(jnp.sum(values, where=where), jnp.sum(where, dtype=jnp.float32))
@@ -75,28 +75,29 @@ Step = Callable[[Any, Batch, jax.Array], tuple[Any, Metrics]]
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One paper's run, wired: what `python -m experiments.NAME` trains and evaluates.
+    """Everything that `python -m experiments.NAME` trains and evaluates for one paper.
 
-    Most papers have one step. A paper whose step depends on its number (lazy regularisation, alternating optimizers,
-    multi-scale batches) gives several by name and a rule that chooses; each is compiled once. A paper whose parameters
-    grow gives the transitions. Both are pure functions of the step number, so a resumed run repeats them.
+    Most papers have one step. If the step depends on the step number (lazy regularisation, alternating optimizers,
+    multi-scale batches), `train_step` holds several by name and `choose` selects one; each is compiled once. If
+    parameters grow, `grow` gives the transitions. Both are pure functions of the step number, so a resumed run repeats
+    them.
 
     Attributes:
-      evaluate: state -> Report, by the paper's official protocol. A method that is not trained gets state None.
+      evaluate: state -> Report, by the paper's official protocol. The state of a method without training is None.
       init: key -> TrainState; with `prepare`, (key, start) -> TrainState, where `start` may be None (shapes only).
       train_step: (state, batch, rng) -> (state, metrics), pure and per device; collectives over `AXIS`; `rng` is the
-        key of this step and device; metrics are `Mean`s over this device's examples. Or several: name -> step.
+        key of this step and device; metrics are `Mean`s over this device's samples. Or several: name -> step.
       train_data: () -> iterator over this process's batches (dicts of NumPy arrays with a leading batch axis; ragged
-        targets are padded and carry a mask). With `get_state` and `set_state` (Grain's iterators have them) its
-        position is saved and restored. None: every step gets an empty batch (full-batch training on `resident`).
-      batch: name -> ShapeDtypeStruct of the global batch, for `--dry_run` and to check what the data yields. With
-        several steps: step name -> such a dict.
+        targets are padded and have a mask). If it has `get_state` and `set_state`, as Grain's iterators do,
+        checkpoints include its position. None: every step gets an empty batch (full-batch training on `resident`).
+      batch: name -> ShapeDtypeStruct of the global batch, for `--dry_run` and to check the data. With several steps:
+        step name -> such a dict.
       sharded: names of sub-trees of the state whose leading axis is split over the devices (partial FC's "head").
-      prepare: () -> start, whatever must be trained or read before the state can be made, a pytree of arrays. It runs
-        once on the host before a new run, never in a dry run or when a checkpoint is restored.
-      choose: number of a step, from 1 -> its name in `train_step`.
-      grow: number of a step -> state -> state, applied before that step; the tree may change its structure.
-      resident: () -> name -> array that every step reads, added to its batch. Put on all devices once, not saved.
+      prepare: () -> start, a pytree of arrays that `init` needs, such as weights to train or read first. It runs once
+        on the host before a new run, never in a dry run or when a run resumes.
+      choose: step number, from 1 -> name in `train_step`.
+      grow: step number -> (state -> state), applied before that step; may change the tree structure.
+      resident: () -> (name -> array), added to the batch of every step. Transferred to all devices once, not saved.
     """
 
     evaluate: Callable[[Any], Any]
@@ -112,28 +113,28 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if isinstance(self.train_step, Mapping) != (self.choose is not None):
-            raise ValueError("Experiment: several steps by name and `choose` come together")
+            raise ValueError("Experiment: several named steps and `choose` require each other")
         if isinstance(self.train_step, Mapping) and set(self.train_step) != set(self.batch):
             raise ValueError(f"Experiment: steps {sorted(self.train_step)} have batches {sorted(self.batch)}")
 
     @property
     def steps(self) -> dict[str, Step]:
-        """All steps by name; a single one is called "step"."""
+        """All steps by name; a single step has the name "step"."""
         return dict(self.train_step) if self.choose else {"step": self.train_step}
 
     def step_name(self, number: int) -> str:
-        """The name of the step that does update `number`, from 1."""
+        """The name of the step for update `number`, from 1."""
         name = self.choose(number) if self.choose else "step"
         if name not in self.steps:
             raise ValueError(f"step {number} is named {name!r}: expected one of {', '.join(self.steps)}")
         return name
 
     def batch_of(self, name: str) -> dict[str, jax.ShapeDtypeStruct]:
-        """The global batch that the step of this name takes."""
+        """The global batch of the step `name`."""
         return self.batch[name] if self.choose else self.batch
 
     def abstract_state(self, step: int) -> Any:
-        """Shapes of the state after `step` updates, growth included."""
+        """Shapes of the state after `step` updates, including growth."""
 
         def state(rng: jax.Array) -> Any:
             made = self.init(rng, None) if self.prepare else self.init(rng)
@@ -144,14 +145,14 @@ class Experiment:
         return jax.eval_shape(state, jax.random.key(0))
 
     def partition(self, tree: Any) -> Any:
-        """PartitionSpecs for `tree`: P("data") below any key named in `sharded`, P() elsewhere."""
+        """PartitionSpecs for `tree`: P("data") below any key in `sharded`, P() elsewhere."""
         return partition(tree, self.sharded)
 
 
 def partition(tree: Any, sharded: tuple[str, ...]) -> Any:
-    """P("data") for every array that lies below a key (or attribute) named in `sharded`, P() for the others.
+    """P("data") for every array below a key (or attribute) in `sharded`, P() for the others.
 
-    Optimizer states repeat the names of the parameters, so one rule covers both.
+    Optimizer states contain the names of the parameters, so the same rule applies to them.
     """
 
     def spec(path: tuple[Any, ...], leaf: Any) -> P:
@@ -162,21 +163,21 @@ def partition(tree: Any, sharded: tuple[str, ...]) -> Any:
 
 
 def reduce_gradients(grads: Any, sharded: tuple[str, ...] = ()) -> Any:
-    """Gradients of the mean over all devices, from each device's gradient of its local loss.
+    """Gradients of the mean loss over all devices, from each device's gradient of its local loss.
 
-    Differentiating a per-device loss inside shard_map or pmap gives the gradient of the devices' *sum*: a replicated
-    leaf takes the mean over the axis; a leaf that lives on one device only is divided by the axis size.
+    Differentiating a per-device loss inside shard_map or pmap gives the gradient of the *sum* over devices. This
+    function therefore averages replicated leaves over the axis and divides sharded leaves by the axis size.
     """
     specs = partition(grads, sharded)
     return jax.tree.map(lambda g, spec: lax.pmean(g, AXIS) if spec == P() else g / lax.axis_size(AXIS), grads, specs)
 
 
 def share(count: int) -> tuple[jax.Array, jax.Array]:
-    """Part of `count` items, which all devices hold, that this device computes in a step.
+    """Part of `count` replicated items that this device computes in a step.
 
     Returns:
       places: [n] int32, n = ceil(count / devices), 0..count - 1.
-      real: [n] bool, False where a place only fills the last device's part.
+      real: [n] bool, False for padding of the last device's part.
     """
     size = -(-count // lax.axis_size(AXIS))
     places = lax.axis_index(AXIS) * size + jnp.arange(size)
@@ -186,11 +187,11 @@ def share(count: int) -> tuple[jax.Array, jax.Array]:
 def value_and_grad(
     loss_fn: Callable[..., tuple[jax.Array, tuple[Any, Metrics]]], microbatches: int = 1
 ) -> Callable[..., tuple[Any, Any, Metrics]]:
-    """Gradient of a mean loss, accumulated over equal slices of the batch so that only one is in memory.
+    """Gradient of a mean loss, accumulated over equal slices of the batch to save memory.
 
     Args:
       loss_fn: (params, model_state, batch, rng) -> (loss [], (model_state, metrics)).
-      microbatches: slices per device batch; must divide it. Batch statistics run through the slices in order.
+      microbatches: slices per device batch; must divide it. Batch statistics are updated slice by slice.
 
     Returns:
       (params, model_state, batch, rng) -> (grads, model_state, metrics).
@@ -224,9 +225,9 @@ def value_and_grad(
 
 
 def ema_update(average: Any, params: Any, decay: float) -> Any:
-    """Moves the average: decay * average + (1 - decay) * params, leaf by leaf.
+    """Updates the average: decay * average + (1 - decay) * params, leaf by leaf.
 
-    Written as a step towards the parameters: one rounding of the small difference, not of both products.
+    Computed as average + (1 - decay) * (params - average), which has a smaller rounding error.
     """
     return jax.tree.map(lambda a, p: a + (1.0 - decay) * (p - a), average, params)
 
@@ -239,14 +240,14 @@ def supervised_step(
     microbatches: int = 1,
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]:
-    """The step of a plain supervised paper: gradient, mean over devices, update.
+    """A standard supervised step: gradient, mean over devices, update.
 
     Args:
       loss_fn: (params, model_state, batch, rng) -> (mean loss [] of this device's batch, (model_state, metrics)).
       tx: the optimizer.
       sharded: names of parameter sub-trees split over the devices.
-      microbatches: gradient accumulation within a step.
-      ema_decay: above 0, keeps `state.ema`.
+      microbatches: slices for gradient accumulation.
+      ema_decay: above 0, updates `state.ema`.
     """
     gradients = value_and_grad(loss_fn, microbatches)
 

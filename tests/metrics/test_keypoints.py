@@ -139,7 +139,7 @@ def test_pckh_by_hand():
 def test_bad_input_is_said():
     with pytest.raises(ValueError, match=r"predicted \(1, 3, 2\) and people \(1, 2, 2\), expected \[D, 2, 2\]"):
         metric.object_keypoint_similarity(np.zeros((1, 3, 2)), person([[0, 0], [1, 1]]), TWO)
-    with pytest.raises(ValueError, match="0 pictures of detections and 1 of people"):
+    with pytest.raises(ValueError, match="0 images of detections and 1 of people"):
         metric.coco_keypoint_ap([], [person([[0, 0], [1, 1]])], TWO)
     with pytest.raises(ValueError, match=r"sizes \(3,\), expected \[N, K, 2\] twice, \[N, K\] and \[N\]"):
         metric.pckh(np.zeros((2, 16, 2)), np.zeros((2, 16, 2)), np.ones((2, 16)), np.ones(3))

@@ -169,7 +169,7 @@ def test_readers_are_strict(tmp_path, reader, text, sentence):
         (lambda: t.template_features(np.ones((2, 3)), [1, 1], [1, 1], "mean"), "expected 'arcface', 'magface'"),
         (lambda: t.pair_scores(np.ones((2, 3)), np.array([1, 5]), [1], [4]), "template 4 has no images"),
         (lambda: t.pair_scores(np.ones((2, 3)), np.array([1, 5]), [1, 1], [5, 6]), "template 6 has no images"),
-        (lambda: t.identify(np.eye(2), [1, 2], np.eye(2), [1, 1], [0.1]), "each of another subject"),
+        (lambda: t.identify(np.eye(2), [1, 2], np.eye(2), [1, 1], [0.1]), "templates of distinct subjects"),
         (lambda: t.identify(np.eye(2), [1, 2], np.eye(2), [1, 2], [0.1]), "expected some without"),
         (lambda: t.identify(np.eye(2), [3, 4], np.eye(2), [1, 2], []), "none of the 2 has its subject"),
         (lambda: t.identify(np.full((2, 2), np.inf), [1, 2], np.eye(2), [1, 2], []), "not finite"),

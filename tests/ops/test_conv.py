@@ -126,5 +126,5 @@ def test_same_padding_is_tensorflows():
 def test_bad_requests_are_said():
     with pytest.raises(ValueError, match="expected a number, two pairs or 'SAME'"):
         Conv(4, 3, padding="VALID").init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
-    with pytest.raises(ValueError, match=r"7 channels, kernel .* and 2 groups do not fit"):
+    with pytest.raises(ValueError, match=r"7 channels, kernel .* and 2 groups are inconsistent"):
         conv.conv(jnp.zeros((1, 4, 4, 7)), jnp.zeros((3, 3, 3, 4)), groups=2)

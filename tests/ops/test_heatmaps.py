@@ -176,7 +176,7 @@ def test_bad_input_is_said():
         heatmaps.gaussian_maps(jnp.zeros((4, 2)), (8, 8), sigma=0)
     with pytest.raises(ValueError, match=r"weights \(5,\), expected \[\.\.\., H, W, L\] twice and \[\.\.\., L\]"):
         heatmaps.squared_error(jnp.zeros((8, 8, 4)), jnp.zeros((8, 8, 4)), jnp.ones(5))
-    with pytest.raises(ValueError, match=r"partners \(3,\), expected \(4,\), one for each map"):
+    with pytest.raises(ValueError, match=r"partners \(3,\), expected \(4,\), one per map"):
         heatmaps.mirrored(jnp.zeros((8, 8, 4)), np.arange(3))
     with pytest.raises(ValueError, match=r"maps \(8, 4\), expected \[\.\.\., H, W, L\]"):
         heatmaps.peaks(jnp.zeros((8, 4)))

@@ -295,5 +295,5 @@ def test_bad_options_are_said(problem):
     for rate in (0.0, -0.5, 1.5):
         with pytest.raises(ValueError, match="expected above 0 and up to 1"):
             sharded(problem, "shard_map", rate)
-    with pytest.raises(ValueError, match="a key where it is below 1"):
+    with pytest.raises(ValueError, match="a key if it is below 1"):
         arcface.sharded_margin_softmax_loss(*problem, axis_name="data", num_classes=21, sample_rate=0.5)

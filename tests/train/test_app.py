@@ -47,7 +47,7 @@ def test_presets(toy):
         ValueError, match=r"no preset 'droput' \(did you mean 'dropout'\?\); presets: synthetic, dropout"
     ):
         toy.get_config("droput")
-    with pytest.raises(ValueError, match=r"preset 'x' sets 'model\.depth', which the base configuration lacks"):
+    with pytest.raises(ValueError, match=r"preset 'x' sets 'model\.depth', which is not in the base configuration"):
         app.preset(toy.BASE, {"x": {"model.depth": 3}}, "x")
     assert app.preset(toy.BASE, {"x": {"model": {"dropout": 0.1}}}, "x").model.sharded is False
 

@@ -144,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
     with pytest.raises(RunError, match=rf"step 5: loss is nan; the last good checkpoint is {tmp_path}/checkpoints/3"):
         train(toy.build(config), options(), seed=0, workdir=tmp_path, quiet=True)
     assert saved_steps(tmp_path) == ["3"]
-    with pytest.raises(RunError, match="no checkpoints were kept"):
+    with pytest.raises(RunError, match="no checkpoint was saved"):
         train(toy.build(config), options(), seed=0, quiet=True)
 
 
@@ -171,7 +171,7 @@ def test_a_wrong_batch_is_said(toy):
     mixed = type(experiment)(
         experiment.evaluate, experiment.init, experiment.train_step, other.train_data, experiment.batch
     )
-    with pytest.raises(ValueError, match=r"train_data gave a batch of .*64.*the experiment expects .*32"):
+    with pytest.raises(ValueError, match=r"train_data yielded a batch of .*64.*the experiment expects .*32"):
         train(mixed, options(), seed=0, quiet=True)
 
 

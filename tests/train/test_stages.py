@@ -135,7 +135,7 @@ def test_full_batch_training_needs_no_data():
 
 
 def test_inconsistent_steps_raise():
-    with pytest.raises(ValueError, match="come together"):
+    with pytest.raises(ValueError, match="require each other"):
         wire(choose=None)
     with pytest.raises(ValueError, match="have batches"):
         wire(batch={})

@@ -1,10 +1,9 @@
-"""A human head from formulas: a morphable model that needs no data.
+"""A procedural human head: a morphable model from formulas, without data.
 
-A mesh whose lines follow eyelids, lips and brows is laid out once on a smooth head (`layout`); sculpting moves its
-vertices by smooth functions with named controls and expressions (`sculpting`), and painting gives every texel its
-colour (`painting`). The same vertex is therefore the same place on every head. Bases are the principal components of
-heads drawn from the controls' distribution: exact for the shape, which is linear in the controls, and of sampled
-paintings for the albedo.
+`layout` places a mesh whose edges follow eyelids, lips and brows on a smooth head; `sculpting` displaces its vertices
+by smooth functions with named controls and expressions; `painting` computes the colour of every texel. All heads are
+therefore in dense correspondence. The bases are principal components under the distribution of the controls: exact for
+the shape, which is linear in the controls, and estimated from sampled paintings for the albedo.
 """
 
 from __future__ import annotations
@@ -47,15 +46,15 @@ def procedural(
     albedo: int = ALBEDO,
     texture_size: int = 256,
 ) -> MorphableModel:
-    """A morphable head made from nothing; the same arguments give the same arrays.
+    """A morphable head without data; equal arguments give equal arrays.
 
     Args:
-      seed: of the paintings that the albedo's components are taken from.
-      identity, expression, albedo: dimensions kept, by falling variance; at most the number of shape controls, of
-        expressions, and PAINTINGS - 1.
-      texture_size: of the square albedo texture.
+      seed: of the paintings from which the albedo basis is estimated.
+      identity, expression, albedo: number of dimensions kept, by descending variance; at most the number of shape
+        controls, of expressions, and PAINTINGS - 1.
+      texture_size: side of the square albedo texture, texels.
     """
-    # Two winks make eyes_closed: one expression is not independent.
+    # The sum of both winks is eyes_closed, so one expression is not independent.
     limits = {"identity": len(SHAPE_CONTROLS), "expression": len(EXPRESSIONS) - 1, "albedo": PAINTINGS - 1}
     for name, value in {"identity": identity, "expression": expression, "albedo": albedo}.items():
         if not 1 <= value <= limits[name]:
@@ -104,7 +103,7 @@ def _array(x: np.ndarray) -> jax.Array:
 
 
 def _principal(columns: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Orthonormal directions [D, count] and falling standard deviations of sum_i columns[:, i] * n_i, n normal."""
+    """Orthonormal directions [D, count] and descending deviations of sum_i columns[:, i] * n_i, n standard normal."""
     values, vectors = np.linalg.eigh((columns.T @ columns).astype(np.float64))
     order = np.argsort(values)[::-1][:count]
     std = np.sqrt(np.maximum(values[order], 1e-20))
@@ -122,7 +121,7 @@ def _landmarks(m: Mesh) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _boundaries(marks98: np.ndarray) -> dict[str, np.ndarray]:
-    """LAB's thirteen lines over the 98 landmarks (Wu et al., arXiv:1805.10483, Fig. 3)."""
+    """LAB's thirteen boundaries over the 98 landmarks (Wu et al., arXiv:1805.10483, Fig. 3)."""
     lines = {
         "face": range(33), "left_brow": range(33, 38), "right_brow": range(42, 47), "nose_bridge": range(51, 55),
         "nose_bottom": range(55, 60), "left_eye_upper": range(60, 65), "left_eye_lower": [60, 67, 66, 65, 64],

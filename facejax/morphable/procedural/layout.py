@@ -1,7 +1,7 @@
-"""The head before sculpting: a smooth skull with a neck, the lines of the face on it, and the mesh that follows them.
+"""The head before sculpting: a smooth skull with a neck, the facial feature lines, and a mesh that follows them.
 
-A point of the skin is known by its label: where it lies on this smooth head. Eyeballs, teeth, the mouth's inside and
-ears hang on a label of the skin by a rigid offset, so they follow whatever moves it.
+The label of a skin point is its position on this smooth head. Eyeballs, teeth, the inside of the mouth and the ears are
+attached to a skin label by a rigid offset, so they move with it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ AXIS_Z = -0.05
 
 PARTS = ("skin", "eyeball", "teeth", "mouth", "ear")
 
-ISLANDS = {  # texture corners that the unrolled head leaves free: (left, top, width, height)
+ISLANDS = {  # texture corners outside the unrolled head: (left, top, width, height)
     "eyeball": (0.003, 0.003, 0.140, 0.140),
     "teeth": (0.865, 0.005, 0.130, 0.060),
     "mouth": (0.865, 0.075, 0.130, 0.060),
@@ -32,12 +32,12 @@ ISLANDS = {  # texture corners that the unrolled head leaves free: (left, top, w
 
 
 def bump(x: np.ndarray, width: float | np.ndarray) -> np.ndarray:
-    """A Gaussian of unit height."""
+    """A Gaussian with peak value 1."""
     return np.exp(-0.5 * (x / width) ** 2)
 
 
 def ramp(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    """0 below `low`, 1 above `high`, smooth in between."""
+    """Smooth step: 0 below `low`, 1 above `high`."""
     t = np.clip((x - low) / (high - low), 0, 1)
     return t * t * (3 - 2 * t)
 
@@ -75,12 +75,12 @@ def _section(y: np.ndarray, angle: np.ndarray, width, front, back) -> tuple[np.n
 
 
 def neckness(y: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """0 on the head, 1 on the neck, smooth under the jaw."""
+    """0 on the head, 1 on the neck, with a smooth transition under the jaw."""
     return ramp(_JAW(np.rad2deg(np.abs(angle))) - y, -0.02, 0.17)
 
 
 def skull(y: np.ndarray, angle: np.ndarray) -> np.ndarray:
-    """The smooth head at height BUST..CROWN and angle round the vertical axis, 0 in front: [..., 3]."""
+    """Point of the smooth head at height BUST..CROWN and angle about the vertical axis, 0 in front: [..., 3]."""
     y, angle = np.broadcast_arrays(np.asarray(y, float), np.asarray(angle, float))
     x, z = _section(y, angle, _WIDTH, _FRONT, _BACK)
     round_off = np.sqrt(1 - np.clip(y / CROWN, 0, 1) ** 2.9)
@@ -91,7 +91,7 @@ def skull(y: np.ndarray, angle: np.ndarray) -> np.ndarray:
 
 
 def on_head(x: np.ndarray, y: np.ndarray, behind: bool = False) -> np.ndarray:
-    """The point of the smooth head's front (or back) straight before label (x, y): [..., 3]."""
+    """Point on the front (or back) of the smooth head with coordinates (x, y): [..., 3]."""
     x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
     low, high = np.full(x.shape, np.pi if behind else 0.0), np.full(x.shape, np.pi / 2)
     for _ in range(40):
@@ -102,19 +102,19 @@ def on_head(x: np.ndarray, y: np.ndarray, behind: bool = False) -> np.ndarray:
 
 
 def unroll(points: np.ndarray) -> np.ndarray:
-    """The head laid flat: angle from straight ahead as the radius, direction kept. [..., 3] -> [..., 2]."""
+    """Azimuthal map of the head: the radius is the angle from straight ahead. [..., 3] -> [..., 2]."""
     x, y, z = np.moveaxis(points - [0, 0, -0.1], -1, 0)
     radius = np.hypot(x, y)
     return np.stack([x, y], -1) * (np.arctan2(radius, z) / np.maximum(radius, 1e-9))[..., None]
 
 
-# Lines of the face.
+# Facial feature lines.
 
 
 def eyelid(t: np.ndarray, upper: bool, ring: float = 1.0) -> np.ndarray:
-    """The lid's edge of the right-hand eye, t from 0 at the inner to 1 at the outer corner: labels [..., 2].
+    """Lid edge of the eye at positive x, t from 0 at the inner to 1 at the outer corner: labels [..., 2].
 
-    A larger `ring` gives lines further round the eye.
+    A larger `ring` gives lines further from the eye.
     """
     s = 2 * t - 1
     arch = np.clip(1 - s * s, 0, None)
@@ -142,17 +142,17 @@ def lip(t: np.ndarray, which: str) -> np.ndarray:
 
 
 def brow_middle(t: np.ndarray) -> np.ndarray:
-    """Height of the brow's middle line, t from 0 inside to 1 outside."""
+    """Height of the brow's centre line, t from 0 at the inner to 1 at the outer end."""
     return 0.282 + 0.050 * np.sin(np.pi * np.clip(t, 0, 1) ** 0.85) - 0.045 * t**2
 
 
 def brow(t: np.ndarray, edge: float) -> np.ndarray:
-    """The right-hand brow, edge 1 its top, -1 its bottom, 0 the middle: labels [..., 2]."""
+    """The brow at positive x; edge 1 is its top, -1 its bottom, 0 its centre line: labels [..., 2]."""
     return np.stack([0.125 + 0.345 * t, brow_middle(t) + edge * 0.030 * (1.05 - 0.75 * t)], -1)
 
 
 def contour(u: np.ndarray) -> np.ndarray:
-    """The face's outline, u from -1 (viewer's left, at the ear) over 0 (chin) to 1, evenly spaced: points [..., 3]."""
+    """The face contour by arc length, u from -1 (viewer's left ear) over 0 (chin) to 1: points [..., 3]."""
     steps = np.linspace(0, 1, 200)
     knots = np.linspace(0, 1, len(_CONTOUR))
     line = skull(
@@ -169,7 +169,7 @@ def mirrored(points: np.ndarray) -> np.ndarray:
 
 
 def landmark_points(outline: int, brow_edges: bool, per_lid: int) -> np.ndarray:
-    """Landmarks without pupils, [L, 3] labels: (17, False, 4) the 68 of 300-W, (33, True, 5) WFLW's first 96."""
+    """Landmarks without pupils as labels [L, 3]: (17, False, 4) the 68 of 300-W, (33, True, 5) WFLW's first 96."""
     steps = np.linspace(0, 1, 5)
     if brow_edges:
         under = brow(np.array([0.94, 0.66, 0.36, 0.04]), -1.0)
@@ -197,7 +197,7 @@ class Mesh(NamedTuple):
     """The mean head before sculpting."""
 
     labels: np.ndarray  # [V, 3] on the smooth head
-    offset: np.ndarray  # [V, 3] from there to the vertex
+    offset: np.ndarray  # [V, 3] from the label to the vertex
     triangles: np.ndarray  # [T, 3]
     uv: np.ndarray  # [V, 2]
     part: np.ndarray  # [V] index into PARTS
@@ -206,7 +206,7 @@ class Mesh(NamedTuple):
 
 @functools.cache
 def mesh() -> Mesh:
-    """All parts of the head, put together."""
+    """Assembles all parts of the head."""
     skin, triangles, back = _skin()
     flat = unroll(skin)
     radius = np.linalg.norm(flat, axis=1, keepdims=True)
@@ -243,7 +243,7 @@ def mesh() -> Mesh:
 
 
 def _skin() -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Points [N, 3], mirror-symmetric, triangles with holes for eyes and mouth, and the patch that closes the back."""
+    """Mirror-symmetric points [N, 3], triangles with holes for eyes and mouth, and the patch that closes the back."""
     t, half = np.linspace(0, 1, 13), np.linspace(0, 1, 15)
     rings = [eyelid(half, up, r) for r in (1.0, 1.15, 1.38, 1.7, 2.1) for up in (True, False)]
     lips = [lip(t, which) for which in LIP_LINES]
@@ -300,7 +300,7 @@ def _skin() -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
 
 
 def _in_hole(points: np.ndarray) -> np.ndarray:
-    """Whether points of the smooth head lie in an eye's opening or between the lips."""
+    """Whether points of the smooth head lie in an eye opening or between the lips."""
     x, y, front = np.abs(points[:, 0]), points[:, 1], points[:, 2] > 0
     t = np.clip((x - EYE_X) / EYE_HALF * 0.5 + 0.5, 0, 1)
     eye = (np.abs(x - EYE_X) < EYE_HALF) & (y < eyelid(t, True)[:, 1]) & (y > eyelid(t, False)[:, 1])
@@ -310,7 +310,7 @@ def _in_hole(points: np.ndarray) -> np.ndarray:
 
 
 def _grid(rows: int, columns: int) -> np.ndarray:
-    """Triangles of a grid of vertices, rows downward and columns to the right, front towards the viewer."""
+    """Triangles of a vertex grid, rows downward and columns to the right, that face the viewer."""
     r, c = np.meshgrid(np.arange(rows - 1), np.arange(columns - 1), indexing="ij")
     a = (r * columns + c).ravel()
     b, d, e = a + 1, a + columns, a + columns + 1
@@ -318,20 +318,20 @@ def _grid(rows: int, columns: int) -> np.ndarray:
 
 
 def _eyeball() -> np.ndarray:
-    """A cap of the ball round its centre, which lies behind the label: offsets [15, 15, 3]."""
+    """A cap of the eyeball about its centre, which lies behind the label: offsets [15, 15, 3]."""
     v, u = np.meshgrid(np.linspace(1, -1, 15), np.linspace(-1, 1, 15), indexing="ij")
     x, y = ball_section(u, v)
     return BALL * np.stack([x, y, np.sqrt(np.clip(1 - x**2 - y**2, 0, None))], -1) + [0, 0, ball_depth()]
 
 
 def ball_section(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A square -1..1 onto the eyeball's visible part, in units of its radius: x to the right, y up."""
+    """Maps the square -1..1 to the visible part of the eyeball, in units of its radius: x to the right, y up."""
     u, v = 0.93 * u, 0.66 * v
     return u * np.sqrt(1 - v * v / 2), v * np.sqrt(1 - u * u / 2)
 
 
 def ball_depth() -> float:
-    """From the sculpted skin at the eye's label to the eyeball's centre, along z."""
+    """Distance along z from the sculpted skin at the eye's label to the centre of the eyeball."""
     return -0.100
 
 
@@ -345,7 +345,7 @@ def _teeth(upper: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mouth() -> tuple[np.ndarray, np.ndarray]:
-    """The bag behind the lips, from their inner edges to a point: labels and offsets, [7, 49, 3]."""
+    """The oral cavity, from the inner lip edges to a point: labels and offsets, [7, 49, 3]."""
     t = np.linspace(-1, 1, 25)
     upper = lip(t, "upper_inner")
     ring = np.concatenate([upper[12:], lip(t[-2::-1], "lower_inner"), upper[1:13]])
@@ -362,7 +362,7 @@ def _mouth() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ear() -> np.ndarray:
-    """The viewer's right ear about the place where it grows: offsets [13, 29, 3], first its front, then its back."""
+    """The ear at positive x relative to its attachment point: offsets [13, 29, 3], first its front, then its back."""
     front = np.array([0.04, 0.2, 0.36, 0.5, 0.62, 0.73, 0.82, 0.89, 0.95, 1.0])
     radius = np.concatenate([front, [0.97, 0.86, 0.60]])[:, None]
     behind = np.concatenate([np.zeros(10), [0.03, 0.05, 0.11]])[:, None]
@@ -380,12 +380,12 @@ def _ear() -> np.ndarray:
 
 
 def _partners(labels: np.ndarray, offset: np.ndarray, kind: np.ndarray) -> np.ndarray:
-    """The vertex at the mirrored place, of the same kind; vertices that share a place are matched in order."""
+    """Index of the mirrored vertex of the same part; vertices at the same position are matched in order."""
     points = np.concatenate([labels, offset, kind[:, None]], 1)
     rank = np.zeros((len(points), 1))
     for first, second in sorted(cKDTree(points).query_pairs(1e-7)):
         rank[second] = rank[first] + 1
     distance, partner = cKDTree(np.hstack([points, rank])).query(np.hstack([points * [-1, 1, 1, -1, 1, 1, 1], rank]))
     if distance.max() > 1e-6:
-        raise AssertionError(f"the head's mesh is not symmetric: {distance.max()}")
+        raise AssertionError(f"the head mesh is not symmetric: distance {distance.max()}")
     return partner.astype(np.int32)

@@ -1,6 +1,6 @@
-"""Paints heads: every texel's colour as a function of the label that it shows.
+"""Albedo of procedural heads: the colour of every texel as a function of its label.
 
-Colours are gamma-encoded. Hair is not painted, but brows, lashes and a beard's shadow are.
+Colours are gamma-encoded. Brows, lashes and a beard shadow are painted; hair is not.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ HAIRS = np.array([[0.05, 0.04, 0.035], [0.14, 0.09, 0.06], [0.30, 0.19, 0.11], [
 
 
 class Paint(NamedTuple):
-    """What a face is painted with; every number is about 0..1 unless it says otherwise."""
+    """Parameters of a painting; numbers are about 0..1 unless stated otherwise."""
 
     tone: float = 0.35
     red: float = 0.5
@@ -71,7 +71,7 @@ class Paint(NamedTuple):
 
 
 class Canvas(NamedTuple):
-    """Texels: their labels, which part they belong to, and the islands' own coordinates."""
+    """Texels: their labels, their parts, and the coordinates within the islands."""
 
     x: np.ndarray
     y: np.ndarray
@@ -82,14 +82,14 @@ class Canvas(NamedTuple):
 
 
 def palette(colours: np.ndarray, value: float) -> np.ndarray:
-    """A colour between neighbours of a row of colours, 0 the first and 1 the last."""
+    """Linear interpolation in a list of colours; 0 is the first and 1 the last."""
     place = float(np.clip(value, 0, 1)) * (len(colours) - 1)
     low = min(int(place), len(colours) - 2)
     return (colours[low] * (1 - place + low) + colours[low + 1] * (place - low)).astype(np.float32)
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """[size, size] smooth random field of unit spread, about `cells` bumps across."""
+    """Smooth random field [size, size] with unit standard deviation and about `cells` bumps per side."""
     coarse = rng.standard_normal((cells + 3, cells + 3), np.float32)
     at = np.linspace(1, cells + 1, size, endpoint=False)
     low = at.astype(int)
@@ -101,7 +101,7 @@ def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
 
 @functools.cache
 def canvas(size: int) -> Canvas:
-    """The texture's labels, spread a little beyond the triangles so that no seam shows."""
+    """Labels of the texels, extended slightly beyond the triangles to hide seams."""
     m = mesh()
     x, y, z = m.labels.T
     front = ramp(z, 0.0, 0.3) * (1 - neckness(y, np.arctan2(x, z - AXIS_Z)))
@@ -238,7 +238,7 @@ def paint(p: Paint, size: int) -> np.ndarray:
 
 
 def _island(k: Canvas, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates -1..1 within an island of the texture: to the right and up."""
+    """Coordinates -1..1 within an island of the texture: x to the right, y up."""
     left, top, width, height = ISLANDS[name]
     return (2 * (k.u - left) / width - 1) / 0.92, -(2 * (k.v - top) / height - 1) / 0.92
 
@@ -248,7 +248,7 @@ def _mix(under: np.ndarray, over: np.ndarray | list[float], mask: np.ndarray) ->
 
 
 def random_paint(rng: np.random.Generator, index: int) -> Paint:
-    """A random person's colours; dark skin goes with dark eyes and brows, as it mostly does."""
+    """Random colours of a person; eye and brow colour are correlated with skin tone."""
     tone = float(np.clip(rng.normal(0.40, 0.24), 0, 1))
     fair = 1 - tone
     return Paint(

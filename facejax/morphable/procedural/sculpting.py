@@ -1,6 +1,6 @@
-"""Moves the smooth head's vertices into a face: every displacement is a smooth function of the label.
+"""Displaces the vertices of the smooth head to form a face; displacements are smooth functions of the label.
 
-Controls change how a person looks, expressions what the face does; 0 is the mean and no expression.
+Controls determine the identity, expressions the facial expression; 0 is the mean face and the neutral expression.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from facejax.morphable.procedural.layout import (
     ramp,
 )
 
-# Standard deviation of every shape control; its unit is that of the formula that it enters.
+# Standard deviation of every shape control, in the unit of the formula that uses it.
 SHAPE_CONTROLS = {
     "head_width": 0.030, "head_height": 0.030, "head_depth": 0.045, "cranium_height": 0.030, "cranium_width": 0.025,
     "face_width": 0.025, "face_long": 0.035, "mid_face": 0.020, "lower_face": 0.020, "forehead_slope": 0.045,
@@ -63,11 +63,11 @@ def sculpt(mesh: Mesh, control: Callable[[str], float], expression: Callable[[st
     x, y, z = labels.T.copy()
 
     def spot(at_x: float, at_y: float, wide: float, high: float) -> np.ndarray:
-        """A bump on both sides of the face."""
+        """A Gaussian bump on both sides of the face."""
         return f * (bump(lx - at_x, wide) + bump(lx + at_x, wide)) * bump(ly - at_y, high)
 
     def mid(at_y: float, wide: float, high: float) -> np.ndarray:
-        """A bump on the middle line."""
+        """A Gaussian bump on the midline."""
         return f * bump(lx, wide) * bump(ly - at_y, high)
 
     # Forehead, brow ridge, sockets, cheekbones, cheeks.
@@ -155,7 +155,7 @@ def sculpt(mesh: Mesh, control: Callable[[str], float], expression: Callable[[st
     x -= side * away * 0.030 * e("brow_frown") * spot(0.15, 0.28, 0.08, 0.09)
     z += 0.014 * e("brow_frown") * (spot(0.10, 0.26, 0.04, 0.05) - 1.2 * mid(0.27, 0.035, 0.06))
 
-    # Where nose and mouth are, and how large.
+    # Position and size of nose and mouth.
     y -= (
         (c("nose_length") - 0.6 * c("tip_up"))
         * f
@@ -179,7 +179,7 @@ def sculpt(mesh: Mesh, control: Callable[[str], float], expression: Callable[[st
     y -= fade * thick_down * np.minimum(below, LIP_DOWN) * bump(np.maximum(below - LIP_DOWN, 0), 0.045)
     y += c("cupid_bow") * (spot(0.05, MOUTH_Y + LIP_UP, 0.028, 0.03) - mid(MOUTH_Y + LIP_UP, 0.022, 0.03))
 
-    # The jaw turns about the ears: lips part along their line, the chin swings down and back.
+    # The jaw rotates about the ears: the lips part along their line, the chin moves down and back.
     parted = (ly < MOUTH_Y) * np.maximum(arch**0.6 * ramp(1.02 - m, 0.0, 0.1), ramp(below, 0.0, 0.24))
     parted = parted * ramp(lz, -0.30, 0.30) * (1 - neck) + neck * (ly < MOUTH_Y) * ramp(lz, -0.2, 0.4) * 0.55
     y -= 0.200 * e("jaw_open") * parted
@@ -187,7 +187,7 @@ def sculpt(mesh: Mesh, control: Callable[[str], float], expression: Callable[[st
     y += 0.016 * e("jaw_open") * f * arch**0.5 * (ly >= MOUTH_Y) * bump(above, 0.07)
     z += 0.012 * e("jaw_open") * f * arch**0.5 * (ly < MOUTH_Y) * bump(below, 0.06)
 
-    # Jaw, chin and skull move everything.
+    # Jaw, chin and skull displace all vertices.
     head = 1 - neck
     low = ramp(-ly, 0.20, 0.75) * head
     x += side * low * c("jaw_width") * ramp(a, 0.02, 0.35) + c("asym_jaw") * ramp(-ly, 0.4, 1.0) * head
@@ -217,7 +217,7 @@ def sculpt(mesh: Mesh, control: Callable[[str], float], expression: Callable[[st
 
 
 def _drape_lids(mesh: Mesh, out: np.ndarray, c: Callable[[str], float], e: Callable[[str], float]) -> np.ndarray:
-    """Opens or closes the lids and lays them over the eyeballs."""
+    """Opens or closes the lids and places them on the eyeballs."""
     lx, ly, lz = mesh.labels.T
     a, right = np.abs(lx), lx > 0
     skin = (mesh.part == 0) & (lz > 0)
@@ -243,7 +243,9 @@ def _drape_lids(mesh: Mesh, out: np.ndarray, c: Callable[[str], float], e: Calla
     rx, ry = out[:, 0] - centre[:, 0], y - centre[:, 1]
     reach = BALL + 0.012 + 0.012 * np.clip(blink, 0, 1) * above
     square = reach**2 - rx**2 - ry**2
-    ball = np.sqrt((square + np.sqrt(square**2 + 0.008**2)) / 2) + depth  # the sphere, flattening out beside it
+    ball = (
+        np.sqrt((square + np.sqrt(square**2 + 0.008**2)) / 2) + depth
+    )  # the sphere, with a smooth transition to a plane
     edge = ((rx / 0.190) ** 4 + (ry / 0.125) ** 4) ** 0.25
     weight = ramp(1 - edge, 0.0, 0.32) * skin
     z = out[:, 2] * (1 - weight) + ball * weight
