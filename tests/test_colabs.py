@@ -6,22 +6,6 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-FEW = """
-import dataclasses
-
-from facejax.data.synthetic.faces import TASKS
-
-for name in {}:
-    TASKS[name] = dataclasses.replace(TASKS[name], per_person=TASKS[name].per_person // 2)
-"""
-DRAWN = {
-    "arcface": ["recognition"],
-    "clustering": ["recognition"],
-    "deconvnet": ["attributes"],
-    "quality": ["quality"],
-    "recognition": ["recognition", "quality"],
-}
-"""Tasks of the face world that a notebook renders, of which half is enough; with others the recognisers are trained."""
 SMALL = """
 from functools import partial
 
@@ -35,7 +19,7 @@ virface.BACKBONES["tiny"] = partial(FaceResNet, (1,), False, (8,))
 virface.SHALLOW = "recognition"
 """
 FIRST = {"arcface": SMALL, "clustering": SMALL, "recognition": SMALL}
-"""Cells before a notebook's own: networks of one block, and no people of VirFace's to be rendered."""
+"""Cells that come before a notebook's own: networks of one block, and no people of VirFace's to be rendered."""
 COLABS = pathlib.Path(__file__).parents[1] / "colabs"
 PRINTED = {
     "arcface": "tar_at_far_1e-2",
@@ -56,7 +40,7 @@ def test_notebook_runs(path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     notebook = nbformat.read(path, 4)
     assert all(not cell.get("outputs") for cell in notebook.cells)
-    notebook.cells.insert(0, nbformat.v4.new_code_cell(FEW.format(DRAWN.get(path.stem, [])) + FIRST.get(path.stem, "")))
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(FIRST.get(path.stem, "")))
     done = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(COLABS)}}
     ).execute()
