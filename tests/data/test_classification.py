@@ -45,7 +45,7 @@ def test_folders_and_batches(coloured):
     batch = next(data.batches(train, 6, seed=0))
     assert batch["image"].shape == (6, 8, 8, 3)
     assert data.test_batch([test[0], test[7]])["label"].tolist() == [0, 3]
-    with pytest.raises(ValueError, match=r"labels go from 0 to 3: expected 0 to 2"):
+    with pytest.raises(ValueError, match=r"labels range from 0 to 3: expected 0 to 2"):
         classification.loader(8, 3, False)([test[0], test[7]], [np.random.default_rng(0)] * 2)
 
 

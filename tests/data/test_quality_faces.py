@@ -60,5 +60,5 @@ def test_images_of_a_path_are_decoded_on_demand(photographs):
     assert sets.images.shape == (4, 2, 12, 12, 3)
     np.testing.assert_array_equal(sets.images[2], images[16:18])
     np.testing.assert_array_equal(sets.flat[5], images[17])
-    with pytest.raises(ValueError, match=r"holds 5 people: expected data\.people \+ data\.test_people, 7"):
+    with pytest.raises(ValueError, match=r"5 identities: expected data\.people \+ data\.test_people, 7"):
         dataclasses.replace(data, test_people=4).load("test")
