@@ -2,7 +2,7 @@
 
     python -m benchmarks.gcn DIR                # DIR contains ind.cora.*; needs torch and torch_geometric
 
-An epoch is a training step on the labelled nodes and a forward pass without dropout, full batch; two layers of width 16.
+An epoch is a training step on the labelled nodes and a pass without dropout, full batch; two layers of width 16.
 "PyG, dense" is torch_geometric's example: dense features, edge list, cached normalisation. "PyG, sparse" stores
 features (with dropout on the values) and adjacency as sparse matrices. facejax trains as in `experiments.gcn`: sparse
 features, 20 epochs per training step.
