@@ -1,10 +1,9 @@
-"""Times what does the same work, side by side in one process.
+"""Compares the time and memory of several implementations in one process.
 
     results = compare({"torch": lambda: net(x), "facejax": lambda: apply(variables, x)}, unit="images", amount=64)
 
-The contenders run in turn, one after the other in every round and each round starting with the next, so that a machine
-that slows down slows all of them. JAX results are waited for; a contender that runs on a GPU through another framework
-has to synchronise itself.
+The contenders alternate, and each round starts with the next one, so that a slowdown of the machine affects all.
+`compare` blocks on JAX results; a contender that uses a GPU through another framework must synchronise itself.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ class Result:
 
     Attributes:
       seconds: of each timed run, in order.
-      memory: bytes by which the process's resident memory peaked above its level before a run of its own, which is not
-        timed. Memory that the allocator still holds from an earlier run does not show.
-      ratio: how many times as fast as the first contender, by medians.
+      memory: peak growth of the process's resident memory during a separate, untimed run, bytes. It does not include
+        memory that the allocator holds from an earlier run.
+      ratio: speed relative to the first contender, by medians.
     """
 
     seconds: tuple[float, ...]
@@ -50,13 +49,13 @@ def compare(
     unit: str = "",
     amount: float = 0.0,
 ) -> dict[str, Result]:
-    """Runs the contenders in turn and prints a line for each: median and fastest seconds, ratio, memory, throughput.
+    """Runs the contenders and prints one line for each: median and minimum time, ratio, memory, throughput.
 
     Args:
-      contenders: name -> call without arguments; the first is the one that ratios refer to.
-      repeats: timed runs of each.
-      warmup: runs before, which compile and fill caches.
-      unit, amount: what one run gets through, such as 64 "images"; adds a throughput to the line.
+      contenders: name -> call without arguments; the first is the reference of the ratios.
+      repeats: number of timed runs of each.
+      warmup: number of untimed runs before, which compile and fill caches.
+      unit, amount: work of one run, such as 64 "images"; adds the throughput to the line.
 
     Returns:
       name -> Result.
@@ -88,7 +87,7 @@ def compare(
 
 
 def peak_memory(call: Callable[[], Any]) -> int:
-    """Bytes by which this process's resident memory peaks during one run; looked at every 2 ms, on Linux."""
+    """Peak growth of this process's resident memory during one run, bytes; polled every 2 ms, on Linux."""
     before, done = _resident(), threading.Event()
     peak = before
 

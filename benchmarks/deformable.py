@@ -1,11 +1,11 @@
-"""Deformable convolution beside a plain one of equal shape and two other forms, forward and backward.
+"""Deformable convolution compared with a plain one of equal shape and two other forms, forward and backward.
 
     python -m benchmarks.deformable                                      # 28 x 28 x 128, batch 8, as in stage 3
     python -m benchmarks.deformable --size 14 --width 512 --batch 4      # stage 5 at stride 16
 
-"all taps at once" gathers the four neighbours of every reading and multiplies one [N, H, W, k k C] array by the kernel,
-which autodiff keeps; "torch" is a loop over taps of grid_sample. Both and ours give the same numbers, or the run ends.
-All compute the gradients of every input, in float32. "planned" is the temporary memory of the compiled program.
+"all taps at once" gathers the four neighbours of every sampling point and multiplies one [N, H, W, k k C] array, which
+autodiff stores, by the kernel; "torch" is a loop over taps with grid_sample. The program fails unless both agree with
+ours. All compute the gradients of every input in float32. "planned" is the temporary memory of the compiled program.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from tests.parity.test_deformable_torch import deform_conv2d_torch
 
 
 def all_at_once(x: jax.Array, offset: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:
-    """Stride 1, "same" size, one offset group: every reading is in memory together."""
+    """Stride 1, "same" size, one offset group: with all sampled values in memory."""
     (n, height, width, _), taps, half = x.shape, kernel.shape[0] * kernel.shape[1], kernel.shape[0] // 2
     shift = offset.reshape(n, height, width, taps, 2)
     place = jnp.stack(jnp.indices((height, width)), -1)[:, :, None]

@@ -1,4 +1,4 @@
-"""IResNet-50 inference beside the same network in PyTorch, same machine and batch: `python -m benchmarks.embedding`."""
+"""IResNet-50 inference compared with PyTorch, same machine and batch: `python -m benchmarks.embedding`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Faces a second of the face world, everything included: `python -m benchmarks.face_world`."""
+"""End-to-end speed of the face world, faces per second: `python -m benchmarks.face_world`."""
 
 from __future__ import annotations
 

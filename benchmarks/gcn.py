@@ -1,11 +1,11 @@
-"""GCN on Cora: facejax, torch_geometric's example and its fastest form known to us: milliseconds an epoch.
+"""GCN on Cora: facejax, torch_geometric's example and its fastest form known to us; milliseconds per epoch.
 
-    python -m benchmarks.gcn DIR                # DIR holds ind.cora.*; needs torch and torch_geometric
+    python -m benchmarks.gcn DIR                # DIR contains ind.cora.*; needs torch and torch_geometric
 
-An epoch is a training step on the labelled nodes and a pass without dropout, two layers of width 16, full batch.
-"PyG, dense" is torch_geometric's example: dense features, edge list, normalisation cached. "PyG, sparse" keeps the
-features as a sparse matrix with dropout on its values, and the adjacency as a sparse matrix. facejax trains
-as `experiments.gcn` does, on sparse features, with 20 epochs in every training step.
+An epoch is a training step on the labelled nodes and a pass without dropout, full batch; two layers of width 16.
+"PyG, dense" is torch_geometric's example: dense features, edge list, cached normalisation. "PyG, sparse" stores
+features (with dropout on the values) and adjacency as sparse matrices. facejax trains as in `experiments.gcn`: sparse
+features, 20 epochs per training step.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def torch_training(data: Citations, epochs: int, sparse: bool) -> Callable[[], f
 
 
 def main() -> None:
-    """Prints times of whole trainings, milliseconds an epoch, ratios, and seconds of compilation."""
+    """Prints training times in milliseconds per epoch, ratios, and the compilation time in seconds."""
     parser = argparse.ArgumentParser(description="GCN on Cora.")
     parser.add_argument("path", type=pathlib.Path, help="folder with ind.cora.*")
     parser.add_argument("--epochs", type=int, default=200, help="a multiple of 20")
@@ -127,7 +127,7 @@ def main() -> None:
     accuracy["facejax"] = run.evaluate(ours(args.epochs)).metrics["test_accuracy"]
     for name, result in results.items():
         times = result.median / results["facejax"].median
-        print(f"{name:12} {1e3 * result.median / args.epochs:8.2f} ms an epoch, test accuracy {accuracy[name]:.1f} %, "
+        print(f"{name:12} {1e3 * result.median / args.epochs:8.2f} ms per epoch, test accuracy {accuracy[name]:.1f} %, "
               f"facejax is {times:.1f} times as fast")  # fmt: skip
     print(f"facejax compiles in {compilation:.1f} s, once")
 

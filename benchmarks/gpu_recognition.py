@@ -1,8 +1,8 @@
-"""ArcFace training on one GPU beside PyTorch on the same card: `python -m benchmarks.gpu_recognition`.
+"""ArcFace training on one GPU compared with PyTorch on the same GPU: `python -m benchmarks.gpu_recognition`.
 
-IResNet-50 and -100 with a margin softmax, batch 128 to 512, bfloat16, synthetic pictures: images a second, part of the
-card's measured bfloat16 peak, peak memory. Then heads of 1 and 10 million classes. Needs neither tfds nor Grain.
-`--smoke` runs a tiny form anywhere.
+IResNet-50 and -100 with a margin softmax, batch 128 to 512, bfloat16, synthetic images: images per second, fraction of
+the GPU's measured bfloat16 peak, peak memory. Then heads of 1 and 10 million classes. Needs neither tfds nor Grain.
+`--smoke` runs a tiny version on any device.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import optax
 from facejax.backbones import iresnet
 from facejax.recognition import arcface
 
-FLOPS = {"iresnet50": 3 * 2 * 6.31e9, "iresnet100": 3 * 2 * 12.09e9}  # forward and backward, per picture
+FLOPS = {"iresnet50": 3 * 2 * 6.31e9, "iresnet100": 3 * 2 * 12.09e9}  # forward and backward, per image
 DEPTHS = {"iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
 
 
 def seconds(run: Callable[[], Any], repeats: int = 20) -> float:
-    """Seconds a call, after two to warm up; `run` returns something to wait for."""
+    """Seconds per call after two warm-up calls; `run` returns an array to wait for."""
     for _ in range(2):
         jax.block_until_ready(run())
     start = time.perf_counter()
@@ -36,14 +36,14 @@ def seconds(run: Callable[[], Any], repeats: int = 20) -> float:
 
 
 def peak_flops(size: int) -> float:
-    """Operations a second of a large bfloat16 matrix product."""
+    """Operations per second of a large bfloat16 matrix product."""
     a = jnp.ones((size, size), jnp.bfloat16)
     product = jax.jit(lambda x: x @ a)
     return 2 * size**3 / seconds(lambda: product(a))
 
 
 def facejax_step(net: Any, batch: int, size: int, classes: int, chunk: int) -> Callable[[], Any]:
-    """A jitted training step over a state that it keeps."""
+    """A jitted training step that holds its state."""
     images = jax.random.randint(jax.random.key(0), (batch, size, size, 3), 0, 255).astype(jnp.uint8)
     labels = jax.random.randint(jax.random.key(1), (batch,), 0, classes)
     variables = jax.jit(lambda: net.init(jax.random.key(2), jnp.zeros((2, size, size, 3)), train=False))()
@@ -79,7 +79,7 @@ def facejax_step(net: Any, batch: int, size: int, classes: int, chunk: int) -> C
 
 
 def torch_step(name: str, batch: int, size: int, classes: int) -> Callable[[], Any]:
-    """The same in PyTorch: channels last, autocast to bfloat16, torch.compile."""
+    """The same step in PyTorch: channels last, autocast to bfloat16, torch.compile."""
     import torch
 
     from benchmarks.torch_recognition import IResNet
@@ -114,13 +114,13 @@ def torch_step(name: str, batch: int, size: int, classes: int) -> Callable[[], A
 
 
 def memory() -> str:
-    """The device's peak memory so far, where it says so."""
+    """Peak memory of the device so far, if it reports it."""
     stats = jax.devices()[0].memory_stats() or {}
     return f"{stats.get('peak_bytes_in_use', 0) / 2**30:.1f} GiB"
 
 
 def main() -> None:
-    """Prints one line for each measurement."""
+    """Prints one line per measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny shapes, no PyTorch")
     parser.add_argument("--no_torch", action="store_true")
@@ -147,7 +147,9 @@ def main() -> None:
     for classes in (1_000_000, 10_000_000):
         net = iresnet.IResNet((1, 1, 1, 1), (8, 8, 8, 8), 512, dtype=jnp.bfloat16)
         run = facejax_step(net, 256, 32, classes, 50_000)
-        print(f"head of {classes:,} classes, batch 256: {1e3 * seconds(run, 5):.1f} ms a step, {memory()}", flush=True)
+        print(
+            f"head of {classes:,} classes, batch 256: {1e3 * seconds(run, 5):.1f} ms per step, {memory()}", flush=True
+        )
         gc.collect()
 
 

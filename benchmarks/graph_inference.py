@@ -1,13 +1,13 @@
-"""GCN-V and STAR-FC over graphs of ten thousand to a million nodes: seconds and peak memory of every size.
+"""Inference of GCN-V and STAR-FC on graphs of ten thousand to a million nodes: seconds and peak memory by size.
 
     python -m benchmarks.graph_inference                                 # both, 10^4, 10^5 and 10^6 nodes, k 80
     python -m benchmarks.graph_inference --nodes 100000 --k 40 --only star_fc
-    python -m benchmarks.graph_inference --count 10000000                # computed for accelerators, runs nothing
+    python -m benchmarks.graph_inference --count 10000000                # estimate for accelerators, without a run
 
-The networks have their full sizes on 256 numbers a node; weights and neighbours are random, which costs what trained
-ones cost. Timed are the affinity graph, the network, and the clusters; the search for neighbours is not (see
-benchmarks/knn.py). Nodes pass through a network in runs with the edges that end at them, so only features, graph and
-results are ever there for all nodes. Every line comes from a process of its own, and its peak memory is its own.
+The networks have their full size with 256 features per node; weights and neighbours are random, which does not change
+the cost. The time includes the affinity graph, the network and the clusters, but not the neighbour search (see
+benchmarks/knn.py). The networks process nodes in blocks with their incoming edges, so only features, graph and results
+exist for all nodes. Each line runs in a separate process, which gives its own peak memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WIDTH, HIDDEN, ROWS, CHUNK = 256, 512, 2**14, 2**15
 
 
 def random_people(nodes: int, k: int) -> tuple[np.ndarray, knn.Neighbours]:
-    """Unit features [N, 256], and k neighbours of each node, itself first, at falling cosines."""
+    """Unit features [N, 256], and k neighbours of each node, itself first, with descending cosines."""
     rng = np.random.default_rng(0)
     features = rng.standard_normal((nodes, WIDTH), np.float32)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
@@ -46,7 +46,7 @@ def random_people(nodes: int, k: int) -> tuple[np.ndarray, knn.Neighbours]:
 
 
 def runs(graph: Graph, rows: int) -> Iterator[tuple[slice, tuple[np.ndarray, ...]]]:
-    """Runs of nodes with the edges that end at them, all of the same length."""
+    """Blocks of nodes with their incoming edges, all of the same size."""
     source, destination, weight = (np.asarray(x) for x in graph.edges)
     starts = np.arange(0, graph.num_nodes, rows)
     ends = np.searchsorted(destination, np.append(starts, graph.num_nodes))
@@ -65,7 +65,7 @@ def runs(graph: Graph, rows: int) -> Iterator[tuple[slice, tuple[np.ndarray, ...
 
 
 def forward(layers: Callable[..., Any], variables: Any, features: np.ndarray, graph: Graph) -> list[np.ndarray]:
-    """What layers(variables, own, aggregated) gives for all nodes, a run of them at a time."""
+    """Applies layers(variables, own, aggregated) to all nodes, block by block."""
     rows = min(ROWS, graph.num_nodes)
 
     @jax.jit
@@ -84,7 +84,7 @@ def forward(layers: Callable[..., Any], variables: Any, features: np.ndarray, gr
 
 
 def run_gcn_v(features: np.ndarray, near: knn.Neighbours, graph: Graph) -> tuple[float, np.ndarray]:
-    """The moment when the network is done, and clusters [N] of trees among the given neighbours."""
+    """Time at which the network finishes, and clusters [N] from trees over the given neighbours."""
     net = vegcn.GCNV(HIDDEN)
     variables = net.init(jax.random.key(0), jnp.zeros((1, WIDTH)), make_graph(np.zeros(1), np.zeros(1), 1))
 
@@ -99,7 +99,7 @@ def run_gcn_v(features: np.ndarray, near: knn.Neighbours, graph: Graph) -> tuple
 
 
 def run_star_fc(features: np.ndarray, near: knn.Neighbours, graph: Graph) -> tuple[float, np.ndarray]:
-    """The same of STAR-FC: all directed edges are scored, the better half goes on to the intimacy."""
+    """The same for STAR-FC: scores all directed edges; the better half enters the intimacy."""
     net, one = star_fc.EdgeNet(HIDDEN), jnp.zeros(1, jnp.int32)
     variables = net.init(
         jax.random.key(0), jnp.zeros((1, WIDTH)), make_graph(np.zeros(1), np.zeros(1), 1), one, one
@@ -134,17 +134,17 @@ def measure(name: str, nodes: int, k: int) -> dict[str, float]:
         "graph s": built - start,
         "network s": done - built,
         "clusters s": end - done,
-        "us a node": 1e6 * (end - start) / nodes,
+        "us per node": 1e6 * (end - start) / nodes,
         "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
 
 def count(nodes: int, k: int, devices: int) -> dict[str, float]:
-    """GB on each device and seconds of inference on H100s, by count of numbers and operations; nothing is run.
+    """Estimates GB per device and seconds of inference on H100s from array sizes and operations, without a run.
 
-    Assumed: float32; features replicated, all else shared out evenly, STAR-FC's edges too; every listed edge once more
-    in the other direction (2 k - 1 a node); half of 3.35 TB/s for gathers and for the passes of top-k, and 400 TFLOP/s
-    for products. Transfers between devices and the host's part are left out.
+    Assumptions: float32; replicated features, everything else sharded evenly, including STAR-FC's edges; every edge
+    in both directions (2 k - 1 per node); half of 3.35 TB/s for gathers and top-k passes, 400 TFLOP/s for products. The
+    estimate excludes transfers between devices and host work.
     """
     arcs, pairs, number = nodes * (2 * k - 1), nodes * (k - 1), 4
     speed, product = 0.5 * 3.35e12 * devices, 400e12 * devices
@@ -161,15 +161,15 @@ def count(nodes: int, k: int, devices: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a line for every system and size, or what is counted."""
+    """Prints one line per system and size, or the estimate."""
     parser = argparse.ArgumentParser(description="Inference of GCN-V and STAR-FC.")
-    parser.add_argument("--nodes", default="10000,100000,1000000", help="sizes, with commas between them")
-    parser.add_argument("--k", type=int, default=80, help="neighbours of a node, itself included")
-    parser.add_argument("--only", default=",".join(SYSTEMS), help="systems, with commas between them")
-    parser.add_argument("--count", type=int, help="nodes to compute memory and time for, instead of running")
+    parser.add_argument("--nodes", default="10000,100000,1000000", help="sizes, separated by commas")
+    parser.add_argument("--k", type=int, default=80, help="neighbours per node, including itself")
+    parser.add_argument("--only", default=",".join(SYSTEMS), help="systems, separated by commas")
+    parser.add_argument("--count", type=int, help="number of nodes for an estimate of memory and time, without a run")
     args = parser.parse_args()
     if args.count:
-        print(f"{args.count:,} nodes, k {args.k}: computed for one H100 and for eight, not measured")
+        print(f"{args.count:,} nodes, k {args.k}: estimate for one H100 and for eight, not measured")
         one, eight = (count(args.count, args.k, devices) for devices in (1, 8))
         for name, value in one.items():
             print(f"{name:24}{value:10.1f}{eight[name]:10.1f}")

@@ -1,6 +1,6 @@
-"""Images a second of the input pipeline beside PyTorch's DataLoader: `python -m benchmarks.input_pipeline`.
+"""Speed of the input pipeline compared with PyTorch's DataLoader: `python -m benchmarks.input_pipeline`.
 
-Both decode 112-pixel JPEGs with OpenCV, flip half of them and make batches of 64, on the same two cores.
+Both decode 112-pixel JPEGs with OpenCV, flip half of them and form batches of 64, on the same two cores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load(examples, rngs):
 
 
 def ours(threads: int, workers: int) -> float:
-    """Images a second of `train_batches`."""
+    """Images per second of `train_batches`."""
     batches = pipeline.train_batches(Source(), load, BATCH, seed=0, threads=threads, workers=workers)
     speed = timed(batches)
     batches.close()
@@ -46,7 +46,7 @@ def ours(threads: int, workers: int) -> float:
 
 
 def theirs(workers: int) -> float:
-    """Images a second of torch's DataLoader."""
+    """Images per second of torch's DataLoader."""
     import torch
 
     class Set(torch.utils.data.Dataset):
@@ -71,7 +71,7 @@ def theirs(workers: int) -> float:
 
 
 def timed(batches) -> float:
-    """Images a second after a warm-up."""
+    """Images per second after a warm-up."""
     for _ in range(20):
         next(batches)
     start = time.perf_counter()

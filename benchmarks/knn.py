@@ -1,7 +1,7 @@
-"""Exact nearest neighbours beside faiss's flat index: `python -m benchmarks.knn --rows 200000`.
+"""Exact nearest neighbours compared with faiss's flat index: `python -m benchmarks.knn --rows 200000`.
 
-Features are people on the hypersphere, about 20 images each. Prints the times, their ratio, how many neighbours agree,
-and the peak of the resident memory.
+Features are synthetic identities on the hypersphere, about 20 images each. Prints the times, their ratio, the fraction
+of neighbours that agree, and the peak resident memory.
 """
 
 import argparse

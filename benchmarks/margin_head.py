@@ -1,12 +1,12 @@
-"""The margin softmax over very many classes: chunked against dense, and sharded against one device.
+"""The margin softmax over very many classes: chunked versus dense, and sharded versus one device.
 
     python -m benchmarks.margin_head                                      # 1,000,000 classes: about 9 GiB of memory
     python -m benchmarks.margin_head --classes 100000 --shard_classes 10000
 
-Every contender computes losses and the gradients of features and centres, jitted, in float32, on the same input;
-their runs alternate. "planned" is the temporary memory of the compiled program (of one device), "resident" the growth
-of the process while it runs less its results: both leave out the centres and their gradient. The devices of the
-sharded part are simulated and share the machine's cores, so its ratio shows what sharding costs, not what it gains.
+Every contender computes losses and gradients of features and centres, jitted, in float32, on the same input; their runs
+alternate. "planned" is the temporary memory of the compiled program (per device), "resident" the growth of the process
+during a run minus its results; both exclude the centres and their gradient. The devices of the sharded part are
+simulated on the cores of the machine, so its ratio measures the overhead of sharding, not the gain.
 """
 
 import argparse
@@ -29,13 +29,13 @@ GIB = 2**30
 
 
 def resident() -> int:
-    """Bytes of memory that this process holds."""
+    """Resident memory of this process, bytes."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def run(call: Callable, arguments: tuple) -> tuple[object, float, int]:
-    """What `call` gives, its seconds, and how far the resident memory rose above the results in bytes."""
+    """Result of `call`, its seconds, and the peak growth of resident memory beyond the results, bytes."""
     before, done = resident(), threading.Event()
     peak = before
 
@@ -55,7 +55,7 @@ def run(call: Callable, arguments: tuple) -> tuple[object, float, int]:
 
 
 def compare(contenders: dict[str, tuple[Callable, tuple]], repeats: int) -> None:
-    """Prints seconds, memory and the ratio to the first contender; losses or d features 1e-4 apart are an error."""
+    """Prints seconds, memory and the ratio to the first contender; fails if losses or gradients differ by 1e-4."""
     compiled = {name: (call.lower(*arguments).compile(), arguments) for name, (call, arguments) in contenders.items()}
     seconds, memory = {name: [] for name in compiled}, {name: [] for name in compiled}
     for _ in range(repeats):
@@ -91,7 +91,7 @@ def gradient(loss: Callable) -> Callable:
 
 
 def sharded_gradient(mesh: Mesh, classes: int) -> Callable:
-    """Value and gradients with the centres split over `mesh`: the house rule for sharded leaves."""
+    """Value and gradients with the centres sharded over `mesh`, by the gradient rule for sharded leaves."""
 
     def per_device(features, centres, labels):
         def loss(features, centres):

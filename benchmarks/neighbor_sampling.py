@@ -1,12 +1,12 @@
-"""Neighbours of neighbours for a minibatch: ours inside jit against plain NumPy, on the same random graph.
+"""Two-hop neighbour sampling for minibatches: ours inside jit versus NumPy, on the same random graph.
 
     python -m benchmarks.neighbor_sampling                       # 100,000 nodes, 10 and 25 neighbours, batches of 512
     python -m benchmarks.neighbor_sampling --nodes 1000000 --degree 30
 
-Every contender draws both hops of `--batches` minibatches, uniformly and without replacement. "numpy, node by node"
-calls Generator.choice for every node; "numpy, whole hops" draws for all nodes of a hop at once by the algorithm that
-ours uses (Floyd's). Ours runs in one scan, as training does. torch_geometric's NeighborLoader is run where torch-sparse
-is installed; it also numbers the nodes that it found anew.
+Every contender samples both hops of `--batches` minibatches, uniformly and without replacement. "numpy, node by node"
+calls Generator.choice for every node; "numpy, whole hops" samples for all nodes of a hop at once by our algorithm
+(Floyd's). Ours runs in one scan, as in training. torch_geometric's NeighborLoader runs if torch-sparse is installed; it
+also relabels the nodes.
 """
 
 import argparse
@@ -29,7 +29,7 @@ except ImportError:
 
 
 def one_by_one(rng: np.random.Generator, source: np.ndarray, starts: np.ndarray, nodes: np.ndarray, count: int):
-    """[B, count] neighbours, a node at a time; the node itself where there are no more."""
+    """[B, count] neighbours by a loop over nodes, padded with the node itself."""
     found = np.repeat(nodes[:, None], count, 1)
     for i, node in enumerate(nodes):
         edges = source[starts[node] : starts[node + 1]]
@@ -39,7 +39,7 @@ def one_by_one(rng: np.random.Generator, source: np.ndarray, starts: np.ndarray,
 
 
 def at_once(rng: np.random.Generator, source: np.ndarray, starts: np.ndarray, nodes: np.ndarray, count: int):
-    """The same for all nodes together."""
+    """The same for all nodes at once."""
     degree = starts[nodes + 1] - starts[nodes]
     chosen = np.full((len(nodes), count), -1)
     for j in range(count):

@@ -1,7 +1,7 @@
-"""Quality at scale, beside the straightforward forms: `python -m benchmarks.quality [--images 100000]`.
+"""Quality methods at scale compared with direct implementations: `python -m benchmarks.quality [--images 100000]`.
 
-Labels of SDD-FIQA against a loop over pictures with SciPy; SER-FIQ that computes its trunk once against passes of the
-whole network; a discard curve over a million pairs against sorting what is left anew at every share.
+Labels of SDD-FIQA versus a loop over images with SciPy; SER-FIQ with one pass of the trunk versus passes of the whole
+network; a discard curve over a million pairs versus sorting the remaining pairs at every discarded fraction.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def seconds(run) -> float:
 
 
 def loop_labels(features: np.ndarray, people: np.ndarray, samples: int = 24, rounds: int = 12) -> np.ndarray:
-    """Labels [N], one picture after the other."""
+    """Labels [N] by a loop over images."""
     rng = np.random.default_rng(1)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     found = np.empty((rounds, len(people)))
@@ -43,7 +43,7 @@ def loop_labels(features: np.ndarray, people: np.ndarray, samples: int = 24, rou
 
 
 def labels(images: int, few: int = 5000) -> None:
-    """SDD-FIQA: 12 rounds of 24 + 24 similarities, of pictures whose distance from their person's centre varies."""
+    """SDD-FIQA: 12 rounds of 24 + 24 similarities, for images with varying distance from their identity's centre."""
     rng = np.random.default_rng(0)
     people = np.repeat(np.arange(images // 40), 40)
     spread = rng.uniform(0.5, 2.0, (len(people), 1))
@@ -58,18 +58,18 @@ def labels(images: int, few: int = 5000) -> None:
     fast = seconds(lambda: found.append(sdd_fiqa.pseudo_labels(jax.random.key(0), features, people)))
     slow = seconds(lambda: found.append(loop_labels(features, people)))
     print(
-        f"  of {len(people)}: {fast:.2f} s, one picture after the other {slow:.1f} s: {slow / fast:.0f} times (rank "
+        f"  of {len(people)}: {fast:.2f} s, loop over images {slow:.1f} s: {slow / fast:.0f} times (rank "
         f"correlation {stats.spearmanr(*found).statistic:.4f})"
     )
 
 
 def memory() -> float:
-    """The most that this process has held so far, GiB."""
+    """Peak resident memory of this process so far, GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def masks(count: int = 100) -> None:
-    """SER-FIQ: one pass of the trunk and `count` of the head, against as many passes of everything."""
+    """SER-FIQ: one pass of the trunk and `count` of the head, versus `count` passes of the whole network."""
     net = iresnet18(dropout=0.4)
     images = jnp.zeros((4, 112, 112, 3))
     variables = net.init(jax.random.key(0), images, train=False)
@@ -115,11 +115,11 @@ def discard_curves(pairs: int = 1_000_000) -> None:
     slow = seconds(lambda: plain.append(sorted_anew(distance, same, scores, 1e-3)))
     apart = np.abs(curve[0] - plain[0]).max()
     print(f"discard curves of {pairs} pairs: A {fixed:.2f} s, B {anew:.2f} s")
-    print(f"  sorted anew at every share {slow:.2f} s: {slow / anew:.2f} times (errors agree to {apart:.1e})")
+    print(f"  sorted again at every fraction {slow:.2f} s: {slow / anew:.2f} times (errors agree to {apart:.1e})")
 
 
 def sorted_anew(distance: np.ndarray, same: np.ndarray, scores: np.ndarray, fmr: float) -> np.ndarray:
-    """Errors [20] of curve B, by sorting and thresholding the pairs left at every share."""
+    """Errors [20] of curve B, by sorting and thresholding the remaining pairs at every fraction."""
     order, errors = np.argsort(scores), []
     for ratio in quality.DISCARD_RATIOS:
         kept = order[int(ratio * len(order)) :]
@@ -135,6 +135,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--images", type=int, default=100_000)
     arguments = parser.parse_args()
-    labels(arguments.images)  # first: what it holds is read off the process
+    labels(arguments.images)  # first, because it reads the peak memory of the process
     discard_curves()
     masks()

@@ -1,4 +1,4 @@
-"""IResNet and MobileFaceNet in PyTorch, what the benchmarks and the parity tests hold ours against.
+"""IResNet and MobileFaceNet in PyTorch, references of the benchmarks and the parity tests.
 
 Layers, order and parameter names are those of arcface_torch, so `facejax.interop.arcface_torch` maps their state.
 """
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class IBasicBlock(nn.Module):
-    """BN, 3x3, BN, PReLU, 3x3 with the stride, BN, and the shortcut added."""
+    """BN, 3x3, BN, PReLU, 3x3 with the stride, BN, then adds the shortcut."""
 
     def __init__(self, inner: int, features: int, stride: int):
         super().__init__()
@@ -32,7 +32,7 @@ class IBasicBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Faces [N, 3, size, size] to embeddings; the scale of the last batch norm is held at 1."""
+    """Faces [N, 3, size, size] to embeddings; the scale of the last batch norm is constant 1."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class IResNet(nn.Module):
 
 
 class Layers(nn.Module):
-    """Layers in a row, with the input added to their output where `residual`."""
+    """A sequence of layers; `residual` adds the input to the output."""
 
     def __init__(self, *layers: nn.Module, residual: bool = False):
         super().__init__()
@@ -87,7 +87,7 @@ def conv_block(
 
 
 def bottleneck(inner: int, features: int, expanded: int, stride: int = 1, residual: bool = False) -> Layers:
-    """1x1 up, depthwise 3x3 with the stride, linear 1x1 down."""
+    """1x1 expansion, depthwise 3x3 with the stride, linear 1x1 projection."""
     return Layers(
         conv_block(inner, expanded, 1),
         conv_block(expanded, expanded, 3, stride, 1, expanded),

@@ -1,4 +1,4 @@
-"""What the training loop costs above its own jitted step: `python -m benchmarks.trainer`."""
+"""Overhead of the training loop over its jitted step: `python -m benchmarks.trainer`."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def experiment() -> Experiment:
 
 
 def batches():
-    """The same few batches, again and again."""
+    """Cycles through a few batches."""
     rng = np.random.default_rng(0)
     pool = [{"x": rng.normal(size=(BATCH, WIDTH)).astype(np.float32)} for _ in range(8)]
     while True:
@@ -43,7 +43,7 @@ def batches():
 
 
 def bare(steps: int) -> float:
-    """Seconds of the jitted step alone, fed as the loop feeds it."""
+    """Seconds of the jitted step alone, with the same input path as the loop."""
     run = experiment()
     executor = parallel.make_executor(run, "shard_map", 1)
     state, data = executor.init(0), batches()
@@ -58,7 +58,7 @@ def bare(steps: int) -> float:
 
 
 def looped(steps: int) -> float:
-    """Seconds a step takes within the loop: a long run minus a short one, so that compiling does not count."""
+    """Seconds per step in the loop: a long run minus a short one, which excludes compilation."""
     times = []
     for count in (steps // 10, steps // 10 + steps):
         start = time.perf_counter()

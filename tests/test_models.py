@@ -119,7 +119,7 @@ def test_num_classes_is_the_number_of_classes():
         (lambda: facejax.create_model("resnet18", num_features=3), "resnet18 has no option 'num_features'"),
         (
             lambda: facejax.create_model("magface_iresnet50", num_features=3, backbone=None),
-            "num_features cannot be set together with backbone",
+            "num_features cannot be set together with backbone, which contains it",
         ),
         (
             lambda: facejax.load_pretrained("vgg19", "x"),

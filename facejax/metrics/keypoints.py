@@ -104,14 +104,14 @@ def coco_keypoint_ap(
     """
     if len(detections) != len(people):
         raise ValueError(f"coco_keypoint_ap: {len(detections)} images of detections and {len(people)} of people")
-    pictures = []
+    images = []
     for found, true in zip(detections, people, strict=True):
         order = np.argsort(-found.scores, kind="stable")[:MOST_PEOPLE]
         found = Detections(np.asarray(found.points, np.float64)[order], found.scores[order])
-        pictures.append((found, true, object_keypoint_similarity(found.points, true, sigmas)))
+        images.append((found, true, object_keypoint_similarity(found.points, true, sigmas)))
     results = {}
     for name, limits in AREAS.items():
-        precision, recall = _precision_recall([_match(*picture, limits) for picture in pictures])
+        precision, recall = _precision_recall([_match(*image, limits) for image in images])
         results |= {f"ap{name}": precision.mean(), f"ar{name}": recall.mean()}
         if not name:
             results |= {f"ap{round(100 * OKS_LEVELS[i])}": precision[i].mean() for i in (0, 5)}
@@ -152,13 +152,13 @@ def _match(found: Detections, true: People, similarity: np.ndarray, limits: tupl
     return _Matched(found.scores, hit, ignored, int((~skipped).sum()))
 
 
-def _precision_recall(pictures: Sequence[_Matched]) -> tuple[np.ndarray, np.ndarray]:
+def _precision_recall(images: Sequence[_Matched]) -> tuple[np.ndarray, np.ndarray]:
     """Precision [T, 101] at the recall levels, and the highest recall [T]; NaN without people."""
-    total = sum(p.truths for p in pictures)
+    total = sum(p.truths for p in images)
     if not total:
         return np.full((len(OKS_LEVELS), len(RECALL_LEVELS)), np.nan), np.full(len(OKS_LEVELS), np.nan)
-    order = np.argsort(-np.concatenate([p.scores for p in pictures]), kind="stable")
-    hit, ignored = (np.concatenate([getattr(p, n) for p in pictures], 1)[:, order] for n in ("hit", "ignored"))
+    order = np.argsort(-np.concatenate([p.scores for p in images]), kind="stable")
+    hit, ignored = (np.concatenate([getattr(p, n) for p in images], 1)[:, order] for n in ("hit", "ignored"))
     true, false = (np.cumsum(kind & ~ignored, 1) for kind in (hit, ~hit))
     recall, precision = true / total, true / (true + false + np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]

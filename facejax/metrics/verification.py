@@ -340,10 +340,10 @@ def leave_one_out_rank1(embeddings: ArrayLike, labels: ArrayLike) -> float:
     for rows in _blocks(len(labels), len(labels)):
         scores = embeddings[rows] @ embeddings.T
         same = labels[rows, None] == labels
-        stranger = np.max(scores, axis=1, where=~same, initial=-np.inf)
+        impostor = np.max(scores, axis=1, where=~same, initial=-np.inf)
         same[np.arange(len(same)), np.arange(rows.start, rows.stop)] = False
         mate = np.max(scores, axis=1, where=same, initial=-np.inf)
-        hits += int(np.sum(mate > stranger))
+        hits += int(np.sum(mate > impostor))
         searched += int(np.sum(same.any(1)))
     if not searched:
         raise ValueError(f"labels: none of the {len(labels)} occurs twice; expected an identity with two embeddings")

@@ -118,8 +118,8 @@ def observe(window: jax.Array, mean: jax.Array) -> jax.Array:
 def expectation(window: jax.Array) -> jax.Array:
     """E[p] over the batches in the window; 1 / K for an empty window. [B, K] -> [K] with sum 1."""
     total = window.sum(0)
-    seen = total.sum()
-    return jnp.where(seen > 0, total / jnp.where(seen > 0, seen, 1), 1 / total.shape[0])
+    count = total.sum()
+    return jnp.where(count > 0, total / jnp.where(count > 0, count, 1), 1 / total.shape[0])
 
 
 def normalized_probabilities(probabilities: jax.Array, expected: jax.Array) -> jax.Array:

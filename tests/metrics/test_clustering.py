@@ -51,12 +51,12 @@ def test_against_definitions(pairs):
     assert nmi == pytest.approx(normalized_mutual_info_score(truth, predicted), abs=1e-9)
 
 
-def test_items_that_belong_nowhere_are_alone():
+def test_unclustered_items_become_singletons():
     np.testing.assert_array_equal(clustering.singletons(np.array([-1, 0, -1, 2])), [3, 0, 4, 2])
     report = clustering.report(np.array([0, 0, 1, 1]), np.array([0, 0, -1, -1]))
     assert (report["pairwise_precision"], report["pairwise_recall"], report["clusters"]) == (1, 0.5, 3)
 
 
-def test_other_lengths_are_said():
+def test_length_mismatch_raises():
     with pytest.raises(ValueError, match=r"labels are \(3,\), predictions \(2,\)"):
         clustering.pairwise(np.zeros(3, int), np.zeros(2, int))

@@ -18,7 +18,7 @@ def test_megaface_equals_the_literal_loop(monkeypatch, block):
     centres = rng.integers(-3, 4, (6, 4))
     identities = np.array([0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 0, 1])  # 4 and 5 have no mate
     probes = (centres[identities] + rng.integers(-1, 2, (12, 4))).astype(np.float64)
-    distractors = rng.integers(-4, 5, (40, 4)).astype(np.float64)  # whole numbers: ties are exact
+    distractors = rng.integers(-4, 5, (40, 4)).astype(np.float64)  # integers, so ties are exact
     result = d.megaface(probes, identities, distractors, ranks=(1, 3, 10))
     squared = ((probes[:, None] - distractors) ** 2).sum(-1)
     ranks, counts = [], []
@@ -59,9 +59,9 @@ def test_cmc(monkeypatch, block):
     gallery = [[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, 1.0]]
     labels = [0, 1, 2, 3]
     probes = [[1.0, 0.1], [1.0, 0.1], [0.0, 1.0], [1.0, 0.1]]
-    # ranks: 0 first; 1 shares second place with 3, so third; 1 ties with 3 for the first place, so second; 2 last.
+    # Ranks: 0 is first; 1 ties with 3 for second, so third; 1 ties with 3 for first, so second; 2 is last.
     np.testing.assert_allclose(d.cmc(probes, [0, 1, 1, 2], gallery, labels, 5), [0.25, 0.5, 0.75, 1, 1])
-    # With several mates in the gallery the best one counts.
+    # With several mates in the gallery, the best one determines the rank.
     np.testing.assert_allclose(d.cmc(probes[:1], [0], gallery, [0, 1, 0, 0], 2), [1, 1])
 
 
@@ -77,7 +77,7 @@ def test_feature_files_round_trip(values):
 
 @quick
 @given(st.binary(max_size=40))
-def test_hostile_feature_files_are_refused(data):
+def test_invalid_feature_files_raise(data):
     with tempfile.NamedTemporaryFile() as file:
         file.write(data)
         file.flush()
@@ -85,7 +85,7 @@ def test_hostile_feature_files_are_refused(data):
             d.read_feature(file.name)
 
 
-def test_truncated_feature_files_are_refused(tmp_path):
+def test_truncated_feature_files_raise(tmp_path):
     path = tmp_path / "x.bin"
     d.write_feature(path, [1.0, 2.0])
     whole = path.read_bytes()
@@ -96,7 +96,7 @@ def test_truncated_feature_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("call", "sentence"),
+    ("call", "message"),
     [
         (lambda: d.megaface(np.ones((2, 3)), [1, 1], np.ones((2, 2))), r"expected \[P, D\], \[P\], \[M, D\]"),
         (lambda: d.megaface(np.ones((2, 3)), [1, 2], np.ones((2, 3))), "none of the 2 occurs twice"),
@@ -108,6 +108,6 @@ def test_truncated_feature_files_are_refused(tmp_path):
         (lambda: d.write_feature("unused", []), "expected .n. with n > 0"),
     ],
 )
-def test_bad_input_gets_a_sentence(call, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_input_raises(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

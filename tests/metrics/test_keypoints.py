@@ -1,4 +1,4 @@
-"""OKS, COCO's keypoint AP, OKS-NMS, PCKh: by hand, and against pycocotools where it is installed."""
+"""OKS, COCO's keypoint AP, OKS-NMS, PCKh: hand-computed values, and pycocotools if it is installed."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ def person(points, labelled=None, area=100.0, box=(0, 0, 10, 10), crowd=False):
 
 def test_similarity_by_hand():
     people = person([[0, 0], [10, 0]])
-    # 2 sigma = 0.2 and 0.4 of sqrt(area) = 10: distances of one such unit
+    # 2 sigma = 0.2 and 0.4 times sqrt(area) = 10; the distances are one such unit
     found = metric.object_keypoint_similarity([[[2, 0], [10, 4]], [[0, 0], [10, 0]], [[2, 0], [10, 0]]], people, TWO)
     np.testing.assert_allclose(found[:, 0], [np.exp(-0.5), 1, (np.exp(-0.5) + 1) / 2])
     half = metric.object_keypoint_similarity([[[2, 0], [99, 99]]], person([[0, 0], [10, 0]], [1, 0]), TWO)
@@ -49,7 +49,7 @@ def test_average_precision_by_hand():
 
 
 def test_equals_pycocotools():
-    """Eighty random pictures with crowds, unlabelled people, duplicates, equal scores and more than 20 detections."""
+    """Eighty random images with crowds, unlabelled people, duplicates, equal scores and more than 20 detections."""
     coco = pytest.importorskip("pycocotools.coco")
     evaluation = pytest.importorskip("pycocotools.cocoeval")
     rng = np.random.default_rng(0)
@@ -122,9 +122,9 @@ def test_pckh_by_hand():
     np.testing.assert_allclose(metric.head_sizes([[0, 0, 30, 40]]), [30])
     truth, visible = np.zeros((2, 16, 2)), np.ones((2, 16), bool)
     predicted = truth.copy()
-    predicted[0, 9] = [5.001, 0]  # the head's top, just beyond half of 10
-    predicted[:, 10] = [[5, 0], [1.09, 0]]  # exactly half counts; 0.109 counts at "0.1"
-    predicted[:, 7] = 1000  # the thorax is in no mean
+    predicted[0, 9] = [5.001, 0]  # top of the head, just above half of 10
+    predicted[:, 10] = [[5, 0], [1.09, 0]]  # exactly half is correct; 0.109 is correct at "0.1"
+    predicted[:, 7] = 1000  # no mean includes the thorax
     visible[1, 0] = False
     found = metric.pckh(predicted, truth, visible, np.full(2, 10.0))
     assert found["head"] == 50
@@ -136,7 +136,7 @@ def test_pckh_by_hand():
     assert np.isnan(metric.pckh(predicted, truth, visible, np.full(2, 10.0))["head"])
 
 
-def test_bad_input_is_said():
+def test_shape_mismatch_raises():
     with pytest.raises(ValueError, match=r"predicted \(1, 3, 2\) and people \(1, 2, 2\), expected \[D, 2, 2\]"):
         metric.object_keypoint_similarity(np.zeros((1, 3, 2)), person([[0, 0], [1, 1]]), TWO)
     with pytest.raises(ValueError, match="0 images of detections and 1 of people"):

@@ -65,7 +65,7 @@ def test_failures_and_curves():
     assert 1 - metric.cumulative_error(errors, 0.08) == metric.failure_rate(errors, 0.08)
 
 
-def test_bad_input_is_said():
+def test_invalid_input_raises():
     with pytest.raises(ValueError, match="kind 'iod', expected one of inter_ocular, inter_pupil, box, box_diagonal"):
         metric.face_sizes(np.zeros((1, 68, 2)), "iod")
     with pytest.raises(ValueError, match="no inter_ocular distance is known for 5 landmarks, only for 68, 98, 29"):

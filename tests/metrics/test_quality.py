@@ -28,7 +28,7 @@ def test_golden_error_discard_curve():
     assert q.partial_area(curve, 0.0) == 0
 
 
-def test_an_error_is_strictly_below_the_threshold():
+def test_errors_are_strictly_below_the_threshold():
     assert q.error_discard_curve([0.4, 0.4], [1, 1], 0.4).errors[0] == 0
 
 
@@ -58,7 +58,7 @@ def test_error_discard_curve_equals_the_literal_loop(data, threshold, limit):
     assert q.partial_area(curve, limit) == pytest.approx(expected, abs=1e-12)
 
 
-def test_sanity_limits_of_curve_a():
+def test_limits_of_curve_a():
     rng = np.random.default_rng(1)
     similarities = rng.normal(size=20_000)
     threshold = q.starting_threshold(similarities, 0.1)
@@ -75,7 +75,7 @@ def test_sanity_limits_of_curve_a():
 
 
 def slow_curve(distances, same, qualities, fmr, convention):
-    """Curve B as the two programs compute it: on each kept subset anew."""
+    """Curve B as the two reference programs compute it, separately on each remaining subset."""
     order = np.argsort(qualities, kind="stable")
     points = []
     for ratio in np.arange(0, 0.98, 0.05):
@@ -114,18 +114,18 @@ def test_fnmr_discard_curve_equals_the_literal_loop(convention, fmr, levels):
     np.testing.assert_allclose(curve.discarded, expected[0])
     np.testing.assert_allclose(curve.errors, expected[1], atol=1e-12)
     if convention == "magface" and fmr == 1e-3:
-        assert len(curve.errors) < 20  # too few impostors are left in the end
+        assert len(curve.errors) < 20  # too few impostors remain at the end
     else:
         assert len(curve.errors) == 20
         assert q.area(curve) == pytest.approx(np.trapezoid(expected[1], expected[0]))
         assert curve.errors[-1] < curve.errors[0]
 
 
-def test_magface_needs_more_than_a_hundred_impostors_at_a_thousandth():
+def test_magface_convention_needs_more_than_100_impostors_at_fmr_1e_3():
     rng = np.random.default_rng(2)
     for impostors, points in ((100, 0), (101, 1)):
         same = np.r_[np.zeros(impostors, bool), np.ones(10, bool)]
-        qualities = np.r_[np.zeros(impostors), np.ones(10)]  # impostors leave first
+        qualities = np.r_[np.zeros(impostors), np.ones(10)]  # impostors are discarded first
         curve = q.fnmr_discard_curve(rng.random(len(same)), same, qualities, 1e-3, "magface")
         assert len(curve.errors) == points
 
@@ -142,7 +142,7 @@ def test_area_over_curve():
     assert q.area_over_curve(falling) == pytest.approx(1 - 0.95 + 0.95**2 / 2)
 
 
-def test_a_million_pairs_take_seconds():
+def test_a_million_pairs_within_the_time_limit():
     rng = np.random.default_rng(3)
     same = rng.random(1_000_000) < 0.5
     distances, qualities = rng.random(1_000_000) + ~same, rng.random(1_000_000)
@@ -168,7 +168,7 @@ def test_pair_quality():
 
 
 @pytest.mark.parametrize(
-    ("call", "sentence"),
+    ("call", "message"),
     [
         (lambda: q.error_discard_curve([0.1], [1, 2], 0.5), "expected two vectors of one length"),
         (lambda: q.error_discard_curve([0.1, np.nan], [1, 2], 0.5), "value nan at 1 is not finite"),
@@ -187,6 +187,6 @@ def test_pair_quality():
         (lambda: q.spearman([1, 1], [1, 2]), "expected values that can be ranked"),
     ],
 )
-def test_bad_input_gets_a_sentence(call, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_input_raises(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

@@ -28,7 +28,7 @@ def test_pooling_equals_the_literal_loop(pooling):
     np.testing.assert_allclose(result, slow_templates(features, templates, media, pooling))
 
 
-def test_a_video_counts_once_by_hand():
+def test_a_video_has_the_weight_of_one_photo():
     features = np.array([[4.0, 0.0], [0.0, 2.0], [0.0, 4.0], [0.0, 1.0]])
     templates, media = np.array([5, 5, 5, 2]), np.array([1, 8, 8, 8])
     result, ids = t.template_features(features, templates, media)
@@ -77,10 +77,10 @@ def test_identification_by_hand(monkeypatch, block):
         [
             [0.9, 0.1, 0.0],  # 4: first, 0.9
             [0.8, 0.6, 0.0],  # 7: second
-            [0.5, 0.5, 0.2],  # 4: ties with 7, which counts against it
+            [0.5, 0.5, 0.2],  # 4: ties with 7, so not first
             [0.0, 0.2, 0.4],  # 9: first, 0.4
-            [0.3, 0.7, 0.1],  # nobody: 0.7
-            [0.4, 0.3, 0.0],  # nobody: 0.4
+            [0.3, 0.7, 0.1],  # without mate: 0.7
+            [0.4, 0.3, 0.0],  # without mate: 0.4
         ]
     )
     result = t.identify(probes, [4, 7, 4, 9, 1, 2], gallery, subjects, [0.0, 0.5, 1.0], ranks=(1, 2, 3))
@@ -139,7 +139,7 @@ def test_readers(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("reader", "text", "sentence"),
+    ("reader", "text", "message"),
     [
         (t.read_template_media, "1.jpg 1 2\n2.jpg 1\n", "file, line 2: 2 fields; expected 3"),
         (t.read_template_media, "1.jpg 1 2\n2.jpg 1 x\n", "file, line 2: '1 x'; expected finite numbers"),
@@ -155,13 +155,13 @@ def test_readers(tmp_path):
         (t.read_template_subjects, "T,S\n", "no lines after the heading"),
     ],
 )
-def test_readers_are_strict(tmp_path, reader, text, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_files_raise(tmp_path, reader, text, message):
+    with pytest.raises(ValueError, match=message):
         reader(write(tmp_path / "file", text))
 
 
 @pytest.mark.parametrize(
-    ("call", "sentence"),
+    ("call", "message"),
     [
         (lambda: t.image_features(np.ones((2, 3)), np.ones((2, 2))), r"flipped: shape \(2, 2\); expected \(2, 3\)"),
         (lambda: t.template_features(np.full((2, 3), np.nan), [1, 1], [1, 1]), "expected .N, D., finite"),
@@ -175,6 +175,6 @@ def test_readers_are_strict(tmp_path, reader, text, sentence):
         (lambda: t.identify(np.full((2, 2), np.inf), [1, 2], np.eye(2), [1, 2], []), "not finite"),
     ],
 )
-def test_bad_input_gets_a_sentence(call, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_input_raises(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

@@ -17,7 +17,7 @@ quick = settings(deadline=None, max_examples=25, derandomize=True)
 
 @st.composite
 def pairs(draw, levels=12, high=4.0, smallest=10):
-    """Distances with many ties, and labels of both kinds."""
+    """Distances with many ties, and genuine and impostor labels."""
     n = draw(st.integers(smallest, 43))
     values = np.array(draw(st.lists(st.integers(0, levels), min_size=n, max_size=n))) / levels * high
     same = np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
@@ -52,12 +52,12 @@ def test_kfold_accuracy_by_hand():
     distances = [0.5, 1.0, 0.25, 2.0]
     same = [True, False, True, False]
     result = v.kfold_accuracy(distances, same, folds=2)
-    # The second half parts at the first threshold above 0.25, which rejects the genuine pair at 0.5 of the first half.
+    # The best threshold of the second half is the first above 0.25; it rejects the first half's genuine pair at 0.5.
     np.testing.assert_allclose(result.thresholds, [0.26, 0.51])
     np.testing.assert_allclose(result.folds, [0.5, 1.0])
     assert (result.mean, result.std) == (0.75, 0.25)
     strict = v.kfold_accuracy([0.5, 1.0, 0.5, 1.0], same, folds=2, thresholds=np.array([0.5, 2.0]))
-    np.testing.assert_array_equal(strict.folds, [0.5, 0.5])  # 0.5 < 0.5 is no match
+    np.testing.assert_array_equal(strict.folds, [0.5, 0.5])  # 0.5 < 0.5 is false
 
 
 def test_kfold_sizes_when_folds_do_not_divide():
@@ -90,7 +90,7 @@ def test_centered_accuracy_equals_the_literal_loop():
 @given(pairs(levels=40, smallest=24), st.sampled_from([0.0, 0.05, 0.2, 0.5]))
 def test_tar_at_far_kfold_equals_the_literal_loop(data, far):
     distances, same = data
-    same[:24] = np.arange(24) % 2 == 0  # so that each of three folds has both kinds
+    same[:24] = np.arange(24) % 2 == 0  # each of three folds has both kinds of pair
     same[24:] = np.arange(len(same) - 24) % 3 == 0
     tars, fars = [], []
     for train, test in KFold(3, shuffle=False).split(same):
@@ -105,10 +105,10 @@ def test_tar_at_far_kfold_equals_the_literal_loop(data, far):
     np.testing.assert_allclose(result, [np.mean(tars), np.std(tars), np.mean(fars)])
 
 
-def test_tar_at_far_kfold_takes_the_end_of_a_plateau_and_zero_if_far_is_out_of_reach():
+def test_tar_at_far_kfold_on_a_plateau_and_with_unreachable_far():
     same = np.array([True, False, False] * 2)
     distances = np.array([1.5, 1.0, 3.9999, 1.5, 1.0, 3.9999])
-    # Half of the impostors lie below every threshold of the plateau 1.001 .. 3.999: the largest accepts 1.5.
+    # Half of the impostors are below every threshold of the plateau 1.001 .. 3.999; its largest accepts 1.5.
     assert v.tar_at_far_kfold(distances, same, 0.5, folds=2) == (1.0, 0.0, 0.5)
     assert v.tar_at_far_kfold(distances, same, 0.6, folds=2) == (0.0, 0.0, 0.0)
 
@@ -128,7 +128,7 @@ def test_roc_metrics_equal_the_literal_rules(data):
     for far in fars:
         gap = np.abs(reached - far)
         near = np.flatnonzero(gap == gap.min())
-        nearest.append(tar[near[-1]])  # the highest FAR and TAR of those equally near
+        nearest.append(tar[near[-1]])  # in a tie the highest FAR and TAR
     np.testing.assert_allclose(v.tar_at_far(scores, same, fars, "nearest"), nearest)
     expected = brentq(lambda far: 1 - far - np.interp(far, reached, tar), 0, 1) if tar[0] < 1 else 0
     assert v.equal_error_rate(scores, same) == pytest.approx(expected, abs=1e-9)
@@ -141,7 +141,7 @@ def test_tar_conventions_differ_by_hand():
     # FAR 0: 1/3; FAR 1/3: 2/3; FAR 2/3: 1.
     np.testing.assert_allclose(v.tar_at_far(scores, same, [0.3, 0.0], "nearest"), [2 / 3, 1 / 3])
     np.testing.assert_allclose(v.tar_at_far(scores, same, [0.3, 0.0], "conservative"), [1 / 3, 1 / 3])
-    np.testing.assert_allclose(v.tar_at_far(scores, same, [0.5], "nearest"), [1.0])  # 1/3 and 2/3 are equally near
+    np.testing.assert_allclose(v.tar_at_far(scores, same, [0.5], "nearest"), [1.0])  # 1/3 and 2/3 are tied
     assert v.equal_error_rate(scores, same) == pytest.approx(1 / 3)
     assert v.equal_error_rate([1, 2, 3, 4], [False, False, True, True]) == 0
     assert v.equal_error_rate([1, 1, 1, 1], [False, False, True, True]) == 0.5
@@ -150,7 +150,7 @@ def test_tar_conventions_differ_by_hand():
 def test_conservative_far_counts_are_exact_for_decimal_rates():
     scores = np.r_[np.arange(100) / 100, 0.705]
     same = np.r_[np.zeros(100, bool), True]
-    # The genuine pair needs exactly 29 of 100 impostors, and 0.29 * 100 is less than 29 in floating point.
+    # Accepting the genuine pair accepts exactly 29 of 100 impostors; 0.29 * 100 is below 29 in floating point.
     np.testing.assert_array_equal(v.tar_at_far(scores, same, [0.28, 0.29], "conservative"), [0.0, 1.0])
 
 
@@ -196,11 +196,11 @@ def test_leave_one_out_rank1(monkeypatch, block):
         if mates:
             hits.append(max(mates) > max(strangers))
     assert v.leave_one_out_rank1(embeddings, labels) == np.mean(hits)
-    assert v.leave_one_out_rank1(np.ones((4, 3)), [0, 0, 1, 1]) == 0  # a collapsed embedding finds nobody
+    assert v.leave_one_out_rank1(np.ones((4, 3)), [0, 0, 1, 1]) == 0  # a collapsed embedding has only ties
     assert v.leave_one_out_rank1([[1, 0], [2, 0], [0, 1]], [5, 5, 5]) == 1
 
 
-def test_flip_embedding_sums_before_it_normalises():
+def test_flip_embedding_normalises_the_sum():
     result = v.flip_embedding([[3.0, 0.0], [0.0, 0.0]], [[0.0, 1.0], [0.0, 0.0]])
     np.testing.assert_allclose(result, [[3 / math.sqrt(10), 1 / math.sqrt(10)], [0, 0]])
     assert v.xnorm([[3.0, 4.0]], [[0.0, 1.0]]) == 3.0
@@ -213,7 +213,7 @@ def test_distances():
     np.testing.assert_allclose(v.angular_distances([[0.0, 0.0]], [[1.0, 0.0]]), [0.5])
 
 
-def test_roc_is_that_of_scikit_learn():
+def test_roc_equals_scikit_learn():
     rng = np.random.default_rng(3)
     same = rng.random(200) < 0.3
     scores = rng.normal(size=200) + same
@@ -222,7 +222,7 @@ def test_roc_is_that_of_scikit_learn():
 
 
 @pytest.mark.parametrize(
-    ("call", "sentence"),
+    ("call", "message"),
     [
         (lambda: v.kfold_accuracy([1.0, np.nan], [0, 1], 2), "value nan at 1 is not finite"),
         (lambda: v.kfold_accuracy([1.0, 2.0], [0, 1, 1], 2), "expected two vectors of one length"),
@@ -241,6 +241,6 @@ def test_roc_is_that_of_scikit_learn():
         (lambda: v.flip_embedding(np.ones((3, 2)), np.ones((3, 1))), "expected twice"),
     ],
 )
-def test_bad_input_gets_a_sentence(call, sentence):
-    with pytest.raises(ValueError, match=sentence):
+def test_invalid_input_raises(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

@@ -1,4 +1,4 @@
-"""A file of the Basel model's layout, written here: a bumpy half cylinder with known bases."""
+"""Reader of the Basel Face Model, on a synthetic file in its format: a half cylinder with bumps and known bases."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -40,7 +40,7 @@ def read(files, **options):
     return from_bfm(*files[:2], landmarks68=tuple(range(68)), texture_size=48, **options)
 
 
-def test_shapes_span_what_the_file_spans(files):
+def test_shape_space_equals_that_of_the_file(files):
     face = read(files)
     assert face.mean_shape.shape == (COUNT, 3)
     for name in ("identity", "expression", "albedo"):
@@ -66,7 +66,7 @@ def test_triangles_face_outward_and_partners_mirror(files):
     np.testing.assert_allclose(mean[np.asarray(face.symmetry)], mean * [-1, 1, 1], atol=1e-5)
 
 
-def test_albedo_is_the_files_colour(files):
+def test_albedo_equals_the_colour_of_the_file(files):
     face = read(files)
     texture = model.albedo(face, jnp.zeros(1))
     drawn = np.asarray(face.albedo_mean).sum(-1) > 0
@@ -83,7 +83,7 @@ def test_a_trimmed_mesh(files, tmp_path):
     assert int(face.triangles.max()) == len(keep) - 1
 
 
-def test_wrong_files_are_said(files, tmp_path):
+def test_invalid_files_raise(files, tmp_path):
     (tmp_path / "no.mat").write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"no\.mat: not a readable MATLAB file"):
         from_bfm(tmp_path / "no.mat", files[1])

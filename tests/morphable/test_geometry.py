@@ -1,4 +1,4 @@
-"""Rotations, cameras, light, UV maps."""
+"""Rotations, cameras, lighting and UV maps."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from facejax.ops.sampling import bilinear_sample
 ANGLES = np.random.default_rng(0).uniform(-1.4, 1.4, (20, 3)).astype(np.float32)
 
 
-def test_euler_is_scipys_intrinsic_xyz_and_inverts():
+def test_euler_angles_equal_scipys_intrinsic_xyz_and_invert():
     matrices = rotation.from_euler(ANGLES)
     np.testing.assert_allclose(matrices, Rotation.from_euler("XYZ", ANGLES).as_matrix(), atol=1e-6)
     np.testing.assert_allclose(rotation.to_euler(matrices), ANGLES, atol=1e-4)
@@ -31,7 +31,7 @@ def test_3ddfa_convention():
     np.testing.assert_allclose(read, [-4.35, 43.79, -15.91], atol=0.01)
 
 
-def test_quaternions_and_six_numbers_invert():
+def test_quaternions_and_6d_rotations_invert():
     matrices = rotation.from_euler(ANGLES)
     quaternions = rotation.to_quaternion(matrices)
     np.testing.assert_allclose(rotation.from_quaternion(3 * quaternions), matrices, atol=1e-5)
@@ -85,7 +85,7 @@ def test_spherical_harmonics_are_orthonormal():
     np.testing.assert_allclose(4 * np.pi * (values @ values.T) / values.shape[1], np.eye(9), atol=0.03)
 
 
-def test_light_is_nearly_lambertian():
+def test_lighting_is_approximately_lambertian():
     light = lighting.directional_light(jnp.array([0.0, 0.0, 2.0]), jnp.ones(3), jnp.full(3, 0.2))
     angles = jnp.linspace(0, jnp.pi, 30)
     normals = jnp.stack([jnp.sin(angles), jnp.zeros(30), jnp.cos(angles)])
@@ -93,7 +93,7 @@ def test_light_is_nearly_lambertian():
     np.testing.assert_allclose(lighting.shade(normals, light)[0], expected, atol=0.1)
 
 
-def test_position_map_gives_points_back():
+def test_position_map_round_trip():
     grid = np.stack(np.meshgrid(np.linspace(0.05, 0.95, 9), np.linspace(0.05, 0.95, 9)), -1).reshape(-1, 2)
     a = (np.arange(8)[:, None] * 9 + np.arange(8)).ravel()
     triangles = np.concatenate([np.stack([a, a + 9, a + 1], -1), np.stack([a + 1, a + 9, a + 10], -1)])

@@ -1,4 +1,4 @@
-"""The procedural head: a sound mesh, sound bases, landmarks on the features, expressions that do what they say."""
+"""The procedural head: a valid mesh, valid bases, landmarks at the facial features, expressions with their effect."""
 
 import chex
 import numpy as np
@@ -25,7 +25,7 @@ def mean(head):
 
 
 def posed(head, name, strength=1.0):
-    """Vertices with one expression."""
+    """Vertices of one expression at full strength."""
     return np.asarray(morphable.shape(head, np.zeros(1), strength * head.expressions[name]))
 
 
@@ -62,8 +62,8 @@ def test_bases_are_orthonormal_and_ordered_by_variance(head):
         assert np.all(np.diff(np.asarray(std)) <= 0) and np.all(np.asarray(std) > 0)
 
 
-def test_identity_basis_holds_what_the_controls_do(head):
-    """Sampling the components has the controls' covariance: the total variance is that of the sculpted fields."""
+def test_identity_basis_has_the_variance_of_the_controls(head):
+    """The total variance of the components equals that of the displacement fields of the controls."""
     mesh = package.mesh()
     total = 0.0
     for name, sigma in package.SHAPE_CONTROLS.items():
@@ -99,7 +99,7 @@ def test_winding_is_counter_clockwise_outside(head, mean):
 
 
 def test_head_is_closed_at_the_back_and_below(head, mean):
-    """The only open edges of the skin are those of the eyes, of the mouth and of the seam at the back."""
+    """The only boundary edges of the skin are at the eyes, the mouth and the seam at the back."""
     triangles = np.asarray(head.triangles)
     skin = np.asarray(head.regions["skin"] | head.regions["neck"])
     triangles = triangles[skin[triangles].all(1)]
@@ -113,7 +113,7 @@ def test_head_is_closed_at_the_back_and_below(head, mean):
     assert np.all(eye | mouth | seam)
     rim = mean[np.unique(border[seam])]
     gaps = np.linalg.norm(rim[:, None] - rim[None], axis=-1) + np.eye(len(rim))
-    assert gaps.min(1).max() < 1e-6, "the seam gapes"
+    assert gaps.min(1).max() < 1e-6, "the seam is open"
 
 
 def test_mean_is_symmetric(head, mean):
@@ -128,7 +128,7 @@ def test_mean_is_symmetric(head, mean):
     np.testing.assert_allclose(posed(head, "wink_left")[partner], posed(head, "wink_right") * [-1, 1, 1], atol=1e-5)
 
 
-def test_landmarks68_lie_in_the_order_of_300w(head, mean):
+def test_landmarks68_have_the_order_of_300w(head, mean):
     p = mean[np.asarray(head.landmarks68)]
     assert len(np.unique(np.asarray(head.landmarks68))) == 68
     assert np.all(np.diff(p[:17, 0]) > 0) and p[8, 1] == p[:, 1].min() and abs(p[8, 0]) < 1e-6
@@ -144,7 +144,7 @@ def test_landmarks68_lie_in_the_order_of_300w(head, mean):
     assert np.all(p[49:54, 1] > p[61:64, 1].max()) and np.all(p[55:60, 1] < p[65:68, 1].min())
 
 
-def test_landmarks98_lie_in_the_order_of_wflw(head, mean):
+def test_landmarks98_have_the_order_of_wflw(head, mean):
     p = mean[np.asarray(head.landmarks98)]
     assert len(np.unique(np.asarray(head.landmarks98))) == 98
     assert np.all(np.diff(p[:33, 0]) > 0)
@@ -163,7 +163,7 @@ def test_landmarks98_lie_in_the_order_of_wflw(head, mean):
         assert np.isin(np.asarray(line), np.asarray(head.landmarks98)).all(), name
 
 
-def test_expressions_do_what_they_say(head, mean):
+def test_expressions_have_the_named_effect(head, mean):
     marks = np.asarray(head.landmarks68)
     rest = mean[marks]
 
@@ -192,8 +192,8 @@ def test_expressions_do_what_they_say(head, mean):
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.25, 0.5, 0.75, 1.0])
-def test_lids_sweep_over_the_eyeballs(head, strength):
-    """No part of a closing lid sinks into the ball."""
+def test_lids_stay_outside_the_eyeballs(head, strength):
+    """No vertex of a closing lid is inside the eyeball."""
     vertices = posed(head, "eyes_closed", strength)
     ball = vertices[np.asarray(head.landmarks98)[97]] - [0, 0, 0.15]
     mesh = package.mesh()
@@ -203,7 +203,7 @@ def test_lids_sweep_over_the_eyeballs(head, strength):
     assert lid.sum() > 60 and distance.min() > 0.1495
 
 
-def test_random_people_keep_a_face(head):
+def test_random_identities_keep_the_order_of_landmarks(head):
     p = people(head, 64)
     marks = p[:, np.asarray(head.landmarks68)]
     eyes, nose, mouth = marks[:, 36:48, 1], marks[:, 27:36, 1], marks[:, 48:68, 1]
@@ -239,12 +239,12 @@ def test_albedo(head):
     forehead = np.linalg.norm(np.asarray(head.mean_shape) - [0.2, 0.5, 0.65], axis=1) < 0.15
     skin = colour[:, forehead].mean(1)
     assert np.all(skin[:, 0] > skin[:, 2]), "skin is redder than blue"
-    assert skin.mean(1).std() > 0.05, "all people have one tone"
+    assert skin.mean(1).std() > 0.05, "all people have the same skin tone"
     pupils = colour[:, np.asarray(head.landmarks98)[96:]]
     assert pupils.max() < 0.15
 
 
-def test_seed_decides_the_bytes(head):
+def test_equal_seeds_give_equal_models(head):
     again = procedural.__wrapped__(albedo=3, texture_size=64)
     once_more = procedural.__wrapped__(albedo=3, texture_size=64)
     chex.assert_trees_all_equal(again, once_more)
@@ -254,11 +254,11 @@ def test_seed_decides_the_bytes(head):
 
 
 @pytest.mark.parametrize("argument", ["identity", "expression", "albedo"])
-def test_impossible_dimensions_are_named(argument):
+def test_too_many_dimensions_raise(argument):
     with pytest.raises(ValueError, match=f"procedural: {argument} is 1000, expected 1 to"):
         procedural(**{argument: 1000})
 
 
-def test_too_many_coefficients_are_refused(head):
+def test_too_many_coefficients_raise(head):
     with pytest.raises(ValueError, match="60 coefficients given, but the basis has 48"):
         morphable.shape(head, np.zeros(60, np.float32), np.zeros(1, np.float32))

@@ -8,7 +8,7 @@ from facejax.morphable.rasterizer import interpolate, rasterize, rasterize_batch
 
 
 def brute(vertices, triangles, height, width, cull):
-    """Every triangle against every pixel of its box, float64; also how near each pixel was to an edge or a tie."""
+    """Tests every triangle on every pixel of its box in float64; also returns each pixel's margin to an edge or tie."""
     v = vertices.astype(np.float64)
     winner = np.full((height, width), -1)
     depth = np.full((height, width), -np.inf)
@@ -64,7 +64,7 @@ def test_equals_brute_force(mesh, cull):
     np.testing.assert_array_equal(np.where(doubtful, -2, fragments.triangle), np.where(doubtful, -2, expected))
 
 
-def test_as_many_triangles_as_the_basel_face():
+def test_number_of_triangles_of_the_basel_face_model():
     vertices, triangles = sphere(220, 243, 64)
     triangles = triangles[:105_840]
     assert len(triangles) == 105_840
@@ -74,7 +74,7 @@ def test_as_many_triangles_as_the_basel_face():
     np.testing.assert_array_equal(np.where(doubtful, -2, fragments.triangle), np.where(doubtful, -2, expected))
 
 
-def test_interpolation_gives_positions_back_and_gradients_flow():
+def test_interpolated_positions_and_gradients():
     vertices, triangles = sphere(12, 17, 16)
 
     def picture(attributes, vertices):
@@ -102,7 +102,7 @@ def test_batch_equals_single():
         np.testing.assert_array_equal(together.triangle[i], alone.triangle)
 
 
-def test_a_full_work_list_is_said():
+def test_a_full_work_list_raises():
     vertices, triangles = sphere(10, 13, 32)
     fragments = rasterize(vertices, triangles, 32, 32, capacity=50)
     with pytest.raises(ValueError, match="work list is full"):

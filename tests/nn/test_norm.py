@@ -1,4 +1,4 @@
-"""AlexNet's response normalisation."""
+"""AlexNet's local response normalisation."""
 
 import jax.numpy as jnp
 import numpy as np

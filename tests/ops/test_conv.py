@@ -1,4 +1,4 @@
-"""The fast forms equal the native ones in values and gradients."""
+"""The fast forms and the native operations have equal values and gradients."""
 
 import chex
 import jax
@@ -118,12 +118,12 @@ def test_upsample_nearest():
     chex.assert_trees_all_close(ours, native, rtol=1e-6)
 
 
-def test_same_padding_is_tensorflows():
+def test_same_padding_equals_tensorflow():
     assert explicit_padding("SAME", (8, 9), (3, 3), (2, 2)) == ((0, 1), (1, 1))
     assert explicit_padding(1, (8, 8), (3, 3), (2, 2)) == ((1, 1), (1, 1))
 
 
-def test_bad_requests_are_said():
+def test_invalid_arguments_raise():
     with pytest.raises(ValueError, match="expected a number, two pairs or 'SAME'"):
         Conv(4, 3, padding="VALID").init(jax.random.key(0), jnp.zeros((1, 4, 4, 2)))
     with pytest.raises(ValueError, match=r"7 channels, kernel .* and 2 groups are inconsistent"):

@@ -10,7 +10,7 @@ from facejax.train import parallel
 
 @pytest.fixture(scope="module")
 def graph():
-    """Nine nodes: 7 and 8 have no edges; 0 has a self-loop; one edge is double, one is padding."""
+    """Nine nodes: 7 and 8 have no edges, 0 has a self-loop; one edge occurs twice, one is padding."""
     source = np.array([1, 2, 0, 3, 3, 4, 5, 6, 2, 5, 0])
     destination = np.array([0, 0, 0, 1, 1, 2, 3, 3, 6, 6, 8])
     weight = np.array([1.0, 2, 3, 1, 1, 0.5, 2, 1, 1, 4, 0])
@@ -62,7 +62,7 @@ def test_propagation_in_chunks_equals_the_dense_product(graph, chunk):
     np.testing.assert_allclose(*gradients, rtol=1e-4, atol=1e-5)
 
 
-def test_offsets_are_where_a_nodes_edges_lie(graph):
+def test_offsets_delimit_the_edges_of_each_node(graph):
     assert graphs.offsets(graph).tolist() == [0, 3, 5, 6, 8, 8, 8, 10, 10, 11]
     assert graphs.offsets(graphs.make_graph(np.zeros(0), np.zeros(0), 2)).tolist() == [0, 0, 0]
 
@@ -77,7 +77,7 @@ def draws(star):
     )
 
 
-def test_samples_do_not_repeat_and_are_neighbours(draws):
+def test_samples_are_distinct_neighbours(draws):
     found, mask = draws
     hub = np.sort(found[:, 0], axis=1)
     assert mask[:, 0].all()
@@ -86,7 +86,7 @@ def test_samples_do_not_repeat_and_are_neighbours(draws):
 
 
 def test_samples_are_uniform(draws):
-    """Every neighbour in 5 of 12 draws, every pair in 20 of 132: within five standard deviations."""
+    """Frequencies of neighbours (5 / 12) and pairs (20 / 132), within five standard deviations."""
     held = (draws[0][:, 0, :, None] == np.arange(1, 13)).any(1)
     p = 5 / 12
     np.testing.assert_allclose(held.mean(0), p, atol=5 * np.sqrt(p * (1 - p) / 3000))
@@ -95,12 +95,12 @@ def test_samples_are_uniform(draws):
     np.testing.assert_allclose(pairs, q, atol=5 * np.sqrt(q * (1 - q) / 3000))
 
 
-def test_equal_nodes_of_a_batch_draw_on_their_own(draws):
+def test_equal_nodes_of_a_batch_draw_independently(draws):
     first, last = np.sort(draws[0][:, 0]), np.sort(draws[0][:, 3])
-    assert (first == last).all(1).mean() < 0.01  # 1 of 792 by chance
+    assert (first == last).all(1).mean() < 0.01  # expected 1 / 792
 
 
-def test_few_neighbours_are_all_given_and_none_are_masked(draws, star):
+def test_few_neighbours_are_all_returned_and_padding_is_masked(draws, star):
     found, mask = draws
     assert (found[:, 1, 0] == 5).all() and (found[:, 1, 1:] == 13).all()
     assert (mask[:, 1] == [True, False, False, False, False]).all()
@@ -109,7 +109,7 @@ def test_few_neighbours_are_all_given_and_none_are_masked(draws, star):
     assert sorted(every[0].tolist()) == list(range(1, 13)) and there.all()
 
 
-def test_double_edges_are_two_neighbours_and_equal_keys_draw_alike(graph):
+def test_double_edges_are_two_neighbours_and_equal_keys_give_equal_draws(graph):
     starts, nodes = graphs.offsets(graph), jnp.array([1, 0])
     found = graphs.sample_neighbors(jax.random.key(0), graph, starts, nodes, 2)
     assert found[0][0].tolist() == [3, 3] and found[1].all()

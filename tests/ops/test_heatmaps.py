@@ -1,4 +1,4 @@
-"""Heat maps: loops in NumPy, hand-worked peaks, round trips, the flip test's shift."""
+"""Heatmaps: comparison with NumPy loops, hand-computed peaks, round trips, shift of the flip test."""
 
 import cv2
 import jax
@@ -13,7 +13,7 @@ TAYLOR = jax.jit(lambda maps: heatmaps.decode_taylor(maps, sigma=2.0))
 
 
 def brute_force(points, size, sigma, radius):
-    """Pixel by pixel."""
+    """Target maps by a loop over pixels."""
     maps, weights = np.zeros((*size, len(points))), np.zeros(len(points))
     for i, (x, y) in enumerate(points):
         x, y = np.floor(x + 0.5), np.floor(y + 0.5)
@@ -42,7 +42,7 @@ def test_targets_equal_the_definition(sigma, radius):
 
 def test_window_weight_and_visibility():
     maps, weights = drawn([[10, 10]] * 3, (21, 21), sigma=2, visible=jnp.array([1, 0, 1]))
-    assert np.count_nonzero(maps[..., 0]) == 13 * 13  # three sigma either way
+    assert np.count_nonzero(maps[..., 0]) == 13 * 13  # three sigma on either side
     np.testing.assert_array_equal(weights, [1, 0, 1])
     assert not maps[..., 1].any()
     far, weights = drawn([[-6, 3], [-7, 3]], (8, 8), sigma=2)
@@ -50,13 +50,13 @@ def test_window_weight_and_visibility():
     assert far[..., 0].max() > 0
 
 
-def test_centres_may_stay_between_pixels():
+def test_centres_without_rounding():
     maps, _ = drawn([[4.5, 3]], (8, 9), sigma=1, rounded=False)
     np.testing.assert_allclose(maps[3, 4:6, 0], np.exp(-0.125), rtol=1e-6)
     assert drawn([[4.5, 3]], (8, 9), sigma=1)[0][3, 5, 0] == 1
 
 
-def test_whole_points_come_back_and_others_within_half_a_pixel():
+def test_round_trip_is_exact_for_integers_and_within_half_a_pixel_otherwise():
     rng = np.random.default_rng(0)
     whole = rng.integers(0, 16, (5, 40, 2)).astype(np.float32)
     maps, _ = drawn(whole, (16, 16), sigma=2)
@@ -68,7 +68,7 @@ def test_whole_points_come_back_and_others_within_half_a_pixel():
     errors = {name: np.abs(found - between) for name, (found, _) in {
         "peak": heatmaps.peaks(maps), "shift": DECODE(maps), "taylor": TAYLOR(maps)
     }.items()}  # fmt: skip
-    inner = ((whole > 5) & (whole < 10)).all(-1)  # where smoothing meets no edge
+    inner = ((whole > 5) & (whole < 10)).all(-1)  # where the smoothing does not reach the edge
     assert errors["peak"].max() <= 0.501
     assert errors["shift"][inner].max() <= 0.251
     assert errors["taylor"][inner].max() < 0.01
@@ -77,7 +77,7 @@ def test_whole_points_come_back_and_others_within_half_a_pixel():
 def test_quarter_pixel_towards_the_higher_neighbour():
     maps = np.zeros((6, 7, 3), np.float32)
     maps[3, 2, 0], maps[3, 3, 0], maps[2, 2, 0] = 1, 0.5, 0.2
-    maps[3, 1, 1], maps[3, 2, 1] = 1, 0.5  # second column: not moved, unless the margin is 1
+    maps[3, 1, 1], maps[3, 2, 1] = 1, 0.5  # second column: shifted only with margin 1
     maps[4, 5, 2], maps[4, 4, 2] = 1, 0.5
     points, _ = DECODE(maps)
     np.testing.assert_allclose(points, [[2.25, 2.75], [1, 3], [4.75, 4]])
@@ -89,7 +89,7 @@ def test_quarter_pixel_towards_the_higher_neighbour():
     np.testing.assert_allclose(DECODE(last)[0][0], [6, 3])
 
 
-def test_ties_take_the_first_and_empty_maps_the_corner():
+def test_peaks_of_ties_and_empty_maps():
     maps = jnp.full((4, 5, 1), -1.0).at[1, 3].set(2).at[2, 0].set(2)
     np.testing.assert_array_equal(heatmaps.peaks(maps)[0], [[3, 1]])
     points, heights = DECODE(jnp.full((4, 5, 1), -0.5))
@@ -121,13 +121,13 @@ def test_taylor_equals_loops_over_opencv():
         expected.append(np.array([x, y]) + move)
     found = TAYLOR(maps)[0]
     near = np.abs(np.array(expected) - np.asarray(heatmaps.peaks(jnp.asarray(maps))[0])).max(1) < 20
-    assert near.sum() > 20  # the others are flat, where rounding decides
+    assert near.sum() > 20  # the other maps are flat, where rounding decides
     np.testing.assert_allclose(found[near], np.array(expected)[near], atol=2e-2)
     blurred = cv2.GaussianBlur(maps[..., 0], (11, 11), 0)
     np.testing.assert_allclose(heatmaps.blur(jnp.asarray(maps), 2.0, 5)[5:-5, 5:-5, 0], blurred[5:-5, 5:-5], rtol=1e-5)
 
 
-def test_vmap_and_leading_axes_agree():
+def test_vmap_equals_leading_axes():
     maps = jax.random.uniform(jax.random.key(0), (2, 3, 8, 9, 4))
     for decode in (heatmaps.decode, lambda m: heatmaps.decode_taylor(m, sigma=1.0)):
         points, heights = jax.jit(decode)(maps)
@@ -148,7 +148,7 @@ def test_flip_test():
     np.testing.assert_array_equal(moved[:, 0], maps[:, 0])
 
 
-def test_targets_of_the_mirrored_picture_lie_three_quarters_of_a_pixel_left():
+def test_flipped_targets_are_three_quarters_of_a_pixel_left():
     x = np.arange(20.0, 30.0)
     back = 16 - 1 - (64 - 1 - x) / 4
     np.testing.assert_allclose(x / 4 - back, 0.75)
@@ -167,7 +167,7 @@ def test_loss_and_its_gradient():
     np.testing.assert_allclose(gradient, weights[:, None, None] * (maps - targets) / 60, atol=1e-7)
 
 
-def test_bad_input_is_said():
+def test_invalid_input_raises():
     with pytest.raises(ValueError, match=r"points \(4, 3\), expected \[\.\.\., L, 2\]"):
         heatmaps.gaussian_maps(jnp.zeros((4, 3)), (8, 8), sigma=2)
     with pytest.raises(ValueError, match=r"visible \(3,\), expected \(4,\)"):

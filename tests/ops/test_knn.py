@@ -23,7 +23,7 @@ def features():
 @pytest.mark.parametrize("backend", ["cpu", "gpu"])
 @pytest.mark.parametrize(("k", "block"), [(1, 64), (7, 96), (3, 512), (40, 8192), (200, 64)])
 def test_exact_equals_brute_force(features, k, block, backend, monkeypatch):
-    """On the host and on the device."""
+    """On the host (NumPy) and on the device."""
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     found = knn.knn(features, k, block=block)
     ids, similarity = brute(features, k)
@@ -32,15 +32,15 @@ def test_exact_equals_brute_force(features, k, block, backend, monkeypatch):
     assert (found.ids[:, 0] == np.arange(500)).all()
 
 
-def test_two_stages_hold_all_winners():
+def test_two_stage_top_k_is_exact():
     values = jnp.asarray(np.random.default_rng(1).normal(size=(5, 1024)).astype(np.float32))
     top, index = knn._top(values, 20)
     np.testing.assert_array_equal(top, -np.sort(-np.asarray(values), axis=1)[:, :20])
     np.testing.assert_array_equal(np.take_along_axis(np.asarray(values), np.asarray(index), 1), top)
 
 
-def test_the_order_of_rows_does_not_matter():
-    """Rows sorted by cluster, so that the best come late, and a hub that is near to all."""
+def test_result_is_independent_of_the_row_order():
+    """Rows sorted by cluster, so the best candidates come late, and a hub close to all rows."""
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(20, 6)).repeat(30, 0) + 0.05 * rng.normal(size=(600, 6))
     rows[-1] = rows[:-1].mean(0)
@@ -49,26 +49,26 @@ def test_the_order_of_rows_does_not_matter():
     assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found.ids, ids)]) > 29.9
 
 
-def test_approximate_finds_most(features):
+def test_approximate_recall(features):
     found, (ids, _) = knn.knn(features, 10, method="approximate"), brute(features, 10)
     assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found.ids, ids)]) > 9
 
 
-def test_faiss_is_the_same_function(features):
+def test_faiss_equals_exact(features):
     pytest.importorskip("faiss")
     a, b = knn.knn(features, 5), knn.knn(features, 5, method="faiss")
     np.testing.assert_allclose(a.similarity, b.similarity, atol=1e-6)
     assert (a.ids == b.ids).mean() > 0.999
 
 
-def test_duplicates_keep_themselves_first():
+def test_duplicates_have_themselves_as_first_neighbour():
     found = knn.knn(np.ones((50, 4)), 3)
     assert (found.ids[:, 0] == np.arange(50)).all()
     assert (found.similarity == 1).all()
     assert all(len(set(row)) == 3 for row in found.ids)
 
 
-def test_bad_features_are_said(features):
+def test_invalid_input_raises(features):
     with pytest.raises(ValueError, match="k is 501: expected 1 to 500"):
         knn.knn(features, 501)
     with pytest.raises(ValueError, match="row 3 is not finite"):
@@ -79,7 +79,7 @@ def test_bad_features_are_said(features):
         knn.knn(features, 2, method="hnsw")
 
 
-def test_affinity_is_row_stochastic_with_maxima_of_both_directions(features):
+def test_affinity_is_row_stochastic_and_symmetrised_by_the_maximum(features):
     found = knn.knn(features, 6)
     graph = knn.affinity(found, 0.5)
     dense = np.zeros((500, 500))

@@ -1,4 +1,4 @@
-"""Writes of equal rows against a loop."""
+"""Scatter with repeated indices, compared with a loop."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.smoke
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_last_of_equal_rows_is_written(seed):
+def test_the_last_of_equal_indices_is_written(seed):
     rng = np.random.default_rng(seed)
     indices, rows = rng.integers(-2, 9, 20), rng.normal(size=(20, 3)).astype(np.float32)
     expected = np.zeros((7, 3), np.float32)

@@ -1,4 +1,4 @@
-"""Unit length: what is short, half precision, gradients, checks."""
+"""Normalisation: short rows, half precision, gradients, validation."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from facejax.ops.vectors import unit, unit_rows
 pytestmark = pytest.mark.smoke
 
 
-def test_rows_of_length_1():
+def test_rows_have_unit_length():
     rows = np.random.default_rng(0).normal(size=(3, 5, 7)).astype(np.float32)
     expected = rows / np.linalg.norm(rows.astype(np.float64), axis=-1, keepdims=True)
     np.testing.assert_allclose(unit(jnp.asarray(rows)), expected, rtol=1e-6)
@@ -18,7 +18,7 @@ def test_rows_of_length_1():
     np.testing.assert_allclose(unit(jnp.array([[3e-3, 4e-3]]), 1e-2), [[0.3, 0.4]], rtol=1e-6)
 
 
-def test_a_zero_row_stays_with_a_finite_slope():
+def test_a_zero_row_stays_zero_with_a_finite_gradient():
     for shortest in (1e-12, 1e-6):
         value, slope = jax.value_and_grad(lambda x, shortest=shortest: unit(x, shortest).sum())(jnp.zeros((1, 4)))
         assert value == 0
@@ -34,7 +34,7 @@ def test_precision():
     np.testing.assert_allclose(np.sum(unit_rows(rows) ** 2, 1), 1, rtol=1e-14)
 
 
-def test_bad_rows_are_said():
+def test_invalid_rows_raise():
     with pytest.raises(ValueError, match=r"features are \(3,\): expected \[N, D\]"):
         unit_rows(np.ones(3))
     with pytest.raises(ValueError, match="features: row 1 is not finite"):

@@ -1,4 +1,4 @@
-"""What the comparisons of whole networks with PyTorch share."""
+"""Helpers for the comparison of whole networks with PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ nn = torch.nn
 
 
 def randomized(net):
-    """Random weights and running averages, so that no layer is the identity by accident."""
+    """Random weights and running averages, so that no layer is the identity."""
     torch.manual_seed(0)
     for key, tensor in net.state_dict().items():
         if key.endswith("running_var"):
@@ -27,34 +27,34 @@ def randomized(net):
 
 
 def nchw(array):
-    """[N, H, W, C] -> a leaf in PyTorch's layout."""
+    """[N, H, W, C] -> a leaf tensor in PyTorch's layout."""
     return torch.tensor(np.ascontiguousarray(np.asarray(array).transpose(0, 3, 1, 2)), requires_grad=True)
 
 
 def numpy_nhwc(tensor):
-    """An array in our layout; what is no map stays."""
+    """Converts a tensor to an array; feature maps become [N, H, W, C]."""
     array = tensor.detach().numpy()
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
 def assert_near(ours, theirs, tolerance=1e-5, name=""):
-    """Equal to `tolerance` of the largest number."""
+    """Asserts equality up to `tolerance` times the largest absolute value."""
     theirs = np.asarray(theirs)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * max(1e-3, np.abs(theirs).max()), err_msg=name)
 
 
 def template(net, inputs):
-    """Shapes of a network's variables."""
+    """Shapes of the variables of a network."""
     return jax.eval_shape(lambda key: net.init(key, inputs, train=False), jax.random.key(0))
 
 
 def converted(state, rules, shapes):
-    """Variables from a state dict or from gradients under its names."""
+    """Variables from a state dict, or from gradients with the same names."""
     return convert({name: np.asarray(tensor).copy() for name, tensor in state.items()}, rules, shapes)
 
 
 def keep_biased_variances(net):
-    """From now on running variances move towards the batch's biased variance, as Flax's do."""
+    """Makes PyTorch's running variances use the biased batch variance, as in Flax."""
 
     def correct(layer, inputs, _):
         if layer.training:
@@ -67,14 +67,14 @@ def keep_biased_variances(net):
 
 
 def assert_equal_training(ours, theirs, images, rules, *, outputs, inputs, params, statistics):
-    """A step of training: outputs, gradients of the sum of their sines, and the batch norms' moved averages.
+    """Compares a training step: outputs, gradients of the sum of their sines, and updated running averages.
 
     Args:
-      ours, theirs: networks of one output or a list of them; theirs is changed.
+      ours, theirs: networks with one output or a list of outputs; modifies theirs.
       images: [N, H, W, C].
-      rules: from the names of theirs to ours.
-      outputs, inputs, params, statistics: how far these may differ, as a share of the largest number; all gradients of
-        parameters share one largest number.
+      rules: mapping from the names of theirs to ours.
+      outputs, inputs, params, statistics: tolerances relative to the largest absolute value (for parameter gradients,
+        the largest of all).
     """
     shapes = template(ours, images)
     variables = converted(theirs.state_dict(), rules, shapes)

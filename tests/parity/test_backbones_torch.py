@@ -1,4 +1,4 @@
-"""Backbones and shared layers against PyTorch's, with the same weights: values, gradients and batch statistics."""
+"""Backbones and shared layers compared with PyTorch, with equal weights: values, gradients and batch statistics."""
 
 import chex
 import jax
@@ -113,7 +113,7 @@ def test_prelu():
     )
 
 
-def test_batch_norm_moves_its_averages_alike():
+def test_batch_norm_updates_running_averages_as_pytorch():
     x, scale, bias, mean, var = normal(4, 3, 3, 5), normal(5), normal(5), normal(5), normal(5) ** 2
     theirs = torch.nn.BatchNorm2d(5)
     for target, value in zip(
@@ -134,7 +134,7 @@ def test_batch_norm_moves_its_averages_alike():
 
 
 def paired(name):
-    """(ours, PyTorch's, rules from its names to ours) at small sizes, PyTorch's weights all random."""
+    """(ours, PyTorch's with random weights, rules from its names to ours) at small sizes."""
     if name == "iresnet":
         ours = iresnet.IResNet((1, 2, 1, 1), (8, 8, 16, 16), 12)
         theirs = torch_recognition.IResNet((1, 2, 1, 1), (8, 8, 16, 16), 12, size=48)
@@ -171,7 +171,7 @@ def test_weights_are_read_from_files(name, legacy, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "count"), [("iresnet50", 43_590_848), ("iresnet100", 65_156_160)])
-def test_the_reference_has_the_published_size(name, count):
+def test_reference_has_the_published_parameter_count(name, count):
     with torch.device("meta"):
         net = torch_recognition.IResNet(torch_recognition.DEPTHS[name])
     assert sum(p.numel() for p in net.parameters()) == count

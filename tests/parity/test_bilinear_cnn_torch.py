@@ -1,4 +1,4 @@
-"""VGG and bilinear pooling beside PyTorch modules, written here from the layer lists."""
+"""VGG and bilinear pooling compared with PyTorch modules built here from the layer lists."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def trunk(depths, widths):
 
 
 class SignedRoot(torch.autograd.Function):
-    """The authors' rule: the exact root, and 0.5 / sqrt(|x| + eps) for its slope."""
+    """The authors' rule: the exact root, with the derivative 0.5 / sqrt(|x| + eps)."""
 
     @staticmethod
     def forward(context, x):

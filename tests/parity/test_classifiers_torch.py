@@ -1,6 +1,6 @@
-"""MobileNet, Inception and VGG-16 against PyTorch modules written from the papers' tables, with equal random weights.
+"""MobileNet, Inception and VGG-16 compared with PyTorch modules from the papers' tables, with equal random weights.
 
-The modules have torchvision's names, so that the rules for its published weights are tested too.
+The modules use torchvision's names, which also tests the mapping of its published weights.
 """
 
 import jax
@@ -24,7 +24,7 @@ def conv_norm(a, b, kernel, stride=1, padding=0, groups=1, activation=nn.ReLU6, 
 
 
 class MobileNetV1(nn.Module):
-    """Table 1 of V1, at a quarter of its width."""
+    """Table 1 of V1 at width 0.25."""
 
     def __init__(self, classes):
         super().__init__()
@@ -64,7 +64,7 @@ class Bottleneck(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Table 2 of V2, at half its width; channels to multiples of eight."""
+    """Table 2 of V2 at width 0.5; channels are rounded to multiples of eight."""
 
     def __init__(self, classes):
         super().__init__()
@@ -83,7 +83,7 @@ class MobileNetV2(nn.Module):
 
 
 class Basic(nn.Module):
-    """Convolution, batch norm, ReLU, as the Inception networks stack them; other paddings than 0 keep the size."""
+    """Convolution, batch norm, ReLU of the Inception networks; nonzero padding keeps the size."""
 
     def __init__(self, a, b, kernel, stride=1, same=True):
         super().__init__()
@@ -96,7 +96,7 @@ class Basic(nn.Module):
 
 
 class Biased(nn.Module):
-    """Convolution with a bias, ReLU; called as `Basic` is."""
+    """Convolution with bias, ReLU; same signature as `Basic`."""
 
     def __init__(self, a, b, kernel, stride=1):
         super().__init__()
@@ -137,7 +137,7 @@ class Side(nn.Module):
 
 
 class GoogLeNet(nn.Module):
-    """Table 1 of GoogLeNet at a quarter of its width, no dropout: the paper's, or torchvision's with batch norm."""
+    """Table 1 of GoogLeNet at width 0.25 without dropout: the paper's, or torchvision's with batch norm."""
 
     def __init__(self, classes, paper):
         super().__init__()
@@ -177,7 +177,7 @@ def googlenet_paper_rules():
 
 
 class BNModule(nn.Module):
-    """A row of the BN paper's Fig. 5; without 1x1 convolutions it has stride 2, padded as "SAME" pads even maps."""
+    """A row of the BN paper's Fig. 5; without 1x1 convolutions it has stride 2, padded like "SAME" on even maps."""
 
     def __init__(self, a, ones, reduce3, threes, reduce33, pairs, kind, pool):
         super().__init__()
@@ -212,7 +212,7 @@ BN_ROWS = {
 
 
 class BNInception(nn.Module):
-    """Fig. 5 of the BN paper, its first layer separable, at a quarter of its width, without dropout."""
+    """Fig. 5 of the BN paper, with a separable first layer, at width 0.25, without dropout."""
 
     def __init__(self, classes):
         super().__init__()
@@ -249,7 +249,7 @@ def bn_inception_rules():
 
 
 class V3Module(nn.Module):
-    """Branches of named layers (name, channels, kernel); the last name may stand for a pair side by side."""
+    """Branches of named layers (name, channels, kernel); the last name may be a pair of parallel layers."""
 
     def __init__(self, a, branches, pool, stride=1):
         super().__init__()
@@ -278,7 +278,7 @@ class V3Module(nn.Module):
 
 
 def v3_rows():
-    """Figs. 5 to 7 and 10 of V3, at an eighth of its widths."""
+    """Figs. 5 to 7 and 10 of V3, at 1/8 of the widths."""
 
     def thirty_five(pool):
         double = [("branch3x3dbl_1", 8, 1), ("branch3x3dbl_2", 12, 3), ("branch3x3dbl_3", 12, 3)]
@@ -312,7 +312,7 @@ def v3_rows():
 
 
 class InceptionV3(nn.Module):
-    """Table 1 of V3, at an eighth of its width, without dropout."""
+    """Table 1 of V3 at width 1/8, without dropout."""
 
     def __init__(self, classes):
         super().__init__()
@@ -338,7 +338,7 @@ class InceptionV3(nn.Module):
 
 
 class VGG16(nn.Module):
-    """Configuration D, narrow but in its last maps, which are 2 x 2."""
+    """Configuration D, narrow except for its last maps, which are 2 x 2."""
 
     def __init__(self, classes):
         super().__init__()
@@ -396,14 +396,14 @@ NETWORKS = ["mobilenet_v1", "mobilenet_v2", "googlenet", "googlenet_paper", "bn_
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_classifier(name):
-    """Tested: scores with running statistics. Trained: scores, side classifiers', moved averages and all gradients.
+    """Compares evaluation scores, and a training step: scores of all classifiers, running averages and gradients.
 
-    In double precision: few numbers a channel make batch statistics touchy, and rounding moves rectifiers.
+    Uses double precision: with few values per channel, batch statistics and ReLU signs are sensitive to rounding.
     """
     with jax.enable_x64(True):
         ours, theirs, rules, size = paired(name)
         ours, theirs = ours.clone(dtype=jnp.float64), theirs.double()
-        loudness = 100 if name == "googlenet_paper" else 1  # response normalisation is made for 0..255 less the mean
+        loudness = 100 if name == "googlenet_paper" else 1  # response normalisation expects 0..255 minus the mean
         images = loudness * np.random.default_rng(0).uniform(-1, 1, (4, size, size, 3))
         variables = converted(theirs.state_dict(), rules, template(ours, images))
         tested = jax.jit(lambda v: ours.apply(v, images, train=False))(variables)

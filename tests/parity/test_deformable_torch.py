@@ -1,4 +1,4 @@
-"""Deformable convolution beside one built here from PyTorch's grid_sample: values and gradients, v1 and v2."""
+"""Deformable convolution compared with one built from PyTorch's grid_sample: values and gradients, v1 and v2."""
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,10 @@ pytestmark = pytest.mark.parity
 
 
 def deform_conv2d_torch(x, offset, kernel, mask=None, *, stride, padding, dilation, groups, boundary="zero"):
-    """The layout of `deform_conv2d`; grid_sample surrounds the image by zeros, as boundary "zero" does.
+    """Reference with the layout of `deform_conv2d`; grid_sample pads with zeros, as boundary "zero" does.
 
     Args:
-      x: [N, H, W, C] tensor, like the others.
+      x: [N, H, W, C] tensor; the other inputs are tensors too.
       stride, dilation: (vertical, horizontal).
       padding: ((top, bottom), (left, right)).
     """

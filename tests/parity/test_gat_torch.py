@@ -1,4 +1,4 @@
-"""GATLayer beside torch_geometric's GATConv, values and gradients."""
+"""GATLayer compared with torch_geometric's GATConv: values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,17 @@ torch = pytest.importorskip("torch", reason="needs the parity extra")
 pyg = pytest.importorskip("torch_geometric.nn", reason="needs torch_geometric")
 pytestmark = pytest.mark.parity
 
-NODES = 9  # the last two have no edges but their own
+NODES = 9  # the last two have only their self-loops
 
 
 @pytest.mark.parametrize("concat", [True, False])
 @pytest.mark.parametrize("duplicates", [False, True])
 def test_values_attention_and_gradients(concat, duplicates):
     rng = np.random.default_rng(0)
-    edges = np.concatenate([rng.integers(0, NODES - 2, (2, 20)), [[4, 4], [4, 4]]], 1)  # with self-loops, one twice
-    if duplicates:  # kept, as GATConv keeps them; self-loops are replaced by one each in both
+    edges = np.concatenate(
+        [rng.integers(0, NODES - 2, (2, 20)), [[4, 4], [4, 4]]], 1
+    )  # with self-loops, one of them twice
+    if duplicates:  # GATConv keeps duplicates; both replace self-loops by one per node
         edges = np.concatenate([edges, edges[:, :6]], 1)
         plain = edges[:, edges[0] != edges[1]]
         graph = graphs.make_graph(*graphs.add_self_loops(*plain, NODES), NODES)

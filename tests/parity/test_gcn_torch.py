@@ -12,7 +12,7 @@ pytestmark = pytest.mark.parity
 
 
 def test_layer_equals_gcnconv_in_values_and_gradients():
-    """A graph with a node without neighbours and an edge given twice; PyG adds the self-loops itself."""
+    """A graph with an isolated node and a duplicate edge; PyG adds the self-loops itself."""
     rng = np.random.default_rng(0)
     source, destination = graphs.undirected(rng.integers(0, 14, 40), rng.integers(0, 14, 40))
     source, destination = np.r_[source, source[:1]], np.r_[destination, destination[:1]]

@@ -1,4 +1,4 @@
-"""Aggregators and GCN's propagation beside torch_geometric's layers and PyTorch's LSTM, on awkward graphs."""
+"""Aggregators and GCN propagation compared with torch_geometric and PyTorch's LSTM, on graphs with special cases."""
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ NODES, FEATURES, WIDTH = 9, 5, 3
 
 @pytest.fixture(scope="module")
 def edges():
-    """Directed; 7 and 8 have none, 0 and 3 a loop, one edge is double and one triple."""
+    """Directed edges; 7 and 8 have none, 0 and 3 have self-loops, one edge occurs twice and one three times."""
     source = np.array([0, 1, 2, 3, 3, 4, 4, 4, 5, 6, 1, 2, 6])
     destination = np.array([0, 0, 1, 3, 2, 2, 2, 2, 3, 3, 4, 5, 6])
     return np.append(source, 1), np.append(destination, 0)
@@ -35,7 +35,7 @@ def every_neighbor(source, destination):
 
 
 def ours(name, block, features, params):
-    """Values, and the gradients of a weighted sum of cosines in parameters and features."""
+    """Values, and gradients of a weighted sum of cosines with respect to parameters and features."""
     layer = graphsage.AGGREGATORS[name](WIDTH, FEATURES)
     weights = jnp.arange(1.0, NODES + 1)[:, None]
     apply = lambda p, x: layer.apply({"params": p}, x, block)  # noqa: E731
@@ -57,7 +57,7 @@ def close(a, b):
 
 @pytest.mark.parametrize(("name", "aggregation"), [("mean", "mean"), ("maxpool", "max"), ("meanpool", "mean")])
 def test_sage(edges, features, name, aggregation):
-    """PyG adds the two halves that we join: here its own half is taken off, and both are joined."""
+    """PyG adds the two halves that we concatenate; the reference subtracts its self half, then concatenates."""
     torch.manual_seed(0)
     pooled = name != "mean"
     theirs = layers.SAGEConv(FEATURES, WIDTH, aggregation, project=pooled, bias=False)
@@ -93,7 +93,7 @@ def test_gcn_aggregator_is_the_mean_with_a_loop_added(edges, features):
 
 
 def test_lstm_aggregator(edges, features):
-    """PyTorch orders the gates input, forget, cell, output and has two biases."""
+    """PyTorch has gate order input, forget, cell, output, and two biases."""
     torch.manual_seed(0)
     lstm, near, own = torch.nn.LSTM(FEATURES, FEATURES), *(torch.nn.Linear(FEATURES, WIDTH, False) for _ in range(2))
     block = every_neighbor(*edges)
@@ -128,7 +128,7 @@ def test_lstm_aggregator(edges, features):
 
 @pytest.mark.parametrize("undirected", [True, False])
 def test_gcn_propagation(edges, features, undirected):
-    """PyG gives a node that has a loop no second one: ours are added to a graph without loops."""
+    """PyG adds no second self-loop to a node; ours are added to a graph without self-loops."""
     torch.manual_seed(0)
     source, destination = graphs.undirected(*edges) if undirected else edges
     source, destination = source[source != destination], destination[source != destination]

@@ -1,4 +1,4 @@
-"""HRNet beside PyTorch modules, written here from the layer lists under the published names."""
+"""HRNet compared with PyTorch modules built here from the layer lists, with the published names."""
 
 import jax
 import jax.numpy as jnp
@@ -129,7 +129,7 @@ def test_classifier_from_its_file(tmp_path):
 
 
 def test_exchange_alone():
-    """Three branches in, all or the finest out."""
+    """Three input branches; all, or only the finest, as output."""
     widths = [4, 8, 16]
     maps = [
         np.random.default_rng(i).normal(size=(2, 8 >> i, 12 >> i, w)).astype(np.float32) for i, w in enumerate(widths)

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.parity
 
 
 def torch_loss(features, centres, labels, kind, magnitudes, scale):
-    """The paper's formulas with the addition theorem, as the reference computes them."""
+    """The paper's formulas with the angle addition theorem, as in the reference."""
     lower, upper, least, most, lambda_g = magnitudes
     length = features.norm(dim=1).clamp(lower, upper)
     margin = (most - least) / (upper - lower) * (length - lower) + least
@@ -36,7 +36,7 @@ def test_losses_and_gradients(kind, magnitudes):
     theirs.sum().backward()
     lengths = np.linalg.norm(features, axis=1)
     true = np.sum(features * centres[labels], 1)
-    assert (lengths < 10).any() and (lengths > 110).any() and (true < 0).any()  # every branch is met
+    assert (lengths < 10).any() and (lengths > 110).any() and (true < 0).any()  # the data covers every branch
 
     def total(features, centres):
         losses = magface.magface_loss(features, centres, jnp.asarray(labels), kind=kind, magnitudes=magnitudes)

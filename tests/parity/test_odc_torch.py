@@ -1,4 +1,4 @@
-"""ODC's neck and weighted loss beside PyTorch's layers."""
+"""ODC's neck and weighted loss compared with PyTorch."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def test_neck_equals_torch_in_training_with_gradients():
 
 
 def test_weighted_loss_equals_torch():
-    """The step's form: losses times weights, over the mean weight of the batch."""
+    """The form in the training step: losses times weights, divided by the mean weight of the batch."""
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(20, 4)).astype(np.float32), rng.integers(0, 4, 20)
     memory = odc.Memory(jnp.zeros((9, 1)), jnp.array([0, 0, 0, 0, 1, 1, 2, 3, 3]), jnp.zeros((4, 1)))

@@ -1,6 +1,6 @@
-"""ResNet against a PyTorch module written from the paper's tables, with the same random weights.
+"""ResNet compared with a PyTorch module from the paper's tables, with equal random weights.
 
-The module has torchvision's names, so that the rules for its published weights are tested too.
+The module uses torchvision's names, which also tests the mapping of its published weights.
 """
 
 import jax
@@ -18,7 +18,7 @@ nn, F = torch.nn, torch.nn.functional
 
 
 class Block(nn.Module):
-    """Convolutions of (outputs, kernel, stride), all 3x3 dilated, beside an identity or a 1x1 of the whole stride."""
+    """Convolutions of (outputs, kernel, stride), all 3x3 dilated, with an identity or strided 1x1 shortcut."""
 
     def __init__(self, inputs, plan, dilation):
         super().__init__()
@@ -41,7 +41,7 @@ class Block(nn.Module):
 
 
 class Reference(nn.Module):
-    """Table 1 of the paper; `kind` is of its blocks, and the last stage can dilate by 2 instead of its stride."""
+    """Table 1 of the paper; `kind` selects the blocks; the last stage can use dilation 2 instead of stride 2."""
 
     def __init__(self, kind, depths, widths, classes, dilated):
         super().__init__()
@@ -74,9 +74,9 @@ class Reference(nn.Module):
 @pytest.mark.parametrize("output_stride", [32, 16])
 @pytest.mark.parametrize("kind", ["basic", "v1.5", "v1"])
 def test_resnet(kind, output_stride, tmp_path):
-    """Tested: scores and maps from a file of weights. Trained: scores, moved averages and every gradient.
+    """Compares evaluation scores and maps, with weights from a file; and a training step with all gradients.
 
-    In double precision: few numbers a channel make batch statistics touchy, and rounding moves rectifiers.
+    Uses double precision: with few values per channel, batch statistics and ReLU signs are sensitive to rounding.
     """
     depths, widths, classes = (1, 1, 1, 2), (8, 12, 16, 24), 5
     ours = resnet.ResNet(
@@ -89,7 +89,7 @@ def test_resnet(kind, output_stride, tmp_path):
         dtype=jnp.float64,
     )
     theirs = randomized(Reference(kind, depths, widths, classes, output_stride == 16)).double()
-    images = np.random.default_rng(0).normal(size=(2, 50, 79, 3))  # every stride of 2 meets an odd and an even side
+    images = np.random.default_rng(0).normal(size=(2, 50, 79, 3))  # every stride of 2 has an odd and an even side
     with jax.enable_x64(True):
         torch.save(theirs.state_dict(), tmp_path / "resnet.pt")
         shapes = template(ours, images)

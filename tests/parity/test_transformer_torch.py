@@ -88,7 +88,7 @@ def test_layers_and_their_gradients(cross, pre_norm):
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
-def test_the_whole_and_the_gradient_of_its_embeddings(pre_norm):
+def test_whole_model_and_gradient_of_its_embeddings(pre_norm):
     rng = np.random.default_rng(0)
     net = transformer.Transformer(13, WIDTH, HEADS, HIDDEN, 2, 0.0, pre_norm=pre_norm, bias=True)
     source, target = rng.integers(3, 13, (3, 7)), rng.integers(3, 13, (3, 5))

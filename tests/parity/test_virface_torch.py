@@ -10,7 +10,7 @@ pytestmark = pytest.mark.parity
 
 
 def torch_losses(features, centres, labels, unlabelled, samples):
-    """Both losses as the reference computes them: addition theorem, everything kept, draws one after another."""
+    """Both losses as in the reference: angle addition theorem, all virtual classes in use, a loop over samples."""
     unit = torch.nn.functional.normalize
     classes = torch.cat([unit(centres), unit(unlabelled)])
     fixed = torch.cat([unit(centres), unit(unlabelled).detach()])

@@ -57,7 +57,7 @@ def test_gradient_is_finite_at_the_ends_of_the_cosine():
     assert np.isfinite(zero).all()
 
 
-def test_easy_margin_goes_on_falling():
+def test_easy_margin_is_monotonic():
     cosine = jnp.cos(jnp.linspace(0.01, jnp.pi - 0.01, 200))
     guarded = arcface.target_cosine(cosine, ARCFACE, easy=True)
     assert (np.diff(guarded) < 0).all()
@@ -147,7 +147,7 @@ def test_chunked_equals_dense(problem, chunk, grad_mode):
     )
 
 
-def test_chunked_keeps_no_logits_in_memory():
+def test_chunked_allocates_no_full_logits():
     n, c, d = 64, 20_000, 16
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((n, d), (c, d))]
     labels = jnp.zeros(n, jnp.int32)
@@ -162,7 +162,7 @@ def test_chunked_keeps_no_logits_in_memory():
 
 
 def sharded(problem, kind, rate=1.0, classes=21):
-    """Loss and gradients over eight devices, with centres padded to a multiple of eight."""
+    """Loss and gradients on eight devices, with centres padded to a multiple of eight."""
     features, centres, labels = problem
     padded = jnp.concatenate([centres, 100 * jnp.ones((-len(centres) % 8, centres.shape[1]))])
 
@@ -204,7 +204,7 @@ def test_sharded_equals_dense(problem, kind):
     np.testing.assert_array_equal(sharded_d_centres[21:], 0)
 
 
-def test_sampled_loss_is_below_the_full_one_and_leaves_other_centres_alone():
+def test_sampled_loss_is_below_the_full_one_with_zero_gradients_elsewhere():
     rng = np.random.default_rng(1)
     problem = (
         jnp.asarray(rng.normal(size=(8, 8)), jnp.float32),
@@ -219,7 +219,7 @@ def test_sampled_loss_is_below_the_full_one_and_leaves_other_centres_alone():
     assert touched[np.asarray(problem[2])].all()
 
 
-def test_sampled_classes_hold_the_batch_once_each():
+def test_sampled_classes_contain_each_class_of_the_batch_once():
     labels = jnp.array([3, 3, 40, -5, 99, 100, 7])
     classes = np.asarray(arcface.sample_classes(jax.random.key(0), labels, 100, 0.2))
     assert len(classes) == len(set(classes)) == 20
@@ -263,7 +263,7 @@ def test_half_precision_is_computed_in_float32(problem, dtype, grad_mode):
         chex.assert_tree_all_finite(gradients)
 
 
-def test_bad_shapes_are_said():
+def test_shape_mismatch_raises():
     with pytest.raises(ValueError, match=r"features \(4, 3\), centres \(5, 2\) and labels \(4,\), expected"):
         arcface.margin_softmax_loss(jnp.ones((4, 3)), jnp.ones((5, 2)), jnp.zeros(4, jnp.int32))
     with pytest.raises(ValueError, match=r"expected \[N, C\] and \[N\]"):
@@ -273,7 +273,7 @@ def test_bad_shapes_are_said():
 
 
 @pytest.mark.parametrize("margins", [(1.0, 0.5), Margins(angle=np.ones(5)), Margins(angle=np.ones((4, 1)))])
-def test_bad_margins_are_said(margins):
+def test_invalid_margins_raise(margins):
     with pytest.raises(ValueError, match=r"expected three, each \(\) or \(4,\)"):
         arcface.target_cosine(jnp.ones(4), margins)
 
@@ -285,7 +285,7 @@ def test_plain_tuples_are_margins():
     )
 
 
-def test_bad_options_are_said(problem):
+def test_invalid_options_raise(problem):
     with pytest.raises(ValueError, match=r"grad_mode 'exakt', expected one of \('exact', 'straight_through'\)"):
         arcface.margin_softmax_loss(*problem, grad_mode="exakt")
     with pytest.raises(ValueError, match="chunk 0, expected at least 1"):

@@ -32,7 +32,7 @@ def test_golden_labels():
 
 
 @pytest.mark.parametrize("groups", [1, 3, 32])
-def test_normalized_probabilities_are_even_in_the_mean(groups):
+def test_normalized_probabilities_have_a_uniform_mean(groups):
     p = jax.nn.softmax(3 * jax.random.normal(jax.random.key(0), (50, groups)) + jnp.arange(groups))
     even = groupface.normalized_probabilities(p, p.mean(0))
     np.testing.assert_allclose(even.mean(0), 1 / groups, rtol=1e-5)
@@ -43,7 +43,7 @@ def test_normalized_probabilities_are_even_in_the_mean(groups):
     np.testing.assert_array_equal(groupface.self_distributed_labels(p, uniform), jnp.argmax(p, 1))
 
 
-def test_a_bias_that_makes_the_greatest_probability_collapse_is_taken_out():
+def test_normalisation_removes_a_bias_that_collapses_argmax():
     rng = np.random.default_rng(0)
     p = np.clip(0.7 + 0.05 * rng.normal(size=400), 0.51, 1)
     p = jnp.asarray(np.stack([p, 1 - p], 1))
@@ -52,7 +52,7 @@ def test_a_bias_that_makes_the_greatest_probability_collapse_is_taken_out():
     assert 0.4 < share < 0.6
 
 
-def test_the_window_holds_the_newest_means():
+def test_the_window_contains_the_newest_means():
     rng = np.random.default_rng(1)
     means = rng.dirichlet(np.ones(3), 7).astype(np.float32)
     window = jnp.zeros((4, 3))
@@ -65,7 +65,7 @@ def test_the_window_holds_the_newest_means():
     assert not gradient.any()
 
 
-def test_soft_of_one_hot_is_hard_and_hard_takes_the_best():
+def test_soft_with_one_hot_equals_hard_and_hard_selects_the_best():
     rng = np.random.default_rng(0)
     branches, p = rng.normal(size=(6, 4, 5)).astype(np.float32), rng.dirichlet(np.ones(4), 6).astype(np.float32)
     soft = groupface.combine(branches, p, "soft")
@@ -80,7 +80,7 @@ def test_soft_of_one_hot_is_hard_and_hard_takes_the_best():
 
 
 class Small(nn.Module):
-    """A backbone that compiles quickly, with an IResNet's names; batch statistics may be shared over the devices."""
+    """A backbone that compiles quickly, with the names of an IResNet; can share batch statistics over devices."""
 
     embedding_size: int
     dropout: float = 0.0
@@ -100,7 +100,7 @@ def images():
 
 
 @pytest.mark.parametrize("ensemble", ["soft", "hard"])
-def test_the_network_is_its_parts(images, ensemble):
+def test_the_network_equals_its_parts(images, ensemble):
     net = groupface.GroupFace(Small(16), 3, 7, (6, 4), ensemble)
     variables = net.init(jax.random.key(1), images, train=False)
     found = net.apply(variables, images, train=False)
@@ -127,7 +127,7 @@ def test_the_network_is_its_parts(images, ensemble):
     np.testing.assert_allclose(found.decision, x, rtol=1e-4, atol=1e-5)
 
 
-def test_one_group_is_certain(images):
+def test_one_group_has_probability_one(images):
     net = groupface.GroupFace(Small(16), 1, 7, (6, 4))
     variables = net.init(jax.random.key(1), images, train=False)
     soft = net.apply(variables, images, train=False)
@@ -146,9 +146,9 @@ def test_group_aware_similarity_by_hand():
 
 
 def full_size(groups):
-    """Layer by layer: the trunk to the flattened map, the shared feature with its batch norm, branches, decision."""
+    """Parameters by layer: trunk up to the flattened map, shared feature, branches, decision network."""
     convolutions = 65_155_648 - (25_088 * 512 + 512) - 512
-    shared = 25_088 * 4096 + 4096 + 4096  # dense, and the batch norm's bias
+    shared = 25_088 * 4096 + 4096 + 4096  # dense layer and bias of the batch norm
     branches = (1 + groups) * (4096 * 512 + 512)
     decision = (512 * 256 + 256 + 256) + (256 * 256 + 256 + 256) + (256 * groups + groups)
     return convolutions + shared + branches + decision
@@ -159,7 +159,7 @@ def test_parameters_at_full_size(groups):
     net = groupface.GroupFace(iresnet.iresnet100(embedding_size=4096), groups)
     variables = jax.eval_shape(lambda key: net.init(key, jnp.zeros((1, 112, 112, 3)), train=False), jax.random.key(0))
     assert count(variables["params"]) == full_size(groups)
-    assert full_size(32) - full_size(0) == 32 * (4096 * 512 + 512) + 32 * 257  # 67.1 million in the branches
+    assert full_size(32) - full_size(0) == 32 * (4096 * 512 + 512) + 32 * 257  # branches and decision layer
 
 
 @pytest.fixture(autouse=True)
@@ -194,7 +194,7 @@ def test_smoke_and_packs(photographs, pack, tmp_path):
     assert set(report.metrics) == {"mine_accuracy", "mine_accuracy_group_aware"}
 
 
-def test_without_groups_it_is_arcface():
+def test_without_groups_equals_arcface():
     config = smoke("", "arcface")
     settings = arcface.get_config()
     for part in ("data", "loss", "optim", "train"):
@@ -223,7 +223,7 @@ def steps(kind, devices, **changes):
     return found
 
 
-def test_eight_devices_equal_one_and_the_window_is_of_the_whole_batch():
+def test_eight_devices_equal_one_with_a_global_window():
     one = steps("shard_map", 1)
     for (state, metrics), (other, measured) in zip(one, steps("pmap", 8), strict=True):
         window = state.model_state["window"]
@@ -237,15 +237,15 @@ def test_eight_devices_equal_one_and_the_window_is_of_the_whole_batch():
     np.testing.assert_array_equal(newest[1:], one[-2][0].model_state["window"][:2])
 
 
-def test_the_way_of_labelling_counts():
+def test_the_labelling_rule_has_an_effect():
     changes = {"groups.weight": 5.0, "optim.schedule.peak": 0.1}
     runs = [steps("shard_map", 1, **{"groups.labels": way, **changes})[-1][0].params for way in experiment.LABELS]
     assert max(np.abs(a - b).max() for a, b in zip(*map(jax.tree.leaves, runs), strict=True)) > 1e-3
 
 
 @pytest.mark.parametrize("preset", ["synthetic", "arcface"])
-def test_a_recogniser_starts_the_trunk(monkeypatch, preset):
-    """But not the layers that make the shared feature, or ArcFace's embedding, of it."""
+def test_the_trunk_starts_from_a_recogniser(monkeypatch, preset):
+    """The layers of the shared feature, which replace those of ArcFace's embedding, do not."""
     net = Small(8)
     variables = net.init(jax.random.key(9), jnp.zeros((1, 8, 8, 3)), train=False)
     loaded, asked = jax.tree.map(lambda x: np.asarray(x) + 3, variables), []
@@ -278,7 +278,7 @@ def test_presets_dry_run(preset):
         assert (config.loss.scale, config.loss.angle, config.groups.weight) == (64.0, 0.5, 0.1)
 
 
-def test_what_the_groups_are_is_found():
+def test_the_report_describes_the_groups():
     rng = np.random.default_rng(0)
     examples = [
         {"glasses": g, "age": a, "albedo": rng.normal(size=3), "pose": rng.normal(size=3), "light": rng.normal(size=9)}
@@ -294,7 +294,7 @@ def test_what_the_groups_are_is_found():
     assert groups.entropy(np.array([1.0, 0])) == 0
 
 
-def test_bad_input_is_said():
+def test_invalid_input_raises():
     with pytest.raises(ValueError, match=r"ensemble 'softer', expected one of \('soft', 'hard'\)"):
         groupface.combine(jnp.ones((2, 3, 4)), jnp.ones((2, 3)), "softer")
     with pytest.raises(ValueError, match=r"branches \(2, 3, 4\) and probabilities \(2, 4\), expected \[N, K, D\]"):

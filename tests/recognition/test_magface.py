@@ -59,7 +59,7 @@ def problem():
     return features, jnp.float32(centres), jnp.asarray(labels, jnp.int32)
 
 
-def test_constant_margin_without_regulariser_is_arcface_and_cosface(problem):
+def test_constant_margin_without_regulariser_equals_arcface_and_cosface(problem):
     features, centres, labels = problem
     for kind, margins in (("arcface", arcface.ARCFACE), ("cosface", arcface.COSFACE)):
         constant = max(margins.angle, margins.cosine)
@@ -71,7 +71,7 @@ def test_constant_margin_without_regulariser_is_arcface_and_cosface(problem):
         np.testing.assert_allclose(magface.magface_loss(features, centres, labels, **options), theirs, rtol=1e-5)
 
 
-def test_easy_takes_the_margin_from_cosines_that_are_not_positive(problem):
+def test_easy_applies_no_margin_to_nonpositive_cosines(problem):
     features, centres, labels = problem
     plain = arcface.margin_softmax_loss(-features, centres, labels, margins=arcface.SOFTMAX)
     free = MAG_ARCFACE._replace(lambda_g=0.0)
@@ -96,8 +96,8 @@ def test_gradient_equals_finite_differences(problem, kind, magnitudes):
 
 
 @pytest.mark.parametrize(("kind", "magnitudes"), [("arcface", MAG_ARCFACE), ("cosface", MAG_COSFACE)])
-def test_each_angle_has_one_best_length_that_falls_with_the_angle(kind, magnitudes):
-    """The paper's properties of convergence and monotonicity: lambda_g is above its bound."""
+def test_optimal_magnitude_is_unique_and_decreases_with_the_angle(kind, magnitudes):
+    """The paper's convergence and monotonicity properties, for lambda_g above its bound."""
     assert magnitudes.lambda_g > magface.least_lambda_g(magnitudes)
     lengths, theta = jnp.linspace(10.01, 109.99, 1000), jnp.radians(jnp.linspace(5, 60, 12))
     directions = jnp.array([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -108,13 +108,13 @@ def test_each_angle_has_one_best_length_that_falls_with_the_angle(kind, magnitud
 
     slopes = jax.jit(jax.vmap(jax.vmap(jax.grad(loss, 1), (None, 0)), (0, None)))(theta, lengths)
     rising = np.asarray(slopes) > 0
-    assert (np.diff(rising.astype(int), axis=1) >= 0).all()  # falls, and after the best length only rises
+    assert (np.diff(rising.astype(int), axis=1) >= 0).all()  # decreases up to the optimal magnitude, then increases
     best = np.where(rising.any(1), rising.argmax(1), len(lengths))
     assert (np.diff(best) <= 0).all()
     assert best[0] > best[-1]
 
 
-def test_lengths_beyond_the_limits_are_not_pushed(problem):
+def test_magnitudes_outside_the_limits_have_no_gradient(problem):
     features, centres, labels = problem
     units = vectors.unit(features)
     gradient = jax.jit(jax.grad(lambda x: magface.magface_loss(x, centres, labels).sum()))
@@ -135,7 +135,7 @@ def test_zeros_and_aligned_embeddings_have_finite_gradients():
     np.testing.assert_allclose(magface.magnitude(features), [1e-12, 20, 20])
 
 
-def test_bad_input_is_said():
+def test_invalid_input_raises():
     with pytest.raises(ValueError, match="kind 'sphere', expected one of"):
         magface.magface_loss(jnp.ones((2, 3)), jnp.ones((4, 3)), jnp.zeros(2, jnp.int32), kind="sphere")
     with pytest.raises(ValueError, match=r"features \(2, 3\), centres \(4, 2\) and labels \(2,\), expected"):
@@ -150,7 +150,7 @@ PARAMETERS = {"ms1mv2_r50": 43_590_848, "ms1mv2_r100": 65_156_160}
 
 @pytest.fixture(scope="module")
 def photographs(photographs):
-    """The shared folder, and a backbone of two blocks in place of the miniature's."""
+    """The shared folder, with a backbone of two blocks instead of the experiment's tiny network."""
     with pytest.MonkeyPatch.context() as patch:
         small = functools.partial(iresnet.IResNet, (1, 1), (4, 8))
         patch.setitem(embedder.MINIATURES, "tiny", small)
@@ -171,7 +171,7 @@ def smoke(path, **changes):
 
 
 def faces(count=64, people=8):
-    """Faultless and faulty pictures with nothing on them."""
+    """Blank images with and without faults."""
     rng = np.random.default_rng(0)
     fault = rng.random(count) * (np.arange(count) % 4 > 0)
     kind = np.where(fault > 0, rng.integers(0, len(quality_faces.FAULTS), count), -1)
@@ -181,7 +181,7 @@ def faces(count=64, people=8):
 
 
 def embeddings_of(test, by_fault):
-    """People's directions, the more disturbed the worse the picture; of length 10 less `by_fault` times the fault."""
+    """Identity directions with noise that grows with the fault; magnitude 10 minus `by_fault` times the fault."""
     rng = np.random.default_rng(1)
     directions = rng.normal(size=(test.people.max() + 1, 16))[test.people]
     unit = vectors.unit_rows(directions + 3 * test.fault[:, None] * rng.normal(size=directions.shape))
@@ -197,7 +197,7 @@ def test_smoke_and_packs(photographs, pack, tmp_path):
     _, report = app.run(config, experiment.build, workdir=tmp_path / "run", quiet=True)
     assert 0 <= report.metrics["template_weighted"] <= 1
     assert report.arrays["embeddings"].shape == (8, 8)
-    assert "edc_area" in report.metrics  # and no correlation with faults that nobody knows
+    assert "edc_area" in report.metrics  # and no correlation with unknown faults
     assert not {"fault_correlation", "yaw_correlation"} & set(report.metrics)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
@@ -207,7 +207,7 @@ def test_smoke_and_packs(photographs, pack, tmp_path):
     assert report.arrays["mine_embeddings"].shape == (40, 8)
 
 
-def test_single_pictures_of_the_face_world_are_learnt_from_and_judged_on(photographs, monkeypatch):
+def test_training_and_evaluation_with_single_images_of_the_face_world(photographs, monkeypatch):
     data = app.section(identities.Identities, smoke(photographs).data)
     sources = dict(zip(("train", "test"), data.split(0), strict=True))
     monkeypatch.setattr(identities.faces, "load", lambda task, split, data_dir: sources[split])
@@ -218,7 +218,7 @@ def test_single_pictures_of_the_face_world_are_learnt_from_and_judged_on(photogr
     assert "fault_correlation" not in report.metrics
 
 
-def test_lengths_that_follow_the_fault_are_found_and_weighted_templates_gain():
+def test_magnitudes_correlated_with_faults_improve_weighted_templates():
     test = faces()
     right, wrong = (assess(embeddings_of(test, s), test).metrics for s in (9.0, -9.0))
     np.testing.assert_allclose(right["fault_correlation"], 1, atol=1e-9)
@@ -227,11 +227,11 @@ def test_lengths_that_follow_the_fault_are_found_and_weighted_templates_gain():
     assert right["aoc"] > wrong["aoc"]
     assert right["recognisable"] > 0.5 > -0.5 > wrong["recognisable"]
     assert right["template_weighted"] > right["template_plain"] == wrong["template_plain"] > wrong["template_weighted"]
-    assert right["tar_at_far_1e-2"] == wrong["tar_at_far_1e-2"]  # single pictures have directions only
+    assert right["tar_at_far_1e-2"] == wrong["tar_at_far_1e-2"]  # pairs of single images use directions only
     assert 0.5 < right["accuracy"] <= 1
 
 
-def test_embeddings_of_zeros_are_said():
+def test_zero_embeddings_raise():
     features = embeddings_of(faces(), 1.0)
     for bad, count in ((0.0, 2), (np.nan, 2)):
         features[3:5] = bad
@@ -239,7 +239,7 @@ def test_embeddings_of_zeros_are_said():
             assess(features, faces())
 
 
-def test_mean_cosine_with_the_persons_other_pictures():
+def test_mean_cosine_with_other_images_of_the_identity():
     people, features = np.arange(12) % 3, np.random.default_rng(0).normal(size=(12, 5))
     found = magnitude.own_cosine(quality.compare(features, people, *np.triu_indices(12, 1)), 12)
     cosine = vectors.unit_rows(features) @ vectors.unit_rows(features).T
@@ -247,14 +247,14 @@ def test_mean_cosine_with_the_persons_other_pictures():
     np.testing.assert_allclose(found, [row[mask].mean() for row, mask in zip(cosine, others, strict=True)], atol=1e-9)
 
 
-def test_templates_are_of_one_person_each():
+def test_each_template_has_one_identity():
     people = np.repeat(np.arange(5), 4)
     directions = np.eye(5)[people]
     for seed in range(3):
         assert magnitude.template_rates(directions, people, 2, seed) == {"template_plain": 1, "template_weighted": 1}
 
 
-def test_it_learns_from_more_people_than_the_scores_do_and_is_judged_on_the_same(monkeypatch):
+def test_training_uses_more_identities_with_the_same_evaluation_set(monkeypatch):
     asked = []
     monkeypatch.setattr(experiment.QualityFaces, "load", lambda data, *which: asked.append(which) or faces())
     monkeypatch.setattr(experiment.QualityFaces, "batches", lambda data, source, batch_size, seed: source)
@@ -276,7 +276,7 @@ def test_bgr_between_zero_and_one():
     np.testing.assert_allclose(normalize.bgr_unit(pixels)[0, 0, 0], [1.0, 0.4, 0.0], rtol=1e-6)
 
 
-def test_without_unseen_people_it_says_so(photographs):
+def test_without_held_out_people_raises(photographs):
     with pytest.raises(ValueError, match="no identity is held out for verification"):
         experiment.held_out(smoke(photographs, **{"data.held_out": 0.0}))
     with pytest.raises(ValueError, match=r"model\.name is 'resnet51': expected one of tiny, iresnet18"):
@@ -294,7 +294,7 @@ def test_presets_dry_run(preset):
         assert tuple(config.optim.schedule.boundaries) == (113_720, 204_696, 250_184)
 
 
-def test_cosface_differs_in_the_loss_alone():
+def test_cosface_preset_differs_only_in_the_loss():
     both = [experiment.get_config(name).to_dict() for name in ("ms1mv2_r100", "ms1mv2_r100_cosface")]
     assert both[0].pop("loss") != both[1].pop("loss")
     assert both[0] == both[1]

@@ -20,12 +20,12 @@ virclass_loss, virinstance_loss = jax.jit(virface.virclass_loss), jax.jit(virfac
 
 @pytest.fixture(scope="module")
 def problem():
-    """Nine embeddings of eleven classes, six unlabelled ones (the second is of class 2) and five draws of each."""
+    """Nine embeddings of eleven classes, six unlabelled ones (the second of class 2) and five samples of each."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(11, 16))
     labels = rng.integers(0, 11, 9)
     features = centres[labels] + 0.8 * rng.normal(size=(9, 16))
-    features[0] = -centres[labels[0]] + 0.1 * rng.normal(size=16)  # an angle that passes pi with the margin
+    features[0] = -centres[labels[0]] + 0.1 * rng.normal(size=16)  # the angle plus the margin exceeds pi
     unlabelled = rng.normal(size=(6, 16))
     unlabelled[1] = 3 * centres[2] + 0.05 * rng.normal(size=16)
     samples = unlabelled + 0.5 * rng.normal(size=(5, 6, 16))
@@ -57,7 +57,7 @@ def test_virclass_equals_brute_force(problem):
     assert (found > alone + 0.01).any()
 
 
-def test_an_orthogonal_class_adds_one_to_the_partition():
+def test_an_orthogonal_virtual_class_adds_one_to_the_partition_function():
     features, centres = jnp.eye(4)[:2] + jnp.eye(4)[1], jnp.eye(4)[:2]
     labels, options = jnp.array([0, 1]), {"scale": 2.0}
     without = virclass_loss(features, centres, labels, jnp.zeros((0, 4)), **options)
@@ -67,7 +67,7 @@ def test_an_orthogonal_class_adds_one_to_the_partition():
     np.testing.assert_allclose(jnp.exp(beside), jnp.exp(without) + jnp.exp(-target), rtol=1e-5)
 
 
-def test_virinstance_equals_brute_force_and_moves_no_virtual_class(problem):
+def test_virinstance_equals_brute_force_without_gradient_of_virtual_classes(problem):
     _, centres, unlabelled, samples, _ = problem
     places = jnp.arange(6)
     found = virinstance_loss(samples, centres, places, unlabelled)
@@ -84,8 +84,8 @@ def test_virinstance_equals_brute_force_and_moves_no_virtual_class(problem):
     np.testing.assert_array_equal(of_unlabelled, 0)
 
 
-def test_virclass_moves_the_embeddings_of_unlabelled_faces(problem):
-    """Away from the labelled ones that are near."""
+def test_virclass_has_a_gradient_in_unlabelled_embeddings(problem):
+    """It moves them away from similar labelled embeddings."""
     features, centres, unlabelled, _, labels = problem
     gradient = jax.grad(lambda u: virclass_loss(features, centres, labels, u).sum())(unlabelled)
     assert (np.abs(gradient).max(1) > 1e-6).all()
@@ -93,7 +93,7 @@ def test_virclass_moves_the_embeddings_of_unlabelled_faces(problem):
     assert further.sum() < virclass_loss(features, centres, labels, unlabelled).sum()
 
 
-def test_classes_that_do_not_count_are_absent(problem):
+def test_unused_virtual_classes_have_no_effect(problem):
     features, centres, unlabelled, samples, labels = problem
     keep = jnp.array([True, False, True, True, True, True])
     rest, places = jnp.flatnonzero(keep), jnp.arange(6)
@@ -112,7 +112,7 @@ def test_classes_that_do_not_count_are_absent(problem):
     np.testing.assert_array_equal(second[:, 1], 0)
 
 
-def test_who_looks_like_a_labelled_person_is_claimed(problem):
+def test_unlabelled_faces_similar_to_a_class_are_excluded(problem):
     _, centres, unlabelled, *_ = problem
     power = np.exp(32 * np.asarray(vectors.unit(unlabelled) @ vectors.unit(centres).T, np.float64))
     likely = (power / power.sum(1, keepdims=True)).max(1)
@@ -144,7 +144,7 @@ def test_divergence_and_fit():
     np.testing.assert_allclose(virface.fit_error(rows, jnp.array([[1.0, 0.0], [1.0, 0.0]])), [0, 1], atol=1e-7)
 
 
-def test_bad_shapes_are_said(problem):
+def test_shape_mismatch_raises(problem):
     features, centres, unlabelled, samples, labels = problem
     with pytest.raises(
         ValueError, match=r"features \(9, 16\), centres \(11, 16\), .* unlabelled \(6, 15\) and keep None"
@@ -158,13 +158,13 @@ def test_bad_shapes_are_said(problem):
 
 @pytest.fixture(scope="module")
 def folders(people_folder):
-    """Eight labelled people with four pictures each, and nine unlabelled ones with one to three."""
+    """Eight labelled identities with four images each, and nine unlabelled ones with one to three."""
     return people_folder("labelled", [4] * 8), people_folder("unlabelled", [1, 2, 3] * 3)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """A backbone of two blocks in place of the miniature's, with statistics shared by all devices."""
+    """A backbone of two blocks instead of the experiment's tiny network, with batch statistics over all devices."""
     net = functools.partial(virface.FaceResNet, (1, 1), False, (4, 8), axis_name=AXIS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(experiment.BACKBONES, "tiny", net)
@@ -187,7 +187,7 @@ def smoke(folders, preset, **changes):
 
 @pytest.fixture(scope="module")
 def stages(folders, small, tmp_path_factory):
-    """Workdirs, states and reports of the three stages, each begun from the one before."""
+    """Workdirs, states and reports of the three stages; each starts from the previous one."""
     root, found, before = tmp_path_factory.mktemp("stages"), {}, ""
     for preset in ("pretrain", "generator", "synthetic"):
         config = smoke(folders, preset, **{"start.workdir": str(before)})
@@ -196,7 +196,7 @@ def stages(folders, small, tmp_path_factory):
     return found
 
 
-def test_every_stage_moves_its_own_parts(stages):
+def test_every_stage_trains_only_its_parts(stages):
     def differ(part, a, b):
         first, second = (stages[name][1].params[part] for name in (a, b))
         return any(np.any(x != y) for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
@@ -215,7 +215,7 @@ def test_every_stage_moves_its_own_parts(stages):
 
 
 def test_one_device_equals_eight(folders, stages, monkeypatch):
-    """Virtual classes are those of all devices. Chance, which differs by device, is switched off."""
+    """Virtual classes come from all devices. The test disables randomness, which differs by device."""
     monkeypatch.setattr(jax.random, "normal", lambda key, shape=(), *_, **__: jnp.zeros(shape))
     states = []
     for devices in (1, 8):
@@ -229,7 +229,7 @@ def test_one_device_equals_eight(folders, stages, monkeypatch):
     chex.assert_trees_all_close(states[0].params, states[1].params, rtol=1e-4, atol=2e-5)
 
 
-def test_a_batch_never_holds_a_person_twice(folders):
+def test_unlabelled_batches_have_distinct_identities(folders):
     people = sources.Groups([3, 1, 3, 2, 1, 3])
     assert [list(people[i]) for i in range(len(people))] == [[1, 4], [3], [0, 2, 5]]
     source = experiment.unlabelled_people(smoke(folders, "virclass"))
@@ -242,7 +242,7 @@ def test_a_batch_never_holds_a_person_twice(folders):
     assert not all(np.array_equal(drawn[0], x) for x in drawn)
 
 
-def test_labelled_people_keep_their_own_names(monkeypatch):
+def test_labels_follow_the_identities(monkeypatch):
     """The face world is stored in random order."""
     stored = [{"image": i, "person": person} for i, person in enumerate([2, 0, 1, 79, 0, 2])]
     monkeypatch.setattr(identities.faces, "load", lambda *_: stored)
@@ -252,7 +252,7 @@ def test_labelled_people_keep_their_own_names(monkeypatch):
     ]  # fmt: skip
 
 
-def test_the_position_of_both_streams_is_kept(folders, stages):
+def test_checkpoints_include_the_position_of_both_streams(folders, stages):
     build = experiment.build(smoke(folders, "virclass", **{"start.workdir": str(stages["pretrain"][0])}))
     stream, other = build.train_data(), build.train_data()
     assert {k: v.shape for k, v in next(stream).items()} == {k: v.shape for k, v in build.batch.items()}
@@ -262,12 +262,12 @@ def test_the_position_of_both_streams_is_kept(folders, stages):
     stream.close(), other.close()
 
 
-def test_stages_before_are_trained_where_no_workdir_is_given(folders, small, monkeypatch):
+def test_earlier_stages_are_trained_without_a_workdir(folders, small, monkeypatch):
     config = smoke(folders, "synthetic", **{"start.steps": 1})
     with pytest.raises(ValueError, match=r"start\.workdir is empty: expected the folder of a finished generator run"):
         experiment.beginning(config)
     known = app.section(identities.Identities, config.data).split(0)[0]
-    often = np.tile(np.arange(len(known)), 3)  # the presets' batch of 64 is more than there are
+    often = np.tile(np.arange(len(known)), 3)  # the presets' batch of 64 exceeds the number of identities
     source = sources.Subset(known, often, np.array([known[i]["label"] for i in often]))
     monkeypatch.setattr(identities.Identities, "first_people", lambda data, seed, packs: source)
     config.data.source = "face_world"
@@ -276,7 +276,7 @@ def test_stages_before_are_trained_where_no_workdir_is_given(folders, small, mon
     assert experiment.beginning(config)[0] is params
 
 
-def test_bad_settings_are_said(folders, stages, tmp_path):
+def test_invalid_settings_raise(folders, stages, tmp_path):
     def opened(preset, **changes):
         wired = experiment.build(smoke(folders, preset, **changes))
         if wired.prepare:

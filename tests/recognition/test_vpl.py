@@ -42,7 +42,7 @@ def loss(features, centres, labels, memory, step, **limits):
 
 def test_golden_prototype():
     memory = Memory(jnp.array([[0.0, 1.0, 0.0]]), jnp.array([1]))
-    for length in (1.0, 7.0):  # of the centre, which counts for nothing
+    for length in (1.0, 7.0):  # the norm of the centre has no effect
         prototype = vpl.inject(jnp.array([[length, 0.0, 0.0]]), memory, jnp.array([0.15]))
         np.testing.assert_allclose(prototype, [[0.98478356, 0.17378533, 0]], rtol=1e-6)
 
@@ -53,7 +53,7 @@ def test_rates_by_hand():
     np.testing.assert_allclose(rates, [0.3 if 7 <= c <= 11 else 0 for c in range(CLASSES)])
     assert not vpl.injection_rates(memory, 10, rate=0.3, start=10, lifetime=4).any()
     never = vpl.injection_rates(memory, 1, rate=0.3, start=0, lifetime=4)
-    assert never[0] == 0  # though the step is no later than its lifetime
+    assert never[0] == 0  # although the step is within the lifetime
     assert never[1] > 0
     defaults = vpl.injection_rates(memory.replace(written=memory.written + 7995), 8001)
     np.testing.assert_allclose(defaults, 0.15)
@@ -68,7 +68,7 @@ def test_rates_by_hand():
         (500, {"start": 0, "lifetime": 200}),
     ],
 )
-def test_without_injection_it_is_arcface(step, limits):
+def test_without_injection_equals_arcface(step, limits):
     features, centres, labels, memory = problem()
     found = jax.value_and_grad(lambda x, w: loss(x, w, labels, memory, step, **limits).mean(), (0, 1))
     plain = jax.value_and_grad(lambda x, w: arcface.margin_softmax_loss(x, w, labels, scale=8.0).mean(), (0, 1))
@@ -78,7 +78,7 @@ def test_without_injection_it_is_arcface(step, limits):
     assert abs(injected - wanted[0]) > 1e-2
 
 
-def test_prototypes_are_unit_and_at_rate_one_the_samples():
+def test_prototypes_have_unit_length_and_equal_the_samples_at_rate_one():
     _, centres, _, memory = problem()
     rates = jnp.linspace(0, 1, CLASSES)
     np.testing.assert_allclose(jnp.linalg.norm(vpl.inject(centres, memory, rates), axis=1), 1, rtol=1e-6)
@@ -106,7 +106,7 @@ def test_gradients():
         assert not kept.any()
 
 
-def test_memory_equals_writing_row_after_row():
+def test_memory_equals_a_loop_over_rows():
     memory = problem()[3]
     labels = np.array([3, 11, 3, -1, 0, 12, 3, 11, -5], np.int32)
     features = 4 * np.random.default_rng(1).normal(size=(9, WIDTH)).astype(np.float32)
@@ -123,14 +123,14 @@ def test_memory_equals_writing_row_after_row():
     assert new.written.dtype == jnp.int32
 
 
-def test_nothing_seen_yet():
+def test_empty_memory():
     memory = Memory.create(jax.random.key(0), 50, 8)
     np.testing.assert_allclose(jnp.linalg.norm(memory.features, axis=1), 1, rtol=1e-6)
     assert not vpl.injection_rates(memory, 9000).any()
 
 
 def test_many_steps_equal_the_authors_rule_in_numpy():
-    """The rule as the sheet has it, class by class in float64, over steps that leave some classes stale."""
+    """The authors' rule by a loop over classes in float64, over steps in which some features become too old."""
     rng, memory = np.random.default_rng(3), Memory.create(jax.random.key(0), CLASSES, WIDTH)
     bank, written = np.array(memory.features, np.float64), np.zeros(CLASSES, int)
     step_fn = jax.jit(lambda w, m, t: vpl.inject(w, m, vpl.injection_rates(m, t, rate=0.2, start=6, lifetime=3)))
@@ -150,7 +150,7 @@ def test_many_steps_equal_the_authors_rule_in_numpy():
 
 
 class Small(nn.Module):
-    """A backbone that compiles quickly; its batch statistics are shared over the devices."""
+    """A backbone that compiles quickly and shares batch statistics over the devices."""
 
     embedding_size: int
     dropout: float = 0.0
@@ -183,7 +183,7 @@ def smoke(path, preset="synthetic", **changes):
 
 
 def batches(classes=16, count=5):
-    """Batches of 16 in which a class comes up on several devices."""
+    """Batches of 16 in which a class occurs on several devices."""
     rng = np.random.default_rng(0)
     return [
         {
@@ -206,7 +206,7 @@ def steps(kind, devices, **changes):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_eight_devices_equal_one(momentum):
-    """Whole or split over the devices, under shard_map and pmap, the memory is that of the whole batch."""
+    """Replicated or sharded, under shard_map and pmap, the memory equals that of one device with the whole batch."""
     one = steps("shard_map", 1, **{"vpl.momentum": momentum})
     for kind, split in [("shard_map", False), ("shard_map", True), ("pmap", False), ("pmap", True)]:
         eight = steps(kind, 8, **{"vpl.momentum": momentum, "loss.sharded": split})
@@ -229,7 +229,7 @@ def test_eight_devices_equal_one(momentum):
     assert abs(one[-1][1]["memory_cosine"].total / one[-1][1]["memory_cosine"].count) <= 1
 
 
-def test_the_samples_are_the_features_of_the_network_that_the_step_began_with():
+def test_stored_features_are_from_before_the_update():
     config = smoke("", **{"data.image_size": 8, "data.classes": 16, "train.devices": 1})
     wired, batch = experiment.build(config), batches()[0]
     executor = make_executor(wired, "shard_map", 1)
@@ -247,7 +247,7 @@ def test_the_samples_are_the_features_of_the_network_that_the_step_began_with():
         np.testing.assert_allclose(after.model_state["memory"].features[label], unit(row), atol=1e-4)
 
 
-def test_smoke_and_a_resumed_run_has_its_memory(photographs, tmp_path):
+def test_smoke_and_resume_with_memory(photographs, tmp_path):
     state, report = app.run(smoke(photographs), experiment.build, workdir=tmp_path / "whole", quiet=True)
     assert 0 <= report.metrics["tar_at_far_1e-1"] <= 1
     assert (tmp_path / "whole" / "report.html").stat().st_size > 20_000
@@ -258,7 +258,7 @@ def test_smoke_and_a_resumed_run_has_its_memory(photographs, tmp_path):
     chex.assert_trees_all_equal(again.model_state, state.model_state)
 
 
-def test_momentum_runs_and_moves_by_its_share(photographs):
+def test_momentum_encoder_update_rate(photographs):
     config = smoke(photographs, "momentum", **{"train.steps": 2, "train.devices": 1})
     state, _ = app.run(config, experiment.build, quiet=True)
     first = make_executor(experiment.build(config), "shard_map", 1).init(0)
@@ -266,7 +266,7 @@ def test_momentum_runs_and_moves_by_its_share(photographs):
         np.sqrt(sum(np.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, pair), strict=True)))
         for pair in ((state.ema, first.ema), (state.params["backbone"], first.params["backbone"]))
     ]
-    assert 0 < gaps[0] < 0.02 * gaps[1]  # one step's hundredth: the last step's is not in it
+    assert 0 < gaps[0] < 0.02 * gaps[1]  # one percent of one step; the last step is not included
 
 
 PARAMETERS = {"ms1mv3_r50": 43_590_336 + 93_432 * 512, "ms1mv3_r100": 65_155_648 + 93_432 * 512}
@@ -287,7 +287,7 @@ def test_presets_dry_run(preset):
         assert (config.loss.scale, config.loss.angle, config.loss.grad_mode) == (64.0, 0.5, "exact")
 
 
-def test_bad_input_is_said():
+def test_invalid_input_raises():
     memory = problem()[3]
     for limits in ({"rate": 1.5}, {"start": -1}, {"lifetime": -1}):
         with pytest.raises(ValueError, match=r"expected a rate in 0\.\.1 and two numbers of steps, not below 0"):

@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def toy():
-    """The small experiment of toy.py, as a module."""
+    """The small experiment of toy.py, imported as a module."""
     spec = importlib.util.spec_from_file_location("toy", pathlib.Path(__file__).with_name("toy.py"))
     module = importlib.util.module_from_spec(spec)
     sys.modules["toy"] = module

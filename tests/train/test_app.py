@@ -53,18 +53,18 @@ def test_presets(toy):
 
 
 @pytest.mark.parametrize(
-    ("flags", "sentence"),
+    ("flags", "message"),
     [
         (["--config=droput"], "no preset 'droput' (did you mean 'dropout'?); presets: synthetic, dropout, sharded"),
         (["--config.train.stps=3"], "unknown field --config.train.stps (did you mean 'train.steps'?)"),
         (["--config=nothing.py:x"], "--config: there is no file nothing.py"),
     ],
 )
-def test_wrong_words_are_said(flags, sentence):
-    assert sentence in refused(*flags)
+def test_invalid_flags_raise(flags, message):
+    assert message in refused(*flags)
 
 
-def test_a_workdir_is_never_taken_over(tmp_path):
+def test_a_workdir_of_another_run_raises(tmp_path):
     run = tmp_path / "run"
     assert command(f"--workdir={run}", *FAST)[0] == 0
     assert "is a run of experiment:synthetic" not in command(f"--workdir={run}", *FAST, "--config.train.steps=3")[2]
@@ -79,7 +79,7 @@ def test_a_workdir_is_never_taken_over(tmp_path):
     assert "holds files but no config.json" in refused(f"--workdir={tmp_path / 'other'}", *FAST)
 
 
-def test_a_workdir_that_cannot_be_made_is_said(tmp_path):
+def test_a_workdir_that_cannot_be_created_raises(tmp_path):
     (tmp_path / "file").write_text("")
     assert "Not a directory" in refused(f"--workdir={tmp_path / 'file' / 'run'}", *FAST)
 
@@ -110,12 +110,12 @@ def test_checkpoints_can_be_averaged(tmp_path, toy):
         toy.app.run(config, toy.build, workdir=tmp_path, eval_only=True, average=3, quiet=True)
 
 
-def test_nothing_to_evaluate_is_said(tmp_path):
+def test_eval_only_without_a_checkpoint_raises(tmp_path):
     assert "holds no checkpoint" in refused(f"--workdir={tmp_path / 'none'}", "--eval_only")
     assert not (tmp_path / "none").exists()
 
 
-def test_a_config_file_chooses_its_own_presets(tmp_path, toy):
+def test_a_config_file_defines_its_own_presets(tmp_path, toy):
     file = tmp_path / "mine.py"
     file.write_text(
         f"import sys; sys.path.insert(0, {str(pathlib.Path(PROGRAM).parent)!r})\n"
@@ -151,7 +151,7 @@ def test_flops_are_counted_through_loops_and_calls():
 
 @pytest.mark.parametrize("groups", [1, 4, 16])
 def test_flops_of_a_convolution_and_its_gradients(groups):
-    """Strided and in groups: the gradients with respect to images and kernel cost as much as the convolution, each."""
+    """With strides and groups, the gradients of images and of the kernel each cost as much as the convolution."""
     images, kernel = jnp.zeros((2, 8, 8, 16)), jnp.zeros((2, 2, 16 // groups, 16))
 
     def forward(images, kernel):
@@ -171,7 +171,7 @@ def test_flops_of_a_transposed_convolution():
     assert flops(jaxpr) == 2 * (4 * 4 * 8) * (2 * 2 * 4)
 
 
-def test_peak_is_the_largest_sum_alive():
+def test_peak_is_the_largest_sum_of_live_arrays():
     def f(x):
         a = x * 2
         b = a + 1
@@ -235,7 +235,7 @@ def test_further_seeds_are_added_to_a_row(monkeypatch):
             check_same(claim(**change), both)
 
 
-def test_presets_that_are_only_judged_differently_are_trained_once(monkeypatch):
+def test_presets_that_differ_only_in_evaluation_are_trained_once(monkeypatch):
     trained = []
     monkeypatch.setattr(app, "run", lambda config, *_, **__: (trained.append(config) or "state", Report({"x": 1.0})))
     module = types.SimpleNamespace(
@@ -249,7 +249,7 @@ def test_presets_that_are_only_judged_differently_are_trained_once(monkeypatch):
     runs = Runs("toy", module)
     assert [runs.metrics(preset, 0)["x"] for preset in ("a", "a", "b", "c")] == [1.0, 1.0, 3.0, 1.0]
     assert [config.model.width for config in trained] == [1, 2]
-    assert runs.metrics("b", 1)["x"] == 1.0  # another seed is another training
+    assert runs.metrics("b", 1)["x"] == 1.0  # another seed trains again
 
 
 def test_report_is_one_self_contained_page(tmp_path):
@@ -281,7 +281,7 @@ def test_schedules():
         optim.schedule("cosin", 1.0, 10)
 
 
-def test_sgd_is_pytorchs():
+def test_sgd_equals_pytorch():
     """v = 0.9 v + g + wd w; w -= lr v, by hand for two steps."""
     tx = optim.optimizer("sgd", 0.1, weight_decay=0.01)
     params, state = {"w": jnp.array([2.0])}, tx.init({"w": jnp.array([2.0])})
@@ -294,7 +294,7 @@ def test_sgd_is_pytorchs():
         np.testing.assert_allclose(params["w"], w, rtol=1e-6)
 
 
-def test_decay_and_clipping_reach_only_what_they_should():
+def test_decay_and_clipping_apply_to_the_selected_parameters():
     params = {"backbone": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, "head": jnp.ones((2, 2))}
     decay = optim.optimizer("adamw", 1.0, weight_decay=0.1, decay="kernels")
     updates, _ = decay.update(jax.tree.map(jnp.zeros_like, params), decay.init(params), params)
@@ -306,7 +306,7 @@ def test_decay_and_clipping_reach_only_what_they_should():
     np.testing.assert_allclose(updates["head"], -10)
 
 
-def test_fractions_follow_the_length_of_the_run():
+def test_fractional_boundaries_scale_with_the_steps():
     config = {"name": "sgd", "momentum": 0.0, "schedule": {"kind": "step", "peak": 1.0, "boundaries": (0.5,)}}
     tx = optim.from_config(config, 4)
     params = {"w": jnp.zeros(1)}

@@ -1,4 +1,4 @@
-"""`--help`: fields with their defaults and the meanings that the source gives."""
+"""`--help`: fields with their defaults and their meanings from the source."""
 
 import importlib
 import os
@@ -138,4 +138,4 @@ def test_a_config_file(tmp_path):
     lines = shown(str(TOY), f"--config={file}:tiny", "--help")
     assert lines["data.examples"] == ["64", "100", "%", "of", "them"]
     assert lines["model.dropout"][0] == "0.2"
-    assert lines["train.steps"] == ["20", "updates", "in", "all."]
+    assert lines["train.steps"] == ["20", "total", "number", "of", "updates."]

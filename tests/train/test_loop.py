@@ -1,4 +1,4 @@
-"""A run can be killed at any moment, and says clearly why it cannot go on."""
+"""Exact resume after a kill at any moment, and errors of a run that cannot continue."""
 
 import hashlib
 import json
@@ -66,7 +66,7 @@ def saved_steps(workdir):
 
 
 def test_sigkill_at_any_moment_loses_nothing(tmp_path, uninterrupted):
-    """Ten kills: by checkpoints seen, and every second one while a checkpoint is being written."""
+    """Ten kills after a number of checkpoints, every second one during a save."""
     rng, kills = random.Random(0), 0
     while kills < 10:
         process = start(tmp_path, *FLAGS)
@@ -84,7 +84,7 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path, uninterrupted):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "the run came to its end before it was killed ten times"
+        assert process.returncode == -signal.SIGKILL, "the run ended before ten kills"
         assert seen_writing or kills % 2 == 0
         kills += 1
     code, _, err = finish(start(tmp_path, *FLAGS))
@@ -93,8 +93,8 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path, uninterrupted):
     assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
 
 
-def test_a_log_cut_back_says_its_new_length(tmp_path):
-    """A checkpoint made before the next line must not keep the length that a killed run had come to."""
+def test_a_truncated_log_reports_its_new_length(tmp_path):
+    """A checkpoint before the next line must not store the length of the killed run's log."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
     log = MetricsFile(path, 12)
@@ -148,7 +148,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
         train(toy.build(config), options(), seed=0, quiet=True)
 
 
-def test_a_full_disk_is_said_and_the_good_checkpoint_stays(toy, tmp_path):
+def test_a_full_disk_raises_and_keeps_the_last_checkpoint(toy, tmp_path):
     code, _, err = finish(start(tmp_path, "--config.train.steps=6", "--config.test.step_seconds=0.05"))
     assert code == 0, err
     before = fingerprint(tmp_path)
@@ -156,14 +156,16 @@ def test_a_full_disk_is_said_and_the_good_checkpoint_stays(toy, tmp_path):
     resource.prlimit(limited.pid, resource.RLIMIT_FSIZE, (2000, 2000))
     code, _, err = finish(limited)
     assert code == 1
-    (sentence,) = [line for line in err.splitlines() if line.startswith("experiments.")]  # Python may warn after it
-    assert f"could not be written to {tmp_path}/checkpoints" in sentence
-    assert f"the last good checkpoint is {tmp_path}/checkpoints/6" in sentence
+    (message,) = [
+        line for line in err.splitlines() if line.startswith("experiments.")
+    ]  # Python may print warnings after it
+    assert f"could not be written to {tmp_path}/checkpoints" in message
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/6" in message
     assert fingerprint(tmp_path) == before
 
 
 @pytest.mark.smoke
-def test_a_wrong_batch_is_said(toy):
+def test_batch_shape_mismatch_raises(toy):
     config = toy.get_config()
     experiment = toy.build(config)
     config.train.batch_size = 64

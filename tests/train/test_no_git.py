@@ -1,4 +1,4 @@
-"""Claims on a machine without a git program."""
+"""Claims on a machine without git."""
 
 import types
 

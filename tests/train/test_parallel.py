@@ -1,4 +1,4 @@
-"""One step, three executors: equal bits where the arithmetic is the same, 1e-5 where only its order differs."""
+"""One step, three executors: bit-identical for equal arithmetic, within 1e-5 for another order of summation."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def test_sharded_head_equals_replicated_head(runs):
     )
 
 
-def test_a_wrong_gradient_rule_is_seen(toy, runs, monkeypatch):
+def test_a_wrong_gradient_rule_is_detected(toy, runs, monkeypatch):
     def undivided(grads, sharded=()):
         specs = state_module.partition(grads, sharded)
         return jax.tree.map(lambda g, s: jax.lax.pmean(g, "data") if s == jax.P() else g, grads, specs)
@@ -107,7 +107,7 @@ def test_dropout_differs_between_devices_and_steps(toy):
     assert len(set(seen)) == 4
 
 
-def test_mean_counts_only_what_counts():
+def test_mean_ignores_masked_values():
     mean = Mean.of(jnp.array([[1.0, 2.0], [3.0, jnp.nan]]), jnp.array([[True, True], [True, False]]))
     assert (float(mean.total), float(mean.count)) == (6.0, 3.0)
 
@@ -122,7 +122,7 @@ def test_map_batches_pads_and_cuts():
         parallel.map_batches(lambda _, x: x, 0.0, np.zeros((0, 2)), 4)
 
 
-def test_bad_requests_are_said(toy):
+def test_invalid_arguments_raise(toy):
     experiment = toy.build(toy.get_config())
     with pytest.raises(ValueError, match="expected one of shard_map, pmap"):
         parallel.make_executor(experiment, "pjit")
@@ -131,7 +131,7 @@ def test_bad_requests_are_said(toy):
 
 
 def test_two_processes_equal_one_with_two_devices(tmp_path):
-    """The same global batches, and the same numbers from them, however the devices are spread over processes."""
+    """Global batches and results are independent of the distribution of devices over processes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Steps chosen by number, growing parameters, resident arrays, prepared starts: a resumed run repeats them."""
+"""Steps chosen by number, growing parameters, resident arrays and prepared starts, with exact resume."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ TX = optax.adam(0.1)
 
 
 class Batches:
-    """Batches of 8 examples, of 16 on every third step."""
+    """Batches of 8 samples, of 16 on every third step."""
 
     def __init__(self):
         self._done = 0
@@ -80,7 +80,7 @@ def options(steps, **changes):
 def test_a_resumed_run_repeats_steps_growth_and_start(tmp_path):
     whole, _ = train(wire(), options(10), seed=3, quiet=True)
     assert set(whole.params) == {"a", "b"}
-    for steps in (4, 5, 6, 10):  # before the growth, at it, after it
+    for steps in (4, 5, 6, 10):  # before, at and after the growth
         state, _ = train(wire(prepare=wire().prepare), options(steps), seed=3, workdir=tmp_path, quiet=True)
     chex.assert_trees_all_equal(state.params, whole.params)
     chex.assert_trees_all_equal(state.opt_state, whole.opt_state)
@@ -91,13 +91,13 @@ def test_pmap_runs_the_same_steps():
     chex.assert_trees_all_equal(states[0].params, states[1].params)
 
 
-def test_prepare_gives_the_start_of_a_new_run_only(tmp_path):
+def test_prepare_runs_only_for_a_new_run(tmp_path):
     first, _ = train(wire(), options(1), seed=3, workdir=tmp_path, quiet=True)
     without, _ = train(wire(prepare=None), options(1), seed=3, quiet=True)
     assert abs(float(first.params["a"][0]) - float(without.params["a"][0])) > 0.5
 
     def refuse():
-        raise AssertionError("a resumed run needs no start")
+        raise AssertionError("prepare must not run when a run resumes")
 
     train(wire(prepare=refuse), options(2), seed=3, workdir=tmp_path, quiet=True)
     dry_run(wire(prepare=refuse), options(10))

@@ -1,6 +1,6 @@
-"""A small experiment with everything that can go wrong: batch norm, dropout, a class-sharded head, random data.
+"""A small experiment with batch norm, dropout, a class-sharded head and random data.
 
-Run as a program by the tests that kill it, and imported by the others.
+Some tests run it as a program and kill it; others import it.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class Net(nn.Module):
 
 
 class Source:
-    """Examples made from their index."""
+    """Samples computed from their index."""
 
     def __init__(self, count, seed):
         self._count, self._seed = count, seed
@@ -127,7 +127,7 @@ def build(config):
 
 
 class Slowly:
-    """An iterator that takes its time, so that there is time to be killed in."""
+    """A slow iterator, so that a test can kill the run between steps."""
 
     def __init__(self, batches, seconds):
         self._batches, self._seconds = batches, seconds
