@@ -44,6 +44,7 @@ from facejax.train import Experiment, Options, Report, TrainState, app, optim, w
 from facejax.train.claims import Claim
 
 NONE = dict.fromkeys(DISTORTIONS, ())
+FIELDS = {"level": jnp.int32, "kind": jnp.int32, "opinion": jnp.float32}
 BASE = {
     "seed": 0,
     "data": asdict(QualityFaces()),
@@ -218,8 +219,7 @@ def build(config: ConfigDict) -> Experiment:
         return read_weights(config.model.weights, without_last(scorer.shapes(net, size)["params"]["trunk"]))
 
     def begin(variables: Any, start: Any) -> Any:
-        trunk = variables["params"]["trunk"]
-        read = warm_start.taken(start, without_last(trunk))
+        trunk, read = variables["params"]["trunk"], warm_start.taken(start, without_last(variables["params"]["trunk"]))
         return {"params": {"trunk": {**read, "classifier": {**trunk["classifier"], **read["classifier"]}}}}
 
     def evaluate(state: TrainState) -> Report:
@@ -237,7 +237,6 @@ def build(config: ConfigDict) -> Experiment:
             rest = scorer.report(net, state, data, protocol, recogniser) if paired else Report({})
         return image_quality.assess_series(scored, distorter, images, size) | rest
 
-    fields = {"level": jnp.int32, "kind": jnp.int32, "opinion": jnp.float32}
     return Experiment(
         evaluate=evaluate,
         train_data=train_data,
@@ -247,7 +246,7 @@ def build(config: ConfigDict) -> Experiment:
             two_stages(config, ranking) if rating.path else optim.from_config(config.optim, steps),
             image_size=size,
             batch_size=total,
-            fields={name: jax.ShapeDtypeStruct((total,), dtype) for name, dtype in fields.items()},
+            fields={name: jax.ShapeDtypeStruct((total,), dtype) for name, dtype in FIELDS.items()},
             microbatches=config.train.microbatches,
             **({"prepare": prepare, "begin": begin} if config.model.weights else {}),
         ),
