@@ -156,7 +156,7 @@ def on_top_scores(
 ) -> np.ndarray:
     """Scores [M] of embeddings `new` [M, D] by SER-FIQ's network on top, trained on [N, D] of `people` [N]."""
     net, size = ser_fiq.OnTop(int(people.max()) + 1), 256
-    source = sources.Rows({"embedding": features, "label": people.astype(np.int32)})
+    source = on_top.examples(features, people, size)
     experiment = Experiment(
         evaluate=lambda state: Report({}),
         train_data=lambda: pipeline.train_batches(source, pipeline.stacked_batch, size, seed=seed),
