@@ -155,14 +155,14 @@ def on_top_scores(
     features: np.ndarray, people: np.ndarray, new: np.ndarray, seed: int, masks: int, steps: int = 2000
 ) -> np.ndarray:
     """Scores [M] of embeddings `new` [M, D] by SER-FIQ's network on top, trained on [N, D] of `people` [N]."""
-    net, size = ser_fiq.OnTop(int(people.max()) + 1), min(256, len(features))
-    source = sources.Rows({"embedding": features, "label": people.astype(np.int32)})
+    net, size = ser_fiq.OnTop(int(people.max()) + 1), 256
+    source = on_top.examples(features, people, size)
     experiment = Experiment(
         evaluate=lambda state: Report({}),
         train_data=lambda: pipeline.train_batches(source, pipeline.stacked_batch, size, seed=seed),
         **on_top.training(net, optim.optimizer("adam", 1e-3), embedding_size=features.shape[1], batch_size=size),
     )
-    state, _ = train(experiment, Options(batch_size=size, steps=steps, devices=1), seed=seed, quiet=True)
+    state, _ = train(experiment, Options(batch_size=size, steps=steps), seed=seed, quiet=True)
     return on_top.scores(net, state.params, new, masks=masks, seed=seed)
 
 

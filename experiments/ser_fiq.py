@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from facejax.backbones.iresnet import EmbeddingHead
 from facejax.data import normalize, pipeline
 from facejax.data.quality_faces import QualityFaces
-from facejax.data.sources import Images, Rows
+from facejax.data.sources import Images
 from facejax.evaluate.embedder import Embedder
 from facejax.evaluate.quality import QualityProtocol, baseline_scores
 from facejax.quality import ser_fiq
@@ -98,7 +98,7 @@ def build(config: ConfigDict) -> Experiment:
     def train_data() -> Iterator[dict[str, np.ndarray]]:
         known = data.load("train")
         features = embedder()(known.images, protocol.batch_size)
-        source = Rows({"embedding": features, "label": known.people.astype(np.int32)})
+        source = on_top.examples(features, known.people, size)
         return data.batches(source, size, seed, pipeline.stacked_batch)
 
     if config.method != "on_top":

@@ -9,8 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from facejax.data.sources import Rows
 from facejax.quality import ser_fiq
 from facejax.train import Mean, TrainState, map_batches, supervised_step
+
+
+def examples(features: np.ndarray, people: np.ndarray, batch_size: int) -> Rows:
+    """Embeddings [N, D] of `people` [N] as training examples, repeated where they are fewer than a batch."""
+    order = np.tile(np.arange(len(people)), -(-batch_size // len(people)))
+    return Rows({"embedding": features, "label": people.astype(np.int32)}, order)
 
 
 def training(

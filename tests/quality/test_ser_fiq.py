@@ -6,6 +6,7 @@ import pytest
 
 from facejax.backbones.iresnet import EmbeddingHead, IResNet
 from facejax.quality import ser_fiq
+from facejax.recipes import on_top
 
 KEY = jax.random.key(0)
 
@@ -84,6 +85,15 @@ def test_on_top_head():
     variables = net.init(KEY, jnp.ones((2, 4)), drop=False, classify=True)
     assert net.apply(variables, jnp.ones((2, 4)), drop=False).shape == (2, 12)
     assert net.apply(variables, jnp.ones((2, 4)), drop=False, classify=True).shape == (2, 5)
+
+
+def test_few_embeddings_are_repeated_to_fill_a_batch():
+    """All equally often; enough of them are taken once each."""
+    features, people = np.arange(6.0).reshape(3, 2), np.array([0, 1, 1])
+    few, enough = (on_top.examples(features, people, size) for size in (8, 3))
+    assert len(few) == 9 and len(enough) == 3
+    assert sorted(few[i]["embedding"][0] for i in range(9)) == [0, 0, 0, 2, 2, 2, 4, 4, 4]
+    assert [enough[i]["label"] for i in range(3)] == [0, 1, 1]
 
 
 def test_presets_trace(presets_trace):
