@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -81,9 +82,33 @@ def splits(path: str, data_dir: str | None = None, classes: int = 0, every: int 
 
 
 def folders(path: str, parts: Sequence[str] = ("train", "val")) -> tuple[Source, ...]:
-    """One source per part of a data set; each part is a folder in `path` that `facejax.data.readers.read` opens."""
-    root = pathlib.Path(path).expanduser()
-    return tuple(readers.read(root / part) for part in parts)
+    """One source per part of a data set; each part is a folder in `path` that `facejax.data.readers.read` opens.
+
+    Where classes have names, the first part numbers them for all parts; a warning names the classes that another part
+    lacks.
+
+    Raises:
+      ValueError: a part has a class that the first part lacks.
+    """
+    roots = [pathlib.Path(path).expanduser() / part for part in parts]
+    first, *others = map(readers.read, roots)
+    return first, *(_numbered_as(first, other, root) for other, root in zip(others, roots[1:], strict=True))
+
+
+def _numbered_as(first: Source, other: Source, root: pathlib.Path) -> Source:
+    """`other` with the labels of the classes that have the same name in `first`."""
+    names, own = (getattr(source, "class_names", None) for source in (first, other))
+    if not names or not own or names == own:
+        return other
+    numbers = {name: i for i, name in enumerate(names)}
+    unknown, missing = sorted(set(own) - set(names)), sorted(set(names) - set(own))
+    if unknown:
+        raise ValueError(f"{root}: classes that training lacks ({len(unknown)}, such as {unknown[0]!r}): expected none")
+    if missing:
+        text = f"{root}: no image of {len(missing)} of {len(names)} classes, such as {missing[0]!r}"
+        warnings.warn(text, stacklevel=3)
+    labels = np.array([numbers[name] for name in own])[sources.labels(other)]
+    return sources.Subset(other, np.arange(len(other)), labels)
 
 
 def first_people(people: int, train: int, data_dir: str | None = None) -> tuple[list[Any], list[Any]]:

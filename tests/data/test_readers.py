@@ -201,6 +201,18 @@ def test_folder(tmp_path):
         readers.read(tmp_path / "nothing")
 
 
+def test_folder_ignores_dot_names_and_has_one_order(tmp_path):
+    """Folders that the file system lists in any order, with what notebooks and macOS leave behind."""
+    for name in (".ipynb_checkpoints", "7", "07", "a²", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "._1.png").write_bytes(b"resource fork")
+    for name in (".ipynb_checkpoints", "7", "07", "a²"):
+        (tmp_path / name / "1.png").write_bytes(name.encode())
+    source = ImageFolder(tmp_path)
+    assert source.class_names == ["07", "7", "a²"]
+    assert [source[i]["image"].decode() for i in range(len(source))] == ["07", "7", "a²"]
+
+
 def test_att_faces(test_data):
     source = readers.read(test_data / "faces" / "att_faces")
     assert (len(source), source.num_classes) == (400, 40)
