@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from facejax.data import text
 from facejax.ops.knn import Neighbours
 
 
@@ -34,7 +35,7 @@ def read_labels(path: str | pathlib.Path, count: int | None = None) -> np.ndarra
       ValueError: a line is not an integer, or the number of lines is not `count`.
     """
     labels = []
-    for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
+    for number, line in enumerate(text.lines(pathlib.Path(path).read_text()), 1):
         try:
             labels.append(int(line))
         except ValueError:
