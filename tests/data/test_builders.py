@@ -106,6 +106,33 @@ def test_matlab_images_are_column_major(tmp_path):
         readers.read(tmp_path / "no.mat")
 
 
+@pytest.mark.parametrize(("values", "bytes_"), [
+    (np.array([0, 0.2, 0.5, 1]), [0, 51, 128, 255]),  # im2double's
+    (np.array([0, 50.6, 127.4, 255]), [0, 51, 127, 255]),
+    (np.array([0, 1, 1, 0], np.uint8), [0, 255, 255, 0]),  # black and white
+    (np.array([0, 1, 2, 255], np.uint8), [0, 1, 2, 255]),
+])  # fmt: skip
+def test_matlab_images_keep_their_scale(tmp_path, values, bytes_):
+    scipy.io.savemat(tmp_path / "f.mat", {"X": values[None], "Y": [[1]]})
+    image = transforms.decode(MatlabFaces(tmp_path / "f.mat")[0]["image"])[..., 0]
+    assert image.ravel(order="F").tolist() == bytes_
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"X": [[0, np.nan, 1, 1]], "Y": [[1]]}, "X of type float64, expected finite numbers only"),
+        ({"X": [[0, 1, 1, 1j]], "Y": [[1]]}, "X of type complex128, expected finite numbers only"),
+        ({"X": [[0, 1.0, 1, 1]], "Y": [[np.nan]]}, "Y of type float64, expected finite numbers only"),
+        ({"X": [[-1.0, 1, 1, 1]], "Y": [[1]]}, r"grey values range from -1\.0 to 1\.0, expected 0\.\.255 or 0\.\.1"),
+    ],
+)
+def test_matlab_values_without_a_byte_raise(tmp_path, content, message):
+    scipy.io.savemat(tmp_path / "f.mat", content)
+    with pytest.raises(ValueError, match=message):
+        MatlabFaces(tmp_path / "f.mat")
+
+
 def test_orl(test_data):
     source = readers.read(test_data / "faces" / "orl" / "ORL.mat")
     assert (len(source), source.num_classes) == (400, 40)

@@ -30,6 +30,10 @@ def test_malformed_files_raise(tmp_path):
     (tmp_path / "b.meta").write_text("0\n")
     np.savez(tmp_path / "a.npz", data=np.full((3, 2, 2), 7.0))
     np.savez(tmp_path / "b.npz", other=np.zeros(3))
+    for name, wrong in (("c", 0.5), ("d", np.nan)):
+        np.savez(tmp_path / f"{name}.npz", data=np.full((3, 2, 2), [[wrong], [0.1]]))
+        with pytest.raises(ValueError, match="ids that are no whole numbers"):
+            files.read_neighbours(tmp_path / f"{name}.npz")
     with pytest.raises(ValueError, match="4 bytes: expected rows of 256 float32"):
         files.read_features(tmp_path / "a.bin")
     with pytest.raises(ValueError, match="line 2: 'x': expected an integer"):

@@ -51,7 +51,7 @@ def read_neighbours(path: str | pathlib.Path) -> Neighbours:
     An id of -1 stands for the row itself at distance 1.
 
     Raises:
-      ValueError: no such array, an id out of range, or a distance outside 0..1 by more than 0.01.
+      ValueError: no such array, an id out of range or no whole number, or a distance outside 0..1 by more than 0.01.
     """
     with np.load(path, allow_pickle=False) as file:
         if "data" not in file:
@@ -59,6 +59,8 @@ def read_neighbours(path: str | pathlib.Path) -> Neighbours:
         data = file["data"]
     if data.ndim != 3 or data.shape[1] != 2:
         raise ValueError(f"{path}: an array of {data.shape}: expected [N, 2, k]")
+    if data.dtype.kind not in "iuf" or not (data[:, 0] == np.rint(data[:, 0])).all():
+        raise ValueError(f"{path}: ids that are no whole numbers: expected [N, 2, k] of ids and distances")
     ids, distance = data[:, 0].astype(np.int32), data[:, 1].astype(np.float32)
     missing = ids < 0
     if ids.max() >= len(ids) or not (distance[~missing] >= -0.01).all() or not (distance[~missing] <= 1.01).all():

@@ -84,7 +84,7 @@ class RecordFile:
         if start > len(payload):
             raise ValueError(f"{self._path}: the record at offset {offset} is too short for its {flag} labels")
         labels = struct.unpack_from(f"<{flag}f", payload, _HEADER.size) if flag else (label,)
-        if not all(abs(v) < 2**31 for v in labels):
+        if not all(abs(v) < 2**31 and v == int(v) for v in labels):
             raise ValueError(f"{self._path}: the record at offset {offset} has a label that is not a class number")
         return labels, payload[start:]
 
