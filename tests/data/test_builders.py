@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import scipy.io
@@ -32,8 +34,28 @@ def test_images_are_written_once_in_order(tmp_path):
     ]
     again = images.prepare(Listed(GOOD), "mine", tmp_path)
     assert again[3]["image"] == GOOD[3]["image"]
-    with pytest.raises(ValueError, match="has 5 images, expected 4 as in the source"):
+    with pytest.raises(ValueError, match=r"another number of images \(5\) or identities \(2\) than the source"):
         images.prepare(Listed(GOOD[:4]), "mine", tmp_path)
+
+
+@pytest.mark.parametrize("digest", [True, False])
+def test_a_prepared_set_of_other_people_is_not_reused(tmp_path, digest):
+    """Equal in name and length; sets of older versions have no digest."""
+    found = images.prepare(Listed(GOOD), "mine", tmp_path)
+    if not digest:
+        metadata = json.loads((found.folder / "metadata.json").read_text())
+        del metadata["digest"]
+        (found.folder / "metadata.json").write_text(json.dumps(metadata))
+    images.prepare(Listed(GOOD), "mine", tmp_path)
+    named = Listed(GOOD)
+    named.names = list("abcde")
+    for other, message in (
+        (Listed([{**e, "label": 1 - e["label"]} for e in GOOD]), "other labels"),
+        (Listed([{**e, "image": GOOD[-1]["image"]} for e in GOOD]), "other images"),
+        (named, "other image names"),
+    ):
+        with pytest.raises(ValueError, match=f"mine/1.0.0 has {message} than the source: expected the same"):
+            images.prepare(other, "mine", tmp_path)
 
 
 def test_set_prepared_by_another_process_meanwhile_is_read(tmp_path):

@@ -22,6 +22,7 @@ class PreparedImages:
       labels: [N] labels of all images, in order.
       names: names of all images, in order; None if the source had none.
       class_names: "identity" of the names "identity/image.jpg", in the order of the labels; None without such names.
+      digest: SHA-256 of all images in order, each after its length; empty in sets of older versions.
 
     Raises:
       ValueError: the folder contains another data set, or its metadata is missing or inconsistent.
@@ -37,6 +38,7 @@ class PreparedImages:
                 "facejax.data.builders.images prepared"
             )
         self.num_classes, self.names = metadata["num_classes"], metadata["names"] or None
+        self.digest = metadata.get("digest", "")
         self.labels = np.array(metadata["labels"], np.int32)
         owners = dict(zip(self.labels.tolist(), (n.rpartition("/")[0] for n in self.names or ()), strict=False))
         complete = sorted(owners) == list(range(self.num_classes)) and all(owners.values())
