@@ -266,7 +266,15 @@ class KeypointImages:
         return PeopleSource(annotated.detected(self.detections) if self.detections else annotated.people()), annotated
 
     def batches(self, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
-        """Endless training batches of `loader`."""
+        """Endless training batches of `loader`. Raises ValueError if a file that `test` needs does not exist."""
+        root = pathlib.Path(self.path).expanduser()
+        needed = {
+            "coco": [root / "annotations/person_keypoints_val2017.json", self.detections],
+            "mpii": [root / "annot/valid.json", root / "annot/gt_valid.mat"],
+        }.get(self.kind, ())
+        for file in filter(None, needed):
+            if not pathlib.Path(file).is_file():
+                raise ValueError(f"{file} does not exist: expected the test data of {self.kind}")
         augmentation = Augmentation(self.scale, self.rotation, self.flip, self.half_body)
         load = loader(tuple(self.image_size), self.layout, augmentation, self.enlarge)
         workers = {"threads": self.threads, "workers": self.workers}

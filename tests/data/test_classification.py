@@ -1,5 +1,8 @@
 """Labelled images: splits of folders and of the face world, crops of training and of evaluation."""
 
+import importlib
+
+import jax
 import numpy as np
 import pytest
 
@@ -78,6 +81,32 @@ def test_classes_that_training_lacks_raise(tmp_path, picture_folder):
         picture_folder(tmp_path / part, {name: np.zeros((1, 4, 4, 3)) for name in names})
     with pytest.raises(ValueError, match=r"val: classes that training lacks \(1, such as 'c'\): expected none"):
         classification.folders(str(tmp_path))
+
+
+def test_classes_are_counted_and_checked(coloured):
+    data = LabelledImages(path=str(coloured("train", "val")), image_size=8, classes=3)
+    assert (data.count(), LabelledImages().count()) == (4, 80)
+    with pytest.raises(ValueError, match=r"found label 3 with data\.classes 3: expected 0 to 2"):
+        data.split()
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "changes"),
+    [
+        ("inception", "synthetic", {"data.path": "PATH"}),
+        ("mobilenet", "synthetic", {"data.path": "PATH"}),
+        ("deconvnet", "synthetic", {"data.path": "PATH"}),
+        ("bilinear_cnn", "synthetic", {"data.path": "PATH", "data.source": "path"}),
+    ],
+)
+def test_classes_0_counts_the_training_folder(coloured, name, preset, changes):
+    module = importlib.import_module(f"experiments.{name}")
+    path = coloured("train", "test" if name == "bilinear_cnn" else "val")
+    config = module.get_config(preset)
+    config.update_from_flattened_dict({k: v.replace("PATH", str(path)) for k, v in changes.items()})
+    config.data.classes = 0
+    params = module.build(config).abstract_state(0).params
+    assert {x.shape[-1] for x in jax.tree.leaves(params)} & {4}
 
 
 def test_short_side_crops():

@@ -192,6 +192,12 @@ def test_bad_files_raise(tmp_path):
         read_mpii_truth(tmp_path / "gt.mat")
 
 
+def test_missing_test_data_is_noticed_before_training(coco_folder):
+    data = keypoints.KeypointImages("coco", str(coco_folder), detections="none.json")
+    with pytest.raises(ValueError, match=r"none\.json does not exist: expected the test data of coco"):
+        data.batches(2, 0)
+
+
 def test_placed_faces_match_their_landmarks():
     """Random placement of a dark rectangle, whose landmarks are its corners, keeps them on its corners."""
     image = np.full((64, 64, 3), 250, np.uint8)
