@@ -102,10 +102,13 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
+    config = app.with_classes(
+        config, lambda: app.section(Identities, config.data).count(config.seed, packs=config.eval.packs)
+    )
     data, net = Identities(**config.data), Backbone(**config.model).make()
 
     def train_data() -> Any:
-        train, _ = data.split(config.seed, packs=config.eval.packs)
+        train = data.training(config.seed, packs=config.eval.packs)
         return data.batches(train, config.train.batch_size, config.seed)
 
     def evaluate(state: TrainState) -> Report:

@@ -133,6 +133,7 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run: the classifier on a frozen trunk first, then both together."""
+    config = app.with_classes(config, lambda: count_classes(config.data))
     size, batch, steps = config.data.image_size, config.train.batch_size, config.train.steps
     net = make_network(config)
     files = {"trunk": config.model.weights, "other": config.model.other_weights}
@@ -280,10 +281,15 @@ def read_weights(files: dict[str, str], params: Any) -> dict[str, Any]:
     return found
 
 
+def count_classes(data: ConfigDict) -> int:
+    """The number of classes at a path, or of people in the face world."""
+    return sources(data)[0].num_classes if data.source == "path" else images.LabelledImages().count()
+
+
 def sources(data: ConfigDict) -> tuple[Any, Any]:
     """Labelled images to train on and to test on; of the face world 18 and 6 images of each person."""
     if data.source == "path":
-        return images.folders(data.path, ("train", "test"))
+        return images.folders(data.path, ("train", "test"), data.classes)
     return images.first_people(data.classes, 18, data.data_dir or None)
 
 

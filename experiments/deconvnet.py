@@ -140,6 +140,7 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
+    config = app.with_classes(config, lambda: sources(config.data)[0].num_classes if config.data.path else 2)
     data, size, batch = config.data, config.data.image_size, config.train.batch_size
     if config.model.name not in NETS:
         raise ValueError(f"model.name is {config.model.name!r}: expected one of {', '.join(NETS)}")
@@ -209,7 +210,7 @@ def convolutions(params: Any) -> Any:
 def sources(data: ConfigDict) -> tuple[Any, Any]:
     """Labelled images to train and to test on; of the face world, label 1 is a face with glasses."""
     if data.path:
-        return classification.folders(data.path)
+        return classification.folders(data.path, classes=data.classes)
     splits = (faces.load("attributes", split, data.data_dir or None) for split in ("train", "test"))
     return tuple(classification.Attribute(source, "glasses") for source in splits)
 

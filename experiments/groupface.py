@@ -130,6 +130,9 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run: ArcFace's data, a network with groups, two losses, and a window of the groups' probabilities."""
+    config = app.with_classes(
+        config, lambda: app.section(Identities, config.data).count(config.seed, packs=config.eval.packs)
+    )
     data, head, groups_of = Identities(**config.data), Head(**config.loss), config.groups
     if groups_of.labels not in LABELS:
         raise ValueError(f"groups.labels is {groups_of.labels!r}: expected one of {', '.join(LABELS)}")
@@ -169,7 +172,7 @@ def build(config: ConfigDict) -> Experiment:
         return ours.embedder(config.seed, classes=everybody, photographs=data.source == "path", **options).variables
 
     def train_data() -> Any:
-        train, _ = data.split(config.seed, packs=config.eval.packs)
+        train = data.training(config.seed, packs=config.eval.packs)
         return data.batches(train, config.train.batch_size, config.seed)
 
     def loss_fn(params: Any, held: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:

@@ -221,6 +221,7 @@ def build(config: ConfigDict) -> Experiment:
 
 def build_classifier(config: ConfigDict) -> Experiment:
     """Wires a run on ImageNet."""
+    config = app.with_classes(config, lambda: LabelledImages(**config.data).count())
     trunk = choose("model.name", config.model.name, TRUNKS)(dtype=jnp.dtype(config.model.dtype))
     return classifier(
         hrnet.Classifier(trunk, config.data.classes),

@@ -134,6 +134,7 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run; V1, whose response normalisation needs that scale, takes 0..255 less the mean, others -1..1."""
+    config = app.with_classes(config, lambda: LabelledImages(**config.data).count())
     return classifier(
         make_net(config),
         LabelledImages(**config.data),

@@ -136,6 +136,9 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
+    config = app.with_classes(
+        config, lambda: app.section(Identities, config.data).count(config.seed, packs=config.eval.packs)
+    )
     loss, size, batch = config.loss, config.data.image_size, config.train.batch_size
     net = magface.Magnified(Backbone(**config.model).make())
     magnitudes = magface.Magnitudes(loss.lower, loss.upper, loss.least, loss.most, loss.lambda_g)
@@ -173,7 +176,7 @@ def build(config: ConfigDict) -> Experiment:
 
     def train_data() -> Any:
         if not several_views(config.data):
-            return single.batches(single.split(config.seed, packs=config.eval.packs)[0], batch, config.seed)
+            return single.batches(single.training(config.seed, packs=config.eval.packs), batch, config.seed)
         known = rendered.load("train", config.data.task)
         rows = sources.Rows({"image": known.images, "label": known.people.astype(np.int32)})
         return rendered.batches(rows, batch, config.seed)

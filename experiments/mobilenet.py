@@ -130,6 +130,7 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
+    config = app.with_classes(config, lambda: LabelledImages(**config.data).count())
     return classifier(
         make_net(config),
         LabelledImages(**config.data),

@@ -161,6 +161,10 @@ def build(config: ConfigDict) -> Experiment:
     """Wires one stage."""
     if config.stage not in STAGES:
         raise ValueError(f"stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
+    given = config
+    config = app.with_classes(
+        config, lambda: app.section(Identities, config.data).count(config.seed, packs=config.eval.packs)
+    )
     loss, size, batch, classes = config.loss, config.data.image_size, config.train.batch_size, config.data.classes
     data, net, generator = (
         app.section(Identities, config.data),
@@ -262,7 +266,7 @@ def build(config: ConfigDict) -> Experiment:
         train_step=supervised_step(loss_of_generator if config.stage == "generator" else loss_of_faces, tx),
         train_data=train_data,
         batch=fields,
-        prepare=(lambda: beginning(config)) if STAGES[config.stage] else None,
+        prepare=(lambda: beginning(given)) if STAGES[config.stage] else None,
     )
 
 

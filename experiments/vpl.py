@@ -96,6 +96,9 @@ def build(config: ConfigDict) -> Experiment:
         raise ValueError(
             f"train.microbatches is {config.train.microbatches}: expected 1, the memory is written once a step"
         )
+    config = app.with_classes(
+        config, lambda: app.section(Identities, config.data).count(config.seed, packs=config.eval.packs)
+    )
     data, head, net = Identities(**config.data), Head(**config.loss), Backbone(**config.model).make()
     tx, classes, momentum = optim.from_config(config.optim, config.train.steps), data.classes, config.vpl.momentum
     limits = {name: config.vpl[name] for name in ("rate", "start", "lifetime")}
@@ -120,7 +123,7 @@ def build(config: ConfigDict) -> Experiment:
         )
 
     def train_data() -> Any:
-        train, _ = data.split(config.seed, packs=config.eval.packs)
+        train = data.training(config.seed, packs=config.eval.packs)
         return data.batches(train, config.train.batch_size, config.seed)
 
     def forward(params: Any, batch_stats: Any, images: jax.Array, rng: jax.Array) -> tuple[jax.Array, Any]:

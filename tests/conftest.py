@@ -86,6 +86,22 @@ def picture_folder():
 
 
 @pytest.fixture(scope="session")
+def turned_jpeg():
+    """(image [H, W, 3], EXIF orientation) -> JPEG bytes that store the image as it is."""
+    import io
+
+    from PIL import Image
+
+    def encode(image, orientation):
+        exif, file = Image.Exif(), io.BytesIO()
+        exif[0x0112] = orientation
+        Image.fromarray(image).save(file, "JPEG", quality=95, exif=exif)
+        return file.getvalue()
+
+    return encode
+
+
+@pytest.fixture(scope="session")
 def people_folder(tmp_path_factory, picture_folder):
     """(name, numbers of pictures) -> a folder of as many people with so many noisy pictures each."""
 

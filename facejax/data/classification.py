@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,7 +26,7 @@ class LabelledImages:
       path: folder with train/CLASS/IMAGE and val/CLASS/IMAGE; empty: the face world, with its identities as classes.
       data_dir: folder of prepared data; empty: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
       image_size: side of the network's input, pixels.
-      classes: number of classes; in the face world, the first identities.
+      classes: number of classes; in the face world, the first identities; 0 takes all.
       crops: true: training images are random crops (`random_crop`); false: resized whole images.
       centre: side of the centre crop in evaluation, as a fraction of the image's shorter side, 0..1.
       threads: number of batches that this process loads in parallel.
@@ -45,6 +46,10 @@ class LabelledImages:
         """The training source and the test source."""
         return splits(self.path, self.data_dir or None, self.classes)
 
+    def count(self) -> int:
+        """The number of classes of the training source."""
+        return folders(self.path, ("train",))[0].num_classes if self.path else faces.TASKS["recognition"].train
+
     def batches(self, source: Source, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
         """Endless training batches of `loader`."""
         load = loader(self.image_size, self.classes, self.crops)
@@ -62,14 +67,14 @@ def splits(path: str, data_dir: str | None = None, classes: int = 0, every: int 
       path: folder that contains "train" and "val", each with CLASS/IMAGE; empty: the face world, where every `every`-th
         image of each identity is a test image, so that both parts contain the same identities.
       data_dir: folder of prepared data.
-      classes: number of identities of the face world; 0 takes all.
+      classes: number of classes that the folder may have, or of identities of the face world; 0 takes all.
       every: see `path`.
 
     Raises:
-      ValueError: `classes` exceeds the number of identities in the face world.
+      ValueError: the folder has more classes, or the face world fewer identities.
     """
     if path:
-        return folders(path)
+        return folders(path, classes=classes)
     task = faces.TASKS["recognition"]
     people = classes or task.train
     if people > task.train:
@@ -80,10 +85,47 @@ def splits(path: str, data_dir: str | None = None, classes: int = 0, every: int 
     return sources.Subset(source, rows[~test]), sources.Subset(source, rows[test])
 
 
-def folders(path: str, parts: Sequence[str] = ("train", "val")) -> tuple[Source, ...]:
-    """One source per part of a data set; each part is a folder in `path` that `facejax.data.readers.read` opens."""
-    root = pathlib.Path(path).expanduser()
-    return tuple(readers.read(root / part) for part in parts)
+def check_classes(path: str, found: int, classes: int) -> None:
+    """Raises ValueError if data has more classes than a run expects, and warns if it has fewer."""
+    if found > classes:
+        raise ValueError(
+            f"{path}: found label {found - 1} with data.classes {classes}: expected 0 to {classes - 1} (data.classes=0 "
+            "counts the classes)"
+        )
+    if found < classes:
+        warnings.warn(f"{path}: {found} classes with data.classes {classes}", stacklevel=2)
+
+
+def folders(path: str, parts: Sequence[str] = ("train", "val"), classes: int = 0) -> tuple[Source, ...]:
+    """One source per part of a data set; each part is a folder in `path` that `facejax.data.readers.read` opens.
+
+    Where classes have names, the first part numbers them for all parts; a warning names the classes that another part
+    lacks. With `classes`, `check_classes` compares it with the first part.
+
+    Raises:
+      ValueError: a part has a class that the first part lacks, or the first part has more classes than `classes`.
+    """
+    roots = [pathlib.Path(path).expanduser() / part for part in parts]
+    first, *others = map(readers.read, roots)
+    if classes:
+        check_classes(path, first.num_classes, classes)
+    return first, *(_numbered_as(first, other, root) for other, root in zip(others, roots[1:], strict=True))
+
+
+def _numbered_as(first: Source, other: Source, root: pathlib.Path) -> Source:
+    """`other` with the labels of the classes that have the same name in `first`."""
+    names, own = (getattr(source, "class_names", None) for source in (first, other))
+    if not names or not own or names == own:
+        return other
+    numbers = {name: i for i, name in enumerate(names)}
+    unknown, missing = sorted(set(own) - set(names)), sorted(set(names) - set(own))
+    if unknown:
+        raise ValueError(f"{root}: classes that training lacks ({len(unknown)}, such as {unknown[0]!r}): expected none")
+    if missing:
+        text = f"{root}: no image of {len(missing)} of {len(names)} classes, such as {missing[0]!r}"
+        warnings.warn(text, stacklevel=3)
+    labels = np.array([numbers[name] for name in own])[sources.labels(other)]
+    return sources.Subset(other, np.arange(len(other)), labels)
 
 
 def first_people(people: int, train: int, data_dir: str | None = None) -> tuple[list[Any], list[Any]]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from facejax.data import pipeline, readers, sources, transforms
+from facejax.data import classification, pipeline, readers, sources, transforms
 from facejax.data.pipeline import Source
+from facejax.data.readers.verification import read_pack
 from facejax.data.synthetic import faces
 
 AUGMENT = {
@@ -28,7 +29,7 @@ class Identities:
       task: task of the face world; its "train" split is the training set and its "test" split the held-out set.
       data_dir: folder of prepared data; empty: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
       image_size: side of the network's input, pixels.
-      classes: number of training identities.
+      classes: number of training identities; 0 counts them.
       held_out: fraction of the identities at `path` held out for verification, 0..1; the seed selects them.
       augment: "flip", or "dali" (arcface_torch's optional augmentation).
       threads: number of batches that this process loads in parallel.
@@ -71,10 +72,30 @@ class Identities:
         train = sources.Subset(source, np.flatnonzero(~unseen), numbers[np.searchsorted(names, labels[~unseen])])
         return train, sources.Subset(source, np.flatnonzero(unseen), labels[unseen])
 
+    def training(self, seed: int, *, packs: str = "") -> Source:
+        """The training source of `split`, after a check of `classes` and of the packs, before anything is compiled.
+
+        Raises:
+          ValueError: more training identities than `classes`, a pack that is no pack, or as of `split`.
+          OSError: a pack cannot be read.
+        """
+        source = self.split(seed, packs=packs)[0]
+        if self.source == "path":
+            classification.check_classes(self.path, _identities(source), self.classes)
+        for pack in filter(None, packs.split(",")):
+            read_pack(pack)
+        return source
+
+    def count(self, seed: int, *, packs: str = "") -> int:
+        """The number of identities of the training source of `split`."""
+        if self.source == "face_world":
+            return faces.TASKS[self.task].train
+        return _identities(self.split(seed, packs=packs)[0])
+
     def first_people(self, seed: int, *, packs: str = "") -> Source:
         """The first `classes` identities of the face world's task; at a path, the training source of `split`."""
         if self.source == "path":
-            return self.split(seed, packs=packs)[0]
+            return self.training(seed, packs=packs)
         most = faces.TASKS[self.task].train
         if not 0 < self.classes <= most:
             raise ValueError(f"data.classes is {self.classes}: expected 1 to {most}, the identities of the face world")
@@ -104,6 +125,10 @@ class Identities:
             return {"image": np.stack(images), "label": labels}
 
         return load
+
+
+def _identities(source: Source) -> int:
+    return getattr(source, "num_classes", 0) or 1 + int(np.max(source.labels))
 
 
 def one_each(source: Source, size: int, name: str) -> pipeline.Load:

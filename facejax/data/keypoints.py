@@ -1,6 +1,7 @@
 """Keypoints of persons and faces: crops and augmentation of top-down pose estimation.
 
-As in the published code, integer coordinates are pixel centres, except in `placed_loader`.
+As in the published code, integer coordinates are pixel centres, except in `placed_loader`, and coordinates refer to the
+stored pixels: the EXIF orientation of an image is ignored.
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def augmented(
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """A training crop {"image", "points", "visible"} with random half body, scale, rotation and flip."""
-    image = transforms.decode(example["image"])
+    image = transforms.decode(example["image"], upright=False)
     points, visible = np.asarray(example["points"], float), np.asarray(example["visible"], bool)
     centre, size, aspect = np.asarray(example["centre"], float), example["size"], output[1] / output[0]
     size = enlarge * shaped(size, aspect)
@@ -147,7 +148,7 @@ def plain(example: dict[str, Any], output: tuple[int, int], enlarge: float) -> d
     """An evaluation crop {"image", "matrix"}; the matrix [2, 3] maps the image to the crop."""
     size = enlarge * shaped(example["size"], output[1] / output[0])
     matrix = crop_matrix(np.asarray(example["centre"], float), size[0], 0.0, output)
-    return {"image": warped(transforms.decode(example["image"]), matrix, output), "matrix": matrix}
+    return {"image": warped(transforms.decode(example["image"], upright=False), matrix, output), "matrix": matrix}
 
 
 def warped(image: np.ndarray, matrix: np.ndarray, output: tuple[int, int]) -> np.ndarray:
@@ -265,7 +266,15 @@ class KeypointImages:
         return PeopleSource(annotated.detected(self.detections) if self.detections else annotated.people()), annotated
 
     def batches(self, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
-        """Endless training batches of `loader`."""
+        """Endless training batches of `loader`. Raises ValueError if a file that `test` needs does not exist."""
+        root = pathlib.Path(self.path).expanduser()
+        needed = {
+            "coco": [root / "annotations/person_keypoints_val2017.json", self.detections],
+            "mpii": [root / "annot/valid.json", root / "annot/gt_valid.mat"],
+        }.get(self.kind, ())
+        for file in filter(None, needed):
+            if not pathlib.Path(file).is_file():
+                raise ValueError(f"{file} does not exist: expected the test data of {self.kind}")
         augmentation = Augmentation(self.scale, self.rotation, self.flip, self.half_body)
         load = loader(tuple(self.image_size), self.layout, augmentation, self.enlarge)
         workers = {"threads": self.threads, "workers": self.workers}
@@ -304,7 +313,7 @@ def placed_loader(size: int, placement: Placement) -> Load:
         turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         shift = middle - turn @ ((low + high) / 2)
         matrix = np.concatenate([turn, (shift + turn @ [0.5, 0.5] - 0.5)[:, None]], 1)  # OpenCV: integers are centres
-        image = transforms.decode(example["image"])
+        image = transforms.decode(example["image"], upright=False)
         image = cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
         return image, (points @ turn.T + shift) / size
 

@@ -157,9 +157,8 @@ def _load(data: QualityFaces, split: str, name: str) -> Faces:
 
 
 def _rendered(examples: Any, size: int) -> Faces:
-    images = [
-        transforms.resize(transforms.decode(image), size, size) for e in examples for image in np.asarray(e["image"])
-    ]
+    decoded = [transforms.decode(image, upright=False) for e in examples for image in np.asarray(e["image"])]
+    images = [transforms.resize(image, size, size) for image in decoded]
     levels = np.stack(
         [
             np.stack([(e[k] - (k == "resolution")) / (faces.STRONGEST[k] - (k == "resolution")) for k in FAULTS], 1)
@@ -168,7 +167,7 @@ def _rendered(examples: Any, size: int) -> Faces:
     ).reshape(-1, len(FAULTS))
     numbers = np.array([e["person"] for e in examples])
     views = len(images) // len(examples)
-    scale = size / transforms.decode(examples[0]["image"][0]).shape[0]
+    scale = size / decoded[0].shape[0]
     marks = scale * np.concatenate([e["landmarks68"] for e in examples])
     towards = np.concatenate([e["light"][:, :3] for e in examples])
     eyes = [marks[:, eye].mean(1) for eye in (slice(36, 42), slice(42, 48))]

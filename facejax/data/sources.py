@@ -37,7 +37,7 @@ class Subset:
     """
 
     def __init__(self, source: Source, rows: Sequence[int], labels: Sequence[int] | None = None):
-        self._source, self._rows, self._labels = source, rows, labels
+        self._source, self._rows, self.labels = source, rows, labels
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -46,7 +46,7 @@ class Subset:
         example = self._source[int(self._rows[index])]
         return {
             "image": example["image"],
-            "label": int(label(example) if self._labels is None else self._labels[index]),
+            "label": int(label(example) if self.labels is None else self.labels[index]),
         }
 
 

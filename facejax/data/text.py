@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import os
 import pathlib
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ def read_pairs(
 ) -> list[list[str]]:
     """Sentences of each language, from files folder/PART.LANGUAGE or folder/PART.LANGUAGE.gz, one sentence per line.
 
+    Pairs with an empty line in any language are dropped; a warning tells how many.
+
     Args:
       folder: folder of the files.
       part: PART, such as "train".
@@ -29,25 +32,31 @@ def read_pairs(
       lower: whether to lower-case the sentences.
 
     Raises:
-      ValueError: the languages differ in their number of sentences, or a sentence is empty.
+      ValueError: the languages differ in their number of lines, or all pairs have an empty line.
     """
     sides = [read_lines(pathlib.Path(folder) / f"{part}.{name}", lower) for name in languages]
     if len(set(map(len, sides))) > 1:
         counts = " and ".join(f"{part}.{n} {len(side)}" for n, side in zip(languages, sides, strict=True))
         raise ValueError(f"{folder}: {counts} sentences, expected equally many")
-    for name, side in zip(languages, sides, strict=True):
-        if "" in side:
-            file = f"{pathlib.Path(folder) / part}.{name}"
-            raise ValueError(f"{file}: line {side.index('') + 1} is empty, expected one sentence per line")
-    return sides
+    kept = [pair for pair in zip(*sides, strict=True) if all(pair)]
+    if not kept:
+        raise ValueError(f"{folder}: {part} has no pair without an empty line, expected one sentence per line")
+    if len(kept) < len(sides[0]):
+        count = f"{len(sides[0]) - len(kept)} of {len(sides[0])} pairs"
+        warnings.warn(f"{folder}: {part} has {count} with an empty line: dropped", stacklevel=2)
+    return list(map(list, zip(*kept, strict=True)))
 
 
 def read_lines(path: pathlib.Path, lower: bool) -> list[str]:
     """Sentences of a UTF-8 file, one per line; if the file name with .gz appended exists, of that file."""
     packed = path.with_name(f"{path.name}.gz")
     whole = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
-    lines = whole.decode("utf-8").splitlines()
-    return [line.strip().lower() if lower else line.strip() for line in lines]
+    return [line.strip().lower() if lower else line.strip() for line in lines(whole.decode("utf-8-sig"))]
+
+
+def lines(text: str) -> list[str]:
+    """The lines of a text that ends with a newline or without; unlike `str.splitlines`, cut at newlines only."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 class Words:

@@ -13,9 +13,19 @@ ARCFACE_TEMPLATE = np.array(
 """Eyes, nose tip, mouth corners, from the image's left: (x, y) in pixels of a 112 x 112 crop (InsightFace)."""
 
 
-def decode(encoded: bytes) -> np.ndarray:
-    """Decodes an image (PNG, JPEG, PGM, ...) to uint8 RGB [H, W, 3]; raises ValueError if that fails."""
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) if encoded else None
+def decode(encoded: bytes, *, upright: bool = True) -> np.ndarray:
+    """Decodes an image (PNG, JPEG, PGM, ...) to uint8 RGB [H, W, 3].
+
+    Args:
+      encoded: content of the image file.
+      upright: rotate and mirror the image as its EXIF orientation says. False where coordinates (boxes, keypoints,
+        landmarks) belong to the image: annotations refer to the stored pixels.
+
+    Raises:
+      ValueError: the image does not decode.
+    """
+    flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
     if image is None:
         raise ValueError(f"an image of {len(encoded)} bytes does not decode: expected a PNG, JPEG or PGM file")
     return np.ascontiguousarray(image[..., ::-1])

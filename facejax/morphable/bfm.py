@@ -59,6 +59,8 @@ def from_bfm(
     """
     shape = _load(path, ("shapeMU", "shapePC", "shapeEV", "texMU", "texPC", "texEV", "tl"))
     expression = _load(expression_path, ("mu_exp", "w_exp"))
+    if not 1 < shape["texMU"].max() <= 256:
+        raise ValueError(f"{path}: texMU goes up to {shape['texMU'].max():.3g}, expected colours of 0..255")
     total = shape["shapeMU"].size // 3
     keep = np.arange(total) if vertices is None else np.asarray(vertices)
     if keep.min() < 0 or keep.max() >= total:

@@ -72,6 +72,16 @@ def section(kind: type[T], config: Mapping[str, Any]) -> T:
     return kind(**{field.name: config[field.name] for field in dataclasses.fields(kind)})
 
 
+def with_classes(config: ConfigDict, count: Callable[[], int]) -> ConfigDict:
+    """`config`; where `data.classes` is 0, a copy with the number that `count` finds in the data, which is printed."""
+    if config.data.classes:
+        return config
+    config = config.copy_and_resolve_references()
+    config.data.classes = count()
+    print(f"data.classes: {config.data.classes}, counted in the data", flush=True)
+    return config
+
+
 def main(get_config: GetConfig, build: Build) -> None:
     """Runs an experiment from the command line."""
     module = sys.modules[get_config.__module__]

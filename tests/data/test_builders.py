@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import scipy.io
@@ -32,8 +34,28 @@ def test_images_are_written_once_in_order(tmp_path):
     ]
     again = images.prepare(Listed(GOOD), "mine", tmp_path)
     assert again[3]["image"] == GOOD[3]["image"]
-    with pytest.raises(ValueError, match="has 5 images, expected 4 as in the source"):
+    with pytest.raises(ValueError, match=r"another number of images \(5\) or identities \(2\) than the source"):
         images.prepare(Listed(GOOD[:4]), "mine", tmp_path)
+
+
+@pytest.mark.parametrize("digest", [True, False])
+def test_a_prepared_set_of_other_people_is_not_reused(tmp_path, digest):
+    """Equal in name and length; sets of older versions have no digest."""
+    found = images.prepare(Listed(GOOD), "mine", tmp_path)
+    if not digest:
+        metadata = json.loads((found.folder / "metadata.json").read_text())
+        del metadata["digest"]
+        (found.folder / "metadata.json").write_text(json.dumps(metadata))
+    images.prepare(Listed(GOOD), "mine", tmp_path)
+    named = Listed(GOOD)
+    named.names = list("abcde")
+    for other, message in (
+        (Listed([{**e, "label": 1 - e["label"]} for e in GOOD]), "other labels"),
+        (Listed([{**e, "image": GOOD[-1]["image"]} for e in GOOD]), "other images"),
+        (named, "other image names"),
+    ):
+        with pytest.raises(ValueError, match=f"mine/1.0.0 has {message} than the source: expected the same"):
+            images.prepare(other, "mine", tmp_path)
 
 
 def test_set_prepared_by_another_process_meanwhile_is_read(tmp_path):
@@ -104,6 +126,33 @@ def test_matlab_images_are_column_major(tmp_path):
     (tmp_path / "no.mat").write_bytes(b"nothing at all")
     with pytest.raises(ValueError, match="not a readable MATLAB file"):
         readers.read(tmp_path / "no.mat")
+
+
+@pytest.mark.parametrize(("values", "bytes_"), [
+    (np.array([0, 0.2, 0.5, 1]), [0, 51, 128, 255]),  # im2double's
+    (np.array([0, 50.6, 127.4, 255]), [0, 51, 127, 255]),
+    (np.array([0, 1, 1, 0], np.uint8), [0, 255, 255, 0]),  # black and white
+    (np.array([0, 1, 2, 255], np.uint8), [0, 1, 2, 255]),
+])  # fmt: skip
+def test_matlab_images_keep_their_scale(tmp_path, values, bytes_):
+    scipy.io.savemat(tmp_path / "f.mat", {"X": values[None], "Y": [[1]]})
+    image = transforms.decode(MatlabFaces(tmp_path / "f.mat")[0]["image"])[..., 0]
+    assert image.ravel(order="F").tolist() == bytes_
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"X": [[0, np.nan, 1, 1]], "Y": [[1]]}, "X of type float64, expected finite numbers only"),
+        ({"X": [[0, 1, 1, 1j]], "Y": [[1]]}, "X of type complex128, expected finite numbers only"),
+        ({"X": [[0, 1.0, 1, 1]], "Y": [[np.nan]]}, "Y of type float64, expected finite numbers only"),
+        ({"X": [[-1.0, 1, 1, 1]], "Y": [[1]]}, r"grey values range from -1\.0 to 1\.0, expected 0\.\.255 or 0\.\.1"),
+    ],
+)
+def test_matlab_values_without_a_byte_raise(tmp_path, content, message):
+    scipy.io.savemat(tmp_path / "f.mat", content)
+    with pytest.raises(ValueError, match=message):
+        MatlabFaces(tmp_path / "f.mat")
 
 
 def test_orl(test_data):

@@ -26,13 +26,20 @@ def test_written_files_are_read_back(tmp_path):
 def test_malformed_files_raise(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"1234")
     (tmp_path / "a.meta").write_text("0\nx\n")
+    (tmp_path / "c.meta").write_text("0\u20281\n2\n")
     (tmp_path / "b.meta").write_text("0\n")
     np.savez(tmp_path / "a.npz", data=np.full((3, 2, 2), 7.0))
     np.savez(tmp_path / "b.npz", other=np.zeros(3))
+    for name, wrong in (("c", 0.5), ("d", np.nan)):
+        np.savez(tmp_path / f"{name}.npz", data=np.full((3, 2, 2), [[wrong], [0.1]]))
+        with pytest.raises(ValueError, match="ids that are no whole numbers"):
+            files.read_neighbours(tmp_path / f"{name}.npz")
     with pytest.raises(ValueError, match="4 bytes: expected rows of 256 float32"):
         files.read_features(tmp_path / "a.bin")
     with pytest.raises(ValueError, match="line 2: 'x': expected an integer"):
         files.read_labels(tmp_path / "a.meta")
+    with pytest.raises(ValueError, match=r"line 1: .*: expected an integer"):
+        files.read_labels(tmp_path / "c.meta")
     with pytest.raises(ValueError, match="1 labels for 9 features"):
         files.read_labels(tmp_path / "b.meta", 9)
     with pytest.raises(ValueError, match="ids from 7 to 7"):

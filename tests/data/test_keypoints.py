@@ -72,6 +72,22 @@ def test_augmented_points_follow_their_pixels(seed):
             assert found["image"][round(y), round(x)].mean() > 100
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_keypoints_are_of_the_stored_pixels(turned_jpeg, orientation):
+    """An EXIF orientation moves no crop: HRNet's data set reads images with IMREAD_IGNORE_ORIENTATION."""
+    stored, still = dots(POINTS), keypoints.Augmentation(scale=0, rotation=0, flip=0, half_body=0)
+    given = example(stored, POINTS, (40, 30), (80, 60)) | {"image": turned_jpeg(stored, orientation)}
+    layout, rng = keypoints.Layout(np.arange(3)), np.random.default_rng(0)
+    placed = keypoints.placed_loader(96, keypoints.Placement(turn=0))([given | {"landmarks68": POINTS + 0.5}], [rng])
+    for image, points in (
+        (keypoints.plain(given, (60, 80), 1.0)["image"], POINTS),
+        (keypoints.augmented(given, (60, 80), layout, still, 1.0, rng)["image"], POINTS),
+        (placed["image"][0], placed["points"][0] * 96 - 0.5),
+    ):
+        for x, y in np.round(points).astype(int):
+            assert image[y, x].min() > 200
+
+
 def test_flip_exchanges_partners():
     layout = keypoints.Layout(np.array([1, 0, 2]))
     still = keypoints.Augmentation(scale=0, rotation=0, flip=1.0, half_body=0)
@@ -174,6 +190,12 @@ def test_bad_files_raise(tmp_path):
         ValueError, match=r"gt\.mat: expected a MATLAB file with pos_gt_src, jnt_missing, headboxes_src"
     ):
         read_mpii_truth(tmp_path / "gt.mat")
+
+
+def test_missing_test_data_is_noticed_before_training(coco_folder):
+    data = keypoints.KeypointImages("coco", str(coco_folder), detections="none.json")
+    with pytest.raises(ValueError, match=r"none\.json does not exist: expected the test data of coco"):
+        data.batches(2, 0)
 
 
 def test_placed_faces_match_their_landmarks():

@@ -112,6 +112,17 @@ def test_tid2013(tid2013):
     assert found.reference.tolist() == ["i01", "i01", "i02"] and found.kind.tolist() == ["01", "01", "24"]
 
 
+def test_latin_1_names_are_not_cut(live):
+    """0x85 and 0xa0 are letters or signs of a name, not the end of a line or a field."""
+    for folder in opinions.LIVE_FOLDERS:
+        file = live / folder / "info.txt"
+        file.write_bytes(file.read_bytes().replace(b"bikes", b"b\x85k\xa0s"))
+    (live / "refimgs" / "bikes.bmp").rename(live / "refimgs" / "b\x85k\xa0s.bmp")
+    names = np.array(5 * ["b\x85k\xa0s.bmp", "caps.bmp", "b\x85k\xa0s.bmp"], object)[None]
+    scipy.io.savemat(live / "refnames_all.mat", {"refnames_all": names})
+    assert opinions.read(live).reference[:2].tolist() == ["b\x85k\xa0s.bmp", "caps.bmp"]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -134,6 +134,22 @@ def test_real_pack(test_data):
     assert cv2.imdecode(np.frombuffer(pack.images[3], np.uint8), 1).shape == (112, 112, 3)
 
 
+@pytest.mark.parametrize(
+    "pack", [([np.zeros(2), b"c"], [True]), ([b"a", b"b"], [-1]), ([b"a", b"b"], [2]), ([b"a", b"b"], [0.5])]
+)
+def test_packs_of_other_numbers_raise(tmp_path, pack):
+    """Images of floats are no files, and labels of -1 and 1 are not false and true."""
+    (tmp_path / "x.bin").write_bytes(pickle.dumps(pack))
+    with pytest.raises(ValueError, match=r"x\.bin: expected images as bytes and labels as booleans"):
+        read_pack(tmp_path / "x.bin")
+
+
+def test_fractional_labels_raise(tmp_path):
+    path = write_raw(tmp_path, {0: encode_record(b"one", 0.5, 0)})
+    with pytest.raises(ValueError, match="a label that is not a class number"):
+        RecordFile(path)
+
+
 class Bomb:
     def __reduce__(self):
         return os.system, ("touch exploded",)
@@ -199,6 +215,18 @@ def test_folder(tmp_path):
         ImageFolder(tmp_path / "empty")
     with pytest.raises(ValueError, match=r"expected a folder that contains train\.rec"):
         readers.read(tmp_path / "nothing")
+
+
+def test_folder_ignores_dot_names_and_has_one_order(tmp_path):
+    """Folders that the file system lists in any order, with what notebooks and macOS leave behind."""
+    for name in (".ipynb_checkpoints", "7", "07", "a²", "__MACOSX"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "._1.png").write_bytes(b"resource fork")
+    for name in (".ipynb_checkpoints", "7", "07", "a²"):
+        (tmp_path / name / "1.png").write_bytes(name.encode())
+    source = ImageFolder(tmp_path)
+    assert source.class_names == ["07", "7", "a²"]
+    assert [source[i]["image"].decode() for i in range(len(source))] == ["07", "7", "a²"]
 
 
 def test_att_faces(test_data):

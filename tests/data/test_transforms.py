@@ -63,6 +63,15 @@ def test_decode_is_rgb_and_strict():
             transforms.decode(bad)
 
 
+@pytest.mark.parametrize(("orientation", "turns"), [(3, 2), (6, 3), (8, 1)])
+def test_decode_turns_images_unless_they_have_coordinates(turned_jpeg, orientation, turns):
+    image = np.zeros((24, 40, 3), np.uint8)
+    image[:8, :8] = 250
+    encoded = turned_jpeg(image, orientation)
+    np.testing.assert_allclose(transforms.decode(encoded, upright=False), image, atol=10)
+    np.testing.assert_allclose(transforms.decode(encoded), np.rot90(image, turns), atol=10)
+
+
 def test_random_flip_and_dali_aug_frequencies():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (112, 112, 3), dtype=np.uint8)

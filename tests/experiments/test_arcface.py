@@ -65,6 +65,36 @@ def test_a_pack_trains_and_labels_beyond_the_classes_are_said(photographs, tmp_p
         app.run(smoke(tmp_path, **everybody), arcface.build, quiet=True)
 
 
+def test_the_data_and_the_packs_are_checked_before_training(photographs, pack):
+    """Nothing is compiled: six of eight people train."""
+    for changes, message in (
+        ({"data.classes": 5}, r"found label 5 with data\.classes 5: expected 0 to 4 \(data\.classes=0 counts"),
+        ({"data.path": "nowhere"}, "nowhere: expected a folder that contains"),
+        ({"eval.packs": f"{pack},nowhere.bin"}, r"nowhere\.bin"),
+        ({"eval.packs": __file__}, "not a verification pack"),
+    ):
+        experiment = arcface.build(smoke(photographs, **{"data.classes": 6} | changes))
+        with pytest.raises((ValueError, OSError), match=message):
+            experiment.train_data()
+    with pytest.warns(UserWarning, match=r"6 classes with data\.classes 9"):
+        arcface.build(smoke(photographs, **{"data.classes": 9})).train_data().close()
+
+
+@pytest.mark.parametrize(("held_out", "packs", "expected"), [(0.25, "", 6), (0.0, "mine.bin", 8)])
+@pytest.mark.parametrize("name", ["arcface", "magface", "vpl", "groupface", "virface"])
+def test_classes_0_counts_the_training_identities(photographs, capsys, name, held_out, packs, expected):
+    module = importlib.import_module(f"experiments.{name}")
+    config = module.get_config("virclass" if name == "virface" else "synthetic")
+    config.update_from_flattened_dict(
+        {"data.source": "path", "data.path": str(photographs), "data.classes": 0, "data.held_out": held_out,
+         "eval.packs": packs}
+    )  # fmt: skip
+    state = module.build(config).abstract_state(0)
+    assert state.params["head"].shape[0] == expected
+    assert f"data.classes: {expected}, counted in the data" in capsys.readouterr().out
+    assert config.data.classes == 0
+
+
 def test_a_run_without_anybody_to_verify_does_not_begin(photographs):
     experiment = arcface.build(smoke(photographs, **{"data.held_out": 0.0}))
     with pytest.raises(ValueError, match=r"no identity is held out .*: set data\.held_out or eval\.packs"):

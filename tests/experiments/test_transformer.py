@@ -75,7 +75,7 @@ def test_files_in_two_buckets(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.en"):
         experiment.corpus(config)
     for sentences, message in (
-        (["a b", "", "c"], r"long\.en: line 2 is empty, expected one sentence per line"),
+        (["", " ", "\t"], r"long has no pair without an empty line, expected one sentence per line"),
         (["a b", "c"], r"long\.en 2 and long\.de 3 sentences, expected equally many"),
         (["a", "b", "c " * 90], "sentence 2 has 91 tokens with its end, expected at most 64"),
     ):

@@ -186,6 +186,19 @@ def test_words_and_bad_text():
         )
 
 
+def test_lines_of_pairs_end_at_newlines_only(tmp_path):
+    """As in WMT, sentences hold U+2028, U+0085 and form feeds; an empty line drops its pair on both sides."""
+    english = ["one\u2028two", "", "three\x0cfour", "\u0085five\x85six", "seven", "eight\rnine"]
+    (tmp_path / "t.en").write_bytes(("\ufeff" + "\r\n".join(english) + "\r\n").encode())
+    (tmp_path / "t.de").write_bytes(b"eins\nzwei\ndrei\nvier\n \nsechs")
+    with pytest.warns(UserWarning, match=r"t has 2 of 6 pairs with an empty line: dropped"):
+        sides = text.read_pairs(tmp_path, "t", ["en", "de"])
+    assert sides == [
+        ["one\u2028two", "three\x0cfour", "five\x85six", "eight\rnine"], ["eins", "drei", "vier", "sechs"]
+    ]  # fmt: skip
+    assert text.lines("") == []
+
+
 def test_byte_pairs_come_back():
     pytest.importorskip("tokenizers")
     sentences = [s for pair in language.pairs(200, 0) for s in pair]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import gat as experiment
+from facejax.data.readers.node_graphs import read_ppi
 from facejax.data.readers.planetoid import read_planetoid
 from facejax.graph import gat, gcn
 from facejax.interop import tensorflow
@@ -299,6 +300,22 @@ def test_ppi_files(tmp_path):
     (tmp_path / "test_graph.json").unlink()
     with pytest.raises(ValueError, match=r"test_\*: not PPI files"):
         experiment.load(config.data, 0)
+
+
+def test_ppi_files_with_nodes_in_another_order(tmp_path):
+    """Rows follow the ids 0 to 4, whatever the order of the nodes and whether edges are of ids or positions."""
+    for split in ("train", "valid", "test"):
+        write_ppi(tmp_path, split, (3, 2))
+    expected = read_ppi(tmp_path, "test")
+    ids, file = [3, 1, 0, 2, 4], tmp_path / "test_graph.json"
+    links = json.loads(file.read_text())["links"]
+    by_place = [{key: ids.index(link[key]) for key in link} for link in links]
+    in_order = sorted(links, key=lambda link: ids.index(link["source"]))
+    for key, edges in (("edges", links), ("links", in_order), ("links", sorted(by_place, key=lambda e: e["source"]))):
+        file.write_text(json.dumps({"directed": True, "nodes": [{"id": i} for i in ids], key: edges}))
+        for found, wanted in zip(read_ppi(tmp_path, "test"), expected, strict=True):
+            edges_of = [sorted(zip(g.source.tolist(), g.destination.tolist(), strict=True)) for g in (found, wanted)]
+            assert edges_of[0] == edges_of[1]
 
 
 def test_eval_only_tests_other_graphs(tmp_path):

@@ -178,20 +178,40 @@ def test_wrong_graphs_and_missing_files_raise(tmp_path):
         read_planetoid(tmp_path, "cora")
 
 
-def write_planetoid(folder, features):
-    """A path of nodes with two classes: the first two for training, the last one for the test."""
+def write_planetoid(folder, features, tested=1):
+    """A path of nodes with two classes: the first two for training, the last `tested` ones for the test."""
     rows, one_hot = csr_matrix(np.float32(features)), np.eye(2)[np.arange(len(features)) % 2]
     path = {i: [i + 1] for i in range(len(features) - 1)}
-    parts = {"y": one_hot[:2], "tx": rows[-1:], "ty": one_hot[-1:], "allx": rows[:-1], "ally": one_hot[:-1]}
+    cut = len(features) - tested
+    parts = {"y": one_hot[:2], "tx": rows[cut:], "ty": one_hot[cut:], "allx": rows[:cut], "ally": one_hot[:cut]}
     folder.mkdir(exist_ok=True)
     for part, value in (parts | {"graph": path}).items():
         (folder / f"ind.cora.{part}").write_bytes(pickle.dumps(value))
-    (folder / "ind.cora.test.index").write_text(str(len(features) - 1))
+    (folder / "ind.cora.test.index").write_text("\n".join(map(str, range(cut, len(features)))))
 
 
 def test_features_that_are_not_finite_raise(tmp_path):
     write_planetoid(tmp_path, [[1, 0], [0, np.nan], [1, 1]])
     with pytest.raises(ValueError, match="features of node 1 are not finite"):
+        read_planetoid(tmp_path, "cora")
+
+
+@pytest.mark.parametrize("index", ["-1\n4", "4\n4", "1\n4", "4\nx"])
+def test_test_nodes_are_each_once_after_the_others(tmp_path, index):
+    """Nodes 3 and 4 are for the test; other numbers replaced features and labels of training nodes."""
+    write_planetoid(tmp_path, [*np.eye(2), *np.eye(2), [1, 1]], tested=2)
+    np.testing.assert_array_equal(np.flatnonzero(read_planetoid(tmp_path, "cora").test), [3, 4])
+    (tmp_path / "ind.cora.test.index").write_text(index)
+    with pytest.raises(ValueError, match=r"test\.index: (. different nodes of 2 from|not a list of node numbers)"):
+        read_planetoid(tmp_path, "cora")
+
+
+@pytest.mark.parametrize("part", ["allx", "tx", "ally", "ty"])
+def test_parts_that_are_nan_altogether_raise(tmp_path, part):
+    write_planetoid(tmp_path, [*np.eye(2), [1, 1]])
+    file = tmp_path / f"ind.cora.{part}"
+    file.write_bytes(pickle.dumps(pickle.loads(file.read_bytes()) * np.nan))
+    with pytest.raises(ValueError, match=r"ind\.cora: (features of node . are|labels are) not finite"):
         read_planetoid(tmp_path, "cora")
 
 

@@ -11,7 +11,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from experiments import graphsage as experiment
-from facejax.data.readers.node_graphs import read_graphsage
+from facejax.data.readers.node_graphs import edge_ends, read_graphsage
 from facejax.data.readers.planetoid import Citations
 from facejax.graph import graphsage
 from facejax.graph.graphsage import Block
@@ -352,6 +352,62 @@ def test_the_authors_files(files):
     assert data.labels.tolist() == [[1, 1], [0, 1], [1, 1], [0, 1]]
     edges = sorted(zip(data.source.tolist(), data.destination.tolist(), strict=True))
     assert edges == [(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 2)]
+
+
+IDS = [3, 1, 0, 2]
+PATH = [(3, 1), (1, 0), (0, 2)]  # by id: neighbours in the list of nodes
+
+
+@pytest.mark.parametrize(
+    ("ids", "key", "links", "expected"),
+    [
+        (IDS, "edges", PATH, [(0, 1), (1, 2), (2, 3)]),
+        (IDS, "links", PATH, [(0, 1), (1, 2), (2, 3)]),  # positions would be out of networkx's order
+        (IDS, "links", [(0, 1), (1, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)]),  # ids would be
+        ([7, 5, 9], "links", [(7, 5), (5, 9)], [(0, 1), (1, 2)]),
+        ([7, 5, 9], "links", [(0, 1), (1, 2)], [(0, 1), (1, 2)]),
+        (["b", "1", "a"], "links", [("b", "1"), ("1", "a")], [(0, 1), (1, 2)]),
+        (["2", "1", "0"], "links", [(0, 1), (1, 2)], [(0, 1), (1, 2)]),
+        (["2", "1", "0"], "edges", [("2", "1"), ("1", "0")], [(0, 1), (1, 2)]),
+        ([1, 2, 3], "links", [(0, 1), (1, 2)], [(0, 1), (1, 2)]),
+    ],
+)
+def test_edges_of_ids_or_positions(ids, key, links, expected):
+    graph = {"nodes": [{"id": i} for i in ids], key: [{"source": a, "target": b} for a, b in links]}
+    np.testing.assert_array_equal(edge_ends(graph), expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "key", "links", "message"),
+    [
+        ([1, 0, 1], "links", [], "2 different ids of 3 nodes"),
+        ([7, 5, 9], "edges", [(0, 1)], "an end of edges is not one of the 3 nodes"),
+        ([7, 5, 9], "links", [(0, -1)], "an end of links is not one of the 3 nodes"),
+        (IDS, "links", [(2, 3), (3, 0)], "links are ids or positions of nodes: expected ids"),
+    ],
+)
+def test_edges_that_could_be_anything_raise(ids, key, links, message):
+    graph = {"nodes": [{"id": i} for i in ids], key: [{"source": a, "target": b} for a, b in links]}
+    with pytest.raises(ValueError, match=message):
+        edge_ends(graph)
+
+
+def test_networkx_files(tmp_path):
+    """What the installed networkx writes, under either key."""
+    networkx = pytest.importorskip("networkx")
+    graph = networkx.Graph()
+    graph.add_nodes_from(IDS)
+    graph.add_edges_from(PATH)
+    for key in ("links", "edges"):
+        written = json.loads(json.dumps(networkx.node_link_data(graph, edges=key)))
+        np.testing.assert_array_equal(edge_ends(written), [(0, 1), (1, 2), (2, 3)])
+
+
+def test_rows_of_two_nodes_raise(files, tmp_path):
+    for row in (3, -1):
+        (tmp_path / "toy-id_map.json").write_text(json.dumps({"n0": 3, "n1": row, "n2": 1, "n3": 0}))
+        with pytest.raises(ValueError, match=rf"id_map gives row {row} to 'n1'"):
+            read_graphsage(files)
 
 
 def test_unknown_names_and_damaged_files_raise(files, tmp_path):

@@ -11,6 +11,7 @@ opening the set does not read the images. Preparation decodes every image once, 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import pathlib
 import re
@@ -52,7 +53,7 @@ class FacejaxImages(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        labels = []
+        labels, content = [], hashlib.sha256()
         for index in range(len(self._source)):
             example = self._source[index]
             if not 0 <= example["label"] < self._source.num_classes:
@@ -64,8 +65,9 @@ class FacejaxImages(tfds.core.GeneratorBasedBuilder):
             except ValueError as error:
                 raise ValueError(f"image {index}: {error}") from error
             labels.append(int(example["label"]))
+            _add(content, example["image"])
             yield index, {"image": example["image"], "label": example["label"]}
-        self.info.metadata.update(labels=labels, names=list(getattr(self._source, "names", None) or []))
+        self.info.metadata.update(labels=labels, names=_names(self._source), digest=content.hexdigest())
 
 
 def prepare(source: Any, name: str, data_dir: str | os.PathLike[str] | None = None) -> PreparedImages:
@@ -77,16 +79,49 @@ def prepare(source: Any, name: str, data_dir: str | os.PathLike[str] | None = No
       data_dir: see `store.data_dir`.
 
     Raises:
-      ValueError: an invalid name, label or image, or an existing set with another number of images.
+      ValueError: an invalid name, label or image, or an existing set of other images, labels or image names; comparing
+        them reads every image of the source.
     """
     builder = FacejaxImages(source=source, name=name, data_dir=data_dir)
+    existed = pathlib.Path(builder.data_dir).exists()
     store.prepared(builder, "train", {"image": tfds.decode.SkipDecoding()})
     found = PreparedImages(pathlib.Path(builder.data_dir))
-    if len(found) != len(source):
+    differs = _difference(found, source) if existed else ""
+    if differs:
         raise ValueError(
-            f"facejax_images: {builder.data_dir} has {len(found)} images, expected {len(source)} as in the source"
+            f"facejax_images: {builder.data_dir} has {differs} than the source: expected the same, another name or an "
+            "empty folder"
         )
     return found
+
+
+def _difference(found: PreparedImages, source: Any) -> str:
+    """What distinguishes a prepared set from a source, or ""."""
+    if len(found) != len(source) or found.num_classes != source.num_classes:
+        return f"another number of images ({len(found)}) or identities ({found.num_classes})"
+    if (found.names or []) != _names(source):
+        return "other image names"
+    labels, content = [], hashlib.sha256()
+    for index in range(len(source)):
+        example = source[index]
+        labels.append(example["label"])
+        _add(content, example["image"])
+    if found.labels.tolist() != labels:
+        return "other labels"
+    kept = hashlib.sha256()
+    if not found.digest:  # prepared before digests were stored
+        for index in range(len(found)):
+            _add(kept, found[index]["image"])
+    return "" if (found.digest or kept.hexdigest()) == content.hexdigest() else "other images"
+
+
+def _names(source: Any) -> list[str]:
+    return list(getattr(source, "names", None) or [])
+
+
+def _add(content: Any, image: bytes) -> None:
+    content.update(len(image).to_bytes(8, "little"))
+    content.update(image)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -29,7 +29,7 @@ def read(path: str | pathlib.Path) -> ImageSource:
 
     Supported are a folder that contains train.rec (InsightFace), a set prepared by `facejax.data.builders.images`, a
     folder identity/image.jpg, and a .mat file of faces. A source may have the attributes `labels` and `names`, each a
-    sequence over all images.
+    sequence over all images, and `class_names`, the name of each label.
 
     Raises:
       ValueError: the path is none of these.

@@ -10,7 +10,9 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".webp"}
 
 
 class ImageFolder:
-    """Images of one sub-folder per identity, in natural order (s2 before s10). Other files are ignored.
+    """Images of one sub-folder per identity, in natural order (s2 before s10; 07 before 7).
+
+    Other files, and files and folders whose name begins with a dot (.ipynb_checkpoints, macOS's ._1.jpg), are ignored.
 
     Args:
       root: the folder.
@@ -28,8 +30,8 @@ class ImageFolder:
 
     def __init__(self, root: str | pathlib.Path):
         root = pathlib.Path(root)
-        folders = sorted((p for p in root.iterdir() if p.is_dir()), key=_natural)
-        found = [(sorted((f for f in p.iterdir() if f.suffix.lower() in SUFFIXES), key=_natural), p) for p in folders]
+        folders = [p for p in _listed(root) if p.is_dir()]
+        found = [([f for f in _listed(p) if f.suffix.lower() in SUFFIXES], p) for p in folders]
         found = [(files, p) for files, p in found if files]
         if not found:
             raise ValueError(f"{root}: no images in its sub-folders, expected identity/image.jpg")
@@ -49,5 +51,11 @@ class ImageFolder:
         return {"image": self.paths[index].read_bytes(), "label": self.labels[index]}
 
 
-def _natural(path: pathlib.Path) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=_natural)
+
+
+def _natural(path: pathlib.Path) -> tuple[list[Any], str]:
+    """Text and numbers of a name by turns, then the name itself, so that no two names are equal."""
+    parts = re.split(r"(\d+)", path.name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name

@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 
+from facejax.data import text
 from facejax.ops.knn import Neighbours
 
 
@@ -34,7 +35,7 @@ def read_labels(path: str | pathlib.Path, count: int | None = None) -> np.ndarra
       ValueError: a line is not an integer, or the number of lines is not `count`.
     """
     labels = []
-    for number, line in enumerate(pathlib.Path(path).read_text().splitlines(), 1):
+    for number, line in enumerate(text.lines(pathlib.Path(path).read_text()), 1):
         try:
             labels.append(int(line))
         except ValueError:
@@ -50,7 +51,7 @@ def read_neighbours(path: str | pathlib.Path) -> Neighbours:
     An id of -1 stands for the row itself at distance 1.
 
     Raises:
-      ValueError: no such array, an id out of range, or a distance outside 0..1 by more than 0.01.
+      ValueError: no such array, an id out of range or no whole number, or a distance outside 0..1 by more than 0.01.
     """
     with np.load(path, allow_pickle=False) as file:
         if "data" not in file:
@@ -58,6 +59,8 @@ def read_neighbours(path: str | pathlib.Path) -> Neighbours:
         data = file["data"]
     if data.ndim != 3 or data.shape[1] != 2:
         raise ValueError(f"{path}: an array of {data.shape}: expected [N, 2, k]")
+    if data.dtype.kind not in "iuf" or not (data[:, 0] == np.rint(data[:, 0])).all():
+        raise ValueError(f"{path}: ids that are no whole numbers: expected [N, 2, k] of ids and distances")
     ids, distance = data[:, 0].astype(np.int32), data[:, 1].astype(np.float32)
     missing = ids < 0
     if ids.max() >= len(ids) or not (distance[~missing] >= -0.01).all() or not (distance[~missing] <= 1.01).all():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,9 @@ class LabelledGraph:
 
 
 def read_ppi(folder: str | pathlib.Path, split: str) -> list[LabelledGraph]:
-    """The graphs of a split, from SPLIT_graph.json ("links" of "source" and "target"), _feats, _labels, _graph_id.npy.
+    """The graphs of a split, from SPLIT_graph.json (see `edge_ends`), _feats.npy, _labels.npy and _graph_id.npy.
+
+    Row i of the arrays is the node of id i where ids are 0 to N - 1 or no nodes are listed, else the i-th node listed.
 
     Args:
       folder: folder of the files.
@@ -37,8 +40,11 @@ def read_ppi(folder: str | pathlib.Path, split: str) -> list[LabelledGraph]:
         features, labels, owner = (
             np.load(f"{stem}_{part}.npy", allow_pickle=False) for part in ("feats", "labels", "graph_id")
         )
-        links = json.loads(pathlib.Path(f"{stem}_graph.json").read_text())["links"]
-        edges = np.array([(link["source"], link["target"]) for link in links], np.int64).reshape(-1, 2)
+        graph = json.loads(pathlib.Path(f"{stem}_graph.json").read_text())
+        ids = [node["id"] for node in graph.setdefault("nodes", [{"id": i} for i in range(len(owner))])]
+        edges = edge_ends(graph)
+        if set(ids) == set(range(len(ids))):
+            edges = np.array(ids)[edges]
     except Exception as error:  # damaged files raise various exceptions
         raise ValueError(f"{stem}_*: not PPI files: {error}") from error
     if not len(features) == len(labels) == len(owner) or (
@@ -61,7 +67,7 @@ def read_ppi(folder: str | pathlib.Path, split: str) -> list[LabelledGraph]:
 
 
 def read_graphsage(prefix: str | pathlib.Path) -> Citations:
-    """A graph from PREFIX-G.json (node-link format, links by position), -id_map.json, -class_map.json, -feats.npy.
+    """A graph from PREFIX-G.json (see `edge_ends`), -id_map.json, -class_map.json and -feats.npy.
 
     As in the authors' code, nodes without the fields "val" and "test" are dropped.
 
@@ -78,9 +84,11 @@ def read_graphsage(prefix: str | pathlib.Path) -> Citations:
         for i, node in enumerate(graph["nodes"]):
             if "val" in node and "test" in node:
                 place[i] = row = rows[str(node["id"])]
+                if row < 0 or labels[row] is not None:
+                    raise ValueError(f"id_map gives row {row} to {node['id']!r}, expected a row of its own")
                 labels[row] = classes[str(node["id"])]
                 masks[2 if node["test"] else 1 if node["val"] else 0, row] = True
-        ends = place[np.array([(link["source"], link["target"]) for link in graph["links"]], int).reshape(-1, 2)]
+        ends = place[edge_ends(graph)]
         blank = np.zeros_like(next(iter(classes.values())))
         labels = np.array([blank if label is None else label for label in labels], int)
     except (OSError, KeyError, TypeError, IndexError, ValueError) as error:
@@ -88,3 +96,38 @@ def read_graphsage(prefix: str | pathlib.Path) -> Citations:
     if not np.isfinite(features).all():
         raise ValueError(f"{prefix}-feats.npy: row {int(np.argmin(np.isfinite(features).all(1)))} is not finite")
     return Citations(features, labels, *undirected(*ends[(ends >= 0).all(1)].T), *masks)
+
+
+def edge_ends(graph: dict[str, Any]) -> np.ndarray:
+    """Positions [E, 2] in the list "nodes" of the ends of all edges of a graph in networkx's node-link format.
+
+    The ends of "edges" (networkx 3.4 and later) are ids. Those of "links" are positions (1.x) or ids (2.0 and later);
+    where they could be both and differ, the order decides: networkx lists the edges by their first node, in the order
+    of "nodes", and an edge without direction at the first of its nodes.
+
+    Raises:
+      ValueError: ids repeat, an end is neither an id nor a position, or "links" could be both.
+    """
+    place = {node["id"]: i for i, node in enumerate(graph["nodes"])}
+    if len(place) < len(graph["nodes"]):
+        raise ValueError(f"{len(place)} different ids of {len(graph['nodes'])} nodes, expected one each")
+    key = "edges" if "edges" in graph else "links"
+    ends = [end for link in graph[key] for end in (link["source"], link["target"])]
+    readings = []
+    if all(end in place for end in ends):
+        readings.append([place[end] for end in ends])
+    if key == "links" and all(isinstance(end, int) and 0 <= end < len(place) for end in ends):
+        readings.append(ends)
+    readings = [np.array(ends, np.int64).reshape(-1, 2) for ends in readings]
+    if not readings:
+        raise ValueError(f"an end of {key} is not one of the {len(place)} nodes")
+    if len(readings) == 1 or (readings[0] == readings[1]).all():
+        return readings[0]
+    written = [pairs for pairs in readings if _as_listed(pairs, graph.get("directed", False))]
+    if len(written) != 1:
+        raise ValueError("links are ids or positions of nodes: expected ids, under the key edges")
+    return written[0]
+
+
+def _as_listed(pairs: np.ndarray, directed: bool) -> bool:
+    return bool((np.diff(pairs[:, 0]) >= 0).all() and (directed or (pairs[:, 0] <= pairs[:, 1]).all()))

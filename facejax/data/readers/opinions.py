@@ -163,10 +163,10 @@ def table(path: pathlib.Path) -> Opinions:
 
 
 def _lines(path: pathlib.Path, form: str) -> list[tuple[str, list[str]]]:
-    """(position for errors, fields as in `form`) of each non-empty line."""
+    """(position for errors, fields as in `form`) of each non-empty line; ASCII space separates fields."""
     rows = [
-        (f"{path}, line {number}", line.split())
-        for number, line in enumerate(path.read_text(encoding="latin-1").splitlines(), 1)
+        (f"{path}, line {number}", [field.decode("latin-1") for field in line.split()])
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1)
         if line.strip()
     ]
     for where, fields in rows:

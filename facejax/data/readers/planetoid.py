@@ -67,15 +67,25 @@ def read_planetoid(folder: str | pathlib.Path, name: str) -> Citations:
 
     labelled, tx, ty, allx, ally, edges = (load(p) for p in ("y", "tx", "ty", "allx", "ally", "graph"))
     path = folder / f"ind.{name}.test.index"
-    test = np.array(path.read_text().split(), int)
-    if len(test) != len(ty) or tx.shape[0] != len(ty) or allx.shape[0] != len(ally):
+    try:
+        test = np.array(path.read_text().split(), int)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not a list of node numbers: {error}") from error
+    if not len(test) or len(test) != len(ty) or tx.shape[0] != len(ty) or allx.shape[0] != len(ally):
         raise ValueError(
             f"{path}: {len(test)} test nodes, {tx.shape[0]} rows of features, {len(ty)} of labels, expected one each"
+        )
+    if test.min() < len(ally) or len(np.unique(test)) < len(test):
+        raise ValueError(
+            f"{path}: {len(np.unique(test))} different nodes of {len(test)} from {test.min()}: expected each once, "
+            f"from {len(ally)} on, after the nodes of allx"
         )
     count = max(int(test.max()) + 1, len(ally) + len(ty))
     features, targets = np.zeros((count, allx.shape[1]), np.float32), np.zeros((count, ally.shape[1]))
     features[: len(ally)], targets[: len(ally)] = allx.toarray(), ally
     features[test], targets[test] = tx.toarray(), ty  # rows are in the order of test.index; gaps stay zero
+    if not np.isfinite(targets).all():
+        raise ValueError(f"{folder}/ind.{name}: labels are not finite")
     if not np.isfinite(features).all():
         row = int(np.argmin(np.isfinite(features).all(1)))
         raise ValueError(f"{folder}/ind.{name}: features of node {row} are not finite")
@@ -85,7 +95,6 @@ def read_planetoid(folder: str | pathlib.Path, name: str) -> Citations:
     both = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0)
     both = both[both[:, 0] != both[:, 1]]
     number = np.arange(count)
-    return Citations(
-        features, targets.argmax(1), both[:, 0], both[:, 1], number < len(labelled),
-        (number >= len(labelled)) & (number < len(labelled) + 500), np.isin(number, test),
-    )  # fmt: skip
+    tested = np.isin(number, test)
+    validated = (number >= len(labelled)) & (number < len(labelled) + 500) & ~tested
+    return Citations(features, targets.argmax(1), both[:, 0], both[:, 1], number < len(labelled), validated, tested)

@@ -21,6 +21,8 @@ class PreparedImages:
       num_classes: number of classes.
       labels: [N] labels of all images, in order.
       names: names of all images, in order; None if the source had none.
+      class_names: "identity" of the names "identity/image.jpg", in the order of the labels; None without such names.
+      digest: SHA-256 of all images in order, each after its length; empty in sets of older versions.
 
     Raises:
       ValueError: the folder contains another data set, or its metadata is missing or inconsistent.
@@ -36,7 +38,11 @@ class PreparedImages:
                 "facejax.data.builders.images prepared"
             )
         self.num_classes, self.names = metadata["num_classes"], metadata["names"] or None
+        self.digest = metadata.get("digest", "")
         self.labels = np.array(metadata["labels"], np.int32)
+        owners = dict(zip(self.labels.tolist(), (n.rpartition("/")[0] for n in self.names or ()), strict=False))
+        complete = sorted(owners) == list(range(self.num_classes)) and all(owners.values())
+        self.class_names = [owners[label] for label in range(self.num_classes)] if complete else None
         self._source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
         if len(self._source) != len(self.labels):
             raise ValueError(f"{folder}: {len(self._source)} images: expected {len(self.labels)} as in its metadata")

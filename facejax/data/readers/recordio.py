@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
+from facejax.data import text
+
 MAGIC = 0xCED7230A
 _WORD = struct.Struct("<I")
 _HEADER = struct.Struct("<IfQQ")
@@ -82,7 +84,7 @@ class RecordFile:
         if start > len(payload):
             raise ValueError(f"{self._path}: the record at offset {offset} is too short for its {flag} labels")
         labels = struct.unpack_from(f"<{flag}f", payload, _HEADER.size) if flag else (label,)
-        if not all(abs(v) < 2**31 for v in labels):
+        if not all(abs(v) < 2**31 and v == int(v) for v in labels):
             raise ValueError(f"{self._path}: the record at offset {offset} has a label that is not a class number")
         return labels, payload[start:]
 
@@ -143,7 +145,7 @@ def encode_record(image: bytes, label: float, key: int, labels: tuple[float, ...
 
 def _read_index(path: pathlib.Path, size: int) -> dict[int, int]:
     offsets = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(text.lines(path.read_text()), 1):
         fields = line.split("\t")
         if len(fields) != 2 or not all(f.strip().isdigit() for f in fields):
             raise ValueError(f"{path}: line {number} is {line[:60]!r}, expected 'key<TAB>offset'")

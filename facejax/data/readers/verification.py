@@ -59,8 +59,8 @@ def read_pack(path: str | pathlib.Path) -> VerificationPack:
     images, same = loaded
     if len(images) != 2 * len(same):
         raise ValueError(f"{path}: {len(images)} images for {len(same)} pairs, expected two per pair")
-    if not all(isinstance(i, bytes | np.ndarray) for i in images) or not all(
-        isinstance(s, bool | np.bool_ | int) for s in same
+    if not all(isinstance(i, bytes) or (isinstance(i, np.ndarray) and i.dtype == np.uint8) for i in images) or not all(
+        isinstance(s, bool | np.bool_ | int | np.integer) and s in (0, 1) for s in same
     ):
         raise ValueError(f"{path}: expected images as bytes and labels as booleans")
     return VerificationPack([i if isinstance(i, bytes) else i.tobytes() for i in images], np.array(same, bool))
