@@ -84,6 +84,18 @@ POOLING = {
         lambda x: pooling.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)), count_padding=False),
         lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
     ),
+    "max ceil": (
+        lambda x: pooling.max_pool(x, (3, 3), (2, 2), pooling.ceil_padding(x.shape[1:3], (3, 3), (2, 2))),
+        lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    ),
+    "avg ceil": (
+        lambda x: pooling.avg_pool(
+            x, (5, 5), (3, 3), pooling.ceil_padding(x.shape[1:3], (5, 5), (3, 3)), count_padding=False
+        ),
+        lambda x: F.avg_pool2d(x, 5, 3, ceil_mode=True),
+    ),
+    "adaptive": (lambda x: pooling.adaptive_avg_pool(x, (4, 5)), lambda x: F.adaptive_avg_pool2d(x, (4, 5))),
+    "adaptive small": (lambda x: pooling.adaptive_avg_pool(x, (9, 8)), lambda x: F.adaptive_avg_pool2d(x, (9, 8))),
     "nearest": (lambda x: pooling.upsample_nearest(x, 3), lambda x: F.interpolate(x, scale_factor=3)),
     "bilinear": (
         lambda x: pooling.resize_bilinear(x, (11, 4)),
