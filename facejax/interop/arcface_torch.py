@@ -33,7 +33,10 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
 
 
 def iresnet_rules(tensors: Mapping[str, np.ndarray]) -> list[Rule]:
-    """arcface_torch/backbones/iresnet.py. Its last batch norm has a fixed weight of 1, which our model omits."""
+    """arcface_torch/backbones/iresnet.py. Its last batch norm's weight is fixed at 1; our model omits it.
+
+    A network that trained it, as MagFace's do, is refused.
+    """
     channels = tensors["bn2.weight"].shape[0]
     block = r"layer(\d)\.(\d+)\."
     ours = r"layer\1_\2/"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,30 +22,45 @@ class Rule:
     Attributes:
       source: regular expression that matches the whole source name.
       target: path of the variable with "/" between keys, starting with the collection ("params", "batch_stats"); it may
-        refer to the expression's groups. An empty target ignores the tensor.
+        refer to the expression's groups. An empty target drops the tensor, if `dropped` holds for it.
       layout: change of layout: "same"; "conv" (O, I, H, W to H, W, I, O); "linear" (O, I to I, O); "flatten" (a linear
         layer after a flattened feature map, whose inputs change from C, H, W to H, W, C order).
       channels: C, for "flatten".
+      dropped: what a dropped tensor must be, a key of `DROPPED`; every rule has either this or a target.
     """
 
     source: str
     target: str
     layout: str = "same"
     channels: int = 0
+    dropped: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.target) == bool(self.dropped):
+            raise ValueError(f"Rule({self.source!r}): expected either a target or what is dropped")
 
 
-IGNORED = Rule(r".*\.num_batches_tracked", "")
+DROPPED: Mapping[str, Callable[[np.ndarray], bool]] = {
+    "ones": lambda x: bool(np.all(np.abs(x - 1) <= 1e-6)),
+    "a count": lambda x: x.ndim == 0,
+    "of a dense layer": lambda x: x.ndim in (1, 2),
+    "of a part that the template lacks": lambda x: True,
+}
+"""Conditions on tensors that no variable holds."""
+
+IGNORED = Rule(r".*\.num_batches_tracked", "", dropped="a count")
 
 
 def batch_norm(source: str, target: str, scale: bool = True) -> list[Rule]:
-    """Rules from PyTorch's batch norm to `facejax.nn.norm.BatchNorm`; without `scale`, they ignore the weight."""
+    """Rules from PyTorch's batch norm to `facejax.nn.norm.BatchNorm`; without `scale`, its weight must be all ones."""
     names = {
         "bias": "params/{}/norm/bias",
         "running_mean": "batch_stats/{}/norm/mean",
         "running_var": "batch_stats/{}/norm/var",
     }
-    names |= {"weight": "params/{}/norm/scale"} if scale else {"weight": ""}
-    return [Rule(rf"{source}\.{name}", place.format(target) if place else "") for name, place in names.items()]
+    weight = rf"{source}\.weight"
+    scales = Rule(weight, f"params/{target}/norm/scale") if scale else Rule(weight, "", dropped="ones")
+    return [scales, *(Rule(rf"{source}\.{name}", place.format(target)) for name, place in names.items())]
 
 
 def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: Any) -> Any:
@@ -68,7 +83,11 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
         if rule is None:
             wrong.append(f"unused: {name} {tensor.shape}")
             continue
-        if not rule.target:
+        if rule.dropped:
+            if not DROPPED[rule.dropped](tensor):
+                wrong.append(
+                    f"unused: {name} {tensor.shape}, because it is not {rule.dropped}, which the model assumes"
+                )
             continue
         target = match.expand(rule.target)
         if target not in wanted:

@@ -28,14 +28,14 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
     """
     tensors = read_state_dict(path)
     if "layer1.0.conv1.weight" in tensors:
-        last = [] if "fc" in template["params"] else [Rule(r"fc\..*", "")]
+        last = [] if "fc" in template["params"] else [_absent(r"fc\..*")]
         return convert(tensors, [*last, *resnet_rules()], template)
     if "features.28.weight" in tensors:
-        last = [] if "fc8" in template["params"]["classifier"] else [Rule(r"classifier\.6\..*", "")]
+        last = [] if "fc8" in template["params"]["classifier"] else [_absent(r"classifier\.6\..*")]
         return convert(tensors, [*last, *vgg16_rules()], template)
     if "features.0.0.weight" in tensors:
         return convert(tensors, mobilenet_v2_rules(), template)
-    parts = [] if any("auxiliary" in name for name in template["params"]) else [Rule(r"(aux|Aux).*", "")]
+    parts = [] if any("auxiliary" in name for name in template["params"]) else [_absent(r"(aux1|aux2|AuxLogits)\..*")]
     rules = inception_v3_rules() if "Mixed_5b.branch1x1.conv.weight" in tensors else googlenet_rules()
     return convert(tensors, [*parts, *rules], template)
 
@@ -159,6 +159,10 @@ def inception_v3_rules() -> list[Rule]:
     rules += _conv_norm(r"AuxLogits\.conv0", "auxiliary_conv1")
     rules += _conv_norm(r"AuxLogits\.conv1", "auxiliary_conv2")
     return [*rules, *_dense(r"AuxLogits\.fc", "auxiliary_fc"), *_dense("fc", "fc")]
+
+
+def _absent(source: str) -> Rule:
+    return Rule(source, "", dropped="of a part that the template lacks")
 
 
 def _conv_norm(source: str, target: str) -> list[Rule]:

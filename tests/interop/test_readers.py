@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facejax.interop import files
+from facejax.interop import files, tensorflow, vggface
 from facejax.interop.names import Rule, batch_norm, convert
 from facejax.interop.pytorch import read_state_dict
 
@@ -192,3 +192,28 @@ def test_error_lists_all_mismatches():
         assert part in str(error.value)
     with pytest.raises(ValueError, match=r"unused: odd \(2,\)"):
         convert(tensors(odd=np.zeros(2)), RULES, TEMPLATE)
+
+
+def test_dropped_tensors_must_be_what_the_model_assumes():
+    """A trained scale, as MagFace's last batch norm has, changes the embeddings."""
+    rules = [RULES[0], *batch_norm("bn", "bn", scale=False)]
+    template = {**TEMPLATE, "params": {**TEMPLATE["params"], "bn": {"norm": {"bias": np.zeros(3)}}}}
+    convert(tensors(), rules, template)
+    with pytest.raises(ValueError, match=r"unused: bn.weight \(3,\), because it is not ones, which the model assumes"):
+        convert(tensors(**{"bn.weight": np.float32([1, 1.2, 1])}), rules, template)
+    with pytest.raises(ValueError, match=r"expected either a target or what is dropped"):
+        Rule("x", "")
+    with pytest.raises(ValueError, match=r"num_batches_tracked \(3,\), because it is not a count"):
+        convert(tensors(**{"bn.num_batches_tracked": np.zeros(3)}), RULES, TEMPLATE)
+
+
+def test_dropped_dense_layers_are_dense():
+    rules = vggface.resnet50_rules()
+    with pytest.raises(ValueError, match=r"unused: fc1/kernel:0 \(3, 3, 2, 2\), because it is not of a dense layer"):
+        convert({"fc1/kernel:0": np.zeros((3, 3, 2, 2)), "fc2/kernel:0": np.zeros((2, 2))}, rules, {})
+
+
+def test_unknown_tensors_of_gat_are_reported():
+    known = {"conv1d/kernel/Adam": np.zeros((1, 2)), "beta1_power": np.zeros(())}
+    with pytest.raises(ValueError, match=r"in 1 places: unused: dense/kernel"):
+        tensorflow.gat({**known, "dense/kernel": np.zeros((2, 2))}, {"params": {}})
