@@ -74,8 +74,7 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
     Raises:
       ValueError: tensors are missing, unused, duplicate or of another shape; the message lists all of them.
     """
-    paths, tree = jax.tree_util.tree_flatten_with_path(template)
-    wanted = {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in paths}
+    wanted, tree = flat(template), jax.tree.structure(template)
     found: dict[str, np.ndarray] = {}
     wrong = []
     for name, tensor in tensors.items():
@@ -103,6 +102,21 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
     if wrong:
         raise ValueError(f"the weights do not match the model in {len(wrong)} places: " + "; ".join(wrong))
     return tree.unflatten([np.asarray(found[name], leaf.dtype) for name, leaf in wanted.items()])
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """Leaves by their path with "/" between keys. Raises ValueError where two leaves have one name."""
+    found: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        add(found, "/".join(str(getattr(k, "key", k)) for k in keys), leaf)
+    return found
+
+
+def add(found: dict[str, Any], name: str, value: Any) -> None:
+    """Adds a tensor under a new name. Raises ValueError if there is one of this name."""
+    if name in found:
+        raise ValueError(f"two tensors have the name {name}, expected one")
+    found[name] = value
 
 
 def subtree(tree: Any, template: Any) -> Any:

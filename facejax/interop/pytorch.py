@@ -18,6 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from facejax.interop.names import add
+
 _DTYPES = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -57,10 +59,13 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dic
             raise ValueError(f"{path}: no key {key!r}, expected a saved dict with it")
         loaded = loaded[key]
     elif isinstance(loaded, dict):
-        inner = [v for v in loaded.values() if isinstance(v, dict) and _flatten(v)]
+        inner = [v for v in loaded.values() if isinstance(v, dict) and _has_tensors(v)]
         if len(inner) == 1 and not any(isinstance(v, np.ndarray) for v in loaded.values()):
             loaded = inner[0]
-    tensors = _flatten(loaded)
+    try:
+        tensors = _flatten(loaded)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not tensors:
         raise ValueError(f"{path}: no tensors found, expected at least one")
     return tensors
@@ -83,6 +88,7 @@ class _Tensor:
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
+    negative: bool = False  # the lazy negative bit, of the imaginary part of a conjugate
 
     def array(self) -> np.ndarray:
         data = self.storage.data
@@ -97,7 +103,8 @@ class _Tensor:
         if not math.prod(self.size):
             return np.zeros(self.size, data.dtype)
         strides = [s * data.itemsize for s in self.stride]
-        return np.lib.stride_tricks.as_strided(data[self.offset :], self.size, strides).copy()
+        view = np.lib.stride_tricks.as_strided(data[self.offset :], self.size, strides)
+        return -view if self.negative else view.copy()
 
 
 class _Unpickler(pickle.Unpickler):
@@ -108,12 +115,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
             ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: _view(
-                storage, offset, size, stride
-            ),
-            ("torch._utils", "_rebuild_tensor"): lambda storage, offset, size, stride: _view(
-                storage, offset, size, stride
-            ),
+            ("torch._utils", "_rebuild_tensor_v2"): _view,
+            ("torch._utils", "_rebuild_tensor"): _view,
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
             ("torch", "Size"): tuple,
         }
@@ -130,10 +133,15 @@ class _Unpickler(pickle.Unpickler):
         return self._storages.setdefault(str(key), _Storage(np.dtype(dtype), numel))
 
 
-def _view(storage: Any, offset: int, size: Any, stride: Any) -> _Tensor:
+def _view(
+    storage: Any, offset: int, size: Any, stride: Any, gradient: Any = False, hooks: Any = None, metadata: Any = None
+) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor has no storage")
-    return _Tensor(storage, offset, tuple(size), tuple(stride))
+    bits = metadata or {}
+    if not isinstance(bits, dict) or set(bits) - {"neg"}:
+        raise pickle.UnpicklingError(f"a tensor has unknown bits {bits!r}, expected 'neg' only")
+    return _Tensor(storage, offset, tuple(size), tuple(stride), bool(bits.get("neg")))
 
 
 def _read_zip(path: pathlib.Path) -> Any:
@@ -187,11 +195,17 @@ def _resolve(value: Any) -> Any:
     return value
 
 
+def _has_tensors(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, np.ndarray) or any(_has_tensors(inner) for inner in items)
+
+
 def _flatten(value: Any, prefix: str = "") -> dict[str, np.ndarray]:
     if isinstance(value, np.ndarray):
         return {prefix: value}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for key, inner in items:
-        found |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        for name, array in _flatten(inner, f"{prefix}.{key}" if prefix else str(key)).items():
+            add(found, name, array)
     return found

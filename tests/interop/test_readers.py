@@ -5,6 +5,7 @@ import pickle
 import zipfile
 
 import h5py
+import jax.numpy as jnp
 import numpy as np
 import onnx
 import pytest
@@ -43,8 +44,8 @@ class Writer(pickle._Pickler):
 
 
 class View:
-    def __init__(self, key, numel, offset, size, stride):
-        self.arguments = (("S", key, numel), offset, size, stride, False, {})
+    def __init__(self, key, numel, offset, size, stride, *bits):
+        self.arguments = (("S", key, numel), offset, size, stride, False, {}, *bits)
 
     def __reduce__(self):
         return Global("torch._utils _rebuild_tensor_v2"), self.arguments
@@ -217,3 +218,50 @@ def test_unknown_tensors_of_gat_are_reported():
     known = {"conv1d/kernel/Adam": np.zeros((1, 2)), "beta1_power": np.zeros(())}
     with pytest.raises(ValueError, match=r"in 1 places: unused: dense/kernel"):
         tensorflow.gat({**known, "dense/kernel": np.zeros((2, 2))}, {"params": {}})
+
+
+def test_lazy_negative_bit(tmp_path):
+    """As PyTorch stores the imaginary part of a conjugate."""
+    numbers = np.arange(4, dtype=np.float32)
+    checkpoint(tmp_path / "m.pt", {"a": View("0", 4, 1, (2,), (2,), {"neg": True})}, {"0": numbers.tobytes()})
+    np.testing.assert_array_equal(read_state_dict(tmp_path / "m.pt")["a"], [-1, -3])
+    checkpoint(tmp_path / "m.pt", {"a": View("0", 4, 1, (2,), (2,), {"odd": True})}, {"0": numbers.tobytes()})
+    with pytest.raises(ValueError, match=r"unknown bits \{'odd': True\}, expected 'neg' only"):
+        read_state_dict(tmp_path / "m.pt")
+
+
+def test_two_tensors_of_one_name_raise(tmp_path):
+    view = View("0", 1, 0, (1,), (1,))
+    for value in ({"a.b": view, "a": {"b": view}}, {"a": {1: view, "1": view}}):
+        checkpoint(tmp_path / "m.pt", {"x": view, **value}, {"0": np.zeros(1, np.float32).tobytes()})
+        with pytest.raises(ValueError, match=r"m\.pt: two tensors have the name a\.[b1], expected one"):
+            read_state_dict(tmp_path / "m.pt")
+    one, path = np.zeros(1, np.float32), tmp_path / "s.safetensors"
+    with pytest.raises(ValueError, match="two tensors have the name a/b, expected one"):
+        files.write_safetensors(path, {"a/b": one, "a": {"b": one}})
+    with h5py.File(tmp_path / "k.h5", "w") as file:
+        file["model_weights/a"], file["a"] = one, one
+    with pytest.raises(ValueError, match="two tensors have the name a, expected one"):
+        files.read_keras(tmp_path / "k.h5")
+
+
+def test_safetensors_keep_scalars_and_arrays_that_are_not_contiguous(tmp_path):
+    table = np.arange(12, dtype=np.float32).reshape(3, 4)
+    variables = {"s": np.float32(2.5), "j": jnp.int32(3), "t": table.T, "c": table[:, ::2], "r": table[::-1]}
+    files.write_safetensors(tmp_path / "s.safetensors", variables)
+    found = files.read_safetensors(tmp_path / "s.safetensors")
+    for name, value in variables.items():
+        assert found[name].shape == value.shape
+        np.testing.assert_array_equal(found[name], value)
+
+
+def test_constant_nodes_of_onnx_are_weights(tmp_path):
+    weights = {"w": np.arange(6.0).reshape(2, 3), "shape": np.array([2, 3]), "slope": np.array(0.1)}
+    nodes = [
+        onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(array))
+        for name, array in weights.items()
+    ]
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [], [], [])), tmp_path / "o.onnx")
+    found = files.read_onnx(tmp_path / "o.onnx")
+    assert set(found) == {"w"}
+    np.testing.assert_array_equal(found["w"], weights["w"])
