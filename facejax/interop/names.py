@@ -72,7 +72,8 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
       template: variables or their shapes, from `jax.eval_shape` of a model's init.
 
     Raises:
-      ValueError: tensors are missing, unused, duplicate or of another shape; the message lists all of them.
+      ValueError: tensors are missing, unused, duplicate or of another shape; the message lists all of them. If batch
+        norms alone are missing and biases alone unused, it names the exporter's option.
     """
     wanted, tree = flat(template), jax.tree.structure(template)
     found: dict[str, np.ndarray] = {}
@@ -98,10 +99,23 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
             if array.shape != tuple(wanted[target].shape):
                 wrong.append(f"shape: {name} gives {array.shape}, {target} has {tuple(wanted[target].shape)}")
             found[target] = array
-    wrong += [f"missing: {name} {tuple(leaf.shape)}" for name, leaf in wanted.items() if name not in found]
+    missing = [name for name in wanted if name not in found]
+    if _folded(missing, wanted, wrong):
+        raise ValueError(
+            f"batch norms are missing, the first is {missing[0]}, as in an ONNX file whose "
+            "exporter folded them into the convolutions: export again with optimize=False"
+        )
+    wrong += [f"missing: {name} {tuple(wanted[name].shape)}" for name in missing]
     if wrong:
         raise ValueError(f"the weights do not match the model in {len(wrong)} places: " + "; ".join(wrong))
     return tree.unflatten([np.asarray(found[name], leaf.dtype) for name, leaf in wanted.items()])
+
+
+def _folded(missing: Sequence[str], wanted: Mapping[str, Any], wrong: Sequence[str]) -> bool:
+    """Whether whole batch norms alone are missing and nothing but biases is wrong."""
+    layers = {name.partition("/")[2].rpartition("/norm/")[0] for name in missing}
+    whole = [name for name in wanted if name.partition("/")[2].rpartition("/norm/")[0] in layers]
+    return bool(layers) and "" not in layers and whole == missing and all("bias" in w.split()[1] for w in wrong)
 
 
 def flat(tree: Any) -> dict[str, Any]:

@@ -265,3 +265,15 @@ def test_constant_nodes_of_onnx_are_weights(tmp_path):
     found = files.read_onnx(tmp_path / "o.onnx")
     assert set(found) == {"w"}
     np.testing.assert_array_equal(found["w"], weights["w"])
+
+
+@pytest.mark.parametrize("biases", [(), ("fc.weight_bias",), ("fc.bias",)])
+def test_folded_batch_norm_is_refused_in_one_sentence(biases):
+    """PyTorch's exporter stores the folded numbers under the original names."""
+    folded = {"fc.weight": tensors()["fc.weight"], **{name: np.zeros(5) for name in biases}}
+    with pytest.raises(ValueError, match=r"^batch norms are missing, .*with optimize=False$"):
+        convert(folded, RULES, TEMPLATE)
+    with pytest.raises(ValueError, match="missing: params/bn/norm/bias"):
+        convert({**folded, "bn.weight": np.ones(3)}, RULES, TEMPLATE)
+    with pytest.raises(ValueError, match="unused: odd"):
+        convert({**folded, "odd": np.ones(3)}, RULES, TEMPLATE)
