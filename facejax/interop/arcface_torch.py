@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 
 from facejax.interop.names import Rule, batch_norm, convert
-from facejax.interop.pytorch import read_state_dict
+from facejax.interop.pytorch import read_weights
 
 
-def load(path: str | os.PathLike[str], template: Any) -> Any:
+def load(path: str | os.PathLike[str], template: Any, key: str | None = None) -> Any:
     """Variables from a PyTorch file; the tensor names determine the architecture.
 
     Args:
-      path: a state dict, or a checkpoint that contains one.
+      path: a state dict, or a checkpoint that contains one; see `read_weights`.
       template: shapes of the model's variables.
+      key: of the state dict in the checkpoint, if it contains several.
 
     Raises:
       ValueError: the weights do not match the template.
     """
-    tensors = read_state_dict(path)
+    tensors = read_weights(path, key)
     if "conv1.conv.weight" in tensors:
         return convert(tensors, mobilefacenet_1x_rules(), template)
     if "layer1.0.conv1.weight" in tensors:

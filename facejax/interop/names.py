@@ -1,7 +1,7 @@
 """Strict conversion of another framework's tensor names and layouts to Flax variables.
 
-Every source tensor must fill exactly one variable of its shape, and every variable must be filled. A single error lists
-all missing, unused and mismatched tensors.
+Every source tensor must fill exactly one variable of its shape, and every variable must be filled. A single error
+counts all missing, unused and mismatched tensors and lists ten.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
       template: variables or their shapes, from `jax.eval_shape` of a model's init.
 
     Raises:
-      ValueError: tensors are missing, unused, duplicate or of another shape; the message lists all of them. If batch
+      ValueError: tensors are missing, unused, duplicate or of another shape; the message lists ten of them. If batch
         norms alone are missing and biases alone unused, it names the exporter's option.
     """
     wanted, tree = flat(template), jax.tree.structure(template)
@@ -107,7 +107,8 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
         )
     wrong += [f"missing: {name} {tuple(wanted[name].shape)}" for name in missing]
     if wrong:
-        raise ValueError(f"the weights do not match the model in {len(wrong)} places: " + "; ".join(wrong))
+        more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise ValueError(f"the weights do not match the model in {len(wrong)} places: " + "; ".join(wrong[:10]) + more)
     return tree.unflatten([np.asarray(found[name], leaf.dtype) for name, leaf in wanted.items()])
 
 

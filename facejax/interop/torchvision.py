@@ -12,21 +12,22 @@ from collections.abc import Mapping
 from typing import Any
 
 from facejax.interop.names import Rule, batch_norm, convert
-from facejax.interop.pytorch import read_state_dict
+from facejax.interop.pytorch import read_weights
 
 
-def load(path: str | os.PathLike[str], template: Any) -> Any:
+def load(path: str | os.PathLike[str], template: Any, key: str | None = None) -> Any:
     """Variables from a PyTorch file; the tensor names determine the architecture.
 
     Args:
-      path: a state dict, or a checkpoint that contains one.
+      path: a state dict, or a checkpoint that contains one; see `read_weights`.
       template: shapes of the model's variables. It may lack the auxiliary classifiers, and the last layer of VGG and
         ResNet.
+      key: of the state dict in the checkpoint, if it contains several.
 
     Raises:
       ValueError: the weights do not match the template.
     """
-    tensors = read_state_dict(path)
+    tensors = read_weights(path, key)
     if "layer1.0.conv1.weight" in tensors:
         last = [] if "fc" in template["params"] else [_absent(r"fc\..*")]
         return convert(tensors, [*last, *resnet_rules()], template)
@@ -40,17 +41,18 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
     return convert(tensors, [*parts, *rules], template)
 
 
-def load_vgg_convolutions(path: str | os.PathLike[str], template: Any) -> Any:
+def load_vgg_convolutions(path: str | os.PathLike[str], template: Any, key: str | None = None) -> Any:
     """Parameters of a VGG's convolutions, of any depth.
 
     Args:
       path: a state dict, or a checkpoint that contains one; only `features` is used.
       template: shapes of the convolutions' parameters, with names that sort in the order of the layers.
+      key: as in `load`.
 
     Raises:
       ValueError: the number of layers or a shape differs.
     """
-    tensors = {k: v for k, v in read_state_dict(path).items() if k.startswith("features.")}
+    tensors = {k: v for k, v in read_weights(path, key).items() if k.startswith("features.")}
     places = sorted({int(name.split(".")[1]) for name in tensors})
     if len(places) != len(template):
         raise ValueError(f"{path}: {len(places)} layers in 'features': expected {len(template)} convolutions")
