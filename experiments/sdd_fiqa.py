@@ -147,7 +147,7 @@ def read_trunk(path: str, trunk: Any) -> Any:
     """A published MobileFaceNet's variables up to its last map, of the shapes of `trunk`."""
     from facejax.interop import arcface_torch, names, pytorch  # only published weights need it
 
-    tensors = {name: x for name, x in pytorch.read_state_dict(path).items() if not name.startswith("linear")}
+    tensors = {name: x for name, x in pytorch.read_weights(path).items() if not name.startswith("linear")}
     return names.convert(tensors, arcface_torch.mobilefacenet_1x_rules(), trunk)
 
 

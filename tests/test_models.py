@@ -149,7 +149,7 @@ def test_weights_of_arcface_torch_round_trip(monkeypatch):
     kernels |= {f"{n}.{part}": (8,) for n in norms for part in ("weight", "bias", "running_mean", "running_var")}
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in kernels.items()}
     tensors["features.weight"] = np.ones(8, np.float32)
-    monkeypatch.setattr(arcface_torch, "read_state_dict", lambda path: tensors)
+    monkeypatch.setattr(arcface_torch, "read_weights", lambda path, key: tensors)
     variables = facejax.load_pretrained("iresnet18", "file.pth", **options)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     np.testing.assert_array_equal(variables["params"]["conv1"]["kernel"], tensors["conv1.weight"].transpose(2, 3, 1, 0))

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from facejax.nn.blocks import ConvNorm
 from facejax.nn.conv import Conv, explicit_padding
 from facejax.nn.norm import local_response_norm
-from facejax.ops.pooling import avg_pool, max_pool
+from facejax.ops.pooling import adaptive_avg_pool, avg_pool, ceil_padding, max_pool
 
 Dtype = Any
 Kernel = int | tuple[int, int]
@@ -160,6 +160,7 @@ class Mixed(nn.Module):
       block: constructor of a convolution with its norm and activation.
       valid: whether strided layers use no padding, as in V3; if not, TensorFlow's "SAME".
       count_padding: whether average pools count the padding at the edges, as PyTorch's versions do.
+      ceil: whether strided pools use the ceil mode of Caffe and PyTorch, as in V1.
     """
 
     plan: Plan
@@ -167,6 +168,7 @@ class Mixed(nn.Module):
     block: Callable[..., nn.Module]
     valid: bool = False
     count_padding: bool = False
+    ceil: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -186,7 +188,8 @@ class Mixed(nn.Module):
             outputs.append(y)
         if not plan.pool:
             return join(outputs)
-        y = pool(plan.pool, x, plan.window, plan.stride, padding, self.count_padding)
+        edges = "CEIL" if self.ceil and plan.stride > 1 else padding
+        y = pool(plan.pool, x, plan.window, plan.stride, edges, self.count_padding)
         if plan.pool_channels:
             y = self.block(scaled(plan.pool_channels, self.width), 1, name="pool")(y, train=train)
         return join([*outputs, y])
@@ -201,7 +204,8 @@ class GoogLeNet(nn.Module):
       auxiliary: side classifiers after 4a and 4d, in training only; the paper weights their losses by 0.3.
       dropout, auxiliary_dropout: rates before the last layers.
       modules: after the stem.
-      batch_norm: whether batch norm replaces biases and local response normalisation, as in torchvision.
+      batch_norm: torchvision's layout: batch norm replaces biases and local response normalisation, and 4 x 4 means of
+        any map replace the 5 x 5 averages of the side classifiers.
       momentum, epsilon, axis_name: of batch norms; see `facejax.nn.norm.BatchNorm`.
       dtype: of the trunk; scores are float32.
     """
@@ -223,8 +227,8 @@ class GoogLeNet(nn.Module):
         """Scores of images.
 
         Args:
-          images: [N, H, W, 3], RGB in 0..255 less the mean; 224 pixels in the paper. With side classifiers the size
-            that the variables were made for is fixed.
+          images: [N, H, W, 3], RGB in 0..255 less the mean; 224 pixels in the paper. With side classifiers, except
+            torchvision's, the size that the variables were made for is fixed.
           train: whether side classifiers, dropout and the batch's statistics are used.
           features: whether to return every named intermediate.
 
@@ -237,17 +241,18 @@ class GoogLeNet(nn.Module):
         block = _conv_norm(self) if self.batch_norm else partial(ConvRelu, dtype=self.dtype)
         normalise = (lambda x: x) if self.batch_norm else partial(local_response_norm, k=1.0, alpha=2e-5)
         x = block(scaled(64, self.width), 7, 2, 3, name="conv1")(images, train=train)
-        found = {"conv1": x, "pool1": pool("max", x, 3, 2, "SAME")}
+        found = {"conv1": x, "pool1": pool("max", x, 3, 2, "CEIL")}
         x = normalise(found["pool1"])
         x = block(scaled(64, self.width), 1, name="conv2_reduce")(x, train=train)
         x = found["conv2"] = block(scaled(192, self.width), 3, 1, 1, name="conv2")(x, train=train)
-        x = found["pool2"] = pool("max", normalise(x), 3, 2, "SAME")
+        x = found["pool2"] = pool("max", normalise(x), 3, 2, "CEIL")
         for name, plan in self.modules:
-            x = found[name] = Mixed(plan, self.width, block, name=f"mixed{name}")(x, train=train)
+            x = found[name] = Mixed(plan, self.width, block, ceil=True, name=f"mixed{name}")(x, train=train)
             if self.auxiliary and name in ("4a", "4d") and (train or self.is_initializing()):
                 head = AuxiliaryHead(
-                    self.num_classes, self.width, self.auxiliary_dropout, block, self.dtype, name=f"auxiliary{name}"
-                )
+                    self.num_classes, self.width, self.auxiliary_dropout, block, self.batch_norm, self.dtype,
+                    name=f"auxiliary{name}",
+                )  # fmt: skip
                 found[f"{name}_logits"] = head(x, train=train)
         return _classify(self, x, found, xavier_uniform, train, features)
 
@@ -260,6 +265,7 @@ class AuxiliaryHead(nn.Module):
       width: multiplies the 128 channels and the 1024 hidden units.
       dropout: before the last layer.
       block: see `Mixed`.
+      adaptive: whether 4 x 4 means of any map replace the 5 x 5 averages, as in torchvision.
       dtype: of all but the scores.
     """
 
@@ -267,12 +273,13 @@ class AuxiliaryHead(nn.Module):
     width: float
     dropout: float
     block: Callable[..., nn.Module]
+    adaptive: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """[N, H, W, C] -> [N, num_classes]; maps below 5 pixels (14 in the paper) are averaged globally."""
-        x = _averages(x)
+        x = adaptive_avg_pool(x, (4, 4)) if self.adaptive else _averages(x, ceil=True)
         x = self.block(scaled(128, self.width), 1, name="conv")(x, train=train).reshape(x.shape[0], -1)
         hidden = nn.Dense(scaled(1024, self.width), kernel_init=xavier_uniform, dtype=self.dtype, name="fc1")
         x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(hidden(x)))
@@ -380,9 +387,16 @@ def scaled(channels: int, width: float) -> int:
 def pool(
     kind: str, x: jax.Array, window: int, stride: int, padding: int | str, count_padding: bool = False
 ) -> jax.Array:
-    """Maximum ("max") or mean ("avg") over windows, with padding in any form that `Conv` takes."""
+    """Maximum ("max") or mean ("avg") over windows, with padding in any form that `Conv` takes, or "CEIL"."""
     size, step = (window, window), (stride, stride)
-    edges = explicit_padding(padding, x.shape[1:3], size, step)
+    if padding == "CEIL":
+        edges = ceil_padding(x.shape[1:3], size, step)
+    else:
+        edges = explicit_padding(padding, x.shape[1:3], size, step)
+    if any(n + sum(edge) < window for n, edge in zip(x.shape[1:3], edges, strict=True)):
+        raise ValueError(
+            f"a pool of {window} x {window} on a map of {x.shape[1]} x {x.shape[2]}: expected larger images"
+        )
     if kind == "max":
         return max_pool(x, size, step, edges)
     return avg_pool(x, size, step, edges, count_padding=count_padding)
@@ -393,9 +407,12 @@ def join(parts: Sequence[jax.Array]) -> jax.Array:
     return jnp.concatenate(parts, -1)
 
 
-def _averages(x: jax.Array) -> jax.Array:
-    """5x5 averages with stride 3; smaller maps are averaged globally."""
-    return avg_pool(x, (min(5, x.shape[1]), min(5, x.shape[2])), (3, 3))
+def _averages(x: jax.Array, ceil: bool = False) -> jax.Array:
+    """5x5 averages with stride 3, in Caffe's ceil mode if asked; smaller maps are averaged globally."""
+    window = min(5, x.shape[1]), min(5, x.shape[2])
+    if ceil:
+        return avg_pool(x, window, (3, 3), ceil_padding(x.shape[1:3], window, (3, 3)), count_padding=False)
+    return avg_pool(x, window, (3, 3))
 
 
 def _conv_norm(net: nn.Module) -> Callable[..., nn.Module]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from facejax.nn.conv import Conv
 from facejax.nn.init import kaiming_normal_fan_out
 from facejax.nn.norm import local_response_norm
-from facejax.ops.pooling import max_pool
+from facejax.ops.pooling import ceil_padding, max_pool
 
 Dtype = Any
 
@@ -117,17 +117,12 @@ class VGGM(nn.Module):
             if layer <= 2:
                 x = local_response_norm(x)
             if layer in (1, 2, 5):
-                x = found[f"pool{layer}"] = max_pool(x, (3, 3), (2, 2), _ceil_padding(x.shape[1:3]))
+                x = found[f"pool{layer}"] = max_pool(x, (3, 3), (2, 2), ceil_padding(x.shape[1:3], (3, 3), (2, 2)))
         return _finish(self, x, found, train, features)
 
 
 def _conv(features: int, *args: Any, **options: Any) -> Conv:
     return Conv(features, *args, use_bias=True, kernel_init=kaiming_normal_fan_out, **options)
-
-
-def _ceil_padding(shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """Padding at the far edges with which 3 x 3 windows of stride 2 cover every pixel, as in Caffe."""
-    return tuple((0, (n - 3) % 2) for n in shape)
 
 
 def _finish(net: VGG | VGGM, x: jax.Array, found: dict[str, jax.Array], train: bool, features: bool) -> Any:

@@ -112,7 +112,7 @@ def half_body(
     chosen = above if take_upper else below
     if len(chosen) < 2:
         return None
-    return chosen.mean(0), 1.5 * np.ptp(chosen, axis=0)
+    return chosen.mean(0, dtype=np.float64), 1.5 * np.ptp(chosen, axis=0)
 
 
 def augmented(
@@ -153,7 +153,7 @@ def plain(example: dict[str, Any], output: tuple[int, int], enlarge: float) -> d
 
 def warped(image: np.ndarray, matrix: np.ndarray, output: tuple[int, int]) -> np.ndarray:
     """The crop, black outside the image."""
-    return cv2.warpAffine(np.ascontiguousarray(image), matrix, (output[1], output[0]), flags=cv2.INTER_LINEAR)
+    return transforms.warp(image, matrix, output)
 
 
 def loader(output: tuple[int, int], layout: Layout, augmentation: Augmentation, enlarge: float = 1.25) -> Load:
@@ -314,7 +314,7 @@ def placed_loader(size: int, placement: Placement) -> Load:
         shift = middle - turn @ ((low + high) / 2)
         matrix = np.concatenate([turn, (shift + turn @ [0.5, 0.5] - 0.5)[:, None]], 1)  # OpenCV: integers are centres
         image = transforms.decode(example["image"], upright=False)
-        image = cv2.warpAffine(image, matrix, (size, size), borderMode=cv2.BORDER_REPLICATE)
+        image = transforms.warp(image, matrix, (size, size), cv2.BORDER_REPLICATE)
         return image, (points @ turn.T + shift) / size
 
     def load(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:

@@ -73,7 +73,27 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 def align(image: np.ndarray, points: np.ndarray, size: int = 112, width: int | None = None) -> np.ndarray:
     """A crop that maps five points [5, 2] to the recognition template; black outside the image."""
     matrix = similarity_transform(points, template(size, width))
-    return cv2.warpAffine(image, matrix, (width or size, size), flags=cv2.INTER_LINEAR, borderValue=0)
+    return warp(image, matrix, (size, width or size))
+
+
+def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], border: int = cv2.BORDER_CONSTANT) -> np.ndarray:
+    """Bilinear affine warp, black outside the image unless `border` says otherwise.
+
+    OpenCV 5.0 warps other types, and arrays of two channels, with errors of several grey levels; those are refused.
+
+    Args:
+      image: [H, W] or [H, W, C] with 1, 3 or 4 channels; uint8 or float32.
+      matrix: [2, 3] from the image to the result.
+      size: (height, width) of the result.
+      border: a border mode of OpenCV.
+    """
+    if image.dtype not in (np.uint8, np.float32) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise ValueError(
+            f"an image {image.shape} of {image.dtype}: expected uint8 or float32 with 1, 3 or 4 channels for warping"
+        )
+    return cv2.warpAffine(
+        np.ascontiguousarray(image), matrix, size[::-1], flags=cv2.INTER_LINEAR, borderMode=border, borderValue=0
+    )
 
 
 def five_points(landmarks68: np.ndarray) -> np.ndarray:

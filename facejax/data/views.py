@@ -59,7 +59,7 @@ def loader(
         image = classification.random_crop(transforms.decode(example["image"]), rng, area)
         image = transforms.random_flip(transforms.resize(image, size, size), rng)
         turn = cv2.getRotationMatrix2D((size / 2 - 0.5,) * 2, rng.uniform(-1, 1) * rotation, 1.0)
-        image = cv2.warpAffine(np.ascontiguousarray(image), turn, (size, size), flags=cv2.INTER_LINEAR)
+        image = transforms.warp(image, turn, (size, size))
         return recolour(image, jitter, gray, rng)
 
     def load(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:

@@ -80,7 +80,7 @@ def principal_plane(hidden: np.ndarray, data: Citations) -> Any:
 
     Training nodes are ringed, edges are grey.
     """
-    centred = hidden - hidden.mean(0)
+    centred = hidden.astype(np.float64) - hidden.mean(0, dtype=np.float64)
     plane = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
     many = len(hidden) > 100
     figure, axis = new_figure(5.5, 4.5)

@@ -11,20 +11,21 @@ from typing import Any
 import numpy as np
 
 from facejax.interop.names import Rule, batch_norm, convert
-from facejax.interop.pytorch import read_state_dict
+from facejax.interop.pytorch import read_weights
 
 
-def load(path: str | os.PathLike[str], template: Any) -> Any:
+def load(path: str | os.PathLike[str], template: Any, key: str | None = None) -> Any:
     """Variables from a PyTorch file; the tensor names determine the architecture.
 
     Args:
-      path: a state dict, or a checkpoint that contains one.
+      path: a state dict, or a checkpoint that contains one; see `read_weights`.
       template: shapes of the model's variables.
+      key: of the state dict in the checkpoint, if it contains several.
 
     Raises:
       ValueError: the weights do not match the template.
     """
-    tensors = read_state_dict(path)
+    tensors = read_weights(path, key)
     if "conv1.conv.weight" in tensors:
         return convert(tensors, mobilefacenet_1x_rules(), template)
     if "layer1.0.conv1.weight" in tensors:
@@ -33,7 +34,10 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
 
 
 def iresnet_rules(tensors: Mapping[str, np.ndarray]) -> list[Rule]:
-    """arcface_torch/backbones/iresnet.py. Its last batch norm has a fixed weight of 1, which our model omits."""
+    """arcface_torch/backbones/iresnet.py. Its last batch norm's weight is fixed at 1; our model omits it.
+
+    A network that trained it, as MagFace's do, is refused.
+    """
     channels = tensors["bn2.weight"].shape[0]
     block = r"layer(\d)\.(\d+)\."
     ours = r"layer\1_\2/"

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from facejax.interop.names import add, flat
+
 
 def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """All weights of a Keras 2 HDF5 file, by "layer/.../weight:0"; nested models keep their path.
@@ -21,7 +23,7 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and "optimizer_weights" not in name:
-            found[name.removeprefix("model_weights/")] = np.asarray(item)
+            add(found, name.removeprefix("model_weights/"), np.asarray(item))
 
     try:
         with h5py.File(path, "r") as file:
@@ -34,19 +36,36 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def read_onnx(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The initialisers of an ONNX graph, by name.
+    """The initialisers of an ONNX graph by name, and the floating-point tensors of its Constant nodes by their output.
+
+    PyTorch's exporter folds batch norm into the convolutions by default and keeps their names: export with
+    `optimize=False` for the numbers of the state dict.
 
     Raises:
-      ValueError: not an ONNX file, a file without initialisers, or one with external data files.
+      ValueError: not an ONNX file, a file without weights, or one with external data files.
     """
     import onnx
     from onnx import numpy_helper
 
+    found: dict[str, np.ndarray] = {}
     try:
         graph = onnx.load(os.fspath(path), load_external_data=False).graph
-        if any(t.data_location == onnx.TensorProto.EXTERNAL for t in graph.initializer):
+        constants = [
+            (node.output[0], attribute.t)
+            for node in graph.node
+            if node.op_type == "Constant"
+            for attribute in node.attribute
+            if attribute.name == "value"
+        ]
+        weights = [(t.name, t) for t in graph.initializer]
+        if any(t.data_location == onnx.TensorProto.EXTERNAL for _, t in weights + constants):
             raise ValueError("weights in external data files, expected all in this file")
-        found = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+        for name, tensor in weights:
+            add(found, name, numpy_helper.to_array(tensor))
+        for name, tensor in constants:
+            array = numpy_helper.to_array(tensor)
+            if array.ndim and array.dtype.kind == "f":
+                add(found, name, array)
     except Exception as error:
         raise ValueError(f"{path}: not a readable ONNX file: {error}") from error
     if not found:
@@ -65,10 +84,12 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> None:
-    """Writes Flax variables, each named by its path with "/" between keys."""
-    import jax
+    """Writes Flax variables, each named by its path with "/" between keys.
+
+    Raises:
+      ValueError: two variables have one name.
+    """
     from safetensors.numpy import save_file
 
-    leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
-    named = {"/".join(str(getattr(k, "key", k)) for k in keys): np.ascontiguousarray(leaf) for keys, leaf in leaves}
-    save_file(named, path)
+    # safetensors 0.8.0 stores wrong numbers for arrays that are not contiguous
+    save_file({name: np.asarray(leaf, order="C") for name, leaf in flat(variables).items()}, path)

@@ -7,20 +7,21 @@ import re
 from typing import Any
 
 from facejax.interop.names import Rule, batch_norm, convert
-from facejax.interop.pytorch import read_state_dict
+from facejax.interop.pytorch import read_weights
 
 
-def load(path: str | os.PathLike[str], template: Any) -> Any:
+def load(path: str | os.PathLike[str], template: Any, key: str | None = None) -> Any:
     """Variables from a PyTorch file of a pose network or a classifier; the template determines which.
 
     Args:
-      path: a state dict, or a checkpoint that contains one.
+      path: a state dict, or a checkpoint that contains one; see `read_weights`.
       template: shapes of the variables of `facejax.backbones.hrnet.PoseNet` or `Classifier`.
+      key: of the state dict in the checkpoint, if it contains several.
 
     Raises:
       ValueError: the weights do not match the template.
     """
-    return convert(read_state_dict(path), rules("classifier" in template["params"]), template)
+    return convert(read_weights(path, key), rules("classifier" in template["params"]), template)
 
 
 def rules(classifier: bool) -> list[Rule]:

@@ -1,14 +1,14 @@
 """Strict conversion of another framework's tensor names and layouts to Flax variables.
 
-Every source tensor must fill exactly one variable of its shape, and every variable must be filled. A single error lists
-all missing, unused and mismatched tensors.
+Every source tensor must fill exactly one variable of its shape, and every variable must be filled. A single error
+counts all missing, unused and mismatched tensors and lists ten.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,30 +22,45 @@ class Rule:
     Attributes:
       source: regular expression that matches the whole source name.
       target: path of the variable with "/" between keys, starting with the collection ("params", "batch_stats"); it may
-        refer to the expression's groups. An empty target ignores the tensor.
+        refer to the expression's groups. An empty target drops the tensor, if `dropped` holds for it.
       layout: change of layout: "same"; "conv" (O, I, H, W to H, W, I, O); "linear" (O, I to I, O); "flatten" (a linear
         layer after a flattened feature map, whose inputs change from C, H, W to H, W, C order).
       channels: C, for "flatten".
+      dropped: what a dropped tensor must be, a key of `DROPPED`; every rule has either this or a target.
     """
 
     source: str
     target: str
     layout: str = "same"
     channels: int = 0
+    dropped: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.target) == bool(self.dropped):
+            raise ValueError(f"Rule({self.source!r}): expected either a target or what is dropped")
 
 
-IGNORED = Rule(r".*\.num_batches_tracked", "")
+DROPPED: Mapping[str, Callable[[np.ndarray], bool]] = {
+    "ones": lambda x: bool(np.all(np.abs(x - 1) <= 1e-6)),
+    "a count": lambda x: x.ndim == 0,
+    "of a dense layer": lambda x: x.ndim in (1, 2),
+    "of a part that the template lacks": lambda x: True,
+}
+"""Conditions on tensors that no variable holds."""
+
+IGNORED = Rule(r".*\.num_batches_tracked", "", dropped="a count")
 
 
 def batch_norm(source: str, target: str, scale: bool = True) -> list[Rule]:
-    """Rules from PyTorch's batch norm to `facejax.nn.norm.BatchNorm`; without `scale`, they ignore the weight."""
+    """Rules from PyTorch's batch norm to `facejax.nn.norm.BatchNorm`; without `scale`, its weight must be all ones."""
     names = {
         "bias": "params/{}/norm/bias",
         "running_mean": "batch_stats/{}/norm/mean",
         "running_var": "batch_stats/{}/norm/var",
     }
-    names |= {"weight": "params/{}/norm/scale"} if scale else {"weight": ""}
-    return [Rule(rf"{source}\.{name}", place.format(target) if place else "") for name, place in names.items()]
+    weight = rf"{source}\.weight"
+    scales = Rule(weight, f"params/{target}/norm/scale") if scale else Rule(weight, "", dropped="ones")
+    return [scales, *(Rule(rf"{source}\.{name}", place.format(target)) for name, place in names.items())]
 
 
 def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: Any) -> Any:
@@ -57,10 +72,10 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
       template: variables or their shapes, from `jax.eval_shape` of a model's init.
 
     Raises:
-      ValueError: tensors are missing, unused, duplicate or of another shape; the message lists all of them.
+      ValueError: tensors are missing, unused, duplicate or of another shape; the message lists ten of them. If batch
+        norms alone are missing and biases alone unused, it names the exporter's option.
     """
-    paths, tree = jax.tree_util.tree_flatten_with_path(template)
-    wanted = {"/".join(str(getattr(k, "key", k)) for k in path): leaf for path, leaf in paths}
+    wanted, tree = flat(template), jax.tree.structure(template)
     found: dict[str, np.ndarray] = {}
     wrong = []
     for name, tensor in tensors.items():
@@ -68,7 +83,11 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
         if rule is None:
             wrong.append(f"unused: {name} {tensor.shape}")
             continue
-        if not rule.target:
+        if rule.dropped:
+            if not DROPPED[rule.dropped](tensor):
+                wrong.append(
+                    f"unused: {name} {tensor.shape}, because it is not {rule.dropped}, which the model assumes"
+                )
             continue
         target = match.expand(rule.target)
         if target not in wanted:
@@ -80,10 +99,39 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
             if array.shape != tuple(wanted[target].shape):
                 wrong.append(f"shape: {name} gives {array.shape}, {target} has {tuple(wanted[target].shape)}")
             found[target] = array
-    wrong += [f"missing: {name} {tuple(leaf.shape)}" for name, leaf in wanted.items() if name not in found]
+    missing = [name for name in wanted if name not in found]
+    if _folded(missing, wanted, wrong):
+        raise ValueError(
+            f"batch norms are missing, the first is {missing[0]}, as in an ONNX file whose "
+            "exporter folded them into the convolutions: export again with optimize=False"
+        )
+    wrong += [f"missing: {name} {tuple(wanted[name].shape)}" for name in missing]
     if wrong:
-        raise ValueError(f"the weights do not match the model in {len(wrong)} places: " + "; ".join(wrong))
+        more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise ValueError(f"the weights do not match the model in {len(wrong)} places: " + "; ".join(wrong[:10]) + more)
     return tree.unflatten([np.asarray(found[name], leaf.dtype) for name, leaf in wanted.items()])
+
+
+def _folded(missing: Sequence[str], wanted: Mapping[str, Any], wrong: Sequence[str]) -> bool:
+    """Whether whole batch norms alone are missing and nothing but biases is wrong."""
+    layers = {name.partition("/")[2].rpartition("/norm/")[0] for name in missing}
+    whole = [name for name in wanted if name.partition("/")[2].rpartition("/norm/")[0] in layers]
+    return bool(layers) and "" not in layers and whole == missing and all("bias" in w.split()[1] for w in wrong)
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """Leaves by their path with "/" between keys. Raises ValueError where two leaves have one name."""
+    found: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        add(found, "/".join(str(getattr(k, "key", k)) for k in keys), leaf)
+    return found
+
+
+def add(found: dict[str, Any], name: str, value: Any) -> None:
+    """Adds a tensor under a new name. Raises ValueError if there is one of this name."""
+    if name in found:
+        raise ValueError(f"two tensors have the name {name}, expected one")
+    found[name] = value
 
 
 def subtree(tree: Any, template: Any) -> Any:

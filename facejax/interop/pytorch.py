@@ -1,5 +1,5 @@
 """Reads PyTorch checkpoints without PyTorch: zip files and the older stream of pickles. The unpickler builds arrays and
-plain containers only and never runs code from a file.
+plain containers, puts an inert placeholder for everything else, and never runs code from a file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from facejax.interop.names import add
+
 _DTYPES = {
     "FloatStorage": np.float32,
     "DoubleStorage": np.float64,
@@ -29,8 +31,32 @@ _DTYPES = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
+    "ComplexFloatStorage": np.complex64,
+    "ComplexDoubleStorage": np.complex128,
+    "UntypedStorage": np.uint8,
 }
+_VIEWS = {
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+}
+"""Types without a storage of their own."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+
+
+def read_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
+    """As `read_state_dict`, without the prefixes of `PREFIXES` that all names share."""
+    tensors = read_state_dict(path, key)
+    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), ""):
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
@@ -42,7 +68,8 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dic
         if only one entry contains tensors.
 
     Raises:
-      ValueError: another format, a damaged file, or a pickle that refers to anything but arrays and plain containers.
+      ValueError: another format, a damaged file, or no tensors. Objects other than tensors and plain containers are
+        not made: nothing stands for them.
     """
     path = pathlib.Path(path)
     try:
@@ -57,10 +84,13 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dic
             raise ValueError(f"{path}: no key {key!r}, expected a saved dict with it")
         loaded = loaded[key]
     elif isinstance(loaded, dict):
-        inner = [v for v in loaded.values() if isinstance(v, dict) and _flatten(v)]
+        inner = [v for v in loaded.values() if isinstance(v, dict) and _has_tensors(v)]
         if len(inner) == 1 and not any(isinstance(v, np.ndarray) for v in loaded.values()):
             loaded = inner[0]
-    tensors = _flatten(loaded)
+    try:
+        tensors = _flatten(loaded)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not tensors:
         raise ValueError(f"{path}: no tensors found, expected at least one")
     return tensors
@@ -83,11 +113,15 @@ class _Tensor:
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
+    bits: frozenset[str] = frozenset()  # the lazy "neg" and "conj"
+    dtype: Any = None  # of an untyped storage
 
     def array(self) -> np.ndarray:
         data = self.storage.data
         if data is None:
             raise ValueError("a tensor's storage is missing")
+        if self.dtype is not None:
+            data = data.view(self.dtype)
         numbers = (self.offset, *self.size, *self.stride)
         if any(not isinstance(n, int) or n < 0 for n in numbers) or len(self.size) != len(self.stride):
             raise ValueError(f"a tensor has invalid sizes {self.size} and strides {self.stride}")
@@ -97,7 +131,36 @@ class _Tensor:
         if not math.prod(self.size):
             return np.zeros(self.size, data.dtype)
         strides = [s * data.itemsize for s in self.stride]
-        return np.lib.stride_tricks.as_strided(data[self.offset :], self.size, strides).copy()
+        view = np.ndarray(self.size, data.dtype, data.view(np.uint8), self.offset * data.itemsize, strides)
+        view = np.conj(view) if "conj" in self.bits else view.copy()
+        return -view if "neg" in self.bits else view
+
+
+class _Inert(dict):
+    """Stands for every name that a pickle refers to, and for what it would make; arguments and state are not used.
+
+    Entries that the pickle sets, as those of a defaultdict, are kept.
+    """
+
+    def __new__(cls, *_: Any, **__: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+    def append(self, _: Any) -> None:
+        pass
+
+    def extend(self, _: Any) -> None:
+        pass
+
+    add = append
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+    __ne__ = object.__ne__
 
 
 class _Unpickler(pickle.Unpickler):
@@ -106,34 +169,51 @@ class _Unpickler(pickle.Unpickler):
         self._storages = storages
 
     def find_class(self, module: str, name: str) -> Any:
+        """Objects that a pickle can't change for later calls: new functions, strings for types, classes in C."""
         allowed = {
             ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, size, stride, *_: _view(
-                storage, offset, size, stride
-            ),
-            ("torch._utils", "_rebuild_tensor"): lambda storage, offset, size, stride: _view(
-                storage, offset, size, stride
-            ),
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: _view(*arguments),
+            ("torch._utils", "_rebuild_tensor"): lambda *arguments: _view(*arguments),
+            ("torch._utils", "_rebuild_tensor_v3"): lambda *arguments: _view_as(*arguments),
+            ("torch._tensor", "_rebuild_from_type_v2"): lambda rebuild, _, arguments, *__: rebuild(*arguments),
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+            ("torch._utils", "_rebuild_parameter_with_state"): lambda tensor, *_: tensor,
             ("torch", "Size"): tuple,
         }
         if (module, name) in allowed:
             return allowed[module, name]
-        if module == "torch" and name in _DTYPES:
-            return _DTYPES[name]
-        raise pickle.UnpicklingError(f"pickle refers to {module}.{name}, expected arrays and containers only")
+        if module in ("torch", "torch.storage") and name in _DTYPES:
+            return name
+        if module == "torch" and name in _VIEWS:
+            return name
+        if module.partition(".")[0] == "torch" and (name.startswith("_rebuild") or name.endswith("Storage")):
+            raise pickle.UnpicklingError(f"pickle refers to {module}.{name}, expected dense tensors of known types")
+        return _Inert
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, dtype, key, _, numel, *view = pid
-        if kind != "storage" or not isinstance(numel, int) or (view and view[0] is not None):
+        if kind != "storage" or not isinstance(numel, int) or dtype not in _DTYPES or (view and view[0] is not None):
             raise pickle.UnpicklingError(f"pickle refers to {kind!r}, expected a storage")
-        return self._storages.setdefault(str(key), _Storage(np.dtype(dtype), numel))
+        return self._storages.setdefault(str(key), _Storage(np.dtype(_DTYPES[dtype]), numel))
 
 
-def _view(storage: Any, offset: int, size: Any, stride: Any) -> _Tensor:
+def _view(
+    storage: Any, offset: int, size: Any, stride: Any, gradient: Any = False, hooks: Any = None, metadata: Any = None
+) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor has no storage")
-    return _Tensor(storage, offset, tuple(size), tuple(stride))
+    bits = metadata or {}
+    if not isinstance(bits, dict) or set(bits) - {"neg", "conj"}:
+        raise pickle.UnpicklingError(f"a tensor has unknown bits {bits!r}, expected 'neg' or 'conj'")
+    return _Tensor(storage, offset, tuple(size), tuple(stride), frozenset(bit for bit in bits if bits[bit]))
+
+
+def _view_as(
+    storage: Any, offset: int, size: Any, stride: Any, gradient: Any, hooks: Any, dtype: Any, *bits: Any
+) -> Any:
+    if dtype not in _VIEWS:
+        raise pickle.UnpicklingError("a tensor of an unknown type")
+    return dataclasses.replace(_view(storage, offset, size, stride, gradient, hooks, *bits), dtype=_VIEWS[dtype])
 
 
 def _read_zip(path: pathlib.Path) -> Any:
@@ -187,11 +267,17 @@ def _resolve(value: Any) -> Any:
     return value
 
 
+def _has_tensors(value: Any) -> bool:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, np.ndarray) or any(_has_tensors(inner) for inner in items)
+
+
 def _flatten(value: Any, prefix: str = "") -> dict[str, np.ndarray]:
     if isinstance(value, np.ndarray):
         return {prefix: value}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for key, inner in items:
-        found |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+        for name, array in _flatten(inner, f"{prefix}.{key}" if prefix else str(key)).items():
+            add(found, name, array)
     return found

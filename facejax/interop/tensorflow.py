@@ -61,7 +61,7 @@ def gat(tensors: Mapping[str, np.ndarray], template: Any) -> Any:
     (scores of the receiving node), conv1d_{3h + 2} (scores of its neighbours) and BiasAdd_h; index 0 has no suffix.
 
     Args:
-      tensors: result of `read_checkpoint`; optimizer slots and counters are ignored.
+      tensors: result of `read_checkpoint`; Adam's slots and powers and scalar counters are dropped.
       template: shapes of the model's variables.
 
     Raises:
@@ -71,9 +71,12 @@ def gat(tensors: Mapping[str, np.ndarray], template: Any) -> Any:
     parts |= {(2, "kernel"): "source", (2, "bias"): "source_bias"}
     heads = [(layer, h) for layer, p in _layers(template["params"]) for h in range(p["kernel"].shape[0])]
     stacks: dict[str, list[np.ndarray]] = {}
+    whole = {}
     for name, tensor in tensors.items():
         match = re.fullmatch(r"(conv1d|BiasAdd)(?:_(\d+))?/(kernel|bias|biases)", name)
         if not match:
+            if tensor.ndim and not re.search(r"/Adam(_1)?$", name):
+                whole[name] = tensor  # `convert` reports it
             continue
         number = int(match[2] or 0)
         head, part = (number, "bias") if match[1] == "BiasAdd" else (number // 3, parts.get((number % 3, match[3])))
@@ -81,7 +84,6 @@ def gat(tensors: Mapping[str, np.ndarray], template: Any) -> Any:
             stacks.setdefault(f"params/{heads[head][0]}/{part}", []).append((head, tensor))
         else:
             raise ValueError(f"{name}: found more heads, expected the model's {len(heads)}")
-    whole = {}
     for target, items in stacks.items():
         arrays = [tensor if tensor.ndim == 3 else tensor[None] for _, tensor in sorted(items, key=lambda item: item[0])]
         joined = np.concatenate(arrays)

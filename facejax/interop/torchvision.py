@@ -12,45 +12,47 @@ from collections.abc import Mapping
 from typing import Any
 
 from facejax.interop.names import Rule, batch_norm, convert
-from facejax.interop.pytorch import read_state_dict
+from facejax.interop.pytorch import read_weights
 
 
-def load(path: str | os.PathLike[str], template: Any) -> Any:
+def load(path: str | os.PathLike[str], template: Any, key: str | None = None) -> Any:
     """Variables from a PyTorch file; the tensor names determine the architecture.
 
     Args:
-      path: a state dict, or a checkpoint that contains one.
+      path: a state dict, or a checkpoint that contains one; see `read_weights`.
       template: shapes of the model's variables. It may lack the auxiliary classifiers, and the last layer of VGG and
         ResNet.
+      key: of the state dict in the checkpoint, if it contains several.
 
     Raises:
       ValueError: the weights do not match the template.
     """
-    tensors = read_state_dict(path)
+    tensors = read_weights(path, key)
     if "layer1.0.conv1.weight" in tensors:
-        last = [] if "fc" in template["params"] else [Rule(r"fc\..*", "")]
+        last = [] if "fc" in template["params"] else [_absent(r"fc\..*")]
         return convert(tensors, [*last, *resnet_rules()], template)
     if "features.28.weight" in tensors:
-        last = [] if "fc8" in template["params"]["classifier"] else [Rule(r"classifier\.6\..*", "")]
+        last = [] if "fc8" in template["params"]["classifier"] else [_absent(r"classifier\.6\..*")]
         return convert(tensors, [*last, *vgg16_rules()], template)
     if "features.0.0.weight" in tensors:
         return convert(tensors, mobilenet_v2_rules(), template)
-    parts = [] if any("auxiliary" in name for name in template["params"]) else [Rule(r"(aux|Aux).*", "")]
+    parts = [] if any("auxiliary" in name for name in template["params"]) else [_absent(r"(aux1|aux2|AuxLogits)\..*")]
     rules = inception_v3_rules() if "Mixed_5b.branch1x1.conv.weight" in tensors else googlenet_rules()
     return convert(tensors, [*parts, *rules], template)
 
 
-def load_vgg_convolutions(path: str | os.PathLike[str], template: Any) -> Any:
+def load_vgg_convolutions(path: str | os.PathLike[str], template: Any, key: str | None = None) -> Any:
     """Parameters of a VGG's convolutions, of any depth.
 
     Args:
       path: a state dict, or a checkpoint that contains one; only `features` is used.
       template: shapes of the convolutions' parameters, with names that sort in the order of the layers.
+      key: as in `load`.
 
     Raises:
       ValueError: the number of layers or a shape differs.
     """
-    tensors = {k: v for k, v in read_state_dict(path).items() if k.startswith("features.")}
+    tensors = {k: v for k, v in read_weights(path, key).items() if k.startswith("features.")}
     places = sorted({int(name.split(".")[1]) for name in tensors})
     if len(places) != len(template):
         raise ValueError(f"{path}: {len(places)} layers in 'features': expected {len(template)} convolutions")
@@ -159,6 +161,10 @@ def inception_v3_rules() -> list[Rule]:
     rules += _conv_norm(r"AuxLogits\.conv0", "auxiliary_conv1")
     rules += _conv_norm(r"AuxLogits\.conv1", "auxiliary_conv2")
     return [*rules, *_dense(r"AuxLogits\.fc", "auxiliary_fc"), *_dense("fc", "fc")]
+
+
+def _absent(source: str) -> Rule:
+    return Rule(source, "", dropped="of a part that the template lacks")
 
 
 def _conv_norm(source: str, target: str) -> list[Rule]:

@@ -40,7 +40,7 @@ def resnet50_rules() -> list[Rule]:
                 (f"conv{stage}_{block}_{theirs}", f"{place}/{ours}", f"{place}/{ours.replace('conv', 'bn')}")
                 for ours, theirs in LAYERS.items()
             ]
-    rules = [Rule(r"(.*/)?(classifier|dense|fc)[^/]*/.*", "")]
+    rules = [Rule(r"(.*/)?(classifier|dense|fc)[^/]*/.*", "", dropped="of a dense layer")]
     for theirs, conv, norm in layers:
         rules.append(Rule(rf"(.*/)?{theirs}/kernel:0", f"params/{conv}/kernel"))
         rules += [Rule(rf"(.*/)?{theirs}/bn/{name}:0", place.format(norm)) for name, place in STATISTICS.items()]

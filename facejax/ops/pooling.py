@@ -34,6 +34,39 @@ def avg_pool(
     return total / sum(windows(ones, window, stride, padding, (1, 1)))
 
 
+def ceil_padding(shape: Pair, window: Pair, stride: Pair) -> tuple[Pair, Pair]:
+    """Padding at the far edges with which windows cover every pixel, the ceil mode of Caffe and PyTorch.
+
+    A map smaller than the last window by a stride or more has no windows, as there.
+    """
+    ends = []
+    for n, w, s in zip(shape, window, stride, strict=True):
+        steps = -(-(n - w) // s)
+        ends.append((0, max(0, steps * s + w - n)))
+    return ends[0], ends[1]
+
+
+def adaptive_avg_pool(x: jax.Array, size: Pair) -> jax.Array:
+    """Means over windows that divide the map: output i of m averages pixels floor(i n / m) to ceil((i + 1) n / m) of n.
+
+    The rule of PyTorch's AdaptiveAvgPool2d.
+
+    Args:
+      x: [N, H, W, C].
+      size: (height, width) of the output, of any size.
+    """
+    rows, columns = (jnp.asarray(_bins(n, m), x.dtype) for n, m in zip(x.shape[1:3], size, strict=True))
+    x = jnp.einsum("oh,nhwc->nowc", rows, x, precision=lax.Precision.HIGHEST)
+    return jnp.einsum("pw,nowc->nopc", columns, x, precision=lax.Precision.HIGHEST)
+
+
+def _bins(source: int, target: int) -> np.ndarray:
+    """Weights [target, source] of the means."""
+    begin, end = (np.arange(target) * source // target, -(-np.arange(1, target + 1) * source // target))
+    inside = (np.arange(source) >= begin[:, None]) & (np.arange(source) < end[:, None])
+    return inside / inside.sum(1, keepdims=True)
+
+
 def upsample_nearest(x: jax.Array, factor: int) -> jax.Array:
     """Repeats every pixel `factor` times along both axes."""
     return jnp.repeat(jnp.repeat(x, factor, 1), factor, 2)

@@ -81,3 +81,25 @@ def test_random_flip_and_dali_aug_frequencies():
     same = np.mean([np.array_equal(o, image) for o in outputs])
     assert abs(same - 0.9 * 0.8 * 0.8 * 0.9) < 0.08
     assert all(o.shape == image.shape and o.dtype == np.uint8 for o in outputs)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.int16, np.float32, np.uint8])
+@pytest.mark.parametrize("channels", [(), (1,), (2,), (3,), (4,)])
+def test_warp_is_exact_or_refused(dtype, channels):
+    """Half a pixel to the right and down: means of four neighbours."""
+    image = np.random.default_rng(0).integers(0, 255, (9, 8, *channels)).astype(dtype)
+    matrix = np.float64([[1, 0, -0.5], [0, 1, -0.5]])
+    if channels == (2,) or dtype in (np.float64, np.int16):
+        with pytest.raises(ValueError, match=r"expected uint8 or float32 with 1, 3 or 4 channels"):
+            transforms.warp(image, matrix, (8, 7))
+        return
+    wide = image.astype(np.float64)
+    expected = (wide[:-1, :-1] + wide[1:, :-1] + wide[:-1, 1:] + wide[1:, 1:]) / 4
+    found = transforms.warp(image, matrix, (8, 7)).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, atol=0.76 if dtype == np.uint8 else 1e-3)
+
+
+def test_align_takes_images_that_warp_exactly():
+    points = transforms.template(112)
+    with pytest.raises(ValueError, match=r"an image \(112, 112, 3\) of float64"):
+        transforms.align(np.zeros((112, 112, 3)), points)

@@ -157,7 +157,7 @@ def test_two_streams_of_different_resolution_are_resized():
 
 
 def test_weights_of_another_network_raise(monkeypatch):
-    monkeypatch.setattr(torchvision, "read_state_dict", lambda path: {"features.0.weight": np.zeros((8, 3, 3, 3))})
+    monkeypatch.setattr(torchvision, "read_weights", lambda path, key: {"features.0.weight": np.zeros((8, 3, 3, 3))})
     with pytest.raises(ValueError, match=r"vgg\.pth: 1 layers in 'features': expected 2 convolutions"):
         experiment.read_weights({"trunk": "vgg.pth"}, {"trunk": {"conv1_1": {}, "conv2_1": {}}})
     with pytest.raises(ValueError, match=r"model\.other_weights is 'vgg\.pth', but model\.other names no second trunk"):

@@ -1,5 +1,8 @@
 """Backbones and shared layers compared with PyTorch, with equal weights: values, gradients and batch statistics."""
 
+import argparse
+import collections
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import pytest
 
 from facejax.backbones import iresnet, mobilefacenet
 from facejax.interop import arcface_torch
+from facejax.interop.pytorch import read_state_dict
 from facejax.nn.conv import Conv, ConvTranspose
 from facejax.nn.norm import BatchNorm, PReLU
 from facejax.ops import pooling
@@ -84,6 +88,18 @@ POOLING = {
         lambda x: pooling.avg_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)), count_padding=False),
         lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
     ),
+    "max ceil": (
+        lambda x: pooling.max_pool(x, (3, 3), (2, 2), pooling.ceil_padding(x.shape[1:3], (3, 3), (2, 2))),
+        lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True),
+    ),
+    "avg ceil": (
+        lambda x: pooling.avg_pool(
+            x, (5, 5), (3, 3), pooling.ceil_padding(x.shape[1:3], (5, 5), (3, 3)), count_padding=False
+        ),
+        lambda x: F.avg_pool2d(x, 5, 3, ceil_mode=True),
+    ),
+    "adaptive": (lambda x: pooling.adaptive_avg_pool(x, (4, 5)), lambda x: F.adaptive_avg_pool2d(x, (4, 5))),
+    "adaptive small": (lambda x: pooling.adaptive_avg_pool(x, (9, 8)), lambda x: F.adaptive_avg_pool2d(x, (9, 8))),
     "nearest": (lambda x: pooling.upsample_nearest(x, 3), lambda x: F.interpolate(x, scale_factor=3)),
     "bilinear": (
         lambda x: pooling.resize_bilinear(x, (11, 4)),
@@ -175,3 +191,27 @@ def test_reference_has_the_published_parameter_count(name, count):
     with torch.device("meta"):
         net = torch_recognition.IResNet(torch_recognition.DEPTHS[name])
     assert sum(p.numel() for p in net.parameters()) == count
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_checkpoints_of_training_runs_are_read(legacy, tmp_path):
+    """All types of PyTorch, lazy bits, parameters with attributes, and objects of a training run."""
+    numbers, parameter = torch.arange(6.0).reshape(2, 3), torch.nn.Parameter(torch.ones(3))
+    parameter.tag = "head"
+    imaginary = torch.view_as_complex(torch.arange(6.0).reshape(3, 2))
+    tensors = {"parameter": parameter, "conj": imaginary.conj(), "neg": imaginary.clone().conj().imag}
+    types = (torch.uint16, torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.complex128, torch.int8)
+    tensors |= {str(dtype): numbers.to(dtype).T for dtype in types}
+    objects = {
+        "args": argparse.Namespace(lr=0.1), "device": torch.device("cpu"), "dtype": torch.float16, "seen": {1, 2},
+        "best": np.float64(0.5), "classes": collections.Counter("aab"),
+        "log": collections.defaultdict(list, {"x": [1]}),
+    }  # fmt: skip
+    torch.save({"state_dict": tensors, **objects}, tmp_path / "w.pt", _use_new_zipfile_serialization=not legacy)
+    found = read_state_dict(tmp_path / "w.pt")
+    assert set(found) == set(tensors)
+    for name, tensor in tensors.items():
+        wide = torch.complex128 if tensor.is_complex() else torch.float64
+        np.testing.assert_array_equal(
+            found[name].astype(str(wide)[6:]), tensor.detach().to(wide).resolve_neg().resolve_conj()
+        )

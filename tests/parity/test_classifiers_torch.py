@@ -128,12 +128,16 @@ V1_ROWS = {
 
 
 class Side(nn.Module):
-    def __init__(self, block, a, classes):
+    """A side classifier: the paper's 5 x 5 averages, in Caffe's ceil mode, or torchvision's 4 x 4 means of any map."""
+
+    def __init__(self, block, a, classes, paper):
         super().__init__()
+        self.paper = paper
         self.conv, self.fc1, self.fc2 = block(a, 32, 1), nn.Linear(32 * 16, 256), nn.Linear(256, classes)
 
     def forward(self, x):
-        return self.fc2(F.relu(self.fc1(self.conv(F.avg_pool2d(x, 5, 3)).flatten(1))))
+        x = F.avg_pool2d(x, 5, 3, ceil_mode=True) if self.paper else F.adaptive_avg_pool2d(x, (4, 4))
+        return self.fc2(F.relu(self.fc1(self.conv(x).flatten(1))))
 
 
 class GoogLeNet(nn.Module):
@@ -149,20 +153,23 @@ class GoogLeNet(nn.Module):
             row = [c // 4 for c in row]
             setattr(self, f"inception{name}", V1Module(block, a, *row, kernel))
             a = row[0] + row[2] + row[4] + row[5]
-        self.aux1, self.aux2 = Side(block, 128, classes), Side(block, 132, classes)
+        self.aux1, self.aux2 = Side(block, 128, classes, paper), Side(block, 132, classes, paper)
         self.fc = nn.Linear(256, classes)
 
-    def forward(self, x):
+    def main(self, x):
+        return self(x, sides=False)[0]
+
+    def forward(self, x, sides=True):
         x = self.normalise(F.max_pool2d(self.conv1(x), 3, 2, ceil_mode=True))
         x = F.max_pool2d(self.normalise(self.conv3(self.conv2(x))), 3, 2, ceil_mode=True)
-        sides = []
+        found = []
         for name in V1_ROWS:
             if name in ("4a", "5a"):
                 x = F.max_pool2d(x, 3 if name == "4a" else self.window, 2, ceil_mode=True)
             x = getattr(self, f"inception{name}")(x)
-            if name in ("4a", "4d"):
-                sides.append(getattr(self, "aux1" if name == "4a" else "aux2")(x))
-        return [self.fc(x.mean((2, 3))), *sides]
+            if sides and name in ("4a", "4d"):
+                found.append(getattr(self, "aux1" if name == "4a" else "aux2")(x))
+        return [self.fc(x.mean((2, 3))), *found]
 
 
 def googlenet_paper_rules():
@@ -176,15 +183,32 @@ def googlenet_paper_rules():
     return [*kernels, *biases]
 
 
+def same(x, kernel, value=0.0):
+    """TensorFlow's padding "SAME" of windows of stride 2."""
+    edges = [max((-(-n // 2) - 1) * 2 + kernel - n, 0) for n in x.shape[:1:-1]]  # width first, as F.pad takes them
+    return F.pad(x, [part for edge in edges for part in (edge // 2, edge - edge // 2)], value=value)
+
+
+class Halve(nn.Module):
+    """A convolution of stride 2."""
+
+    def __init__(self, a, b):
+        super().__init__()
+        self.add_module("1", Basic(a, b, 3, 2, False))
+
+    def forward(self, x):
+        return getattr(self, "1")(same(x, 3))
+
+
 class BNModule(nn.Module):
-    """A row of the BN paper's Fig. 5; without 1x1 convolutions it has stride 2, padded like "SAME" on even maps."""
+    """A row of the BN paper's Fig. 5; without 1x1 convolutions it has stride 2."""
 
     def __init__(self, a, ones, reduce3, threes, reduce33, pairs, kind, pool):
         super().__init__()
         self.kind, self.halves = kind, not ones
 
         def last(b, c):
-            return Basic(b, c, 3) if ones else nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), Basic(b, c, 3, 2, False))
+            return Basic(b, c, 3) if ones else Halve(b, c)
 
         branches = [[Basic(a, ones, 1)]] if ones else []
         branches += [[Basic(a, reduce3, 1), last(reduce3, threes)]]
@@ -196,7 +220,7 @@ class BNModule(nn.Module):
     def forward(self, x):
         parts = [branch(x) for branch in self.branches]
         if self.halves:
-            return torch.cat([*parts, F.max_pool2d(x, 3, 2, ceil_mode=True)], 1)
+            return torch.cat([*parts, F.max_pool2d(same(x, 3, -torch.inf), 3, 2)], 1)
         average = self.kind == "avg"
         pooled = F.avg_pool2d(x, 3, 1, 1, count_include_pad=False) if average else F.max_pool2d(x, 3, 1, 1)
         return torch.cat([*parts, self.pool(pooled)], 1)
@@ -227,9 +251,9 @@ class BNInception(nn.Module):
         self.fc = nn.Linear(256, classes)
 
     def forward(self, x):
-        x = self.conv1(self.colours(F.pad(x, (2, 3, 2, 3))))
-        x = self.conv3(self.conv2(F.max_pool2d(x, 3, 2, ceil_mode=True)))
-        x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+        x = self.conv1(self.colours(same(x, 7)))
+        x = self.conv3(self.conv2(F.max_pool2d(same(x, 3, -torch.inf), 3, 2)))
+        x = F.max_pool2d(same(x, 3, -torch.inf), 3, 2)
         for name in BN_ROWS:
             x = getattr(self, f"inception{name}")(x)
         return self.fc(x.mean((2, 3)))
@@ -332,7 +356,7 @@ class InceptionV3(nn.Module):
         for name in v3_rows():
             x = getattr(self, f"Mixed_{name}")(x)
             if name == "6e":
-                y = F.avg_pool2d(x, min(5, x.shape[2]), 3)
+                y = F.avg_pool2d(x, (min(5, x.shape[2]), min(5, x.shape[3])), 3)
                 side = self.AuxLogits.fc(self.AuxLogits.conv1(self.AuxLogits.conv0(y)).mean((2, 3)))
         return [self.fc(x.mean((2, 3))), side]
 
@@ -409,6 +433,34 @@ def test_classifier(name):
         tested = jax.jit(lambda v: ours.apply(v, images, train=False))(variables)
         assert_near(tested, numpy_nhwc(jax.tree.leaves(theirs.eval()(nchw(images)))[0]))
         assert_equal_training(ours, theirs, images, rules, outputs=1e-5, inputs=1e-3, params=1e-3, statistics=1e-5)
+
+
+ODD = {"inception_v3": ((77, 91), (99, 83)), "vgg16": ((65, 79), (95, 93))}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_odd_sizes(name):
+    """Pools and strided convolutions at odd maps, where the padding rules of the frameworks differ."""
+    with jax.enable_x64(True):
+        ours, theirs, rules, size = paired(name)
+        ours, theirs = ours.clone(dtype=jnp.float64), theirs.double().eval()
+        variables = converted(theirs.state_dict(), rules, template(ours, jnp.zeros((1, size, size, 3))))
+        for sides in ODD.get(name, ((33, 47), (61, 75))):
+            images = np.random.default_rng(0).uniform(-1, 1, (1, *sides, 3))
+            wanted = theirs.main(nchw(images)) if "googlenet" in name else theirs(nchw(images))
+            found = jax.jit(lambda v, x: ours.apply(v, x, train=False))(variables, images)
+            assert_near(found, numpy_nhwc(jax.tree.leaves(wanted)[0]))
+
+
+def test_side_classifiers_of_torchvision_take_any_size():
+    with jax.enable_x64(True):
+        ours, theirs, rules, _ = paired("googlenet")
+        ours, theirs = ours.clone(dtype=jnp.float64), theirs.double()
+        images = np.random.default_rng(0).uniform(-1, 1, (2, 97, 79, 3))
+        variables = converted(theirs.state_dict(), rules, template(ours, images))
+        found, _ = jax.jit(lambda v: ours.apply(v, images, train=True, mutable=["batch_stats"]))(variables)
+        for got, want in zip(found, theirs.train()(nchw(images)), strict=True):
+            assert_near(got, numpy_nhwc(want))
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "googlenet", "inception_v3", "vgg16"])

@@ -297,7 +297,7 @@ def test_weights_of_torchvision_for_raw_images(configured, rated, monkeypatch):
     for place, name in ((0, "fc6"), (3, "fc7")):
         tensors[f"classifier.{place}.weight"] = rng.normal(size=trunk["classifier"][name]["kernel"].shape).T
         tensors[f"classifier.{place}.bias"] = rng.normal(size=3)
-    monkeypatch.setattr(torchvision, "read_state_dict", lambda path: tensors)
+    monkeypatch.setattr(torchvision, "read_weights", lambda path, key: tensors)
     template = {**trunk, "classifier": {k: v for k, v in trunk["classifier"].items() if k != "fc8"}}
     found = experiment.read_weights("vgg16.pth", template)
     assert jax.tree.structure(found) == jax.tree.structure(template)
