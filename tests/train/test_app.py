@@ -281,6 +281,18 @@ def test_schedules():
         optim.schedule("cosin", 1.0, 10)
 
 
+def test_boundaries_that_fall_on_one_step_all_count():
+    step = optim.schedule("step", 1.0, 20, warmup=2, boundaries=(10, 10, 15))
+    np.testing.assert_allclose([step(i) for i in (9, 10, 15)], [1, 0.01, 0.001], rtol=1e-5)
+    plan = {"kind": "step", "peak": 1.0, "boundaries": (0.5, 0.52)}
+    tx = optim.from_config({"name": "sgd", "momentum": 0.0, "schedule": plan}, 20)
+    state, moves = tx.init(jnp.zeros(())), []
+    for _ in range(11):
+        move, state = tx.update(jnp.ones(()), state)
+        moves.append(float(move))
+    np.testing.assert_allclose(moves[9:], [-1, -0.01], rtol=1e-5)
+
+
 def test_sgd_is_pytorchs():
     """v = 0.9 v + g + wd w; w -= lr v, by hand for two steps."""
     tx = optim.optimizer("sgd", 0.1, weight_decay=0.01)
