@@ -24,7 +24,7 @@ from facejax.backbones.mobilefacenet import ConvBlock, mobilefacenet_1x
 from facejax.data import distortions, pipeline, readers, sources, transforms
 from facejax.data.quality_faces import Faces, unmeasured
 from facejax.evaluate.quality import QualityProtocol, baseline_scores, edc_figure, fault_figure, ranked
-from facejax.evaluate.verification import tar_metrics
+from facejax.evaluate.verification import CONVENTION, tar_metrics
 from facejax.interop import arcface_torch
 from facejax.metrics import quality, verification
 from facejax.quality import faceqnet, pcnet, sdd_fiqa, ser_fiq, tinyfqnet
@@ -150,6 +150,7 @@ def board(photographs: str, weights: str, *, seed: int = 0, people: int = 0, mas
         },
         images={"By SDD-FIQA's label, from the lowest to the highest": ranked(best, test.images)},
         arrays=scores,
+        notes=CONVENTION,
     )
 
 

@@ -3,7 +3,7 @@
 A template is a set of images and video frames of one subject. The frames of one medium (a video or a single photo) are
 averaged first, so a long video has the weight of one photo; then the media are pooled. The semantics follow
 insightface's evaluation code (arcface_torch eval_ijbc.py, recognition/_evaluation_/ijb) and MagFace's eval_ijb.py. For
-TAR at FAR of the scores use `verification.tar_at_far` with mode "nearest".
+TAR at FAR of the scores use `verification.tar_at_far` with mode "ijb".
 """
 
 from __future__ import annotations

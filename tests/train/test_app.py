@@ -257,12 +257,12 @@ def test_report_is_one_self_contained_page(tmp_path):
     axis.plot([1, 2])
     report = Report(
         {"a<b": 0.5}, {"T": [{"x": 1, "y": "z"}], "none": []}, {"F": figure}, {"I": np.zeros((4, 4, 3), np.uint8)}
-    )
+    ) | Report({}, notes={"a<b": "a rate"})
     history = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}, {"step": 2, "eval/once": 1.0}]
     write_html(tmp_path / "r.html", "title", report, history, "config", "about")
     page = (tmp_path / "r.html").read_text()
     assert page.count("data:image/png;base64") == 3
-    assert "a&lt;b" in page
+    assert "a&lt;b" in page and "<p>a&lt;b: a rate.</p>" in page
     assert "http" not in page
     assert len(curves(history).axes) == 1
     assert image_grid(np.zeros((5, 4, 6, 3), np.uint8), 3).shape == (8, 18, 3)
