@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from facejax.ops import vectors
 from facejax.ops.components import connected_components
 from facejax.ops.knn import Neighbours
 
@@ -86,7 +87,12 @@ def mediator_features(views: np.ndarray, neighbours: Sequence[Neighbours], pairs
       views: [M + 1, N, D] of length 1.
       neighbours: M + 1 of them, k each.
       pairs: P of them.
+
+    Raises:
+      ValueError: a feature is not finite.
     """
+    for view in views:
+        vectors.check_finite(view)
     linked = [listed(other, pairs.a, pairs.b) | listed(other, pairs.b, pairs.a) for other in neighbours[1:]]
     cosines = [np.einsum("pd,pd->p", view[pairs.a], view[pairs.b]) for view in views]
     common = [_common(other.ids, pairs) / other.ids.shape[1] for other in neighbours]

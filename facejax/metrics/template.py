@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from facejax.metrics.verification import BLOCK_ELEMENTS, angular_distances, check_fars
-from facejax.ops.vectors import unit_rows
+from facejax.ops.vectors import check_finite, unit_rows
 
 Pooling = Literal["arcface", "magface", "magface+"]
 
@@ -56,8 +56,12 @@ def image_features(
 
     Returns:
       [N, D].
+
+    Raises:
+      ValueError: other shapes, or features that are not finite.
     """
     features = np.asarray(features)
+    check_finite(features)
     if flipped is not None:
         features = features + _matching("flipped", flipped, features.shape)
     if not keep_norm:
