@@ -81,7 +81,7 @@ def vote(base: Neighbours, committee: Sequence[Neighbours], threshold: float, ac
 def mediator_features(views: np.ndarray, neighbours: Sequence[Neighbours], pairs: Pairs) -> jax.Array:
     """Inputs of the mediator from M + 1 networks, the base first: [P, 3M + 2] (Sec. 3.2, mediator).
 
-    M relationships (is either in the other's list?), M + 1 cosines, M + 1 shares of common neighbours.
+    M relationships (is either in the other's list?), M + 1 cosines, M + 1 numbers of common neighbours, 0 to k.
 
     Args:
       views: [M + 1, N, D] of length 1.
@@ -95,7 +95,7 @@ def mediator_features(views: np.ndarray, neighbours: Sequence[Neighbours], pairs
         vectors.check_finite(view)
     linked = [listed(other, pairs.a, pairs.b) | listed(other, pairs.b, pairs.a) for other in neighbours[1:]]
     cosines = [np.einsum("pd,pd->p", view[pairs.a], view[pairs.b]) for view in views]
-    common = [_common(other.ids, pairs) / other.ids.shape[1] for other in neighbours]
+    common = [_common(other.ids, pairs) for other in neighbours]
     return jnp.stack([*linked, *cosines, *common], 1).astype(jnp.float32)
 
 
