@@ -2,10 +2,12 @@
 
     python -m experiments.cdp                                   # simulated embeddings of four networks, seconds
     python -m experiments.cdp --config=vote                     # or single, components: nothing is trained
-    python -m experiments.cdp --config=emore_u200k --config.data.path=DIR --config.eval.test=base,net1,net2,net3,net4
+    python -m experiments.cdp --config=emore_u200k --config.data.path=DIR   # the authors' data folder
     python -m experiments.cdp ... --eval_only --config.eval.people=200      # a trained mediator, other identities
 
-Published (authors' README, emore_u200k, pairwise F): single 89.16, vote of five networks 92.91, mediator 95.79. The
+The authors' data are DIR/labeled/emore_l200k and DIR/unlabeled/emore_u200k, each with features/NETWORK.bin and
+meta.txt; data.train and eval.test name other files, one name per network, the base first.
+Published (authors' README, emore_u200k, pairwise F): single 89.16, vote of five networks 93.13, mediator 95.79. The
 threshold has the best pairwise F on the labelled identities.
 """
 
@@ -47,12 +49,21 @@ BASE = {
     "train": asdict(Options(batch_size=1024, steps=2000, log_every=200, save_every=500)),  # batch_size: pairs
     "eval": asdict(embeddings.HeldOut()),
 }  # fmt: skip
+NETWORKS = ("nas", "resnet50", "resnet101", "densenet121", "ir")
 PRESETS = {
     "synthetic": {},
     "vote": {"pairs.kind": "vote"},
     "single": {"pairs.kind": "vote", "pairs.accept": 0},
     "components": {"pairs.kind": "vote", "pairs.accept": 0, "pairs.max_size": 10**9},
-    "emore_u200k": {"data": {"source": "files", "width": 256}, "pairs.max_size": 600, "pairs.accept": 4},
+    "emore_u200k": {
+        "data": {
+            "source": "files",
+            "width": 256,
+            "train": ",".join(f"labeled/emore_l200k/{name}" for name in NETWORKS),
+        },
+        "eval.test": ",".join(f"unlabeled/emore_u200k/{name}" for name in NETWORKS),
+        "pairs": {"max_size": 600, "accept": 4},
+    },
 }
 CLAIM = Claim(
     "cdp.mediator",
@@ -76,6 +87,15 @@ def build(config: ConfigDict) -> Experiment:
     if settings.kind not in ("mediator", "vote"):
         raise ValueError(f"pairs.kind is {settings.kind!r}: expected mediator or vote")
     data = embeddings.Source(**config.data)
+    networks = data.views
+    if data.source == "files":
+        networks, unseen = (len(names.split(",")) for names in (data.train, config.eval.test))
+        if networks != unseen:
+            raise ValueError(f"data.train names {networks} networks, eval.test {unseen}: expected as many")
+    if settings.kind == "vote" and data.source != "arrays" and not 0 <= settings.accept < networks:
+        raise ValueError(
+            f"pairs.accept is {settings.accept}: expected 0 to {networks - 1}, the networks beside the base"
+        )
     labelled = functools.cache(lambda: data.known(config.seed))
 
     def neighbours(people: Embeddings) -> list[knn.Neighbours]:

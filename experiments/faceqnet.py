@@ -8,7 +8,8 @@
     python -m experiments.faceqnet --config=vggface2 ... --config.compliance=scores.csv   # name,compliance
     python -m experiments.faceqnet --config=vggface2_v1 ... --config.recogniser.weights=a.pth,b.pth,c.pth
 
-A person's gallery image is the one of the highest compliance with the rules for passport photographs. A CSV gives the
+A person's gallery image is the one of the highest compliance with the rules for passport photographs. It has no label
+itself: training takes the person's other images. A CSV gives the
 compliance (from BioLab-ICAO or another checker; names are "person/file.jpg"). Without one it is the sharpness or, in
 the face world, the image with the least degradation, then the most frontal and sharpest.
 
@@ -179,7 +180,8 @@ def build(config: ConfigDict) -> Experiment:
 
     def train_data() -> Iterator[dict[str, np.ndarray]]:
         known = data.load("train")
-        source = sources.Rows({"image": known.images, "label": labels(known)})
+        targets = labels(known)
+        source = sources.Rows({"image": known.images, "label": targets}, np.flatnonzero(np.isfinite(targets)))
         return data.batches(source, config.train.batch_size, config.seed)
 
     tx = optax.multi_transform(

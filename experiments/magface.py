@@ -46,7 +46,7 @@ BASE = {
     "loss": {
         "kind": "arcface",  # or "cosface"
         "scale": 16.0,  # of the cosines
-        "easy": True,  # no margin where the cosine is not positive
+        "easy": True,  # "arcface" without its margin where the cosine is not positive
         "lower": 4.0,  # least length; lengths begin near 8, the root of embedding_size
         "upper": 16.0,  # greatest length
         "least": 0.3,  # margin at the least length

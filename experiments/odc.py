@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from facejax.clustering import odc
 from facejax.data import classification, normalize, pipeline, sources, views
 from facejax.evaluate import unsupervised
+from facejax.evaluate.verification import CONVENTION
 from facejax.train import (
     AXIS,
     Experiment,
@@ -270,6 +271,7 @@ def build(config: ConfigDict) -> Experiment:
             figures={"Clusters": figure},
             images={"Clusters, the members nearest to the centroid": grid},
             arrays={"labels": memory.labels, "truth": truth, "features": memory.features},
+            notes={} if path else CONVENTION,
         )
 
     return Experiment(

@@ -24,7 +24,7 @@ from facejax.backbones.mobilefacenet import ConvBlock, mobilefacenet_1x
 from facejax.data import distortions, pipeline, readers, sources, transforms
 from facejax.data.quality_faces import Faces, unmeasured
 from facejax.evaluate.quality import QualityProtocol, baseline_scores, edc_figure, fault_figure, ranked
-from facejax.evaluate.verification import tar_metrics
+from facejax.evaluate.verification import CONVENTION, tar_metrics
 from facejax.interop import arcface_torch
 from facejax.metrics import quality, verification
 from facejax.quality import faceqnet, pcnet, sdd_fiqa, ser_fiq, tinyfqnet
@@ -127,13 +127,15 @@ def board(photographs: str, weights: str, *, seed: int = 0, people: int = 0, mas
         "faceqnet label": faceqnet.gallery_labels(features, test.people, -test.fault),
         **baseline_scores(test, seed),
     }
-    pairs = protocol.compare(features, test.people)
     table, curves = [], {}
-    for name, values in scores.items():
-        row = {**protocol.measures(values, test, pairs), **by_kind(values, test)}
-        table.append({"score": name, **{column: row[column] for column in COLUMNS}})
-        curves[name] = protocol.curve(values, pairs)
-    curves["true fault"] = protocol.curve(-test.fault, pairs)
+    for name, values in {**scores, "true fault": -test.fault}.items():
+        rated = np.isfinite(values)  # FaceQnet's gallery images have no label
+        own, some = values[rated], Faces(*(field[rated] for field in test))
+        pairs = protocol.compare(features[rated], some.people)
+        curves[name] = protocol.curve(own, pairs)
+        if name in scores:
+            row = {**protocol.measures(own, some, pairs), **by_kind(own, some)}
+            table.append({"score": name, **{column: row[column] for column in COLUMNS}})
     ordered = sorted(curves, key=lambda name: quality.partial_area(curves[name], 0.8))
     best = scores["sdd_fiqa label"]
     return Report(
@@ -148,6 +150,7 @@ def board(photographs: str, weights: str, *, seed: int = 0, people: int = 0, mas
         },
         images={"By SDD-FIQA's label, from the lowest to the highest": ranked(best, test.images)},
         arrays=scores,
+        notes=CONVENTION,
     )
 
 

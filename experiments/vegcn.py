@@ -41,6 +41,7 @@ from facejax.train import (
     Report,
     TrainState,
     app,
+    optim,
     parallel,
     reduce_gradients,
     share,
@@ -273,11 +274,8 @@ def build(config: ConfigDict) -> Experiment:
 
 def optimizer(settings: ConfigDict, steps: int) -> optax.GradientTransformation:
     """SGD with momentum; the rate falls tenfold at 50, 80 and 90 % of the steps."""
-    falls = {round(part * steps): 0.1 for part in (0.5, 0.8, 0.9)}
-    return optax.chain(
-        optax.add_decayed_weights(settings.weight_decay),
-        optax.sgd(optax.piecewise_constant_schedule(settings.learning_rate, falls), 0.9),
-    )
+    rate = optim.falling(settings.learning_rate, [round(part * steps) for part in (0.5, 0.8, 0.9)], 0.1)
+    return optax.chain(optax.add_decayed_weights(settings.weight_decay), optax.sgd(rate, 0.9))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from facejax.ops import vectors
 from facejax.ops.components import connected_components
 from facejax.ops.knn import Neighbours
 
@@ -80,16 +81,21 @@ def vote(base: Neighbours, committee: Sequence[Neighbours], threshold: float, ac
 def mediator_features(views: np.ndarray, neighbours: Sequence[Neighbours], pairs: Pairs) -> jax.Array:
     """Inputs of the mediator from M + 1 networks, the base first: [P, 3M + 2] (Sec. 3.2, mediator).
 
-    M relationships (is either in the other's list?), M + 1 cosines, M + 1 shares of common neighbours.
+    M relationships (is either in the other's list?), M + 1 cosines, M + 1 numbers of common neighbours, 0 to k.
 
     Args:
       views: [M + 1, N, D] of length 1.
       neighbours: M + 1 of them, k each.
       pairs: P of them.
+
+    Raises:
+      ValueError: a feature is not finite.
     """
+    for view in views:
+        vectors.check_finite(view)
     linked = [listed(other, pairs.a, pairs.b) | listed(other, pairs.b, pairs.a) for other in neighbours[1:]]
     cosines = [np.einsum("pd,pd->p", view[pairs.a], view[pairs.b]) for view in views]
-    common = [_common(other.ids, pairs) / other.ids.shape[1] for other in neighbours]
+    common = [_common(other.ids, pairs) for other in neighbours]
     return jnp.stack([*linked, *cosines, *common], 1).astype(jnp.float32)
 
 

@@ -67,12 +67,12 @@ def remember(memory: Memory, indices: jax.Array, features: jax.Array, momentum: 
     Args:
       memory: of n pictures.
       indices: [N] int, 0..n-1; of equal ones the last counts.
-      features: [N, D], of any length.
+      features: [N, D], of any length; rows that are not finite are ignored.
       momentum: m; a picture without a feature takes the whole new one whatever m is.
     """
     _check(memory, indices, features)
     rows = vectors.unit((1 - momentum) * memory.features[indices] + momentum * vectors.unit(features))
-    place = last_of_equal(indices, len(memory.labels))
+    place = last_of_equal(jnp.where(_finite(features), indices, -1), len(memory.labels))
     return memory.replace(features=memory.features.at[place].set(rows, mode="drop"))
 
 
@@ -81,11 +81,15 @@ def update_samples(
 ) -> tuple[Memory, jax.Array]:
     """`remember`, and the label of the centroid with the greatest inner product (Eq. 2).
 
+    A picture whose rows are all ignored keeps its label.
+
     Returns:
       The memory, and [N] bool: whose label has changed.
     """
     memory = remember(memory, indices, features, momentum)
-    labels = jnp.argmax(memory.features[indices] @ memory.centroids.T, 1).astype(jnp.int32)
+    best = jnp.argmax(memory.features[indices] @ memory.centroids.T, 1).astype(jnp.int32)
+    moved = jnp.zeros(len(memory.labels), bool).at[indices].max(_finite(features))[indices]
+    labels = jnp.where(moved, best, memory.labels[indices])
     changed = labels != memory.labels[indices]
     return memory.replace(labels=memory.labels.at[indices].set(labels)), changed
 
@@ -319,6 +323,11 @@ def head_init(rng: jax.Array, width: int, clusters: int) -> dict[str, jax.Array]
 
 def _means(sums: jax.Array, counts: jax.Array, otherwise: jax.Array) -> jax.Array:
     return jnp.where(counts[:, None] > 0, sums / jnp.maximum(counts, 1)[:, None], otherwise)
+
+
+def _finite(features: jax.Array) -> jax.Array:
+    """Whether each row of [N, D] is finite, [N]."""
+    return jnp.isfinite(features).all(1)
 
 
 def _check(memory: Memory, indices: jax.Array, features: jax.Array) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from flax import struct
 from jax import lax
 
+from facejax.ops import vectors
 from facejax.ops.components import connected_components
 
 
@@ -108,7 +109,7 @@ def observe(state: State, sample: jax.Array, rules: Rules = RULES) -> State:
 
     Args:
       state: before.
-      sample: [D] of length 1.
+      sample: [D] of length 1, finite.
       rules: numbers or arrays [].
 
     Returns:
@@ -171,9 +172,18 @@ def _recluster(state: State, u: jax.Array, wanted: jax.Array, rules: Rules) -> S
     return state.replace(links=jnp.where(wanted, kept, state.links))
 
 
-@functools.partial(jax.jit, donate_argnums=0)
 def observe_all(state: State, samples: jax.Array, rules: Rules = RULES) -> State:
-    """`observe` for samples [N, D] in their order."""
+    """`observe` for samples [N, D] in their order; the old state is used up.
+
+    Raises:
+      ValueError: a sample is not finite. One alone would draw its neighbours into a cluster without a mean.
+    """
+    vectors.check_finite(samples)
+    return _observe_all(state, samples, rules)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _observe_all(state: State, samples: jax.Array, rules: Rules) -> State:
     return lax.scan(lambda s, x: (observe(s, x, rules), None), state, samples)[0]
 
 

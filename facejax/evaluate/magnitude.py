@@ -9,7 +9,7 @@ import numpy as np
 
 from facejax.data.quality_faces import FAULTS, Faces
 from facejax.evaluate.quality import Pairs, QualityProtocol, edc_figure, fault_figure, ranked
-from facejax.evaluate.verification import read_packs, tar_metrics
+from facejax.evaluate.verification import CONVENTION, read_packs, tar_metrics
 from facejax.metrics import quality, template, verification
 from facejax.train import Report, new_figure
 
@@ -59,6 +59,7 @@ def assess(features: np.ndarray, test: Faces, protocol: QualityProtocol, images:
         figures=figures,
         images={"From the shortest to the longest": ranked(lengths, test.images)},
         arrays={"embeddings": features, "labels": test.people},
+        notes=CONVENTION,
     )
 
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.data.quality_faces import Sets
-from facejax.evaluate.verification import tar_metrics
+from facejax.evaluate.verification import CONVENTION, tar_metrics
 from facejax.quality.pooling import Weighting, set_pool
 from facejax.train import Report, image_grid, new_figure
 
@@ -50,4 +50,5 @@ def assess(features: np.ndarray, weights: np.ndarray, weighting: Weighting, test
         figures=figures,
         images={"Sets, from the heaviest image to the lightest": image_grid(shown.reshape(-1, *shown.shape[2:]), size)},
         arrays={"features": features, "weights": weights},
+        notes=CONVENTION,
     )

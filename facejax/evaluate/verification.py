@@ -16,6 +16,8 @@ from facejax.metrics import verification
 from facejax.train import Report, image_grid, new_figure
 
 FARS = (1e-1, 1e-2, 1e-3)
+CONVENTION = {"TAR at FAR": "the highest true acceptance rate, all pairs, at a FAR of at most the stated one"}
+"""The `notes` of every report with a TAR."""
 Embed = Callable[[np.ndarray], np.ndarray]
 
 
@@ -84,6 +86,7 @@ def verify_held_out(source: Source | None, image_size: int, embed: Embed) -> Rep
             "Most similar impostors": hardest_impostors(images, features, labels),
         },
         arrays={"embeddings": features, "labels": labels},
+        notes=CONVENTION,
     )
 
 

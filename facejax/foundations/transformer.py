@@ -21,6 +21,7 @@ import optax
 from jax import lax
 
 from facejax.nn.attention import MultiHeadAttention
+from facejax.nn.norm import LayerNorm
 
 Dtype = Any
 Cache = Any
@@ -89,7 +90,7 @@ class Layer(nn.Module):
         if self.cross:
             self.other = MultiHeadAttention(**attention)
         self.feed = FeedForward(self.hidden, self.dtype)
-        self.norms = [nn.LayerNorm(1e-6, dtype=self.dtype) for _ in range(3 if self.cross else 2)]
+        self.norms = [LayerNorm(1e-6, dtype=self.dtype) for _ in range(3 if self.cross else 2)]
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(
@@ -165,7 +166,7 @@ class Transformer(nn.Module):
         }  # fmt: skip
         self.encoder = [Layer(**options) for _ in range(self.layers)]
         self.decoder = [Layer(**options, cross=True) for _ in range(self.layers)]
-        self.final = [nn.LayerNorm(1e-6, dtype=self.dtype) for _ in range(2 * self.pre_norm)]
+        self.final = [LayerNorm(1e-6, dtype=self.dtype) for _ in range(2 * self.pre_norm)]
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, source: jax.Array, target: jax.Array, *, train: bool) -> jax.Array:

@@ -19,7 +19,11 @@ from facejax.ops.graph import Graph, add_self_loops, make_graph, propagate, symm
 
 
 def renormalized(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> Graph:
-    """D~^-1/2 (A + I) D~^-1/2, the renormalisation trick of Sec. 2.2, for undirected edges given in both directions."""
+    """D~^-1/2 (A + I) D~^-1/2, the renormalisation trick of Sec. 2.2, for undirected edges given in both directions.
+
+    I is added to what is there: a self-loop among the edges counts beside it, so that its node has weight 2 on the
+    diagonal, as in the authors' code, and repeated edges add up. `facejax.ops.graph.undirected` removes both.
+    """
     return symmetric_normalization(make_graph(*add_self_loops(source, destination, num_nodes), num_nodes))
 
 

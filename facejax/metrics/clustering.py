@@ -68,7 +68,8 @@ def normalized_mutual_information(truth: np.ndarray, predicted: np.ndarray, *, a
 
 def singletons(predicted: np.ndarray) -> np.ndarray:
     """Gives every unclustered item (label -1) a cluster of its own."""
-    predicted = np.array(predicted)
+    predicted = np.asarray(predicted)
+    predicted = np.array(predicted, np.result_type(predicted, np.int64))  # narrow integers would wrap
     alone = predicted < 0
     predicted[alone] = predicted.max(initial=-1) + 1 + np.arange(alone.sum())
     return predicted

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from facejax.metrics.verification import BLOCK_ELEMENTS, FalseAccepts, count_at_least
-from facejax.ops.vectors import unit_rows
+from facejax.ops.vectors import check_finite, unit_rows
 
 NOISY_DISTRACTOR = 100.0
 PROBE_JITTER = 1e-3
@@ -92,8 +92,9 @@ def refine_probes(features: ArrayLike, identities: ArrayLike, noisy: ArrayLike, 
       [P, D + 1] float32, the last dimension 0.
 
     Raises:
-      ValueError: an identity has no clean image.
+      ValueError: an identity has no clean image, or a feature is not finite.
     """
+    check_finite(features)
     features, identities, noisy = np.asarray(features, np.float32), np.asarray(identities), np.asarray(noisy, bool)
     people, index = np.unique(identities, return_inverse=True)
     orphans = np.bincount(index, ~noisy, len(people)) == 0
@@ -117,7 +118,11 @@ def refine_distractors(features: ArrayLike, noisy: ArrayLike) -> np.ndarray:
 
     Returns:
       [M, D + 1] float32; noisy distractors are at least 100 away from all other features.
+
+    Raises:
+      ValueError: a feature is not finite.
     """
+    check_finite(features)
     added = np.where(np.asarray(noisy, bool), NOISY_DISTRACTOR, 0.0)
     return np.concatenate([features, added[:, None]], 1, dtype=np.float32, casting="same_kind")
 

@@ -3,7 +3,7 @@
 A template is a set of images and video frames of one subject. The frames of one medium (a video or a single photo) are
 averaged first, so a long video has the weight of one photo; then the media are pooled. The semantics follow
 insightface's evaluation code (arcface_torch eval_ijbc.py, recognition/_evaluation_/ijb) and MagFace's eval_ijb.py. For
-TAR at FAR of the scores use `verification.tar_at_far` with mode "nearest".
+TAR at FAR of the scores use `verification.tar_at_far` with mode "ijb".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from facejax.metrics.verification import BLOCK_ELEMENTS, angular_distances, check_fars
-from facejax.ops.vectors import unit_rows
+from facejax.ops.vectors import check_finite, unit_rows
 
 Pooling = Literal["arcface", "magface", "magface+"]
 
@@ -56,8 +56,12 @@ def image_features(
 
     Returns:
       [N, D].
+
+    Raises:
+      ValueError: other shapes, or features that are not finite.
     """
     features = np.asarray(features)
+    check_finite(features)
     if flipped is not None:
         features = features + _matching("flipped", flipped, features.shape)
     if not keep_norm:

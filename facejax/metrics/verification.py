@@ -235,7 +235,7 @@ def roc(scores: ArrayLike, same: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def tar_at_far(
-    scores: ArrayLike, same: ArrayLike, fars: ArrayLike, mode: Literal["nearest", "conservative"] = "nearest"
+    scores: ArrayLike, same: ArrayLike, fars: ArrayLike, mode: Literal["conservative", "ijb"] = "conservative"
 ) -> np.ndarray:
     """TAR at each FAR.
 
@@ -243,24 +243,24 @@ def tar_at_far(
       scores: [N].
       same: [N] bool.
       fars: [F] in 0..1.
-      mode: "nearest" is the convention of the IJB tables: the point of `roc` with the nearest FAR, which may exceed the
-        requested FAR; in a tie the point with the highest FAR, then TAR. "conservative" is the highest TAR at a FAR
-        of at most the requested value.
+      mode: "conservative" is exact: the highest TAR at a FAR of at most the requested value. "ijb" is the convention of
+        the IJB tables: the point of `roc`, a thinned curve, with the nearest FAR, which may exceed the requested one;
+        in a tie the point with the highest FAR, then TAR.
 
     Returns:
       [F] in 0..1.
     """
     fars = check_fars(fars)
-    if mode == "conservative":
-        scores, same = check_pairs(scores, same)
-        impostors = np.sort(scores[~same])
-        counts = len(impostors) - np.searchsorted(impostors, scores[same])
-        return FalseAccepts(np.sort(counts), len(impostors)).tar(fars)
-    if mode != "nearest":
-        raise ValueError(f"mode {mode!r}; expected 'nearest' or 'conservative'")
-    reached, tar, _ = roc(scores, same)
-    reached, tar = reached[::-1], tar[::-1]
-    return np.array([tar[np.argmin(np.abs(reached - far))] for far in fars])
+    if mode == "ijb":
+        reached, tar, _ = roc(scores, same)
+        reached, tar = reached[::-1], tar[::-1]
+        return np.array([tar[np.argmin(np.abs(reached - far))] for far in fars])
+    if mode != "conservative":
+        raise ValueError(f"mode {mode!r}; expected 'conservative' or 'ijb'")
+    scores, same = check_pairs(scores, same)
+    impostors = np.sort(scores[~same])
+    counts = len(impostors) - np.searchsorted(impostors, scores[same])
+    return FalseAccepts(np.sort(counts), len(impostors)).tar(fars)
 
 
 def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> float:

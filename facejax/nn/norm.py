@@ -1,4 +1,8 @@
-"""Normalisation and activation layers with the defaults of PyTorch, which most of the papers use."""
+"""Normalisation and activation layers with the defaults of PyTorch, which most of the papers use.
+
+Every layer computes its variance as E[(x - E[x])^2], as PyTorch does. Flax's default, E[x^2] - E[x]^2, loses all digits
+of a channel whose mean is far above its deviation: a mean of 127 with a deviation of 0.02 gives a wrong scale.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +53,12 @@ class BatchNorm(nn.Module):
             use_bias=self.use_bias,
             scale_init=self.scale_init,
             dtype=self.dtype,
+            use_fast_variance=False,
             name="norm",
         )(x)
+
+
+LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
 
 
 class PReLU(nn.Module):

@@ -70,7 +70,7 @@ def undirected(source: np.ndarray, destination: np.ndarray) -> tuple[np.ndarray,
 
 
 def add_self_loops(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
-    """The edges and one self-loop per node."""
+    """The edges, self-loops among them included, and one self-loop more for each node."""
     loops = np.arange(num_nodes)
     return np.concatenate([source, loops]), np.concatenate([destination, loops])
 

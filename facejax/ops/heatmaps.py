@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,20 +122,22 @@ def decode_taylor(maps: jax.Array, *, sigma: float) -> tuple[jax.Array, jax.Arra
     """Distribution-aware decoding: the maximum of a second-order expansion of the smoothed map's logarithm.
 
     Zhang et al. "Distribution-aware coordinate representation for human pose estimation", CVPR 2020, arXiv:1910.06093.
-    The map is smoothed with the Gaussian of the targets, rescaled to its original height, and clipped at 1e-10.
+    The map is smoothed with about the Gaussian of the targets, rescaled to its original height, and clipped at 1e-10.
     Derivatives are evaluated at the peak of the unsmoothed map, second ones over two pixels, as in the authors' code.
-    Peaks within two pixels of the edge, or with a singular Hessian, stay integral.
+    Peaks within two pixels of the edge, with a singular Hessian, or with a step of more than one pixel along an axis
+    stay integral; the authors take any step, which on a map of noise can leave the image.
 
     Args:
       maps: [..., H, W, L].
-      sigma: of the targets; the smoothing radius is 3 sigma - 1 pixels, as in the authors' code.
+      sigma: of the targets. The radius is 3 sigma - 1 pixels and the Gaussian OpenCV's of that size, as in the authors'
+        code: its deviation is sigma for 2, and 2.9 for 3.
 
     Returns:
       points [..., L, 2], heights [..., L] of the unsmoothed map.
     """
     points, heights = peaks(maps)
     top = heights[..., None, None, :]
-    smooth = blur(maps, sigma, max(1, round(3 * sigma) - 1))
+    smooth = blur(maps, max(1, round(3 * sigma) - 1))
     smooth = smooth * (top / jnp.maximum(smooth.max((-3, -2), keepdims=True), 1e-30))
     at = _neighbours(jnp.log(jnp.maximum(smooth, 1e-10)), points)
     x, y = (at(1, 0) - at(-1, 0)) / 2, (at(0, 1) - at(0, -1)) / 2
@@ -144,17 +147,17 @@ def decode_taylor(maps: jax.Array, *, sigma: float) -> tuple[jax.Array, jax.Arra
     flat = determinant == 0
     move = jnp.stack([xy * y - yy * x, xy * x - xx * y], -1) / jnp.where(flat, 1.0, determinant)[..., None]
     end = jnp.array([maps.shape[-2] - 2, maps.shape[-3] - 2])
-    inner = ((points >= 2) & (points < end)).all(-1) & ~flat
+    inner = ((points >= 2) & (points < end)).all(-1) & ~flat & (jnp.abs(move) <= 1).all(-1)
     return points + jnp.where(inner[..., None], move, 0.0), heights
 
 
-def blur(maps: jax.Array, sigma: float, radius: int) -> jax.Array:
-    """[..., H, W, L] smoothed by a Gaussian of `sigma` truncated at `radius` pixels, with zero padding."""
+def blur(maps: jax.Array, radius: int) -> jax.Array:
+    """[..., H, W, L] smoothed by OpenCV's Gaussian of 2 radius + 1 pixels (deviation 0), with zero padding."""
+    profile = cv2.getGaussianKernel(2 * radius + 1, 0)[:, 0]
     for axis in (-3, -2):
         length = maps.shape[axis]
-        distance = np.subtract.outer(np.arange(length), np.arange(length))
-        weights = np.where(np.abs(distance) <= radius, np.exp(-(distance**2) / (2 * sigma**2)), 0.0)
-        weights /= np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * sigma**2)).sum()
+        distance = np.abs(np.subtract.outer(np.arange(length), np.arange(length)))
+        weights = np.where(distance <= radius, profile[radius + np.minimum(distance, radius)], 0.0)
         maps = jnp.moveaxis(
             jnp.tensordot(maps, jnp.asarray(weights, maps.dtype), ((axis,), (1,)), precision="highest"), -1, axis
         )

@@ -40,3 +40,11 @@ def unit_rows(features: ArrayLike, dtype: DTypeLike = None) -> np.ndarray:
     if not np.isfinite(length).all():
         raise ValueError(f"features: row {int(np.argmin(np.isfinite(length)))} is not finite")
     return features / np.where(length > 0, length, 1)
+
+
+def check_finite(features: ArrayLike) -> None:
+    """ValueError that names the first row of features [N, D] that is not finite. Values under `jit` are not checked."""
+    if not isinstance(features, jax.core.Tracer):
+        finite = np.isfinite(np.asarray(features)).all(-1)
+        if not finite.all():
+            raise ValueError(f"features: row {int(np.argmin(finite))} is not finite")

@@ -53,7 +53,9 @@ class Pooled(nn.Module):
 
 
 def gallery_labels(features: np.ndarray, people: np.ndarray, compliance: np.ndarray) -> np.ndarray:
-    """Labels [N] in 0..1: the cosine to the person's most compliant image, min-max scaled over all images.
+    """Labels [N] in 0..1: the cosine to the person's most compliant image, min-max scaled over all other images.
+
+    An image is not its own mate: the label of a gallery image is NaN.
 
     Args:
       features: [N, D], of any length.
@@ -61,22 +63,26 @@ def gallery_labels(features: np.ndarray, people: np.ndarray, compliance: np.ndar
       compliance: [N] with the rules for passport photographs; the first of the highest is the gallery image.
 
     Raises:
-      ValueError: all cosines are equal, for example where every person has one image.
+      ValueError: every person has one image, or all cosines are equal.
     """
     unit = vectors.unit_rows(features)
     _, person = np.unique(people, return_inverse=True)
     order = np.lexsort((np.arange(len(people)), -np.asarray(compliance), person))
     first = order[np.r_[True, np.diff(person[order]) > 0]]
     cosine = np.sum(unit * unit[first][person], 1)
-    if np.ptp(cosine) < 1e-6:
-        raise ValueError(f"gallery_labels: all {len(cosine)} cosines are equal: expected several images of a person")
-    return ((cosine - cosine.min()) / np.ptp(cosine)).astype(np.float32)
+    cosine[first] = np.nan
+    low, high = np.nanmin(cosine, initial=np.inf), np.nanmax(cosine, initial=-np.inf)
+    if not high - low >= 1e-6:
+        raise ValueError(
+            f"gallery_labels: {len(cosine) - len(first)} images beside the gallery with equal cosines: "
+            "expected several images of a person"
+        )
+    return ((cosine - low) / (high - low)).astype(np.float32)
 
 
 def fused_labels(labels: np.ndarray) -> np.ndarray:
-    """v1: the mean over recognisers, [R, N] in 0..1 -> [N]."""
-    if labels.ndim != 2 or not ((labels >= 0) & (labels <= 1)).all():
-        raise ValueError(
-            f"fused_labels: labels {labels.shape} of {labels.min()} to {labels.max()}: expected [R, N] in 0..1"
-        )
+    """v1: the mean over recognisers, [R, N] in 0..1 -> [N]; NaN where one is NaN."""
+    if labels.ndim != 2 or ((labels < 0) | (labels > 1)).any():
+        low, high = np.nanmin(labels), np.nanmax(labels)
+        raise ValueError(f"fused_labels: labels {labels.shape} of {low} to {high}: expected [R, N] in 0..1")
     return np.mean(labels, 0, dtype=np.float32)

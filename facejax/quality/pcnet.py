@@ -45,7 +45,12 @@ def pair_confidence_loss(
 def free_confidences(
     embeddings: np.ndarray, people: np.ndarray, *, minimum_only: bool = True, steps: int = 500
 ) -> np.ndarray:
-    """Confidences [N] that minimise the loss without a network, by Adam from 0.5: the signal that a network learns."""
+    """Confidences [N] that minimise the loss without a network, by Adam from 0.5: the signal that a network learns.
+
+    Raises:
+      ValueError: an embedding is not finite.
+    """
+    vectors.check_finite(embeddings)
     return np.asarray(_fitted(jnp.asarray(embeddings), jnp.asarray(people), minimum_only, steps))
 
 

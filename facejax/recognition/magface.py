@@ -102,7 +102,8 @@ def magface_loss(
       kind: "arcface", cos(theta + m(a)), or "cosface", cos(theta) - m(a).
       magnitudes: limits of magnitude and margin, and lambda_g.
       scale: s.
-      easy: no margin where the cosine of the true class is 0 or less, as in the reference.
+      easy: for "arcface", no margin where the cosine of the true class is 0 or less, as in the reference; "cosface"
+        always has its margin.
 
     Returns:
       [N] losses, at least float32.
@@ -118,8 +119,10 @@ def magface_loss(
     cosine = vectors.unit(features) @ vectors.unit(centres).T
     true = jnp.take_along_axis(cosine, labels[:, None], 1)[:, 0]
     wanted = margin(length, magnitudes)
-    wanted = jnp.where(true > 0, wanted, 0.0) if easy else wanted
-    margins = arcface.Margins(angle=wanted) if kind == "arcface" else arcface.Margins(cosine=wanted)
+    if kind == "cosface":
+        margins = arcface.Margins(cosine=wanted)
+    else:
+        margins = arcface.Margins(angle=jnp.where(true > 0, wanted, 0.0) if easy else wanted)
     logits = arcface.margin_logits(cosine, labels, scale=scale, margins=margins)
     identity = jax.nn.logsumexp(logits, 1) - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
     return identity + magnitudes.lambda_g * regulariser(length, magnitudes)

@@ -90,7 +90,7 @@ def remember(memory: Memory, labels: jax.Array, features: jax.Array, step: jax.A
       memory: of C classes.
       labels: [N] int; those outside 0..C-1 (classes of another device) are ignored. Of equal labels the last one is
         stored, so all devices agree if the batch has the same order on each.
-      features: [N, D], of any norm. Call this after the loss has used the memory.
+      features: [N, D], of any norm; rows that are not finite are ignored. Call this after the loss has used the memory.
       step: number of this step, from 1.
     """
     classes, width = memory.features.shape
@@ -98,7 +98,7 @@ def remember(memory: Memory, labels: jax.Array, features: jax.Array, step: jax.A
         raise ValueError(
             f"remember: labels {labels.shape} and features {features.shape}, expected [N] and [N, {width}]"
         )
-    place = last_of_equal(labels, classes)
+    place = last_of_equal(jnp.where(jnp.isfinite(features).all(1), labels, -1), classes)
     rows = vectors.unit(lax.stop_gradient(features))
     return Memory(
         memory.features.at[place].set(rows, mode="drop"),

@@ -241,6 +241,7 @@ def _finish(
     if not quiet:
         width = max(map(len, report.metrics))
         print("\n".join(f"{key:{width}}  {value:.4f}" for key, value in report.metrics.items()))
+        print("".join(f"{name}: {text}.\n" for name, text in report.notes.items()), end="")
     if folder is not None:
         page = folder / "report.html"
         write_html(page, name, report, read_metrics(folder / "metrics.jsonl"), str(config), about)

@@ -28,8 +28,8 @@ def schedule(
 
     Args:
       kind: "constant"; "cosine", "linear" or "polynomial" (of `power`) from `peak` down to `end` at `steps`; "step":
-        multiplied by `factor` at each of `boundaries`; "inverse_sqrt": peak * sqrt(warmup / step) after the warm-up
-        (Transformer, Sec. 5.3, with peak = d_model^-0.5 * warmup^-0.5).
+        multiplied by `factor` at each of `boundaries`, see `falling`; "inverse_sqrt": peak * sqrt(warmup / step) after
+        the warm-up (Transformer, Sec. 5.3, with peak = d_model^-0.5 * warmup^-0.5).
       peak: learning rate after the warm-up.
       steps: total number of updates, including the warm-up.
       warmup: number of updates in which the rate rises linearly from 0.
@@ -42,12 +42,24 @@ def schedule(
         "cosine": lambda: optax.cosine_decay_schedule(peak, decay, alpha=end / peak if peak else 0.0),
         "linear": lambda: optax.linear_schedule(peak, end, decay),
         "polynomial": lambda: optax.polynomial_schedule(peak, end, power, decay),
-        "step": lambda: optax.piecewise_constant_schedule(peak, {b - warmup: factor for b in boundaries}),
+        "step": lambda: falling(peak, [b - warmup for b in boundaries], factor),
         "inverse_sqrt": lambda: lambda count: peak * jnp.sqrt(max(warmup, 1) / (count + max(warmup, 1))),
     }[kind]()
     if not warmup:
         return main
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
+
+
+def falling(peak: float, boundaries: Sequence[int], factor: float) -> optax.Schedule:
+    """`peak` times `factor` for every boundary reached; of equal boundaries, as short runs have, each counts."""
+
+    def rate(count: jax.Array) -> jax.Array:
+        value = jnp.asarray(peak)
+        for boundary in boundaries:
+            value = jnp.where(count < boundary, value, factor * value)
+        return value
+
+    return rate
 
 
 def optimizer(

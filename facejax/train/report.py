@@ -27,6 +27,7 @@ class Report:
       figures: title -> matplotlib figure.
       images: title -> uint8 [H, W, 3] image, such as a grid of samples.
       arrays: name -> array; `--save_arrays` writes them as NAME.npy (embeddings, landmarks, ...).
+      notes: name of a measure -> its definition, one sentence.
     """
 
     metrics: dict[str, float]
@@ -34,6 +35,7 @@ class Report:
     figures: dict[str, Figure] = dataclasses.field(default_factory=dict)
     images: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __or__(self, other: Report) -> Report:
         """Merges two reports: own entries first; the other's entries replace those of the same name."""
@@ -68,6 +70,7 @@ def write_html(
     numbers = [{"metric": k, "value": v} for k, v in report.metrics.items()]
     for name, rows in {"Result": numbers, **report.tables}.items():
         parts.append(f"<h2>{escape(name)}</h2>{_table(rows)}")
+    parts.extend(f"<p>{escape(name)}: {escape(text)}.</p>" for name, text in report.notes.items())
     pictures = {name: _figure_png(figure) for name, figure in report.figures.items()}
     pictures |= {name: _image_png(image) for name, image in report.images.items()}
     if history:

@@ -53,7 +53,8 @@ def test_mediator_features_of_one_pair(world):
     a, b = 3, int(pairs.b[0])
     expected = [b in n.ids[a] or a in n.ids[b] for n in near[1:]]
     expected += [float(v[a] @ v[b]) for v in people.views]
-    expected += [len(set(n.ids[a]) & set(n.ids[b])) / 10 for n in near]
+    expected += [len(set(n.ids[a]) & set(n.ids[b])) for n in near]  # a count, as in the authors' code
+    assert max(expected) > 2
     np.testing.assert_allclose(features, expected, rtol=1e-5)
 
 
@@ -87,3 +88,29 @@ def test_smoke():
 def test_presets_are_wired():
     for preset in experiment.PRESETS:
         experiment.build(experiment.get_config(preset))
+
+
+def test_the_authors_files_as_their_preset_names_them(tmp_path):
+    """Five networks, in the folders and with the names of the released data."""
+    for group, seed in (("labeled/emore_l200k", 0), ("unlabeled/emore_u200k", 1)):
+        people = embeddings.hypersphere(25, seed, views=5, width=256)
+        (tmp_path / group / "features").mkdir(parents=True)
+        for name, view in zip(("nas", "resnet50", "resnet101", "densenet121", "ir"), people.views, strict=True):
+            view.tofile(tmp_path / group / "features" / f"{name}.bin")
+        (tmp_path / group / "meta.txt").write_text("".join(f"{label}\n" for label in people.labels))
+    for kind in ("vote", "mediator"):
+        config = experiment.get_config("emore_u200k")
+        config.update_from_flattened_dict({"data.path": str(tmp_path), "pairs.kind": kind, "train.steps": 50})
+        _, report = app.run(config, experiment.build, quiet=True)
+        assert 0.5 < report.metrics["pairwise_f"] <= 1, kind
+
+
+def test_numbers_of_networks_are_checked_before_anything_is_read():
+    config = experiment.get_config("emore_u200k")
+    config.eval.test = "part1_test"
+    with pytest.raises(ValueError, match=r"data\.train names 5 networks, eval.test 1: expected as many"):
+        experiment.build(config)
+    config = experiment.get_config("vote")
+    config.pairs.accept = 4
+    with pytest.raises(ValueError, match=r"pairs\.accept is 4: expected 0 to 3, the networks beside the base"):
+        experiment.build(config)

@@ -49,6 +49,19 @@ def test_samples_memory_equals_the_oracle(momentum):
         np.testing.assert_allclose(new.features[3], unit(features[6]), atol=1e-6)
 
 
+def test_rows_that_are_not_finite_leave_the_memory_as_it_was():
+    """Pictures 3 and 9 have a good row, too; 17 has none, and 39 is new to neither."""
+    memory, rng = filled(), np.random.default_rng(2)
+    indices, features = np.array([3, 9, 17, 3, 9, 39]), rng.normal(size=(6, 6)).astype(np.float32)
+    features[[1, 2, 3], [0, 1, 2]] = np.nan, np.inf, np.nan
+    new, changed = jax.jit(odc.update_samples)(memory, indices, features, 0.3)
+    good = [0, 4, 5]
+    only, moved = jax.jit(odc.update_samples)(memory, indices[good], features[good], 0.3)
+    chex.assert_trees_all_equal(new, only)
+    assert np.isfinite(new.features).all() and not changed[2]
+    np.testing.assert_array_equal(changed[np.array(good)], moved)
+
+
 def test_first_feature_of_a_picture_is_taken_whole():
     memory = Memory.empty(4, 2, 2)
     assert (np.asarray(memory.labels) == -1).all()

@@ -208,6 +208,13 @@ def test_overflow_and_bad_sizes_raise(stream):
         ogmc.empty(3, 2, 9)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_bad_row_is_refused_and_named(stream, value):
+    bad = np.where(np.arange(220)[:, None] == 7, value, stream[1]).astype(np.float32)
+    with pytest.raises(ValueError, match="features: row 7 is not finite"):
+        run(jnp.asarray(bad), ogmc.Rules(), 64, 5)
+
+
 def test_smoke():
     config = experiment.get_config()
     config.update_from_flattened_dict({"data.people": 20, "eval.orders": 3})

@@ -23,6 +23,27 @@ def test_written_files_are_read_back(tmp_path):
     assert (found.ids[0, 3], found.similarity[0, 3]) == (0, 0)
 
 
+def test_both_layouts_of_several_networks(tmp_path):
+    """learn-to-cluster's folders, and CDP's, which hold one set each."""
+    views = vectors.unit_rows(np.random.default_rng(0).normal(size=(12, 8)), np.float32).reshape(2, 6, 8)
+    for folder in ("features", "labels", "unlabeled/set/features"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name, view in zip(("a", "b"), views, strict=True):
+        view.tofile(tmp_path / "features" / f"{name}.bin")
+        view.tofile(tmp_path / "unlabeled" / "set" / "features" / f"{name}.bin")
+    for labels in ("labels/a.meta", "unlabeled/set/meta.txt"):
+        (tmp_path / labels).write_text("0\n0\n1\n1\n2\n2\n")
+    for names in ("a,b", "unlabeled/set/a,unlabeled/set/b"):
+        found = embeddings.Source("files", str(tmp_path), train=names, width=8).known(0)
+        np.testing.assert_allclose(found.views, views, rtol=1e-6)
+        np.testing.assert_array_equal(found.labels, [0, 0, 1, 1, 2, 2])
+    (tmp_path / "features" / "b.bin").write_bytes(views[1, :4].tobytes())
+    with pytest.raises(ValueError, match=r"b\.bin: 4 rows: expected 6 as in .*a\.bin"):
+        embeddings.read(str(tmp_path), "a,b", 8)
+    with pytest.raises(ValueError, match="192 bytes: expected rows of 7 float32"):
+        embeddings.read(str(tmp_path), "a", 7)
+
+
 def test_malformed_files_raise(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"1234")
     (tmp_path / "a.meta").write_text("0\nx\n")

@@ -26,6 +26,15 @@ def test_a_path_of_three_nodes():
     np.testing.assert_allclose(dense(graph), [[1 / 2, r, 0], [r, 1 / 3, r], [0, r, 1 / 2]], rtol=1e-6)
 
 
+def test_a_self_loop_counts_beside_the_one_that_is_added():
+    """As in the authors' normalize_adj(adj + eye); `undirected` removes it."""
+    source, destination = np.array([0, 0, 1]), np.array([0, 1, 0])
+    r = 1 / np.sqrt(6)
+    np.testing.assert_allclose(dense(gcn.renormalized(source, destination, 2)), [[2 / 3, r], [r, 1 / 2]], rtol=1e-6)
+    clean = gcn.renormalized(*graphs.undirected(source, destination), 2)
+    np.testing.assert_allclose(dense(clean), np.full((2, 2), 1 / 2), rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def problem():
     rng = np.random.default_rng(0)

@@ -57,6 +57,19 @@ def test_unclustered_items_become_singletons():
     assert (report["pairwise_precision"], report["pairwise_recall"], report["clusters"]) == (1, 0.5, 3)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64, np.float32])
+def test_clusters_of_one_do_not_wrap_in_narrow_types(dtype):
+    predicted = np.r_[0, np.full(300, -1)].astype(dtype)
+    assert clustering.report(np.zeros(301, int), predicted)["clusters"] == 301
+    many = np.r_[np.full(40_000, -1), 0].astype(dtype)
+    assert len(np.unique(clustering.singletons(many))) == 40_001
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64])
+def test_unsigned_labels_are_all_clusters(dtype):
+    np.testing.assert_array_equal(clustering.singletons(np.array([3, 255, 0], dtype)), [3, 255, 0])
+
+
 def test_length_mismatch_raises():
     with pytest.raises(ValueError, match=r"labels are \(3,\), predictions \(2,\)"):
         clustering.pairwise(np.zeros(3, int), np.zeros(2, int))

@@ -66,7 +66,7 @@ def test_whole_protocol_equals_the_official_steps():
     far, tar, _ = roc_curve(same, scores)
     far, tar = np.flipud(far), np.flipud(tar)
     expected = [tar[min((abs(f - target), i) for i, f in enumerate(far))[1]] for target in (1e-3, 1e-2, 1e-1)]
-    np.testing.assert_allclose(v.tar_at_far(scores, same, [1e-3, 1e-2, 1e-1]), expected)
+    np.testing.assert_allclose(v.tar_at_far(scores, same, [1e-3, 1e-2, 1e-1], "ijb"), expected)
 
 
 @pytest.mark.parametrize("block", [1, 2**24])

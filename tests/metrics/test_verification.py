@@ -129,7 +129,7 @@ def test_roc_metrics_equal_the_literal_rules(data):
         gap = np.abs(reached - far)
         near = np.flatnonzero(gap == gap.min())
         nearest.append(tar[near[-1]])  # in a tie the highest FAR and TAR
-    np.testing.assert_allclose(v.tar_at_far(scores, same, fars, "nearest"), nearest)
+    np.testing.assert_allclose(v.tar_at_far(scores, same, fars, "ijb"), nearest)
     expected = brentq(lambda far: 1 - far - np.interp(far, reached, tar), 0, 1) if tar[0] < 1 else 0
     assert v.equal_error_rate(scores, same) == pytest.approx(expected, abs=1e-9)
     assert v.equal_error_rate(-scores, ~same) == pytest.approx(expected, abs=1e-9)
@@ -139,12 +139,19 @@ def test_tar_conventions_differ_by_hand():
     scores = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]
     same = [True, False, True, False, True, False]
     # FAR 0: 1/3; FAR 1/3: 2/3; FAR 2/3: 1.
-    np.testing.assert_allclose(v.tar_at_far(scores, same, [0.3, 0.0], "nearest"), [2 / 3, 1 / 3])
+    np.testing.assert_allclose(v.tar_at_far(scores, same, [0.3, 0.0], "ijb"), [2 / 3, 1 / 3])
     np.testing.assert_allclose(v.tar_at_far(scores, same, [0.3, 0.0], "conservative"), [1 / 3, 1 / 3])
-    np.testing.assert_allclose(v.tar_at_far(scores, same, [0.5], "nearest"), [1.0])  # 1/3 and 2/3 are tied
+    np.testing.assert_allclose(v.tar_at_far(scores, same, [0.5], "ijb"), [1.0])  # 1/3 and 2/3 are tied
     assert v.equal_error_rate(scores, same) == pytest.approx(1 / 3)
     assert v.equal_error_rate([1, 2, 3, 4], [False, False, True, True]) == 0
     assert v.equal_error_rate([1, 1, 1, 1], [False, False, True, True]) == 0.5
+
+
+def test_the_default_is_exact_and_the_ijb_form_accepts_more():
+    """At FAR 0.06 the FNMR is 0.70; the IJB form takes the point at FAR 0.1 and reports 0.20."""
+    same = np.isin(np.arange(20), [0, 1, 2, 4, 5, 6, 7, 8, 18, 19])
+    np.testing.assert_allclose(v.tar_at_far(-np.arange(20), same, [0.06, 0.1]), [0.3, 0.8])
+    np.testing.assert_allclose(v.tar_at_far(-np.arange(20), same, [0.06, 0.1], "ijb"), [0.8, 0.8])
 
 
 def test_conservative_far_counts_are_exact_for_decimal_rates():
@@ -231,7 +238,7 @@ def test_roc_equals_scikit_learn():
         (lambda: v.tar_at_far([1.0, 2.0], [0, 0], [0.1]), "none of the 2 is a genuine pair"),
         (lambda: v.tar_at_far([1.0, 2.0], [1, 1], [0.1], "conservative"), "none of the 2 is an impostor pair"),
         (lambda: v.tar_at_far([1.0, 2.0], [0, 1], [1.1]), r"expected false accept rates in 0\.\.1"),
-        (lambda: v.tar_at_far([1.0, 2.0], [0, 1], [0.1], "closest"), "expected 'nearest' or 'conservative'"),
+        (lambda: v.tar_at_far([1.0, 2.0], [0, 1], [0.1], "closest"), "expected 'conservative' or 'ijb'"),
         (lambda: v.tar_at_far_kfold([1.0, 2, 3, 4], [0, 1, 1, 1], folds=2), "fold 1: all pairs are of one kind"),
         (lambda: v.all_pairs(np.ones((3, 2)), [0, 1, 2]), "all 3 are distinct"),
         (lambda: v.all_pairs(np.ones((3, 2)), [1, 1, 1]), "all 3 are equal"),

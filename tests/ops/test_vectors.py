@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facejax.ops.vectors import unit, unit_rows
+from facejax.ops.vectors import check_finite, unit, unit_rows
 
 pytestmark = pytest.mark.smoke
 
@@ -39,3 +39,13 @@ def test_invalid_rows_raise():
         unit_rows(np.ones(3))
     with pytest.raises(ValueError, match="features: row 1 is not finite"):
         unit_rows([[1.0, 2.0], [np.nan, 1.0]])
+
+
+def test_rows_that_are_not_finite_are_named():
+    rows = np.zeros((4, 3), np.float32)
+    check_finite(rows)
+    rows[2, 1] = np.inf
+    for values in (rows, jnp.asarray(rows), rows.tolist()):
+        with pytest.raises(ValueError, match="features: row 2 is not finite"):
+            check_finite(values)
+    jax.jit(check_finite)(rows)  # values are unknown there

@@ -19,7 +19,7 @@ def torch_loss(features, centres, labels, kind, magnitudes, scale):
         moved = cosine * margin.cos()[:, None] - (1 - cosine**2).sqrt() * margin.sin()[:, None]
         moved = torch.where(cosine > 0, moved, cosine)
     else:
-        moved = torch.where(cosine > 0, cosine - margin[:, None], cosine)
+        moved = cosine - margin[:, None]
     hit = torch.nn.functional.one_hot(labels, len(centres)).bool()
     identity = torch.nn.functional.cross_entropy(scale * torch.where(hit, moved, cosine), labels, reduction="none")
     return identity + lambda_g * (length / upper**2 + 1 / length)

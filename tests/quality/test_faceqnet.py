@@ -39,23 +39,25 @@ def test_gallery_labels():
     features, people = rng.normal(size=(8, 5)), np.repeat([3, 7], 4)
     compliance = np.array([0, 1, 2, 1, 5, 0, 0, 1])
     labels = faceqnet.gallery_labels(features, people, compliance)
-    assert labels.min() == 0 and labels.max() == 1
-    assert labels[2] == labels[4] == 1
+    assert np.nanmin(labels) == 0 and np.nanmax(labels) == 1
+    np.testing.assert_array_equal(np.isnan(labels), np.isin(np.arange(8), [2, 4]))  # no image is its own mate
     chex.assert_trees_all_close(faceqnet.gallery_labels(3 * features, people, compliance), labels, rtol=1e-5)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     cosine = unit @ unit.T
-    cosine = np.r_[cosine[2, :4], cosine[4, 4:]]
-    chex.assert_trees_all_close(labels, ((cosine - cosine.min()) / np.ptp(cosine)).astype(np.float32), rtol=1e-5)
+    cosine = np.r_[cosine[2, [0, 1, 3]], cosine[4, 5:]]
+    expected = ((cosine - cosine.min()) / np.ptp(cosine)).astype(np.float32)
+    chex.assert_trees_all_close(labels[[0, 1, 3, 5, 6, 7]], expected, rtol=1e-5)
     single = faceqnet.gallery_labels(features, np.r_[people[:7], 9], compliance)
-    assert single[7] == 1  # the only image of a person is its gallery image
+    assert np.isnan(single[7])  # the only image of a person is its gallery image
 
 
 def test_labels_without_an_order_or_out_of_range():
     features = np.random.default_rng(0).normal(size=(8, 5))
-    with pytest.raises(ValueError, match="all 8 cosines are equal: expected several images of a person"):
+    with pytest.raises(ValueError, match="0 images beside the gallery with equal cosines: expected several images"):
         faceqnet.gallery_labels(features, np.arange(8), np.arange(8))
     fused = faceqnet.fused_labels(np.array([[0.0, 0.2], [1.0, 0.4]]))
     chex.assert_trees_all_close(fused, np.array([0.5, 0.3], np.float32), rtol=1e-6)
+    assert np.isnan(faceqnet.fused_labels(np.array([[0.0, np.nan], [1.0, np.nan]]))).tolist() == [False, True]
     with pytest.raises(ValueError, match=r"labels \(1, 2\) of 0.0 to 1.5: expected \[R, N\] in 0..1"):
         faceqnet.fused_labels(np.array([[0.0, 1.5]]))
 
@@ -126,8 +128,10 @@ def test_compliance_from_a_file(tmp_path, configured, picture_folder):
     _, config = configured("faceqnet:synthetic", compliance=str(tmp_path / "scores.csv"), **changes)
     known = QualityFaces(**config.data).load("train")
     np.testing.assert_array_equal(experiment.compliance(known, config.compliance), [0.2, 0.9, 0.7, 0.4])
-    labels = np.array([example["label"] for example in rows_of(experiment, config)])
-    assert labels[[1, 2]].min() > 0.999 > 0.9 > labels[[0, 3]].max()
+    rows = rows_of(experiment, config)
+    assert sorted(example["label"] for example in rows) == [0, 1]
+    for example, kept in zip(rows, (0, 3), strict=True):  # images 1 and 2 are the gallery
+        np.testing.assert_array_equal(example["image"], known.images[kept])
     plain = experiment.compliance(known, "")
     sharp = measure(factors.sharpness, known.images)
     chex.assert_trees_all_close(plain, (sharp - sharp.min()) / np.ptp(sharp), rtol=1e-5)

@@ -81,6 +81,22 @@ def test_easy_applies_no_margin_to_nonpositive_cosines(problem):
     assert (hard != plain).all()
 
 
+def test_mag_cosface_has_its_margin_at_every_cosine():
+    """Half of the true cosines of random embeddings are negative; the authors' ParallelMagLinear with useArcFace=0."""
+    rng = np.random.default_rng(0)
+    features, centres = (rng.normal(size=(256, 512)) for _ in range(2))
+    labels = rng.integers(0, 256, 256)
+    units, directions = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features, centres))
+    cosine, hit = units @ directions.T, np.arange(256) == labels[:, None]
+    lengths = np.clip(np.linalg.norm(features, axis=1), 10, 110)
+    logits = 64 * (cosine - hit * (0.35 + 0.45 / 100 * (lengths - 10))[:, None])
+    expected = np.log(np.exp(logits).sum(1)) - logits[hit]
+    arguments = jnp.float32(features), jnp.float32(centres), jnp.asarray(labels)
+    found = magface.magface_loss(*arguments, kind="cosface", magnitudes=MAG_COSFACE._replace(lambda_g=0.0))
+    assert 0.4 < np.mean(cosine[hit] > 0) < 0.6
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("kind", "magnitudes"), [("arcface", MAG_ARCFACE), ("cosface", MAG_COSFACE)])
 def test_gradient_equals_finite_differences(problem, kind, magnitudes):
     with jax.enable_x64(True):

@@ -257,12 +257,12 @@ def test_report_is_one_self_contained_page(tmp_path):
     axis.plot([1, 2])
     report = Report(
         {"a<b": 0.5}, {"T": [{"x": 1, "y": "z"}], "none": []}, {"F": figure}, {"I": np.zeros((4, 4, 3), np.uint8)}
-    )
+    ) | Report({}, notes={"a<b": "a rate"})
     history = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}, {"step": 2, "eval/once": 1.0}]
     write_html(tmp_path / "r.html", "title", report, history, "config", "about")
     page = (tmp_path / "r.html").read_text()
     assert page.count("data:image/png;base64") == 3
-    assert "a&lt;b" in page
+    assert "a&lt;b" in page and "<p>a&lt;b: a rate.</p>" in page
     assert "http" not in page
     assert len(curves(history).axes) == 1
     assert image_grid(np.zeros((5, 4, 6, 3), np.uint8), 3).shape == (8, 18, 3)
@@ -279,6 +279,18 @@ def test_schedules():
     np.testing.assert_allclose([noam(i) for i in (2, 4, 16)], [0.5, 1, 0.5], rtol=1e-6)
     with pytest.raises(ValueError, match="expected one of constant, cosine"):
         optim.schedule("cosin", 1.0, 10)
+
+
+def test_boundaries_that_fall_on_one_step_all_count():
+    step = optim.schedule("step", 1.0, 20, warmup=2, boundaries=(10, 10, 15))
+    np.testing.assert_allclose([step(i) for i in (9, 10, 15)], [1, 0.01, 0.001], rtol=1e-5)
+    plan = {"kind": "step", "peak": 1.0, "boundaries": (0.5, 0.52)}
+    tx = optim.from_config({"name": "sgd", "momentum": 0.0, "schedule": plan}, 20)
+    state, moves = tx.init(jnp.zeros(())), []
+    for _ in range(11):
+        move, state = tx.update(jnp.ones(()), state)
+        moves.append(float(move))
+    np.testing.assert_allclose(moves[9:], [-1, -0.01], rtol=1e-5)
 
 
 def test_sgd_equals_pytorch():

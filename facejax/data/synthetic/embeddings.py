@@ -53,12 +53,12 @@ class Source:
     """The `data` section of a clustering experiment: labelled training identities, and the source of all identities.
 
     Attributes:
-      source: "hypersphere" (simulated by `hypersphere`), "files" (learn-to-cluster's `path`/features/NAME.bin and
-        `path`/labels/NAME.meta) or "arrays" (embeddings.npy and labels.npy that a run saved in `path`).
+      source: "hypersphere" (simulated by `hypersphere`), "files" (of `read`) or "arrays" (embeddings.npy and labels.npy
+        that a run saved in `path`).
       path: folder of the files or arrays.
       train: with "files", NAME of the labelled identities; one NAME per network, separated by commas.
       labelled: with "hypersphere", number of labelled identities.
-      width: features per embedding.
+      width: features per embedding; "arrays" have their own.
       noise: with "hypersphere", length of an average image's noise; identity vectors have length 1.
       drift: with "hypersphere", shift of the images of lowest quality along a common direction.
       views: with "hypersphere", number of networks.
@@ -115,16 +115,31 @@ def split(people: Embeddings, part: float, seed: int) -> tuple[Embeddings, Embed
 def read(path: str, names: str, width: int) -> Embeddings:
     """Reads learn-to-cluster's `path`/features/NAME.bin, and `path`/labels/NAME.meta of the first NAME.
 
+    A NAME with a folder, FOLDER/NETWORK, is CDP's: `path`/FOLDER/features/NETWORK.bin and `path`/FOLDER/meta.txt.
+
     Args:
       path: folder.
       names: one NAME per network, separated by commas.
       width: features per embedding.
+
+    Raises:
+      ValueError: the files differ in the number of rows.
     """
-    folder, names = pathlib.Path(path), names.split(",")
-    files = [folder / "features" / f"{name}.bin" for name in names]
-    views = np.stack([unit_rows(learn_to_cluster.read_features(file, width)) for file in files])
-    labels = learn_to_cluster.read_labels(folder / "labels" / f"{names[0]}.meta", views.shape[1])
-    return Embeddings(views, labels, np.ones(len(labels), np.float32))
+    files, labels = zip(*(_files(pathlib.Path(path), name) for name in names.split(",")), strict=True)
+    views = [unit_rows(learn_to_cluster.read_features(file, width)) for file in files]
+    for file, view in zip(files, views, strict=True):
+        if len(view) != len(views[0]):
+            raise ValueError(f"{file}: {len(view)} rows: expected {len(views[0])} as in {files[0]}")
+    people = learn_to_cluster.read_labels(labels[0], len(views[0]))
+    return Embeddings(np.stack(views), people, np.ones(len(people), np.float32))
+
+
+def _files(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, pathlib.Path]:
+    """Files of the features and of the labels."""
+    own, _, network = name.rpartition("/")
+    if own:
+        return folder / own / "features" / f"{network}.bin", folder / own / "meta.txt"
+    return folder / "features" / f"{name}.bin", folder / "labels" / f"{name}.meta"
 
 
 def hypersphere(
