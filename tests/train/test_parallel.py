@@ -118,6 +118,8 @@ def test_map_batches_pads_and_cuts():
     np.testing.assert_array_equal(outputs["y"], 2 * inputs)
     loaded = parallel.map_batches(lambda _, x: x + 1, 0.0, list(range(5)), 3, load=lambda part: np.float32(part))
     np.testing.assert_array_equal(loaded, np.arange(5) + 1)
+    with pytest.raises(ValueError, match="loaded 1 samples of the 8 at 0"):
+        parallel.map_batches(lambda _, x: x, 0.0, list(range(8)), 3, load=lambda part: np.float32(part[:1]))
     with pytest.raises(ValueError, match="got no samples"):
         parallel.map_batches(lambda _, x: x, 0.0, np.zeros((0, 2)), 4)
 
