@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from facejax.train import parallel
+from facejax.train import checkpoint, parallel
 from facejax.train.checkpoint import Checkpointer, Progress
 from facejax.train.logging import Logger
 from facejax.train.report import Report
@@ -236,15 +236,17 @@ def _start(
     iterator: Any,
 ) -> tuple[Any, Progress, Checkpointer | None]:
     """The initial state: that of the newest checkpoint if there is one, else a new one."""
-    checkpointer = None
+    saved, checkpointer = None, None
     if workdir is not None:
+        saved = checkpoint.newest_intact(workdir / "checkpoints")
         checkpointer = Checkpointer(workdir / "checkpoints", options.keep, options.save_seconds)
-    if checkpointer is None or checkpointer.latest is None:
+    if saved is None:
         start = experiment.prepare() if experiment.prepare else None
         return executor.init(seed, start), Progress(), checkpointer
-    abstract = executor.abstract(experiment.abstract_state(checkpointer.latest))
-    state, progress = checkpointer.restore(abstract, iterator)
-    return executor.place(state), progress, checkpointer
+    if saved.data is not None:
+        iterator.set_state(saved.data)
+    abstract = executor.abstract(experiment.abstract_state(saved.progress.step))
+    return executor.place(saved.state(abstract)), saved.progress, checkpointer
 
 
 def _check_batch(batch: dict[str, Any], shapes: dict[str, jax.ShapeDtypeStruct], processes: int) -> None:

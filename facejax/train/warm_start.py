@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from facejax.train import parallel
-from facejax.train.checkpoint import Checkpointer
+from facejax.train import checkpoint, parallel
 from facejax.train.loop import Options, train
 from facejax.train.report import Report
 from facejax.train.state import Experiment, TrainState
@@ -75,26 +74,24 @@ def newest(folder: pathlib.Path, experiment: Experiment, devices: int, average: 
 
     Raises:
       ValueError: fewer checkpoints than asked for.
+      RunError: one of them is damaged.
     """
-    checkpointer = Checkpointer(folder / "checkpoints")
-    try:
-        steps = checkpointer.steps[-average:]
-        if not steps:
-            raise ValueError(f"{folder} holds no checkpoint")
-        if not 0 < average <= len(steps):
-            raise ValueError(f"{folder} holds {len(steps)} checkpoints: expected {average} to average (see train.keep)")
-        executor = parallel.make_executor(experiment, "shard_map", devices)
-        states = (checkpointer.restore(executor.abstract(experiment.abstract_state(s)), step=s)[0] for s in steps)
-        state = next(states)
-        total = state.params
-        for state in states:
-            total = jax.tree.map(jnp.add, total, state.params)
-        if average > 1:
-            mean = jax.tree.map(lambda x: x / average, total)
-            state = state.replace(params=mean, ema=None if state.ema is None else mean)
-        return executor.local(state), steps[-1]
-    finally:
-        checkpointer.close()
+    directory = folder / "checkpoints"
+    steps = checkpoint.saved_steps(directory)[-average:]
+    if not steps:
+        raise ValueError(f"{folder} holds no checkpoint")
+    if not 0 < average <= len(steps):
+        raise ValueError(f"{folder} holds {len(steps)} checkpoints: expected {average} to average (see train.keep)")
+    executor = parallel.make_executor(experiment, "shard_map", devices)
+    states = (checkpoint.read(directory, s).state(executor.abstract(experiment.abstract_state(s))) for s in steps)
+    state = next(states)
+    total = state.params
+    for state in states:
+        total = jax.tree.map(jnp.add, total, state.params)
+    if average > 1:
+        mean = jax.tree.map(lambda x: x / average, total)
+        state = state.replace(params=mean, ema=None if state.ema is None else mean)
+    return executor.local(state), steps[-1]
 
 
 def trained(config: ConfigDict, build: Build) -> TrainState:
