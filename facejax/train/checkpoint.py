@@ -22,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax import lax
 from jax.experimental import multihost_utils
+from jax.sharding import PartitionSpec as P
 
 from facejax.train.state import RunError
 
@@ -35,12 +36,14 @@ class Progress:
       pending: sums and counts of the metrics since the last log entry.
       log_bytes: length of metrics.jsonl; a killed run may have written more, which is discarded on resume.
       evaluate: whether the evaluation at this step is still pending.
+      devices: number of devices that the state was laid out for.
     """
 
     step: int = 0
     pending: dict[str, list[float]] = dataclasses.field(default_factory=dict)
     log_bytes: int = 0
     evaluate: bool = False
+    devices: int = 1
 
 
 class DamagedError(RunError):
@@ -62,7 +65,10 @@ class Saved:
     progress: Progress
 
     def state(self, abstract: Any) -> Any:
-        """The state with the structure, shapes and shardings of `abstract`.
+        """The state with the structure, shapes and shardings of `abstract`, on any number of devices.
+
+        Leaves that are split over devices have padding rows, so that their rows divide evenly: the rows that the other
+        number of devices does not need are cut; rows that it needs repeat the last one.
 
         Raises:
           ValueError: the checkpoint is of another state.
@@ -75,6 +81,8 @@ class Saved:
 
     def _leaf(self, name: str, like: jax.ShapeDtypeStruct) -> jax.Array:
         array, is_key = self.leaves[name], jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+        if like.sharding.spec != P():
+            array = self._repadded(array, like)
         if not is_key and (array.shape, array.dtype) != (like.shape, like.dtype):
             raise ValueError(
                 f"checkpoint {self.progress.step} holds {name} as {array.dtype}{list(array.shape)}: "
@@ -82,6 +90,12 @@ class Saved:
             )
         array = jax.make_array_from_callback(array.shape, like.sharding, lambda place: array[place])
         return jax.random.wrap_key_data(array) if is_key else array
+
+    def _repadded(self, array: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:
+        rows, more = like.shape[0], like.shape[0] - len(array)
+        if more >= like.sharding.mesh.size or -more >= self.progress.devices:
+            return array  # more than padding: another number of classes
+        return array[:rows] if more < 0 else np.concatenate([array, np.repeat(array[-1:], more, 0)])
 
 
 def saved_steps(directory: pathlib.Path) -> list[int]:

@@ -176,9 +176,8 @@ def train(
             if not parallel.all_finite(state):
                 raise RunError(f"step {step}: the state contains values that are not finite")
             if checkpointer.latest_started != step:
-                checkpointer.save(
-                    executor.canonical(state), iterator, Progress(step, pending, logger.log_bytes, evaluate)
-                )
+                reached = Progress(step, pending, logger.log_bytes, evaluate, executor.num_devices)
+                checkpointer.save(executor.canonical(state), iterator, reached)
             if wait:
                 checkpointer.wait()
 

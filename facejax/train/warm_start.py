@@ -42,7 +42,8 @@ def restore(workdir: str | os.PathLike[str], build: Build, expected: Mapping[str
     for field, wanted in expected.items():
         if (found := _field(config, field)) != wanted:
             raise ValueError(f"{folder} is a run with {field} {found!r}: expected {wanted!r}")
-    state, step = newest(folder, build(config), devices=0)
+    config.train.devices = 0
+    state, step = newest(folder, build(config))
     if step != config.train.steps:
         raise ValueError(f"{folder} has come to step {step}: expected the last, {config.train.steps}")
     return jax.tree.map(_to_numpy, state)
@@ -62,13 +63,12 @@ def previous_stage(settings: ConfigDict, build: Build, workdir: str, same: Seque
     return restore(workdir, build, {field: _field(settings, field) for field in ("stage", *same)})
 
 
-def newest(folder: pathlib.Path, experiment: Experiment, devices: int, average: int = 1) -> tuple[TrainState, int]:
-    """The newest checkpoint of a run, and its step.
+def newest(folder: pathlib.Path, experiment: Experiment, average: int = 1) -> tuple[TrainState, int]:
+    """The newest checkpoint of a run, on all devices, and its step.
 
     Args:
       folder: the run's workdir.
-      experiment: whose state it holds.
-      devices: how many to lay the state out on; 0 is all.
+      experiment: whose state it holds, built with `train.devices` 0.
       average: with more than 1, parameters (and their moving average, where one is kept) are the mean of as many
         newest checkpoints.
 
@@ -82,7 +82,7 @@ def newest(folder: pathlib.Path, experiment: Experiment, devices: int, average: 
         raise ValueError(f"{folder} holds no checkpoint")
     if not 0 < average <= len(steps):
         raise ValueError(f"{folder} holds {len(steps)} checkpoints: expected {average} to average (see train.keep)")
-    executor = parallel.make_executor(experiment, "shard_map", devices)
+    executor = parallel.make_executor(experiment, "shard_map")
     states = (checkpoint.read(directory, s).state(executor.abstract(experiment.abstract_state(s))) for s in steps)
     state = next(states)
     total = state.params

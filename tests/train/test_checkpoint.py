@@ -83,6 +83,15 @@ def test_digests_change_with_every_bit_and_with_the_order():
     assert len({checkpoint.digests({"x": x})["x"] for x in changed}) == len(changed)
 
 
+def test_another_state_that_orbax_reads_is_damage(workdir):
+    """The state of step 2 in the folder of step 4: whole files, other numbers."""
+    directory = workdir / "checkpoints"
+    shutil.rmtree(directory / "4" / "state")
+    shutil.copytree(directory / "2" / "state", directory / "4" / "state")
+    with pytest.raises(checkpoint.DamagedError, match=r"/4 is damaged: ema\.head differs from what was saved"):
+        checkpoint.read(directory, 4)
+
+
 def test_a_damaged_newest_checkpoint_is_set_aside(workdir, finished, toy, capsys):
     spoil(workdir, 4)
     state, _ = train(toy.build(toy.get_config()), options(4), seed=0, workdir=workdir, quiet=True)
@@ -129,3 +138,36 @@ def test_verify_names_damaged_checkpoints(workdir):
     )
     assert done.returncode == 1
     assert f"{workdir}/checkpoints/2 is intact: 26 arrays\n{workdir}/checkpoints/4 is damaged: " in done.stdout
+
+
+def nine_classes(toy, devices):
+    """Nine classes: 16 rows on eight devices, 10 on two, 9 on one."""
+    config = toy.get_config("sharded")
+    config.update_from_flattened_dict({"model.classes": 9, "train.devices": devices, "train.steps": 4})
+    return config
+
+
+def test_a_sharded_head_moves_between_device_counts(toy, tmp_path):
+    """To one device, to all for the evaluation, and on to the end as on eight."""
+    for steps, devices in ((1, 8), (2, 1), (3, 2), (4, 8)):
+        config = nine_classes(toy, devices)
+        config.train.steps, config.optim.schedule.kind = steps, "constant"
+        state, _ = toy.app.run(config, toy.build, workdir=tmp_path, quiet=True)
+        assert state.params["head"].shape == ({8: 16, 1: 9, 2: 10}[devices], 12)
+    straight = nine_classes(toy, 8)
+    straight.optim.schedule.kind = "constant"
+    expected, _ = toy.app.run(straight, toy.build, quiet=True)
+    chex.assert_trees_all_close(state.params["net"], expected.params["net"], rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(state.params["head"][:9], expected.params["head"][:9], rtol=1e-4, atol=1e-5)
+    for devices in (1, 2, 99):  # more than there are
+        config.train.devices = devices
+        again, _ = toy.app.run(config, toy.build, workdir=tmp_path, eval_only=True, quiet=True)
+        np.testing.assert_array_equal(again.params["head"], state.params["head"])
+
+
+def test_classes_are_not_cut_as_padding(toy, tmp_path):
+    config = nine_classes(toy, 1)
+    train(toy.build(config), options(2, devices=1), seed=0, workdir=tmp_path, quiet=True)
+    config.model.classes = 8
+    with pytest.raises(ValueError, match=r"holds .*head as float32\[9, 12\]: expected float32\[8, 12\]"):
+        train(toy.build(config), options(4, devices=1), seed=0, workdir=tmp_path, quiet=True)
