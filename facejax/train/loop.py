@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import itertools
 import math
 import pathlib
@@ -149,10 +150,12 @@ def train(
       The final state, its replicated parts on this process's first device, and the report of the final evaluation.
 
     Raises:
-      RunError: a value is not finite, or a checkpoint could not be written.
+      RunError: a value is not finite, a checkpoint could not be written or is damaged, or another run uses `workdir`.
     """
     termination = Termination()
     with termination.watching(), contextlib.ExitStack() as stack:
+        if workdir is not None and jax.process_index() == 0:
+            stack.enter_context(_locked(workdir))
         with termination.interrupting():
             executor = parallel.make_executor(experiment, options.parallel, options.devices)
             if options.batch_size % executor.num_devices:
@@ -218,6 +221,18 @@ def train(
             kept = f"the last good checkpoint is {checkpointer.newest}" if checkpointer else "no checkpoint was saved"
             raise RunError(f"{error}; {kept}") from error
         return executor.local(executor.canonical(state)), report
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of `workdir`; the lock ends with the process, killed or not."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another run uses {workdir}: wait for its end or choose another --workdir") from error
+        yield
 
 
 def _close(checkpointer: Checkpointer) -> None:
