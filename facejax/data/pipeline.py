@@ -2,7 +2,8 @@
 
 Indices are batched first and each batch is loaded as a whole, because Grain's cost is per element. Every example has
 its own random generator, drawn for the global batch, so that the global batches do not depend on the number of
-processes. The iterator's position is a few bytes; restoring it continues exactly.
+processes. The position is the number of examples that all processes together have read, so restoring it continues
+exactly, also with other numbers of processes, workers and threads.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import functools
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -43,7 +44,7 @@ def train_batches(
     threads: int = 2,
     workers: int = 0,
     process: tuple[int, int] | None = None,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Batches:
     """Endless batches of this process, reshuffled every epoch; the incomplete last batch of an epoch is dropped.
 
     Args:
@@ -55,9 +56,6 @@ def train_batches(
       workers: number of loader processes; 0: this process loads, the fastest choice for images of 112 pixels on few
         cores.
       process: (index, count) of this process; None: those of JAX.
-
-    Returns:
-      A Grain iterator: `get_state` and `set_state` save and restore its position, `close` ends its threads.
 
     Raises:
       ValueError: `batch_size` is no multiple of the number of processes or exceeds the number of examples.
@@ -74,13 +72,72 @@ def train_batches(
         .batch(batch_size, drop_remainder=True)
         .repeat()
         .random_map(_LoadBatch(source, load, index, count))
-        .to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
     )
-    if workers:
-        if not flags.FLAGS.is_parsed():  # in notebooks and scripts: Grain reads its absl flags
-            flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-    return iter(dataset)
+    return Batches(dataset, len(source), batch_size, threads, workers)
+
+
+class Batches:
+    """An iterator over the batches of this process; see `train_batches`.
+
+    Args:
+      dataset: a Grain MapDataset of batches, endless.
+      length: number of examples in an epoch, before the incomplete last batch is dropped.
+      batch_size: size of the global batch.
+      threads, workers: as in `train_batches`.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, length: int, batch_size: int, threads: int, workers: int):
+        self._dataset, self._length, self._batch_size = dataset, length, batch_size
+        self._threads, self._workers = threads, workers
+        self._done, self._iterator = 0, None
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterator is None:
+            self._iterator = self._start()
+        batch = next(self._iterator)
+        self._done += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        """The position: examples read by all processes, the size of the global batch, the length of the data."""
+        return {"examples": self._done * self._batch_size, "batch_size": self._batch_size, "length": self._length}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Moves to a position, which may have been saved with another batch size.
+
+        Raises:
+          ValueError: the data has another length, or the position lies inside a batch of this size.
+        """
+        if state["length"] != self._length:
+            raise ValueError(f"the data has {self._length} examples and had {state['length']} when the run was saved")
+        epoch_batches = self._length // state["batch_size"]
+        epoch, batches = divmod(state["examples"] // state["batch_size"], epoch_batches)
+        done, inside = divmod(batches * state["batch_size"], self._batch_size)
+        if inside:
+            raise ValueError(
+                f"the run was saved after {batches} batches of {state['batch_size']} in an epoch: batches of "
+                f"{self._batch_size} cannot go on from there"
+            )
+        self.close()
+        self._done = epoch * (self._length // self._batch_size) + done
+
+    def close(self) -> None:
+        """Ends threads and workers."""
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def _start(self) -> grain.DatasetIterator:
+        options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=2 * self._threads)
+        dataset = self._dataset[self._done :].to_iter_dataset(options)
+        if self._workers:
+            if not flags.FLAGS.is_parsed():  # in notebooks and scripts: Grain reads its absl flags
+                flags.FLAGS.mark_as_parsed()
+            dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
+        return iter(dataset)
 
 
 def fetch(source: Source, indices: Sequence[int]) -> list[Any]:

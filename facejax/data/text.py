@@ -191,9 +191,15 @@ class Buckets:
         return {"source": source, "target": target, "bucket": np.full(self._tokens, bucket, np.int32)}
 
     def get_state(self) -> dict[str, int]:
-        return {"epoch": self._epoch, "next": self._next}
+        return {"epoch": self._epoch, "next": self._next, "tokens": self._tokens, "pairs": len(self._bucket)}
 
     def set_state(self, state: dict[str, int]) -> None:
+        """Moves to a saved position. Raises ValueError if batches or data have another size than at the save."""
+        if (state["tokens"], state["pairs"]) != (self._tokens, len(self._bucket)):
+            raise ValueError(
+                f"text: the run was saved with batches of {state['tokens']} tokens of {state['pairs']} pairs: "
+                f"expected {self._tokens} of {len(self._bucket)}"
+            )
         self._epoch, self._next = state["epoch"], state["next"]
         self._plan = self._order()
 

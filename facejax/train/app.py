@@ -165,7 +165,8 @@ def run(
       build: the experiment's `build`.
       name: heading of the report; a workdir must belong to a run of this name.
       workdir: folder for checkpoints, logs and the report; a run found there resumes if its configuration agrees.
-      eval_only: evaluates the newest checkpoint in `workdir` (or the weights that the experiment loads).
+      eval_only: evaluates the newest checkpoint in `workdir` (or the weights that the experiment loads) on all visible
+        devices, whatever `train.devices` is.
       average: with `eval_only`, number of newest checkpoints whose parameters are averaged (at most `train.keep`).
       save_arrays: folder for the evaluation's arrays.
       quiet: prints nothing.
@@ -174,11 +175,11 @@ def run(
       The final state (None for a method without training) and the final report.
     """
     folder = None if workdir is None else _open_workdir(pathlib.Path(workdir), name, config, read_only=eval_only)
-    experiment = build(config)
+    experiment = build(_on_all_devices(config) if eval_only else config)
     if experiment.train_step is None:
         state, report = None, experiment.evaluate(None)
     elif eval_only:
-        state = _newest_state(experiment, config, folder, average)
+        state = _newest_state(experiment, config.seed, folder, average)
         report = experiment.evaluate(state)
     else:
         state, report = train(experiment, Options(**config.train), seed=config.seed, workdir=folder, quiet=quiet)
@@ -249,18 +250,25 @@ def _finish(
             print(f"report: {page}")
 
 
-def _newest_state(experiment: Experiment, config: ConfigDict, folder: pathlib.Path | None, average: int) -> Any:
+def _on_all_devices(config: ConfigDict) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    if "train" in config:
+        config.train.devices = 0
+    return config
+
+
+def _newest_state(experiment: Experiment, seed: int, folder: pathlib.Path | None, average: int) -> Any:
     """The newest checkpoint of `folder`; without a folder a new state, for experiments that load weights."""
     if folder is None:
-        executor = parallel.make_executor(experiment, "shard_map", config.train.devices)
+        executor = parallel.make_executor(experiment, "shard_map")
         start = experiment.prepare() if experiment.prepare else None
-        return executor.local(executor.init(config.seed, start))
+        return executor.local(executor.init(seed, start))
     if not (folder / "checkpoints").is_dir():
         raise ValueError(
             f"--eval_only: {folder} holds no checkpoint (an empty --workdir= evaluates the weights in eval.weights)"
         )
     try:
-        return warm_start.newest(folder, experiment, config.train.devices, average)[0]
+        return warm_start.newest(folder, experiment, average)[0]
     except ValueError as error:
         raise ValueError(f"--eval_only --average={average}: {error}") from error
 

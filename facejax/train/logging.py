@@ -23,11 +23,22 @@ class MetricsFile:
 
     Args:
       path: the file; created if missing.
-      length: bytes to keep; later bytes were written after the checkpoint from which the run resumes.
+      length: bytes to keep; later bytes were written after the checkpoint from which the run resumes. A shorter file,
+        which has lost entries, keeps its whole lines; a line on stderr reports it.
     """
 
     def __init__(self, path: pathlib.Path, length: int):
-        self._file = path.open("ab")
+        self._file = path.open("a+b")
+        size = self._file.seek(0, os.SEEK_END)
+        if size < length:
+            self._file.seek(0)
+            kept = self._file.read().rfind(b"\n") + 1
+            print(
+                f"{path} has {size} bytes and had {length} at the checkpoint: its last entries are lost, "
+                f"the first {kept} bytes are kept",
+                file=sys.stderr,
+            )
+            length = kept
         self._file.truncate(length)
         self._file.seek(0, os.SEEK_END)  # truncate does not move the position, which `length` reports
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import itertools
 import math
 import pathlib
@@ -21,7 +22,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from facejax.train import parallel
+from facejax.train import checkpoint, parallel
 from facejax.train.checkpoint import Checkpointer, Progress
 from facejax.train.logging import Logger
 from facejax.train.report import Report
@@ -149,10 +150,12 @@ def train(
       The final state, its replicated parts on this process's first device, and the report of the final evaluation.
 
     Raises:
-      RunError: a value is not finite, or a checkpoint could not be written.
+      RunError: a value is not finite, a checkpoint could not be written or is damaged, or another run uses `workdir`.
     """
     termination = Termination()
     with termination.watching(), contextlib.ExitStack() as stack:
+        if workdir is not None and jax.process_index() == 0:
+            stack.enter_context(_locked(workdir))
         with termination.interrupting():
             executor = parallel.make_executor(experiment, options.parallel, options.devices)
             if options.batch_size % executor.num_devices:
@@ -176,9 +179,8 @@ def train(
             if not parallel.all_finite(state):
                 raise RunError(f"step {step}: the state contains values that are not finite")
             if checkpointer.latest_started != step:
-                checkpointer.save(
-                    executor.canonical(state), iterator, Progress(step, pending, logger.log_bytes, evaluate)
-                )
+                reached = Progress(step, pending, logger.log_bytes, evaluate, executor.num_devices)
+                checkpointer.save(executor.canonical(state), iterator, reached)
             if wait:
                 checkpointer.wait()
 
@@ -221,6 +223,18 @@ def train(
         return executor.local(executor.canonical(state)), report
 
 
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other runs out of `workdir`; the lock ends with the process, killed or not."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"another run uses {workdir}: wait for its end or choose another --workdir") from error
+        yield
+
+
 def _close(checkpointer: Checkpointer) -> None:
     """Closes the folder; the wait before has already reported write errors."""
     with contextlib.suppress(RunError):
@@ -236,15 +250,17 @@ def _start(
     iterator: Any,
 ) -> tuple[Any, Progress, Checkpointer | None]:
     """The initial state: that of the newest checkpoint if there is one, else a new one."""
-    checkpointer = None
+    saved, checkpointer = None, None
     if workdir is not None:
+        saved = checkpoint.newest_intact(workdir / "checkpoints")
         checkpointer = Checkpointer(workdir / "checkpoints", options.keep, options.save_seconds)
-    if checkpointer is None or checkpointer.latest is None:
+    if saved is None:
         start = experiment.prepare() if experiment.prepare else None
         return executor.init(seed, start), Progress(), checkpointer
-    abstract = executor.abstract(experiment.abstract_state(checkpointer.latest))
-    state, progress = checkpointer.restore(abstract, iterator)
-    return executor.place(state), progress, checkpointer
+    if saved.data is not None:
+        iterator.set_state(saved.data)
+    abstract = executor.abstract(experiment.abstract_state(saved.progress.step))
+    return executor.place(saved.state(abstract)), saved.progress, checkpointer
 
 
 def _check_batch(batch: dict[str, Any], shapes: dict[str, jax.ShapeDtypeStruct], processes: int) -> None:

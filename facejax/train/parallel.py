@@ -227,10 +227,13 @@ def map_batches(
       variables: first argument of `fn`, replicated.
       inputs: a pytree of arrays [N, ...], or with `load` any sequence of N items.
       batch_size: samples per call, rounded up to a multiple of the device count; the last batch is padded.
-      load: makes a batch (pytree of arrays [n, ...]) from a slice of `inputs`.
+      load: makes a batch (pytree of arrays [n, ...]) from a slice of n `inputs`.
 
     Returns:
       A pytree of NumPy arrays [N, ...].
+
+    Raises:
+      ValueError: no samples, or `load` made fewer or more of them than its slice has.
     """
     mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
@@ -244,6 +247,8 @@ def map_batches(
     def part(start: int) -> Any:
         stop = min(start + size, count)
         batch = load(inputs[start:stop]) if load else jax.tree.map(lambda x: x[start:stop], inputs)
+        if lengths := {len(x) for x in jax.tree.leaves(batch)} - {stop - start}:
+            raise ValueError(f"map_batches: loaded {lengths.pop()} samples of the {stop - start} at {start}")
         return jax.tree.map(lambda x: _pad(np.asarray(x), size), batch)
 
     outputs = [run(variables, part(start)) for start in range(0, count, size)]

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from facejax.train import parallel
-from facejax.train.checkpoint import Checkpointer
+from facejax.train import checkpoint, parallel
 from facejax.train.loop import Options, train
 from facejax.train.report import Report
 from facejax.train.state import Experiment, TrainState
@@ -43,7 +42,8 @@ def restore(workdir: str | os.PathLike[str], build: Build, expected: Mapping[str
     for field, wanted in expected.items():
         if (found := _field(config, field)) != wanted:
             raise ValueError(f"{folder} is a run with {field} {found!r}: expected {wanted!r}")
-    state, step = newest(folder, build(config), devices=0)
+    config.train.devices = 0
+    state, step = newest(folder, build(config))
     if step != config.train.steps:
         raise ValueError(f"{folder} has come to step {step}: expected the last, {config.train.steps}")
     return jax.tree.map(_to_numpy, state)
@@ -63,38 +63,35 @@ def previous_stage(settings: ConfigDict, build: Build, workdir: str, same: Seque
     return restore(workdir, build, {field: _field(settings, field) for field in ("stage", *same)})
 
 
-def newest(folder: pathlib.Path, experiment: Experiment, devices: int, average: int = 1) -> tuple[TrainState, int]:
-    """The newest checkpoint of a run, and its step.
+def newest(folder: pathlib.Path, experiment: Experiment, average: int = 1) -> tuple[TrainState, int]:
+    """The newest checkpoint of a run, on all devices, and its step.
 
     Args:
       folder: the run's workdir.
-      experiment: whose state it holds.
-      devices: how many to lay the state out on; 0 is all.
+      experiment: whose state it holds, built with `train.devices` 0.
       average: with more than 1, parameters (and their moving average, where one is kept) are the mean of as many
         newest checkpoints.
 
     Raises:
       ValueError: fewer checkpoints than asked for.
+      RunError: one of them is damaged.
     """
-    checkpointer = Checkpointer(folder / "checkpoints")
-    try:
-        steps = checkpointer.steps[-average:]
-        if not steps:
-            raise ValueError(f"{folder} holds no checkpoint")
-        if not 0 < average <= len(steps):
-            raise ValueError(f"{folder} holds {len(steps)} checkpoints: expected {average} to average (see train.keep)")
-        executor = parallel.make_executor(experiment, "shard_map", devices)
-        states = (checkpointer.restore(executor.abstract(experiment.abstract_state(s)), step=s)[0] for s in steps)
-        state = next(states)
-        total = state.params
-        for state in states:
-            total = jax.tree.map(jnp.add, total, state.params)
-        if average > 1:
-            mean = jax.tree.map(lambda x: x / average, total)
-            state = state.replace(params=mean, ema=None if state.ema is None else mean)
-        return executor.local(state), steps[-1]
-    finally:
-        checkpointer.close()
+    directory = folder / "checkpoints"
+    steps = checkpoint.saved_steps(directory)[-average:]
+    if not steps:
+        raise ValueError(f"{folder} holds no checkpoint")
+    if not 0 < average <= len(steps):
+        raise ValueError(f"{folder} holds {len(steps)} checkpoints: expected {average} to average (see train.keep)")
+    executor = parallel.make_executor(experiment, "shard_map")
+    states = (checkpoint.read(directory, s).state(executor.abstract(experiment.abstract_state(s))) for s in steps)
+    state = next(states)
+    total = state.params
+    for state in states:
+        total = jax.tree.map(jnp.add, total, state.params)
+    if average > 1:
+        mean = jax.tree.map(lambda x: x / average, total)
+        state = state.replace(params=mean, ema=None if state.ema is None else mean)
+    return executor.local(state), steps[-1]
 
 
 def trained(config: ConfigDict, build: Build) -> TrainState:

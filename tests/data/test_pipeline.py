@@ -45,6 +45,51 @@ def test_restored_position_repeats_batches_and_draws():
         np.testing.assert_array_equal(again["draw"], batch["draw"])
 
 
+def after(state, size, count, process=(0, 1), **options):
+    iterator = pipeline.train_batches(range(50), load, size, seed=0, process=process, **options)
+    iterator.set_state(state)
+    found = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return found
+
+
+def position(size, done):
+    iterator = pipeline.train_batches(range(50), load, size, seed=0, process=(0, 1))
+    for _ in range(done):
+        next(iterator)
+    iterator.close()
+    return iterator.get_state()
+
+
+def test_another_batch_size_goes_on_with_the_very_next_example():
+    """Batches of 4, then of 8 or 2: what the epoch has not shown yet follows, in the order of the epoch."""
+    assert position(4, 6) == {"examples": 24, "batch_size": 4, "length": 50}
+    whole = np.concatenate([b["index"] for b in batches(12, size=4)])
+    for size in (8, 2):
+        rest = np.concatenate([b["index"] for b in after(position(4, 6), size, 24 // size)])
+        np.testing.assert_array_equal(rest, whole[24:])
+    second_epoch = np.concatenate([b["index"] for b in batches(24, size=4)])[48:]  # an epoch has 12 batches of 4
+    np.testing.assert_array_equal(np.concatenate([b["index"] for b in after(position(4, 12), 2, 24)]), second_epoch)
+
+
+def test_a_position_that_cannot_be_converted_raises():
+    with pytest.raises(ValueError, match="after 5 batches of 4 in an epoch: batches of 8 cannot go on from there"):
+        after(position(4, 5), 8, 1)
+    with pytest.raises(ValueError, match="the data has 50 examples and had 51 when the run was saved"):
+        after({**position(4, 5), "length": 51}, 4, 1)
+
+
+def test_a_position_does_not_depend_on_processes_threads_and_workers():
+    expected = batches(6)[3:]
+    for options in ({"threads": 5}, {"workers": 2}):
+        for found, batch in zip(after(position(6, 3), 6, 3, **options), expected, strict=True):
+            for key in batch:
+                np.testing.assert_array_equal(found[key], batch[key])
+    parts = [after(position(6, 3), 6, 3, (i, 2)) for i in range(2)]
+    for step, batch in enumerate(expected):
+        np.testing.assert_array_equal(np.concatenate([p[step]["draw"] for p in parts]), batch["draw"])
+
+
 def test_impossible_batch_sizes_raise():
     with pytest.raises(ValueError, match="has 50 examples, fewer than one batch of 51"):
         batches(1, size=51)

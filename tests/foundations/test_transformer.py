@@ -223,6 +223,8 @@ def test_buckets_go_on_where_they_stopped():
         assert all((a[k] == b[k]).all() for k in a)
         rows = a["source"].reshape(-1, (4, 8)[a["bucket"][0]])
         assert ((rows == text.END).sum(1) == 1).all()
+    with pytest.raises(ValueError, match="saved with batches of 16 tokens of 60 pairs: expected 32 of 60"):
+        text.Buckets(*sides, (4, 8), 32, seed=0).set_state(first.get_state())
 
 
 def test_bleu_and_exact_match():

@@ -104,6 +104,19 @@ def test_a_truncated_log_reports_its_new_length(tmp_path):
     assert path.read_text() == '{"step": 1}\n{"step": 2, "loss": 1.0}\n'
 
 
+def test_a_log_that_lost_entries_keeps_its_whole_lines(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st')
+    log = MetricsFile(path, 24)
+    assert (
+        "has 16 bytes and had 24 at the checkpoint: its last entries are lost, the first 12" in capsys.readouterr().err
+    )
+    assert log.length == 12
+    log.write(3, {})
+    log.close()
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
 def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
     process = start(tmp_path, *FLAGS, "--config.train.save_every=1000")
     while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
@@ -119,6 +132,18 @@ def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
     assert code == 0, err
     assert fingerprint(tmp_path) == uninterrupted[0]
     assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
+
+
+def test_a_second_run_on_one_workdir_is_refused(tmp_path):
+    process = start(tmp_path, *FLAGS)
+    while not saved_steps(tmp_path):
+        time.sleep(0.05)
+        assert process.poll() is None
+    code, _, err = finish(start(tmp_path, *FLAGS))
+    assert code == 1
+    assert f"another run uses {tmp_path}: wait for its end or choose another --workdir" in err
+    code, _, err = finish(process)
+    assert code == 0, err
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):

@@ -118,6 +118,8 @@ def test_map_batches_pads_and_cuts():
     np.testing.assert_array_equal(outputs["y"], 2 * inputs)
     loaded = parallel.map_batches(lambda _, x: x + 1, 0.0, list(range(5)), 3, load=lambda part: np.float32(part))
     np.testing.assert_array_equal(loaded, np.arange(5) + 1)
+    with pytest.raises(ValueError, match="loaded 1 samples of the 8 at 0"):
+        parallel.map_batches(lambda _, x: x, 0.0, list(range(8)), 3, load=lambda part: np.float32(part[:1]))
     with pytest.raises(ValueError, match="got no samples"):
         parallel.map_batches(lambda _, x: x, 0.0, np.zeros((0, 2)), 4)
 
@@ -130,24 +132,36 @@ def test_invalid_arguments_raise(toy):
         parallel.make_executor(experiment, "shard_map", 99)
 
 
-def test_two_processes_equal_one_with_two_devices(tmp_path):
-    """Global batches and results are independent of the distribution of devices over processes."""
+def start(workdir, devices, *flags):
+    level = "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count="
+    environment = {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "XLA_FLAGS": f"{level}{devices}"}
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("toy.py")), f"--workdir={workdir}", *flags]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+
+
+def start_two(workdir, *flags):
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    program = str(pathlib.Path(__file__).with_name("toy.py"))
-    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    level = "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count="
+        joined = [f"--coordinator=localhost:{free.getsockname()[1]}", "--num_processes=2"]
+    return [start(workdir, 1, *flags, *joined, f"--process_id={i}") for i in range(2)]
 
-    def start(folder, devices, *flags):
-        command = [sys.executable, program, f"--workdir={tmp_path / folder}", *flags]
-        return subprocess.Popen(
-            command, env={**environment, "XLA_FLAGS": f"{level}{devices}"}, stdout=subprocess.DEVNULL
-        )
 
-    joined = [f"--coordinator={address}", "--num_processes=2"]
-    processes = [start("two", 1, *joined, f"--process_id={i}") for i in range(2)] + [start("one", 2)]
-    assert [p.wait(timeout=180) for p in processes] == [0, 0, 0]
+def codes(processes):
+    return [p.wait(timeout=180) for p in processes]
+
+
+def test_two_processes_equal_one_with_two_devices(tmp_path):
+    """The same global batches, and the same numbers from them, however the devices are spread over processes."""
+    assert codes([*start_two(tmp_path / "two"), start(tmp_path / "one", 2)]) == [0, 0, 0]
     lines = [(tmp_path / folder / "metrics.jsonl").read_text() for folder in ("one", "two")]
     assert lines[0] == lines[1]
     assert len(json.loads(lines[0].splitlines()[0])) == 2
+
+
+def test_a_run_moves_between_processes_and_workers(tmp_path):
+    """Two processes for ten steps, then one with two devices and two workers; a whole run logs the same."""
+    flags = ["--config.optim.schedule.kind=constant", "--config.train.log_every=5"]
+    first = start_two(tmp_path / "moved", *flags, "--config.train.steps=10")
+    assert codes([*first, start(tmp_path / "whole", 2, *flags)]) == [0, 0, 0]
+    assert codes([start(tmp_path / "moved", 2, *flags, "--config.data.workers=2")]) == [0]
+    assert (tmp_path / "moved" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()

@@ -22,7 +22,7 @@ CLASSES, SIZE = 16, 8
 BASE = {
     "seed": 0,
     "data": {"examples": 256, "threads": 2, "workers": 0},
-    "model": {"dropout": 0.0, "sharded": False},
+    "model": {"dropout": 0.0, "sharded": False, "classes": CLASSES},
     "optim": {"name": "sgd", "weight_decay": 1e-4, "schedule": {"kind": "cosine", "peak": 0.05}},
     "train": dataclasses.asdict(
         Options(batch_size=32, steps=20, log_every=7, eval_every=10, save_every=3, save_seconds=0.0)
@@ -51,15 +51,15 @@ class Net(nn.Module):
 class Source:
     """Samples computed from their index."""
 
-    def __init__(self, count, seed):
-        self._count, self._seed = count, seed
+    def __init__(self, count, seed, classes=CLASSES):
+        self._count, self._seed, self._classes = count, seed, classes
 
     def __len__(self):
         return self._count
 
     def __getitem__(self, index):
         rng = np.random.default_rng([self._seed, index])
-        label = int(rng.integers(CLASSES))
+        label = int(rng.integers(self._classes))
         return {"image": rng.normal(size=(SIZE, SIZE, 3)) + label / 8, "label": label}
 
 
@@ -68,11 +68,13 @@ def load(examples, rngs):
     return {"image": np.float32(images), "label": np.int32([e["label"] for e in examples])}
 
 
-def sharded_cross_entropy(features, local_weights, labels):
+def sharded_cross_entropy(features, local_weights, labels, num_classes):
     features, labels = lax.all_gather(features, AXIS, tiled=True), lax.all_gather(labels, AXIS, tiled=True)
     classes = local_weights.shape[0]
     logits = features @ local_weights.T
-    hit = labels[:, None] == lax.axis_index(AXIS) * classes + jnp.arange(classes)
+    places = lax.axis_index(AXIS) * classes + jnp.arange(classes)
+    hit = labels[:, None] == places
+    logits = jnp.where(places < num_classes, logits, -1e9)
     largest = lax.pmax(lax.stop_gradient(logits.max(1)), AXIS)
     total = lax.psum(jnp.exp(logits - largest[:, None]).sum(1), AXIS)
     return jnp.log(total) + largest - lax.psum((logits * hit).sum(1), AXIS)
@@ -82,11 +84,13 @@ def build(config):
     net = Net(config.model.dropout)
     tx = optim.from_config(config.optim, config.train.steps)
     image = jax.ShapeDtypeStruct((config.train.batch_size, SIZE, SIZE, 3), jnp.float32)
-    sharded = ("head",) if config.model.sharded else ()
+    sharded, classes = ("head",) if config.model.sharded else (), config.model.classes
+    devices = config.train.devices or jax.device_count()
+    rows = -(-classes // devices) * devices if sharded else classes
 
     def init(rng):
         variables = net.init(rng, jnp.zeros((2, SIZE, SIZE, 3)), train=False)
-        head = 0.1 * jax.random.normal(jax.random.fold_in(rng, 1), (CLASSES, 12))
+        head = 0.1 * jax.random.normal(jax.random.fold_in(rng, 1), (rows, 12))
         params = {"net": variables["params"], "head": head}
         return TrainState.create(rng, params, tx, model_state=variables["batch_stats"], ema=True)
 
@@ -96,7 +100,7 @@ def build(config):
             variables, batch["image"], train=True, mutable=["batch_stats"], rngs={"dropout": rng}
         )
         if sharded:
-            loss = sharded_cross_entropy(features, params["head"], batch["label"])
+            loss = sharded_cross_entropy(features, params["head"], batch["label"], classes)
         else:
             logits = features @ params["head"].T
             loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), batch["label"][:, None], 1)
@@ -110,16 +114,16 @@ def build(config):
         return state, jax.tree.map(lambda x: jnp.where(bad, jnp.nan, x), metrics)
 
     def train_data():
-        source = Source(config.data.examples, config.seed)
+        source = Source(config.data.examples, config.seed, classes)
         batches = pipeline.train_batches(
             source, load, config.train.batch_size, seed=config.seed, workers=config.data.workers
         )
         return Slowly(batches, config.test.step_seconds) if config.test.step_seconds else batches
 
     def evaluate(state):
-        data = load([Source(64, 1)[i] for i in range(64)], [np.random.default_rng(i) for i in range(64)])
+        data = load([Source(64, 1, classes)[i] for i in range(64)], [np.random.default_rng(i) for i in range(64)])
         variables = {"params": state.params["net"], "batch_stats": state.model_state}
-        logits = net.apply(variables, data["image"], train=False) @ np.asarray(state.params["head"]).T
+        logits = net.apply(variables, data["image"], train=False) @ np.asarray(state.params["head"])[:classes].T
         return Report({"accuracy": float((logits.argmax(1) == data["label"]).mean())})
 
     batch = {"image": image, "label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.int32)}
