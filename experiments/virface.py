@@ -161,16 +161,11 @@ def build(config: ConfigDict) -> Experiment:
     """Wires one stage."""
     if config.stage not in STAGES:
         raise ValueError(f"stage is {config.stage!r}: expected one of {', '.join(STAGES)}")
-    given = config
-    config = app.with_classes(
-        config, lambda: app.section(Identities, config.data).count(config.seed, packs=config.eval.packs)
-    )
+    given, people = config, app.section(Identities, config.data)
+    config = app.with_classes(config, lambda: people.count(given.seed, packs=given.eval.packs))
     loss, size, batch, classes = config.loss, config.data.image_size, config.train.batch_size, config.data.classes
-    data, net, generator = (
-        app.section(Identities, config.data),
-        make_backbone(config.model),
-        virface.Generator(config.model.hidden, config.model.latent),
-    )
+    data, net = app.section(Identities, config.data), make_backbone(config.model)
+    generator = virface.Generator(config.model.hidden, config.model.latent)
     trained = TRAINED.get(config.stage, ("backbone", "head"))
     tx = optax.multi_transform(
         {"trained": optim.from_config(config.optim, config.train.steps), "frozen": optax.set_to_zero()},
