@@ -62,7 +62,7 @@ def test_vgg_from_a_torchvision_file_and_bilinear_pooling_with_gradients(tmp_pat
     torch.sum(torch.cos(30 * expected)).backward()
     np.testing.assert_allclose(described, expected.detach(), atol=1e-5)
     for name, place in (("conv1_1", 0), ("conv2_1", 3), ("conv2_2", 5)):
-        weight = laid_out(theirs["features"][place].weight.grad.numpy(), Rule("", "", "conv"))
+        weight = laid_out(theirs["features"][place].weight.grad.numpy(), Rule("", "kernel", "conv"))
         error = np.linalg.norm(gradient[name]["kernel"] - weight) / np.linalg.norm(weight)
         assert error < 1e-3, name
 
