@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import pathlib
 import re
+import subprocess
 import sys
 
 import pytest
@@ -30,6 +31,23 @@ def modules(tmp_path, monkeypatch):
         spec.loader.exec_module(module)
         found[name] = module
     return found
+
+
+def test_the_example_passes_ruff(tmp_path):
+    for path, source in FILES.items():
+        (tmp_path / pathlib.Path(path).name).write_text(source)
+        ruff = [
+            sys.executable,
+            "-m",
+            "ruff",
+            "check",
+            "--config",
+            str(ROOT / "pyproject.toml"),
+            "--ignore=D",
+            "--no-cache",
+        ]
+        done = subprocess.run([*ruff, str(tmp_path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
 
 
 def test_the_example_is_short():

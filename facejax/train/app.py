@@ -123,7 +123,9 @@ def main(get_config: GetConfig, build: Build) -> None:
             if coordinator.value:
                 parallel.initialize(coordinator.value, processes.value, process.value)
             if dry.value:
-                print(describe(dry_run(build(config_flag.value), Options(**config_flag.value.train))))
+                if (experiment := build(config_flag.value)).train_step is None:
+                    raise ValueError("--dry_run: this preset trains nothing: expected one that does")
+                print(describe(dry_run(experiment, Options(**config_flag.value.train))))
                 return
             options = {
                 "name": f"{name}:{chosen}",
@@ -209,6 +211,8 @@ def run_seeds(
     Returns:
       name of a metric -> its values in the order of the seeds.
     """
+    if count < 1:
+        raise ValueError(f"--seeds={count}: expected 1 or more")
     values: dict[str, list[float]] = {}
     for seed in range(config.seed, config.seed + count):
         one = config.copy_and_resolve_references()
@@ -244,6 +248,7 @@ def _finish(
         print("\n".join(f"{key:{width}}  {value:.4f}" for key, value in report.metrics.items()))
         print("".join(f"{name}: {text}.\n" for name, text in report.notes.items()), end="")
     if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
         page = folder / "report.html"
         write_html(page, name, report, read_metrics(folder / "metrics.jsonl"), str(config), about)
         if not quiet:

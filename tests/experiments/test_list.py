@@ -14,3 +14,10 @@ def test_the_list_imports_nothing_heavy():
     assert len(systems) == 66
     assert "of 66 built" in total
     assert heavy == "[]"
+
+
+def test_a_dry_run_of_a_method_without_training_is_refused():
+    command = [sys.executable, "-m", "experiments.ogmc", "--dry_run"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("--dry_run: this preset trains nothing: expected one that does")
