@@ -539,5 +539,16 @@ MODELS: Mapping[str, Model] = {
             "mean": 109_433, "gcn": 109_433, "meanpool": 359_033, "maxpool": 359_033, "lstm": 391_801
         }.items()
     },
+    # retinanet, ssd: rows here
+
+    # cornernet, centernet: rows here
+
+    # ssh, dsfd: rows here
+
+    # retinaface: rows here
+
+    # yolov1, yolo5face: rows here
+
+    # scrfd: rows here
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""

@@ -25,6 +25,18 @@ PARTS = {
     "facejax.backbones.mobilenet": {"InvertedResidual"},
     "facejax.backbones.resnet": {"ResidualBlock"},
     "facejax.backbones.vgg": {"Classifier"},
+    # cornernet, centernet
+
+    # dsfd, ssh
+
+    # retinaface
+
+    # retinanet, ssd
+
+    # scrfd
+
+    # yolo5face, yolov1
+
     "facejax.foundations.deformable": {"DeformablePSRoIPool", "DeformableRoIPool"},
     "facejax.foundations.transformer": {"FeedForward", "Layer", "Recurrent"},  # `Recurrent` is a baseline of ours
     "facejax.foundations.vib": {"VIBHead"},
