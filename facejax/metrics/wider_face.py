@@ -70,20 +70,21 @@ def evaluate(
       threshold: lowest IoU of a match.
 
     Returns:
-      name -> curve. Detections whose scores are all equal have no normalised score: as officially, none of them counts,
-      with a warning.
+      name -> curve; recall and AP are NaN where no box counts. Detections whose scores are all equal have no normalised
+      score: as officially, none of them counts, with a warning.
 
     Raises:
-      ValueError: a wrong shape, a value that is not finite, an index out of range, or a subset without a box.
+      ValueError: a wrong shape, a value that is not finite, or an index out of range.
     """
     if len(detections) != len(boxes):
         raise ValueError(f"evaluate: {len(detections)} images of detections and {len(boxes)} of boxes")
     if not 0 < threshold <= 1:
         raise ValueError(f"evaluate: threshold {threshold}, expected a number above 0 and at most 1")
-    found, image_of = flat(detections, 5, "detections")
-    true, owner = flat(boxes, 4, "boxes")
+    found, image_of = _flat(detections, 5, "detections")
+    true, owner = _flat(boxes, 4, "boxes")
     found = found[np.lexsort((-found[:, 4], image_of))]
-    taken = _best_boxes(found, image_of, true, owner, len(boxes), threshold)
+    taken, iou = best_boxes(_corners(found), image_of, _corners(true), owner)
+    taken[iou < threshold] = -1
     sizes = np.bincount(owner, minlength=len(boxes))
     compared = sizes[image_of] > 0
     first = np.zeros(len(taken), bool)
@@ -97,7 +98,7 @@ def evaluate(
         proposed = _at_least(scores[relevant & compared])
         recalled = _at_least(scores[first & relevant])
         precision = recalled / np.maximum(proposed, 1)
-        recall = recalled / counted.sum()
+        recall = recalled / (counted.sum() or np.nan)
         curves[name] = Curve(precision, recall, average_precision(precision, recall))
     return curves
 
@@ -113,12 +114,8 @@ def average_precision(precision: ArrayLike, recall: ArrayLike) -> float:
     return float(np.sum(np.diff(recall) * envelope))
 
 
-def flat(arrays: Sequence[ArrayLike], columns: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Joins per-image arrays [N, columns] to float64 rows [M, columns] and the image [M] of each row.
-
-    Raises:
-      ValueError: names the image of a wrong shape or of a value that is not finite.
-    """
+def _flat(arrays: Sequence[ArrayLike], columns: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Joins per-image arrays [N, columns] to float64 rows [M, columns] and the image [M] of each row."""
     parts = [np.asarray(a, np.float64) for a in arrays]
     for image, part in enumerate(parts):
         if part.size and (part.ndim != 2 or part.shape[1] != columns):
@@ -131,33 +128,40 @@ def flat(arrays: Sequence[ArrayLike], columns: int, name: str) -> tuple[np.ndarr
     return rows, image_of
 
 
-def _best_boxes(
-    found: np.ndarray, image_of: np.ndarray, true: np.ndarray, owner: np.ndarray, images: int, threshold: float
-) -> np.ndarray:
-    """Row in `true` of the box of highest IoU in the same image for each detection, -1 below the threshold."""
-    (x1, y1, x2, y2), (u1, v1, u2, v2) = (
-        np.stack([*rows[:, :2].T, *(rows[:, :2] + rows[:, 2:4]).T]) for rows in (found, true)
-    )
-    areas, true_areas = (x2 - x1 + 1) * (y2 - y1 + 1), (u2 - u1 + 1) * (v2 - v1 + 1)
-    starts, stops = (np.searchsorted(image_of, np.arange(images), side) for side in ("left", "right"))
-    lows, highs = (np.searchsorted(owner, np.arange(images), side) for side in ("left", "right"))
-    best = np.full(len(found), -1)
-    for start, stop, low, high in zip(starts.tolist(), stops.tolist(), lows.tolist(), highs.tolist(), strict=True):
-        if low == high:
-            continue
-        g = slice(low, high)
-        step = max(1, BLOCK_ELEMENTS // (high - low))
+def best_boxes(
+    found: np.ndarray, image_of: np.ndarray, true: np.ndarray, owner: np.ndarray, plus: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each detection the box of highest IoU in the same image, the first of equals.
+
+    Args:
+      found: [M, 4] (x1, y1, x2, y2); image_of: [M] image of each, not falling.
+      true: [K, 4]; owner: [K] image of each, not falling.
+      plus: added to each width and height: 1 in the pixel-index convention, 0 for continuous boxes.
+
+    Returns:
+      (row in `true` [M], IoU [M]); -1 and 0 in an image without boxes.
+    """
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = np.ascontiguousarray(found.T), np.ascontiguousarray(true.T)
+    areas, true_areas = (x2 - x1 + plus) * (y2 - y1 + plus), (u2 - u1 + plus) * (v2 - v1 + plus)
+    images = np.intersect1d(image_of, owner)
+    edges = [np.searchsorted(of, images, side).tolist() for of in (image_of, owner) for side in ("left", "right")]
+    best, highest = np.full(len(found), -1), np.zeros(len(found))
+    for start, stop, low, high in zip(*edges, strict=True):
+        g, step = slice(low, high), max(1, BLOCK_ELEMENTS // (high - low))
         for begin in range(start, stop, step):
             d = slice(begin, min(begin + step, stop))
-            width = np.minimum(x2[d, None], u2[g]) - np.maximum(x1[d, None], u1[g]) + 1
-            height = np.minimum(y2[d, None], v2[g]) - np.maximum(y1[d, None], v1[g]) + 1
+            width = np.minimum(x2[d, None], u2[g]) - np.maximum(x1[d, None], u1[g]) + plus
+            height = np.minimum(y2[d, None], v2[g]) - np.maximum(y1[d, None], v1[g]) + plus
             overlap = np.maximum(width, 0) * np.maximum(height, 0)
-            union = np.where(overlap > 0, areas[d, None] + true_areas[g] - overlap, 1)
-            iou = overlap / union
+            iou = overlap / np.where(overlap > 0, areas[d, None] + true_areas[g] - overlap, 1)
             chosen = iou.argmax(1)
-            hit = iou[np.arange(len(chosen)), chosen] >= threshold
-            best[d] = np.where(hit, low + chosen, -1)
-    return best
+            best[d], highest[d] = low + chosen, iou[np.arange(len(chosen)), chosen]
+    return best, highest
+
+
+def _corners(rows: np.ndarray) -> np.ndarray:
+    """(x, y, width, height, ...) to (x1, y1, x2, y2)."""
+    return np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], 1)
 
 
 def _normalized(scores: np.ndarray) -> np.ndarray:
@@ -187,8 +191,6 @@ def _mask(name: str, chosen: Sequence[ArrayLike], sizes: np.ndarray) -> np.ndarr
         if not is_mask and (entry.dtype.kind not in "iu" or entry.min() < 0 or entry.max() >= size):
             raise ValueError(f"subset {name}, image {image}: expected [{size}] bool or indices below {size}")
         counted[end - size : end][entry] = True
-    if not counted.any():
-        raise ValueError(f"subset {name}: no box counts, so there is no recall")
     return counted
 
 
