@@ -1,4 +1,4 @@
-"""Average precision of object detectors by the protocols of PASCAL VOC, COCO and WIDER FACE, precision and recall at one
+"""Average precision of detections by the protocols of PASCAL VOC, COCO and WIDER FACE, precision and recall at one
 score, and the landmark error of detected faces.
 """
 
@@ -62,9 +62,8 @@ class Objects:
 
     def __post_init__(self) -> None:
         n = len(self.boxes)
-        _settle(
-            self, {"boxes": (n, 4), "classes": (n,), "ignored": (n,), "areas": (n,), "points": (n, None, 2)}
-        )  # fmt: skip
+        shapes = {"boxes": (n, 4), "classes": (n,), "ignored": (n,), "areas": (n,), "points": (n, None, 2)}
+        _settle(self, shapes)
         if (self.boxes[:, 2:] < self.boxes[:, :2]).any():
             raise ValueError("Objects: a box has x2 below x1 or y2 below y1, expected (x1, y1, x2, y2)")
 

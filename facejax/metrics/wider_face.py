@@ -12,6 +12,7 @@ without boxes brings no false detections. Precision and recall are taken at 1000
 from __future__ import annotations
 
 import argparse
+import io
 import pathlib
 import sys
 import warnings
@@ -221,7 +222,7 @@ def read_truth(folder: str | pathlib.Path) -> Truth:
                 raise ValueError("gt_list has numbers that are no box of their image")
     except OSError:
         raise
-    except Exception as error:  # damaged files raise various exceptions
+    except Exception as error:  # another structure raises various exceptions
         raise ValueError(f"{path}: not the ground truth of WIDER FACE's evaluation tools: {error}") from error
     return Truth(names, [b.astype(np.float64) for b in boxes], subsets)
 
@@ -232,8 +233,11 @@ def _cells(cells: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
 
 
 def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:
-        return scipy.io.loadmat(file)
+    data = path.read_bytes()
+    try:
+        return scipy.io.loadmat(io.BytesIO(data))
+    except Exception as error:  # damaged files raise various exceptions, OSError among them
+        raise ValueError(f"not a readable MATLAB file: {error}") from error
 
 
 def read_predictions(path: str | pathlib.Path) -> np.ndarray:
