@@ -239,6 +239,7 @@ INPUTS = {
 
 FACE, PICTURE = (112, 112, 3), (224, 224, 3)
 BACKBONES, INTEROP = "facejax.backbones.", "facejax.interop."
+CENTERNET = "facejax.detection.centernet:"
 ARCFACE, TORCHVISION, HRNET = INTEROP + "arcface_torch:load", INTEROP + "torchvision:load", INTEROP + "hrnet_torch:load"
 LAYERS = "summed over the paper's layers"
 
@@ -283,6 +284,13 @@ def _deformable(depth: int, parameters: int, about: str, stages: tuple[int, ...]
     return Model(
         f"{BACKBONES}resnet:resnet{depth}", parameters, PICTURE, "torchvision, and the offset layers of the paper",
         about, {"conv": conv, "conv_stages": stages, "output_stride": 16},
+    )  # fmt: skip
+
+
+def _centernet(trunk: str, parameters: int, part: Part, width: int = 256) -> Model:
+    return Model(
+        CENTERNET + "Net", parameters, (512, 512, 3), "the authors' code", f"CenterNet on {trunk}, 80 classes",
+        {"trunk": part, "width": width},
     )  # fmt: skip
 
 
@@ -541,7 +549,27 @@ MODELS: Mapping[str, Model] = {
     },
     # retinanet, ssd: rows here
 
-    # cornernet, centernet: rows here
+    "hourglass104": Model(
+        BACKBONES + "hourglass:hourglass104", 187_700_352, (511, 511, 3), "CornerNet's code",
+        "Hourglass-104 of two stacks, the trunk of CornerNet and CenterNet",
+    ),
+    "dla34": Model(BACKBONES + "dla:dla34", 15_270_832, (512, 512, 3), "CenterNet's code", "DLA-34, a trunk"),
+    "cornernet_hourglass104": Model(
+        "facejax.detection.cornernet:Net", 201_035_212, (511, 511, 3), "the authors' code",
+        "CornerNet on Hourglass-104, 80 classes", {"trunk": Part(BACKBONES + "hourglass:hourglass104")},
+    ),
+    "centernet_resnet18": _centernet(
+        "ResNet-18", 14_437_349, Part(CENTERNET + "ResNetUp", {"trunk": Part(BACKBONES + "resnet:resnet18")}), 64
+    ),
+    "centernet_resnet101": _centernet(
+        "ResNet-101", 49_673_189, Part(CENTERNET + "ResNetUp", {"trunk": Part(BACKBONES + "resnet:resnet101")}), 64
+    ),
+    "centernet_dla34": _centernet(
+        "DLA-34", 19_675_892, Part(BACKBONES + "dla:DLAUp", {
+            "trunk": Part(BACKBONES + "dla:dla34"), "conv": Part(CENTERNET + "deformable", bind=True)
+        }),
+    ),
+    "centernet_hourglass104": _centernet("Hourglass-104", 191_284_008, Part(BACKBONES + "hourglass:hourglass104")),
 
     # ssh, dsfd: rows here
 

@@ -1,8 +1,8 @@
 """DLA: networks whose blocks are aggregated in trees, and an upsampling path that aggregates their scales.
 
-Yu, Wang, Shelhamer, Darrell. Deep layer aggregation. CVPR 2018. arXiv:1707.06484. The upsampling path is that of Zhou et
-al., Objects as points (arXiv:1904.07850): every layer of it is of a given kind, there deformable convolutions, and maps
-are enlarged by depthwise transposed convolutions that start as bilinear interpolation.
+Yu, Wang, Shelhamer, Darrell. Deep layer aggregation. CVPR 2018. arXiv:1707.06484. The upsampling path is that of Zhou,
+Wang, Kraehenbuehl. Objects as points. arXiv:1904.07850: its 3x3 convolutions are of a given kind, there deformable, and
+maps are enlarged by depthwise transposed convolutions that start as bilinear interpolation.
 As in the authors' code, trees of two levels have a projection whose result nothing reads: 41,728 parameters of DLA-34.
 Differs from it: nothing known. Sizes that are no multiples of 32, which it can't add up, raise an error.
 """
@@ -67,7 +67,7 @@ class Tree(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, children: Sequence[jax.Array] = (), *, train: bool) -> jax.Array:
-        """[N, H, W, C] and maps of the output's size that the root also reads -> [N, H / stride, W / stride, features]."""
+        """[N, H, W, C] and more maps for the root, of the output's size -> [N, H / stride, W / stride, features]."""
         window = (self.stride, self.stride)
         bottom = max_pool(x, window, window) if self.stride > 1 else x
         shortcut = bottom

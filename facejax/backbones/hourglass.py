@@ -1,7 +1,7 @@
 """Hourglass networks for detection: stacked encoder-decoders with a shortcut at every resolution.
 
-Newell, Yang, Deng. Stacked hourglass networks for human pose estimation. ECCV 2016. arXiv:1603.06937. This is the form of
-Law, Deng. CornerNet (arXiv:1808.01244), which CenterNet (arXiv:1904.07850) shares: residual blocks of two 3x3
+Newell, Yang, Deng. Stacked hourglass networks for human pose estimation. ECCV 2016. arXiv:1603.06937. Here in the form
+of CornerNet (Law, Deng, arXiv:1808.01244) and CenterNet (Zhou et al., arXiv:1904.07850): residual blocks of two 3x3
 convolutions, strided ones in place of max pooling, and nearest upsampling.
 Differs from the authors' code: nothing known. Maps that `order` halvings don't divide, which that code can't add up,
 raise an error.

@@ -98,8 +98,9 @@ class Net(nn.Module):
           train: whether batch statistics are used.
 
         Returns:
-          For each stack maps of stride 4: "heat" [N, H', W', C] logits; in cells, "size" [N, H', W', 2] (width, height),
-          "offset" [N, H', W', 2] (x, y) of the centre, and "points" [N, H', W', 2 P] (x, y), all from the cell's corner.
+          For each stack maps of stride 4: "heat" [N, H', W', C], logits; "size" [N, H', W', 2], (width, height) in
+          cells; "offset" [N, H', W', 2] and "points" [N, H', W', 2 P], (x, y) of the centre and of the landmarks from
+          the corner of the cell, in cells.
         """
         outputs = {"heat": (self.classes, PRIOR), "size": (2, 0.0), "offset": (2, 0.0)}
         if self.points:
@@ -206,9 +207,7 @@ class CenterNet:
             terms[name] = Term(total, number if self.per_coordinate else number / 2, weight)
         return terms
 
-    def decode(
-        self, raw: Sequence[Maps], size: tuple[int, int], mirrored: Sequence[Maps] | None = None
-    ) -> Detections:
+    def decode(self, raw: Sequence[Maps], size: tuple[int, int], mirrored: Sequence[Maps] | None = None) -> Detections:
         """Detections by falling score.
 
         Args:

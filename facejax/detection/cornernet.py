@@ -6,8 +6,8 @@ Corner pooling brings to a corner what lies along the two sides of its box.
 
 Layers, targets, losses and post-processing are those of the authors' code (`princeton-vl/CornerNet`). Differs from it:
 images are RGB, not BGR. Corners at the image's last pixel keep their place, which is there cut to the pixel's first
-edge. Pixels that are no peak are never a corner, also where a map has fewer peaks than corners are wanted. Divisors lack
-their 1e-4, except where pull and push of one image are divided. Biases start at 0, not at PyTorch's random values.
+edge. Pixels that are no peak are never a corner, also where a map has fewer peaks than corners are wanted. Divisors
+lack their 1e-4, except those of pull and push. Biases start at 0, not at PyTorch's random values.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ class CornerNet:
         mask = truth.mask & (height > 0) & (width > 0)
         radii = gaussian_radius(jnp.ceil(height), jnp.ceil(width), self.overlap).astype(jnp.int32)
         draw = jax.vmap(partial(splat, size=shape, classes=self.classes))
-        objects, total, terms, offsets, tags = mask.sum(1).astype(jnp.float32), 0.0, {}, 0.0, []
+        terms, offsets, tags = {}, 0.0, []
         last = jnp.array([shape[1] - 1, shape[0] - 1])
         for corner, place in (("top_left", boxes[..., :2]), ("bottom_right", boxes[..., 2:])):
             cell = jnp.clip(jnp.floor(place), 0, last).astype(jnp.int32)
@@ -288,10 +288,12 @@ class CornerNet:
                 error = smooth_l1(read_at(stack[corner]["offset"], cell) - (place - cell))
                 offsets += jnp.where(mask[..., None], error, 0.0).sum((1, 2)) / len(raw)
             tags.append([read_at(stack[corner]["tag"], cell)[..., 0] for stack in raw])
-        terms["offset"] = Term(offsets, objects)
-        found = [pull_push(*pair, mask) for pair in zip(*tags, strict=True)]
-        for name, weight, values in zip(("pull", "push"), (self.pull, self.push), zip(*found, strict=True), strict=True):
-            terms[name] = Term(sum(values) / len(raw), jnp.ones(len(mask)), weight * self.together)
+        terms["offset"] = Term(offsets, mask.sum(1).astype(jnp.float32))
+        found = zip(*(pull_push(*pair, mask) for pair in zip(*tags, strict=True)), strict=True)
+        pull, push = (sum(values) / len(raw) for values in found)
+        images = jnp.ones(len(mask))
+        terms["pull"] = Term(pull, images, self.pull * self.together)
+        terms["push"] = Term(push, images, self.push * self.together)
         return terms
 
     def decode(self, raw: Raw, size: tuple[int, int], mirrored: Raw | None = None) -> Detections:
@@ -308,9 +310,7 @@ class CornerNet:
             others, *rest = self._paired(mirrored[-1], size)
             left, top, right, bottom = jnp.moveaxis(others, -1, 0)
             boxes = jnp.concatenate([boxes, jnp.stack([size[1] - right, top, size[1] - left, bottom], -1)], 1)
-            scores, labels, mask = (
-                jnp.concatenate(pair, 1) for pair in zip((scores, labels, mask), rest, strict=True)
-            )
+            scores, labels, mask = (jnp.concatenate(pair, 1) for pair in zip((scores, labels, mask), rest, strict=True))
         return jax.vmap(self._suppressed)(box.clip(boxes, size), scores, labels, mask)
 
     def _paired(self, raw: dict[str, Any], size: tuple[int, int]) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

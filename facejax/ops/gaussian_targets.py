@@ -14,8 +14,8 @@ def gaussian_radius(height: jax.Array, width: jax.Array, overlap: float, *, exac
     Args:
       height, width: [...] of the boxes.
       overlap: in 0..1, both excluded.
-      exact: the roots of the three quadratic equations, as in CornerNet's current code. False: (b + sqrt(b^2 - 4ac)) / 2
-        for all three, as in its first version and in CenterNet; these radii are larger.
+      exact: the roots of the three quadratic equations, as in CornerNet's code. False: (b + sqrt(b^2 - 4ac)) / 2 for
+        all three, as in CenterNet's; these radii are larger.
 
     Returns:
       [...], at least 0, in the unit of the sides.
