@@ -87,7 +87,7 @@ class Head(nn.Module):
 
     Attributes:
       width: channels between them.
-      outputs: channels of the result, which is float32.
+      outputs: channels of the result, which is at least float32.
       bias: initial, of the second.
       dtype: of the first.
     """
@@ -102,7 +102,8 @@ class Head(nn.Module):
         """[N, H, W, C] -> [N, H, W, outputs]."""
         conv = partial(Conv, use_bias=True, kernel_init=torch_default)
         x = nn.relu(conv(self.width, 3, 1, 1, dtype=self.dtype, name="conv")(x))
-        return conv(self.outputs, 1, bias_init=nn.initializers.constant(self.bias), name="output")(x)
+        exact = jnp.promote_types(self.dtype, jnp.float32)
+        return conv(self.outputs, 1, bias_init=nn.initializers.constant(self.bias), dtype=exact, name="output")(x)
 
 
 class Net(nn.Module):
