@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from facejax.backbones.dla import DLAUp, dla34
 from facejax.backbones.hourglass import hourglass104
 from facejax.backbones.resnet import resnet18, resnet101
-from facejax.detection.base import Detections, Term, Truth, suppressed
+from facejax.detection.base import Detections, Term, Truth, gathered, suppressed
 from facejax.detection.cornernet import DEVIATION, MEAN, PRIOR, Head, gaussian_focal_loss, peaks, read_at
 from facejax.foundations.deformable import DeformableConv
 from facejax.nn.conv import ConvTranspose
@@ -237,12 +237,8 @@ class CenterNet:
         places = peak.places[:, :, None] + points.reshape(*points.shape[:2], -1, 2)
         mask = peak.mask & (peak.scores > self.lowest)
         if self.threshold is None:
-            return _masked(Detections(boxes, peak.scores, peak.labels, places * scale, mask))
+            rows = jnp.broadcast_to(jnp.arange(self.count), mask.shape)
+            return jax.vmap(gathered)(rows, mask, boxes, peak.scores, places * scale, peak.labels)
         scores = jnp.where(mask, peak.scores, -1.0)
         options = {"lowest": self.lowest, "threshold": self.threshold, "count": self.count}
         return suppressed(boxes, scores, places * scale, peak.labels, **options)
-
-
-def _masked(found: Detections) -> Detections:
-    """All values 0 where the mask is false."""
-    return jax.tree.map(lambda x: jnp.where(found.mask.reshape(*found.mask.shape, *[1] * (x.ndim - 2)), x, 0), found)

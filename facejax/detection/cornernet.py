@@ -191,8 +191,9 @@ def pull_push(first: jax.Array, second: jax.Array, mask: jax.Array) -> tuple[jax
 
 def read_at(maps: jax.Array, places: jax.Array) -> jax.Array:
     """Values [N, G, C] of maps [N, H, W, C] at `places` [N, G, 2] int (column, row)."""
-    rows = places[..., 1] * maps.shape[2] + places[..., 0]
-    return jnp.take_along_axis(maps.reshape(len(maps), -1, maps.shape[-1]), rows[..., None], 1)
+    n, height, width, channels = maps.shape
+    rows = places[..., 1] * width + places[..., 0]
+    return jnp.take_along_axis(maps.reshape(n, height * width, channels), rows[..., None], 1)
 
 
 class Peaks(NamedTuple):
