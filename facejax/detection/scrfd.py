@@ -253,7 +253,7 @@ class Net(nn.Module):
     """Trunk, neck and heads.
 
     Attributes:
-      trunk: constructor of a module, images -> features at strides 8, 16, 32; called as trunk(axis_name=, dtype=, name=).
+      trunk: constructor of a module, images -> features at strides 8, 16, 32; called with axis_name, dtype and name.
       neck: channels of the neck.
       head: channels of the head's convolutions.
       head_depth: number of them.
