@@ -133,18 +133,17 @@ def _rendered(
 ) -> np.ndarray:
     """An image scaled and shifted into a new array of `size`; its border is repeated outside."""
     extent = np.array(part.shape[1::-1]) * scale
-    area = interpolation == cv2.INTER_AREA and (scale < 1).all()
-    interpolation = cv2.INTER_LINEAR if interpolation == cv2.INTER_AREA else interpolation
-    if np.allclose(shift, 0, atol=1e-9) and np.allclose(extent, size[::-1]) and interpolation != cv2.INTER_NEAREST:
-        same = part.shape[:2] == tuple(size)
-        return (
-            part.copy()
-            if same
-            else cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA if area else interpolation)
-        )
-    if area:
+    whole_part = np.allclose(shift, 0, atol=1e-9) and np.allclose(extent, size[::-1])
+    if whole_part and part.shape[:2] == tuple(size):
+        return part.copy()
+    if interpolation == cv2.INTER_AREA and not (scale < 1).all():
+        interpolation = cv2.INTER_LINEAR  # OpenCV's INTER_AREA shifts enlarged images
+    if whole_part and interpolation != cv2.INTER_NEAREST:  # resize takes the nearest pixel's corner, warp its centre
+        return cv2.resize(part, size[::-1], interpolation=interpolation)
+    if interpolation == cv2.INTER_AREA:
         smaller = np.maximum(np.rint(extent), 1).astype(int)
         part, scale = cv2.resize(part, smaller.tolist(), interpolation=cv2.INTER_AREA), extent / smaller
+        interpolation = cv2.INTER_LINEAR
     matrix = np.column_stack([np.diag(scale), shift])
     return _warped(part, matrix, size, cv2.BORDER_REPLICATE, interpolation=interpolation)
 
