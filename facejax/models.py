@@ -14,6 +14,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
       **options: changes to the published settings: `num_features`, `num_classes` and the fields of the constructor.
 
     Raises:
-      ValueError: unknown architecture or unknown option.
+      ValueError: unknown architecture, unknown option, or a width or `dtype` that cannot be.
     """
     model = model_info(name)
     make = _find(model.constructor)
@@ -94,6 +95,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
     for option in options:
         if option not in allowed:
             raise ValueError(f"{name} has no option {option!r}; options: {', '.join(sorted(allowed))}")
+    _check(name, options)
     settings = {**model.options, **options}
     if "num_features" in settings:
         width = {field: settings.pop("num_features")}
@@ -127,13 +129,35 @@ def load_pretrained(name: str, path: str | os.PathLike[str], **options: Any) -> 
       **options: as in `create_model`, for weights of other settings.
 
     Raises:
+      FileNotFoundError: there is no such file.
       ValueError: the model has no converter, or the file does not match the model.
     """
     converter = model_info(name).converter
     if not converter:
         known = ", ".join(known for known in list_models() if MODELS[known].converter)
         raise ValueError(f"there is no converter of published weights for {name}; models with a converter: {known}")
+    if not any(map(os.path.isfile, (path, f"{os.fspath(path)}.index"))):  # a TensorFlow checkpoint has files PATH.*
+        raise FileNotFoundError(f"there is no file {os.fspath(path)}: expected published weights of {name}")
     return _find(converter)(path, variable_shapes(name, **options))
+
+
+def _check(name: str, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for a width or a type that no model has; `num_classes` None leaves the classifier out."""
+    for option, least in (("num_features", 1), ("num_classes", 0)):
+        value = options.get(option, least)
+        if not (isinstance(value, Integral) and value >= least) and (option, value) != ("num_classes", None):
+            raise ValueError(f"{name}: {option} is {value!r}, expected an integer of at least {least}")
+    if "dtype" in options and not _is_floating(options["dtype"]):
+        raise ValueError(f"{name}: dtype is {options['dtype']!r}, expected a floating-point type such as 'bfloat16'")
+
+
+def _is_floating(dtype: Any) -> bool:
+    import jax.numpy as jnp
+
+    try:
+        return dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
 
 
 def _find(place: str) -> Any:
