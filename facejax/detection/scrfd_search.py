@@ -44,11 +44,11 @@ class Candidates:
         return Candidates(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
 
     def net(self, row: int, *, pool: bool = True, **options: object) -> Net:
-        """The network of one candidate; `options` are fields of `Net`. Group norms have the most groups of 8 to 64."""
+        """The network of one candidate; `options` are fields of `Net`. Group norms have the most groups of 4 to 64."""
         widths, depths = (tuple(int(x) for x in values[row]) for values in (self.widths, self.depths))
         trunk = partial(ResidualTrunk, widths[0], widths, depths, bool(self.bottleneck[row]), pool)
         neck, head, head_depth = (int(values[row]) for values in (self.neck, self.head, self.head_depth))
-        groups = max(g for g in (8, 16, 32, 64) if head % g == 0)
+        groups = max(g for g in (4, 8, 16, 32, 64) if head % g == 0)
         return Net(trunk, neck, head, head_depth, **{"norm_groups": groups, **options})
 
 
@@ -124,14 +124,7 @@ def draw_trunks(
     """
 
     def draw(n: int) -> Candidates:
-        base = rng.integers(space.base[0] // space.divisor, space.base[1] // space.divisor + 1, n) * space.divisor
-        ratios = rng.uniform(*space.ratio, (n, 3))
-        widths = [base]
-        for i in range(3):
-            widths.append(_floor(widths[-1] * ratios[:, i], space.divisor))
-        depths = rng.integers(space.depth[0], space.depth[1] + 1, (n, 4))
-        same = (np.repeat(getattr(template, name), n) for name in ("neck", "head", "head_depth"))
-        return Candidates(rng.random(n) < 0.5, np.stack(widths, 1), depths, *same)
+        return Candidates(*_trunks(rng, n, space), *(np.repeat(x, n) for x in _rest(template)))
 
     return _fitting(draw, count, budget, cost, space.tolerance)
 
@@ -151,12 +144,7 @@ def draw_whole(
         wider, deeper = rng.uniform(*space.scale, (2, n, 1))
         widths = _floor(np.rint(template.widths * wider), space.divisor)
         depths = np.maximum(np.rint(template.depths * deeper).astype(int), 1)
-        neck, head = (
-            rng.integers(low // space.divisor, high // space.divisor + 1, n) * space.divisor
-            for low, high in (space.neck, space.head)
-        )
-        stacks = rng.integers(space.head_depth[0], space.head_depth[1] + 1, n)
-        return Candidates(np.repeat(template.bottleneck, n), widths, depths, neck, head, stacks)
+        return Candidates(np.repeat(template.bottleneck, n), widths, depths, *_heads(rng, n, space))
 
     shares = over_stem(cost(template))
     return _fitting(
@@ -167,6 +155,39 @@ def draw_whole(
         space.tolerance,
         lambda costs: (np.abs(shares / over_stem(costs) - 1) <= space.share_tolerance).all(1),
     )
+
+
+def draw_any(rng: np.random.Generator, count: int, budget: float, cost: Cost, space: Space) -> Candidates:
+    """The baseline: `count` detectors whose trunk, neck and head are drawn at once.
+
+    Raises:
+      ValueError: fewer fit among many draws.
+    """
+    return _fitting(
+        lambda n: Candidates(*_trunks(rng, n, space), *_heads(rng, n, space)), count, budget, cost, space.tolerance
+    )
+
+
+def _trunks(rng: np.random.Generator, n: int, space: Space) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kinds of blocks, widths and depths."""
+    widths = [rng.integers(space.base[0] // space.divisor, space.base[1] // space.divisor + 1, n) * space.divisor]
+    for ratio in rng.uniform(*space.ratio, (3, n)):
+        widths.append(_floor(widths[-1] * ratio, space.divisor))
+    depths = rng.integers(space.depth[0], space.depth[1] + 1, (n, 4))
+    return rng.random(n) < 0.5, np.stack(widths, 1), depths
+
+
+def _heads(rng: np.random.Generator, n: int, space: Space) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Widths of neck and head, and depths of the head."""
+    neck, head = (
+        rng.integers(low // space.divisor, high // space.divisor + 1, n) * space.divisor
+        for low, high in (space.neck, space.head)
+    )
+    return neck, head, rng.integers(space.head_depth[0], space.head_depth[1] + 1, n)
+
+
+def _rest(candidates: Candidates) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return candidates.neck, candidates.head, candidates.head_depth
 
 
 def over_stem(costs: np.ndarray) -> np.ndarray:

@@ -70,6 +70,8 @@ def test_draws_cost_the_budget():
     shares = scrfd_search.over_stem(cost(template)) / scrfd_search.over_stem(cost(whole))
     assert np.abs(shares - 1).max() <= 0.1
     assert len(set(whole.neck)) > 1 and len(set(whole.head)) > 1
+    anything = scrfd_search.draw_any(np.random.default_rng(2), 10, budget, cost, space)
+    assert (np.abs(cost(anything).sum(1) / budget - 1) <= 0.02).all() and len(set(anything.neck)) > 1
     again = scrfd_search.draw_whole(np.random.default_rng(1), 10, budget, cost, template, space)
     np.testing.assert_array_equal(again.widths, whole.widths)
 
