@@ -50,6 +50,7 @@ class Model:
       num_features: the constructor's field for the embedding dimension; "part.field" for a field of a part.
       converter: "package.module:function" of (path, shapes of variables) -> variables, for published weights.
       inputs: kind of call arguments, a key of `INPUTS`.
+      detector: constructor of the detector around the module, with its published settings of use; None of others.
     """
 
     constructor: str
@@ -61,6 +62,7 @@ class Model:
     num_features: str = ""
     converter: str = ""
     inputs: str = "array"
+    detector: Part | None = None
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -121,24 +123,35 @@ def variable_shapes(name: str, **options: Any) -> Any:
 
 
 def load_pretrained(name: str, path: str | os.PathLike[str], **options: Any) -> Any:
-    """Variables in the model's layout from a file of published weights.
+    """Variables in the model's layout from a file of published weights; of a detector, a `facejax.predictor.Predictor`.
 
     Args:
       name: one of `list_models()`.
       path: the file as its authors publish it; see the `converter` of `model_info(name)`.
-      **options: as in `create_model`, for weights of other settings.
+      **options: as in `create_model`, for weights of other settings; and settings of the detector, such as `lowest`.
+
+    Returns:
+      The variables; or the detector as a function of images, with its `variables`.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: the model has no converter, or the file does not match the model.
     """
-    converter = model_info(name).converter
+    model = model_info(name)
+    converter = model.converter
     if not converter:
         known = ", ".join(known for known in list_models() if MODELS[known].converter)
         raise ValueError(f"there is no converter of published weights for {name}; models with a converter: {known}")
     if not any(map(os.path.isfile, (path, f"{os.fspath(path)}.index"))):  # a TensorFlow checkpoint has files PATH.*
         raise FileNotFoundError(f"there is no file {os.fspath(path)}: expected published weights of {name}")
-    return _find(converter)(path, variable_shapes(name, **options))
+    if model.detector is None:
+        return _find(converter)(path, variable_shapes(name, **options))
+    from facejax.predictor import Predictor
+
+    fields = {field.name for field in dataclasses.fields(_find(model.detector.constructor))} - {"net"}
+    settings = {option: options.pop(option) for option in fields & set(options)}
+    detector = _made(_with(model.detector, {"net": create_model(name, **options), **settings}))
+    return Predictor(detector, _find(converter)(path, variable_shapes(name, **options)))
 
 
 def _check(name: str, options: Mapping[str, Any]) -> None:
@@ -588,6 +601,7 @@ MODELS: Mapping[str, Model] = {
             f"facejax.detection.scrfd:scrfd_{name}", parameters, (640, 640, 3), source,
             f"SCRFD of {flops} GF with five landmarks, face detector",
             {"norm_groups": 0, "shared": False, "points": 5}, converter=INTEROP + "scrfd:load",
+            detector=Part("facejax.detection.scrfd:SCRFD", {"lowest": 0.5, "threshold": 0.4, "plus_one": True}),
         )
         for name, flops, parameters, source in (
             ("500m", 0.5, 631_410, "the published ONNX file, batch norms unfolded"),
