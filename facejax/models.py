@@ -543,7 +543,12 @@ MODELS: Mapping[str, Model] = {
 
     # cornernet, centernet: rows here
 
-    # ssh, dsfd: rows here
+    "ssh_vgg16": Model(
+        "facejax.detection.ssh:ssh_vgg16", 19_766_372, (640, 640, 3),
+        "the authors' layers, without the 2,048 constants of the fixed deconvolution",
+        "SSH, a face detector with three modules on VGG-16",
+    ),
+    # dsfd: rows here
 
     # retinaface: rows here
 

@@ -27,7 +27,8 @@ PARTS = {
     "facejax.backbones.vgg": {"Classifier"},
     # cornernet, centernet
 
-    # dsfd, ssh
+    # dsfd
+    "facejax.detection.ssh": {"ContextModule", "DetectionModule"},
 
     # retinaface
 
