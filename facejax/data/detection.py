@@ -151,6 +151,11 @@ class DetectionImages:
         if self.augment not in augment_boxes.RECIPES:
             raise ValueError(f"data.augment is {self.augment!r}: expected one of {', '.join(augment_boxes.RECIPES)}")
 
+    @property
+    def points(self) -> int:
+        """P, points per object: 5 of faces, 0 of general objects."""
+        return 5 if self.kind in ("scenes", "wider", "retinaface", "tfds:wider_face") else 0
+
     def train(self) -> Source:
         """Training examples."""
         return self._source("train")

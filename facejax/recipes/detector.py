@@ -93,7 +93,7 @@ def detector(
             stretch=evaluation.stretch,
         )
 
-    boxes, points = (batch, data.max_boxes), model.points
+    boxes, points = (batch, data.max_boxes), data.points
     shapes = {
         "image": ((batch, size, size, 3), jnp.uint8),
         "boxes": ((*boxes, 4), jnp.float32),
