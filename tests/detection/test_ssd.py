@@ -1,0 +1,107 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facejax.detection import ssd
+from facejax.ops.matching import match_by_overlap
+
+TRUNK = ssd.ReducedVGG((1, 1, 1, 1, 1), (4, 4, 6, 8, 8), 8)
+SMALL = ssd.Net(2, TRUNK, ((4, 6, 3, 2, 1),), ("relu4_1", "relu7", "conv6_2"), (4, 6, 4), ("relu4_1",))
+SOURCES = (ssd.Source(8, ((10, 20),)), ssd.Source(16, ((20, 34),), (2.0, 3.0)), ssd.Source(32, ((34, 50),)))
+DETECTOR = ssd.SSD(SMALL, SOURCES, count=20, candidates=30)
+
+
+def caffe_match(overlaps, positive):
+    """The authors' loops over [A, G] overlaps: the box of each prior, -1 for none."""
+    priors, boxes = overlaps.shape
+    match, pool = np.full(priors, -1), list(range(boxes))
+    while pool:
+        best, pair = -1, None
+        for i in range(priors):
+            for j in pool:
+                if match[i] == -1 and overlaps[i, j] > 1e-6 and overlaps[i, j] > best:
+                    best, pair = overlaps[i, j], (i, j)
+        if pair is None:
+            break
+        match[pair[0]] = pair[1]
+        pool.remove(pair[1])
+    for i in range(priors):
+        if match[i] == -1 and boxes and overlaps[i].max() >= positive:
+            match[i] = overlaps[i].argmax()
+    return match
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_bipartite_matching_is_that_of_the_authors_loops(seed):
+    rng = np.random.default_rng(seed)
+    priors, boxes = (40, 7) if seed < 4 else (4, 7)
+    overlaps = rng.choice(np.float32([0, 0.1, 0.3, 0.5, 0.7]), (priors, boxes))  # many ties
+    if seed == 3:
+        overlaps[:, 2] = 0
+    mask = np.arange(boxes + 2) < boxes
+    padded = np.concatenate([overlaps.T, np.full((2, priors), 0.9, np.float32)])
+    found = jax.jit(ssd.match_bipartite)(padded, mask)
+    expected = caffe_match(overlaps, 0.5)
+    np.testing.assert_array_equal(np.where(found.positive, found.box, -1), expected)
+    np.testing.assert_array_equal(found.negative, expected == -1)
+
+
+def test_crowded_boxes_keep_a_prior_each_only_if_matching_is_bipartite():
+    """Two boxes with the same best prior: the paper gives both one, a maximum per box gives it to the last."""
+    overlaps, mask = np.float32([[0.6, 0.3, 0.1], [0.55, 0.2, 0.0]]), np.ones(2, bool)
+    both = ssd.match_bipartite(overlaps, mask, positive=0.9)
+    assert both.box[:2].tolist() == [0, 1] and both.positive.tolist() == [True, True, False]
+    one = match_by_overlap(overlaps, mask, positive=0.9, forced=0.0)
+    assert one.box[0] == 1 and one.positive.tolist() == [True, False, False]
+
+
+def test_no_boxes():
+    found = ssd.match_bipartite(np.zeros((3, 5), np.float32), np.zeros(3, bool))
+    assert not found.positive.any() and found.negative.all()
+
+
+def test_losses_of_anchors_by_a_loop():
+    rng = np.random.default_rng(0)
+    logits, offsets, targets = (rng.normal(size=(30, n)).astype(np.float32) for n in (4, 4, 4))
+    labels, kind = rng.integers(0, 3, 30), rng.choice(3, 30, p=[0.15, 0.7, 0.15])
+    positive, negative = kind == 0, kind == 1
+    scores, boxes = ssd.multibox_losses(logits, offsets, labels, targets, positive, negative, ratio=2.5)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    by_loss = sorted(np.flatnonzero(negative), key=lambda i: log_p[i, 0])
+    hard = by_loss[: int(2.5 * positive.sum())]
+    expected = np.zeros(30)
+    expected[positive] = -log_p[positive, labels[positive] + 1]
+    expected[hard] = -log_p[hard, 0]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    error = np.abs(offsets - targets)
+    smooth = np.where(error < 1, error**2 / 2, error - 0.5).sum(-1)
+    np.testing.assert_allclose(boxes, smooth * positive, rtol=1e-5)
+    none = ssd.multibox_losses(logits, offsets, labels, targets, np.zeros(30, bool), negative)
+    assert not np.any(none)
+
+
+def test_priors_of_300_pixels():
+    raw = {
+        "boxes": [jnp.zeros((1, n, n, p, 4)) for n, p in zip((38, 19, 10, 5, 3, 1), (4, 6, 6, 6, 4, 4), strict=True)]
+    }
+    priors = ssd.SSD(ssd.ssd300()).priors(raw)
+    assert priors.shape == (8732, 4)
+    root = np.sqrt(30 * 60)
+    first = [[4, 4, 30, 30], [4, 4, root, root], [4, 4, 30 * 2**0.5, 30 / 2**0.5], [4, 4, 30 / 2**0.5, 30 * 2**0.5]]
+    np.testing.assert_allclose(priors[:4], first, rtol=1e-6)
+    np.testing.assert_allclose(priors[4, :2], [12, 4])
+    wide = [8, 8, 60 * 3**0.5, 60 / 3**0.5]
+    np.testing.assert_allclose(priors[38 * 38 * 4 + 4], wide, rtol=1e-6)
+    np.testing.assert_allclose(priors[-4:, :2], 150)
+    np.testing.assert_allclose(priors[-3, 2:], np.sqrt(264 * 315), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("make", "size", "sources"), [(ssd.ssd300, 300, ssd.COCO300), (ssd.ssd512, 512, ssd.COCO512)])
+def test_maps_at_the_published_sizes(make, size, sources):
+    net = make(80)
+    raw = jax.eval_shape(lambda key: net.init_with_output(key, jnp.zeros((2, size, size, 3)), train=False)[0],
+                         jax.random.key(0))  # fmt: skip
+    assert [x.shape[-2] for x in raw["boxes"]] == [len(source.shapes()) for source in sources]
+    assert ssd.SSD(net, sources).priors(raw).shape == ({300: 8732, 512: 24564}[size], 4)
+    assert raw["scores"][0].shape[-1] == 81
