@@ -27,8 +27,10 @@ PARTS = {
     "facejax.backbones.vgg": {"Classifier"},
     # cornernet, centernet
 
-    # dsfd
-    "facejax.detection.ssh": {"ContextModule", "DetectionModule"},
+    "facejax.detection.dsfd": {
+        "DilatedBlock", "Head", "Net", "Products", "ResNetMaps", "SplitBlock", "VGGMaps",
+    },
+    "facejax.detection.ssh": {"ContextModule", "DetectionModule", "Net"},
 
     # retinaface
 
