@@ -99,7 +99,9 @@ CLAIM = (
 
 def tiny(widths: tuple[int, ...], depths: tuple[int, ...], **options: Any) -> scrfd.Net:
     """A narrow network with the heads of the published ones."""
-    return scrfd.Net(scrfd.ResidualTrunk(16, widths, depths), 24, 32, 1, **{"norm_groups": 8, **options})
+    return scrfd.Net(
+        functools.partial(scrfd.ResidualTrunk, 16, widths, depths), 24, 32, 1, **{"norm_groups": 8, **options}
+    )
 
 
 NETS: dict[str, Callable[..., scrfd.Net]] = {

@@ -562,6 +562,27 @@ MODELS: Mapping[str, Model] = {
 
     # yolov1, yolo5face: rows here
 
-    # scrfd: rows here
+    **{
+        f"scrfd_{name}": Model(
+            f"facejax.detection.scrfd:scrfd_{name}", parameters, (640, 640, 3),
+            "published millions of the authors' code", f"SCRFD of {flops} GF, face detector",
+        )
+        for name, flops, parameters in (
+            ("500m", 0.5, 572_741), ("1g", 1, 635_565), ("2_5g", 2.5, 671_761), ("10g", 10, 3_860_225),
+            ("34g", 34, 9_802_737),
+        )
+    },
+    **{
+        f"scrfd_{name}_kps": Model(
+            f"facejax.detection.scrfd:scrfd_{name}", parameters, (640, 640, 3), source,
+            f"SCRFD of {flops} GF with five landmarks, face detector",
+            {"norm_groups": 0, "shared": False, "points": 5}, converter=INTEROP + "scrfd:load",
+        )
+        for name, flops, parameters, source in (
+            ("500m", 0.5, 631_410, "the published ONNX file, batch norms unfolded"),
+            ("2_5g", 2.5, 819_806, "published millions of the authors' code"),
+            ("10g", 10, 4_229_902, "published millions of the authors' code"),
+        )
+    },
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""

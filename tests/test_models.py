@@ -36,7 +36,7 @@ PARTS = {
 
     # retinanet, ssd
 
-    # scrfd
+    "facejax.detection.scrfd": {"GroupConv", "Head", "MobileTrunk", "Neck", "Residual", "ResidualTrunk", "Separable"},
 
     # yolo5face, yolov1
 
