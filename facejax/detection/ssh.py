@@ -39,7 +39,7 @@ Raw = tuple[tuple[jax.Array, jax.Array], ...]
 
 MEAN_BGR = (102.9801, 115.9465, 122.7717)
 
-_conv = partial(Conv, use_bias=True, kernel_init=nn.initializers.normal(0.01))
+gaussian = nn.initializers.normal(0.01)  # of all layers but VGG's
 
 
 class ContextModule(nn.Module):
@@ -48,17 +48,19 @@ class ContextModule(nn.Module):
     Attributes:
       features: X; the branches have 2X, X and X channels.
       context: whether there are stacks; without, one 3x3 convolution has 4X channels.
+      kernel_init: initialiser of the kernels.
       dtype: of the computation.
     """
 
     features: int
     context: bool = True
+    kernel_init: Any = gaussian
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> [N, H, W, 4X]."""
-        conv = partial(_conv, kernel_size=3, padding=1, dtype=self.dtype)
+        conv = partial(Conv, kernel_size=3, padding=1, use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype)
         if not self.context:
             return nn.relu(conv(4 * self.features, name="conv3x3")(x))
         reduced = nn.relu(conv(self.features, name="reduce")(x))
@@ -75,13 +77,14 @@ class DetectionModule(nn.Module):
     """Scores and offsets of the anchors of one map.
 
     Attributes:
-      features, context, dtype: see `ContextModule`.
+      features, context, kernel_init, dtype: see `ContextModule`.
       anchors: a, of each cell.
     """
 
     features: int
     anchors: int = 2
     context: bool = True
+    kernel_init: Any = gaussian
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -90,9 +93,10 @@ class DetectionModule(nn.Module):
 
         The channels of the scores are all anchors' background, then all anchors' face.
         """
-        x = ContextModule(self.features, self.context, self.dtype, name="context")(x)
-        scores = _conv(2 * self.anchors, 1, dtype=self.dtype, name="scores")(x).astype(jnp.float32)
-        offsets = _conv(4 * self.anchors, 1, dtype=self.dtype, name="boxes")(x).astype(jnp.float32)
+        x = ContextModule(self.features, self.context, self.kernel_init, self.dtype, name="context")(x)
+        conv = partial(Conv, kernel_size=1, use_bias=True, kernel_init=gaussian, dtype=self.dtype)
+        scores = conv(2 * self.anchors, name="scores")(x).astype(jnp.float32)
+        offsets = conv(4 * self.anchors, name="boxes")(x).astype(jnp.float32)
         n = len(x)
         logits = jnp.moveaxis(scores.reshape(n, -1, 2, self.anchors), 2, 3).reshape(n, -1, 2)
         return logits, offsets.reshape(n, -1, 4)
@@ -107,6 +111,7 @@ class Net(nn.Module):
       modules: X of each module.
       anchors: of each cell.
       context: see `ContextModule`.
+      kernel_init: initialiser of the layers between VGG and the outputs.
       dtype: of the computation.
     """
 
@@ -116,6 +121,7 @@ class Net(nn.Module):
     modules: Sequence[int] = (64, 128, 128)
     anchors: int = 2
     context: bool = True
+    kernel_init: Any = gaussian
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -133,13 +139,13 @@ class Net(nn.Module):
         trunk = VGG(self.depths, self.widths, dtype=self.dtype, name="vgg")
         found = trunk(images, train=train, features=True)
         finer, coarser = (found[f"relu{stage}_{self.depths[stage - 1]}"] for stage in (last - 1, last))
-        conv = partial(_conv, self.reduced, dtype=self.dtype)
+        conv = partial(Conv, self.reduced, use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype)
         fused = nn.relu(conv(kernel_size=1, name="lateral_finer")(finer))
         fused += bilinear_deconvolution(nn.relu(conv(kernel_size=1, name="lateral_coarser")(coarser)))
         fused = nn.relu(conv(kernel_size=3, padding=1, name="fuse")(fused))
         pooled = max_pool(coarser, (2, 2), (2, 2), ceil_padding(coarser.shape[1:3], (2, 2), (2, 2)))
         return tuple(
-            DetectionModule(features, self.anchors, self.context, self.dtype, name=f"module{i}")(x)
+            DetectionModule(features, self.anchors, self.context, self.kernel_init, self.dtype, name=f"module{i}")(x)
             for i, (features, x) in enumerate(zip(self.modules, (fused, coarser, pooled), strict=True), 1)
         )
 
