@@ -4,8 +4,8 @@
     python -m experiments.ssh --config=plain                 # the same without context branches
     python -m experiments.ssh --config=wider --config.data.path=DIR --config.model.trunk=vgg16_caffe.pth    # 4 GPUs
 
-DIR holds WIDER FACE: wider_face_split, WIDER_train/images, WIDER_val/images. The trunk is ImageNet's VGG-16 as a PyTorch
-state dict in torchvision's layout; the published run began from Caffe's weights, whose inputs are BGR less a mean.
+DIR holds WIDER FACE: wider_face_split, WIDER_train/images, WIDER_val/images. The trunk is ImageNet's VGG-16 in
+torchvision's layout; the published run began from Caffe's weights, whose inputs are BGR less a mean.
 
 Published (paper), AP in % on WIDER FACE's validation images, easy / medium / hard: one scale 91.9 / 90.7 / 81.4, image
 pyramid 93.1 / 92.1 / 84.5; without context modules more than 0.5 less. The preset evaluates one scale;
@@ -78,7 +78,7 @@ def tiny(**options: Any) -> ssh.SSH:
     """Four convolutions as trunk, and modules of strides 4, 8 and 16."""
     depths, widths, modules = (1, 1, 1, 1), (8, 16, 24, 32), (8, 16, 16)
     net = ssh.Net(depths, widths, 32, modules, kernel_init=nn.initializers.he_normal(), **options)
-    return ssh.SSH(net, (4, 8, 16), ((10, 16), (24, 36), (56, 84)), base=8, borders=(0, 0, 128))
+    return ssh.SSH(net, (4, 8, 16), ((8, 14), (22, 34), (52, 80)), base=8, borders=(0, 0, 128))
 
 
 NETS = {"tiny": tiny, "vgg16": lambda **options: ssh.SSH(ssh.ssh_vgg16(**options))}

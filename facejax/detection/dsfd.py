@@ -44,6 +44,7 @@ Shot = tuple[jax.Array, jax.Array]
 """Logits [N, A, 2] of background and face, and offsets [N, A, 4]."""
 
 MEAN_RGB = (123.0, 117.0, 104.0)
+LARGEST_LOG = math.log(1000 / 16)  # of a detection's side over its anchor's, as in Detectron; the release has no limit
 
 _conv = partial(Conv, use_bias=True, kernel_init=nn.initializers.xavier_uniform())
 
@@ -404,7 +405,8 @@ class DSFD:
     def decode(self, raw: dict[str, Shot], size: tuple[int, int]) -> Detections:
         """Detections of the second shot's faces."""
         logits, offsets = raw["face"]
-        boxes = box.decode(offsets, jnp.asarray(self.anchors("face", size)), self.variances)
+        anchors = jnp.asarray(self.anchors("face", size))
+        boxes = box.decode(offsets, anchors, self.variances, largest_log=LARGEST_LOG)
         return suppressed(
             boxes,
             jax.nn.softmax(logits)[..., 1],

@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import dsfd as experiment
 from facejax.detection import dsfd
 from facejax.detection.base import Truth
+from facejax.interop import torchvision
 from facejax.ops import boxes as box
-from facejax.train.dry_run import count
+from facejax.train import Options, app
+from facejax.train.dry_run import count, dry_run
+from tests.selection import full_but
 
 SIZE = (70, 101)
 SMALL = {"strides": (8, 16, 32), "sizes": (16, 32, 64)}
@@ -298,3 +302,69 @@ def test_sizes_that_vgg_does_not_divide_are_refused():
     net = dsfd.Net(maps(fc=4))
     with pytest.raises(ValueError, match="VGGMaps: images of 64 x 48 pixels: expected sides that 32 divides"):
         jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.zeros((1, 64, 48, 3)), train=False))
+
+
+def smoke(folder, **changes):
+    config = experiment.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.kind": "retinaface", "data.path": str(folder), "data.image_size": 64, "data.max_boxes": 4,
+            "train.steps": 2, "train.batch_size": 8, "train.log_every": 1, "eval.batch_size": 8, **changes,
+        }
+    )  # fmt: skip
+    return config
+
+
+@pytest.fixture
+def small(monkeypatch):
+    def tiny(fem, first_shot, dtype):
+        return dsfd.dual(maps(dtype=dtype), products=2 * fem, first_shot=first_shot, dtype=dtype)
+
+    monkeypatch.setattr(experiment, "tiny", tiny)
+
+
+def test_smoke(small, faces_folder, tmp_path):
+    _, report = app.run(smoke(faces_folder), experiment.build, workdir=tmp_path / "run", quiet=True)
+    assert {"ap", "ap_tiny", "ap_small", "precision", "recall"} <= set(report.metrics)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 20_000
+
+
+PARAMETERS = {"wider_resnet152": 120_058_406, "wider_dual_vgg16": 37_931_250, "wider_dual_resnet152": 107_632_626}
+
+
+@pytest.mark.parametrize("preset", full_but(experiment.PRESETS, "synthetic", "single_shot", "wider_dual_vgg16"))
+def test_presets_dry_run(preset):
+    config = experiment.get_config(preset)
+    costs = dry_run(experiment.build(config), Options(**config.train))
+    if preset in PARAMETERS:
+        assert costs["parameters"] == PARAMETERS[preset]
+        assert [round(b * config.train.steps) for b in config.optim.schedule.boundaries] == [40_000, 50_000]
+
+
+def test_a_run_begins_from_a_published_trunk(small, faces_folder, monkeypatch):
+    rng, tensors, inputs = np.random.default_rng(0), {}, 3
+    for place, width in ((0, 2), (3, 2), (6, 4), (9, 4), (12, 6)):
+        tensors[f"features.{place}.weight"] = rng.normal(size=(width, inputs, 3, 3)).astype(np.float32)
+        tensors[f"features.{place}.bias"] = rng.normal(size=width).astype(np.float32)
+        inputs = width
+    monkeypatch.setattr(torchvision, "read_weights", lambda path, key: tensors)
+    run = experiment.build(smoke(faces_folder, **{"model.trunk": "vgg.pth"}))
+    params = run.init(jax.random.key(0), run.prepare()).params
+    kernel = np.asarray(params["maps"]["vgg"]["conv4_1"]["kernel"])
+    np.testing.assert_array_equal(kernel, tensors["features.9.weight"].transpose(2, 3, 1, 0))
+
+
+def test_statistics_of_a_published_resnet_are_taken():
+    made = {c: {"maps": {"resnet": {"a": jnp.zeros(2)}, "extra1_1": {}}} for c in ("params", "batch_stats")}
+    start = {"params": {"a": np.ones(2)}, "batch_stats": {"a": np.full(2, 5.0)}}
+    found = experiment.with_trunk(made, start)
+    assert found["params"]["maps"]["resnet"]["a"].tolist() == [1, 1]
+    assert found["batch_stats"]["maps"] == {"resnet": {"a": pytest.approx(5.0)}, "extra1_1": {}}
+    assert experiment.with_trunk(made, None) == made
+
+
+def test_wrong_names():
+    config = experiment.get_config()
+    config.model.name = "vgg"
+    with pytest.raises(ValueError, match=r"model\.name is 'vgg': expected one of tiny, resnet152, vgg16, dual_vgg16"):
+        experiment.build(config)

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import ssh as experiment
 from facejax.detection import ssh
 from facejax.detection.base import Truth
-from facejax.train.dry_run import count
+from facejax.interop import torchvision
+from facejax.train import Options, app
+from facejax.train.dry_run import count, dry_run
 
 TINY = ssh.Net((1, 1, 1, 1, 1), (2, 2, 4, 4, 4), reduced=4, modules=(2, 2, 2))
 SIZE = (80, 112)
@@ -287,3 +290,80 @@ def test_sizes_that_the_trunk_does_not_divide_are_refused():
 def test_maps_of_odd_sizes_fit_the_anchors():
     shapes = jax.eval_shape(lambda: TINY.init_with_output(jax.random.key(0), jnp.zeros((2, *SIZE, 3)), train=False)[0])
     assert [logits.shape for logits, _ in shapes] == [(2, len(a), 2) for a in SMALL.anchors(SIZE)]
+
+
+def smoke(folder, **changes):
+    config = experiment.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.kind": "retinaface", "data.path": str(folder), "data.image_size": 64, "data.max_boxes": 4,
+            "train.steps": 2, "train.batch_size": 8, "train.log_every": 1, "eval.batch_size": 8, **changes,
+        }
+    )  # fmt: skip
+    return config
+
+
+@pytest.fixture
+def small(monkeypatch):
+    def tiny(**options):
+        return ssh.SSH(ssh.Net((1, 1, 1), (2, 3, 4), 4, (1, 1, 1), **options), (2, 4, 8), ((8,) * 2,) * 3, base=8)
+
+    monkeypatch.setitem(experiment.NETS, "tiny", tiny)
+
+
+def test_smoke(small, faces_folder, tmp_path):
+    _, report = app.run(smoke(faces_folder), experiment.build, workdir=tmp_path / "run", quiet=True)
+    assert {"ap", "ap_tiny", "ap_small", "precision", "recall"} <= set(report.metrics)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 20_000
+
+
+@pytest.mark.parametrize("preset", ["synthetic", "plain", "wider"])
+def test_presets_dry_run(preset):
+    config = experiment.get_config(preset)
+    costs = dry_run(experiment.build(config), Options(**config.train))
+    if preset == "wider":
+        assert costs["parameters"] == 19_766_372
+        assert config.train.steps * config.optim.schedule.boundaries[0] == 18_000
+
+
+def test_the_baseline_has_the_width_and_nearly_the_size_of_the_branches():
+    sizes = []
+    for preset in ("synthetic", "plain"):
+        run = experiment.build(experiment.get_config(preset))
+        sizes.append(count(jax.eval_shape(run.init, jax.random.key(0)).params))
+    assert abs(sizes[0] / sizes[1] - 1) < 0.1
+
+
+def test_frozen_stages_and_the_rate_of_biases():
+    settings = experiment.get_config("wider").optim
+    settings.weight_decay, params = 0.5, {
+        "vgg": {f"conv{i}_1": {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)} for i in (1, 2, 3)},
+        "fuse": {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)},
+    }  # fmt: skip
+    tx = experiment.make_optimizer(settings, 100)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    for i in (1, 2):
+        assert all((x == 0).all() for x in jax.tree.leaves(updates["vgg"][f"conv{i}_1"]))
+    for layer in (updates["vgg"]["conv3_1"], updates["fuse"]):
+        np.testing.assert_allclose(layer["kernel"], -0.004 * 1.5, rtol=1e-5)
+        np.testing.assert_allclose(layer["bias"], -0.008, rtol=1e-5)
+
+
+def test_a_run_begins_from_a_published_trunk(small, faces_folder, monkeypatch):
+    rng, tensors, inputs = np.random.default_rng(0), {}, 3
+    for place, width in ((0, 2), (3, 3), (6, 4)):
+        tensors[f"features.{place}.weight"] = rng.normal(size=(width, inputs, 3, 3)).astype(np.float32)
+        tensors[f"features.{place}.bias"] = rng.normal(size=width).astype(np.float32)
+        inputs = width
+    monkeypatch.setattr(torchvision, "read_weights", lambda path, key: tensors)
+    run = experiment.build(smoke(faces_folder, **{"model.trunk": "vgg.pth"}))
+    params = run.init(jax.random.key(0), run.prepare()).params
+    kernel = np.asarray(params["vgg"]["conv2_1"]["kernel"])
+    np.testing.assert_array_equal(kernel, tensors["features.3.weight"].transpose(2, 3, 1, 0))
+
+
+def test_wrong_names():
+    config = experiment.get_config()
+    config.model.name = "vgg"
+    with pytest.raises(ValueError, match=r"model\.name is 'vgg': expected one of tiny, vgg16"):
+        experiment.build(config)
