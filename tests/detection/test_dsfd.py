@@ -263,29 +263,42 @@ def test_voting_drops_single_boxes(count):
     assert dsfd.merged(boxes[:0], scores[:0])[0].shape == (0, 4)
 
 
-def test_multi_scale_maps_all_passes_to_the_image():
-    """A stub finds the white square of an image at every scale; voting then returns the square."""
+@pytest.fixture
+def finder():
+    """A detector, an image with a white rectangle 25 pixels wide and 50 high, and a stub that finds it anywhere."""
     model = dsfd.DSFD(dsfd.Net(maps()), strides=(8,), sizes=(16,), count=5)
     image = np.zeros((96, 128, 3), np.uint8)
-    image[30:80, 16:56] = 255
-    seen = []
+    image[30:80, 16:41] = 255
 
     def apply(inputs):
-        seen.append(inputs.shape[1:3])
+        assert all(side % 16 == 0 for side in inputs.shape[1:3])
         anchors = model.anchors("face", inputs.shape[1:3])
         rows, columns = np.nonzero(np.asarray(inputs[0, ..., 0]) > 0)
-        square = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], float)
-        targets = np.concatenate([(square[:2] + square[2:]) / 2 - anchors[:, :2], np.zeros((len(anchors), 2))], -1) / (
-            0.1 * np.tile(anchors[:, 2:], 2)
-        )
-        targets[:, 2:] = np.log((square[2:] - square[:2]) / anchors[:, 2:]) / 0.2
+        low, high = np.array([[columns.min(), rows.min()], [columns.max() + 1, rows.max() + 1]], float)
+        shift = ((low + high) / 2 - anchors[:, :2]) / (0.1 * anchors[:, 2:])
+        targets = np.concatenate([shift, np.log((high - low) / anchors[:, 2:]) / 0.2], -1)
         logits = np.stack([np.zeros(len(anchors)), np.where(np.arange(len(anchors)) == 3, 5, -9)], -1)
         return {"face": (jnp.float32(logits[None]), jnp.float32(targets[None]))}
 
+    return model, apply, image
+
+
+def test_multi_scale_joins_all_passes(finder):
+    model, apply, image = finder
     boxes, scores = model.multi_scale(apply, image, multiple=16)
-    assert len(seen) == len(dsfd.scale_plan((96, 128))) and all(h % 16 == w % 16 == 0 for h, w in seen)
     assert len(boxes) == 1 and scores[0] == pytest.approx(1 / (1 + math.exp(-5)))
-    np.testing.assert_allclose(boxes[0], [16, 30, 56, 80], atol=1)
+    np.testing.assert_allclose(boxes[0], [16, 30, 41, 80], atol=1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "kept"), [(0, math.inf, True), (50.5, 26.5, True), (51.5, math.inf, False), (0, 25.5, False)]
+)
+def test_multi_scale_keeps_boxes_by_longer_and_shorter_side(finder, monkeypatch, low, high, kept):
+    """The image and its mirror image vote for one box."""
+    model, apply, image = finder
+    monkeypatch.setattr(dsfd, "scale_plan", lambda size: [(1.0, False, low, high), (1.0, True, low, high)])
+    boxes, _ = model.multi_scale(apply, image, multiple=16)
+    np.testing.assert_allclose(boxes, [[16, 30, 41, 80]] if kept else np.zeros((0, 4)), atol=1e-3)
 
 
 def test_rows_of_a_result_file():
