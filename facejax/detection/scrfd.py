@@ -91,6 +91,7 @@ class ResidualTrunk(nn.Module):
       stem: width of the stem's last convolution; the others have half of it.
       widths, depths: inner channels and blocks of stages 2 to 5.
       bottleneck: whether blocks are bottlenecks with four times the width as output.
+      pool: whether the stem ends with pooling; without it all strides are half as large, for small images.
       axis_name, dtype: see `MobileTrunk`.
     """
 
@@ -98,6 +99,7 @@ class ResidualTrunk(nn.Module):
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     bottleneck: bool = False
+    pool: bool = True
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
@@ -107,7 +109,7 @@ class ResidualTrunk(nn.Module):
         conv = partial(ConvNorm, axis_name=self.axis_name, dtype=self.dtype)
         for i, (width, stride) in enumerate(((self.stem // 2, 2), (self.stem // 2, 1), (self.stem, 1)), 1):
             x = conv(width, 3, stride, 1, name=f"stem{i}")(x, train=train)
-        x = max_pool(x, (2, 2), (2, 2))
+        x = max_pool(x, (2, 2), (2, 2)) if self.pool else x
         found = []
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True), 2):
             for i in range(depth):
