@@ -2,6 +2,7 @@
 
     python -m experiments.dsfd                               # faces of rendered scenes, two cores
     python -m experiments.dsfd --config=single_shot          # neither enhancement nor first shot
+    python -m experiments.dsfd --config=enhanced             # enhancement without first shot
     python -m experiments.dsfd --config=wider_resnet152 --config.data.path=DIR --config.model.trunk=resnet152.pth
 
 DIR holds WIDER FACE: wider_face_split, WIDER_train/images, WIDER_val/images. The trunk is ImageNet's, a PyTorch state
