@@ -78,7 +78,7 @@ def tiny(**options: Any) -> ssh.SSH:
     """Four convolutions as trunk, and modules of strides 4, 8 and 16."""
     depths, widths, modules = (1, 1, 1, 1), (8, 16, 24, 32), (8, 16, 16)
     net = ssh.Net(depths, widths, 32, modules, kernel_init=nn.initializers.he_normal(), **options)
-    return ssh.SSH(net, (4, 8, 16), ((10, 16), (24, 36), (56, 84)), base=8, borders=(0, 0, 128), samples=64)
+    return ssh.SSH(net, (4, 8, 16), ((10, 16), (24, 36), (56, 84)), base=8, borders=(0, 0, 128))
 
 
 NETS = {"tiny": tiny, "vgg16": lambda **options: ssh.SSH(ssh.ssh_vgg16(**options))}

@@ -283,8 +283,11 @@ def finder():
     return model, apply, image
 
 
-def test_multi_scale_joins_all_passes(finder):
+def test_multi_scale_joins_all_passes(finder, monkeypatch):
     model, apply, image = finder
+    plan = dsfd.scale_plan(image.shape[:2])
+    monkeypatch.setattr(dsfd, "scale_plan", lambda size: [plan[2], plan[-2]])
+    assert [scale for scale, *_ in (plan[2], plan[-2])] == [0.5, 1.75]
     boxes, scores = model.multi_scale(apply, image, multiple=16)
     assert len(boxes) == 1 and scores[0] == pytest.approx(1 / (1 + math.exp(-5)))
     np.testing.assert_allclose(boxes[0], [16, 30, 41, 80], atol=1)
