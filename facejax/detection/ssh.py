@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -231,8 +231,8 @@ class SSH:
     lowest: float = 0.05
     threshold: float = 0.3
     count: int = 750
-    classes: int = 1
-    points: int = 0
+    classes: ClassVar[int] = 1
+    points: ClassVar[int] = 0
 
     def preprocess(self, images: jax.Array) -> jax.Array:
         """RGB 0..255 -> BGR less the mean."""
@@ -264,19 +264,19 @@ class SSH:
         Both are divided by the number of sampled anchors of an image, and averaged over the images.
         """
         terms = {}
-        for i, module in enumerate(zip(raw, self.anchors(size), self.inside(size), strict=True), 1):
-            scores, boxes = jax.vmap(partial(self._module_losses, *module[1:]))(*module[0], truth.boxes, truth.mask)
+        modules = zip(raw, self.anchors(size), self.inside(size), strict=True)
+        for i, ((logits, offsets), anchors, inside) in enumerate(modules, 1):
+            scores, boxes = jax.vmap(partial(self._module_losses, anchors, inside))(logits, offsets, truth)
             terms[f"scores_m{i}"] = Term(scores, jnp.ones_like(scores))
             terms[f"boxes_m{i}"] = Term(boxes, jnp.ones_like(boxes))
         return terms
 
     def _module_losses(
-        self, anchors: np.ndarray, inside: np.ndarray, logits: jax.Array, offsets: jax.Array, *truth: jax.Array
+        self, anchors: np.ndarray, inside: np.ndarray, logits: jax.Array, offsets: jax.Array, truth: Truth
     ) -> tuple[jax.Array, jax.Array]:
-        """Of one image and module: ([A, 4], [A], [A, 2], [A, 4], boxes [G, 4], mask [G]) -> (scores [], boxes [])."""
-        boxes, mask = truth
-        overlaps = box.iou(boxes[:, None], box.from_center(anchors))
-        matches = match_by_overlap(overlaps, mask, positive=self.positive, negative=self.negative)
+        """The losses [] of scores and boxes of one image and module."""
+        overlaps = box.iou(truth.boxes[:, None], box.from_center(anchors))
+        matches = match_by_overlap(overlaps, truth.mask, positive=self.positive, negative=self.negative)
         positive, negative = sampled(
             logits[:, 1] - logits[:, 0],
             matches.positive & inside,
@@ -286,7 +286,7 @@ class SSH:
         )
         either = positive | negative
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, positive.astype(jnp.int32))
-        error = offsets - box.encode(boxes[matches.box], anchors, (1, 1))
+        error = offsets - box.encode(truth.boxes[matches.box], anchors, (1, 1))
         regression = smooth_l1(error, self.beta).sum(-1)
         totals = (jnp.where(where, loss, 0).sum() for where, loss in ((either, entropy), (positive, regression)))
         return tuple(total / jnp.maximum(either.sum(), 1) for total in totals)
