@@ -286,6 +286,10 @@ def _deformable(depth: int, parameters: int, about: str, stages: tuple[int, ...]
     )  # fmt: skip
 
 
+def _detector(name: str, parameters: int, size: int, source: str, about: str, **options: Any) -> Model:
+    return Model(f"facejax.detection.{name}", parameters, (size, size, 3), source, about, options)
+
+
 def _graph_model(name: str, parameters: int, width: int, source: str, about: str, inputs: str, **options: Any) -> Model:
     return Model(f"facejax.graph.{name}", parameters, (width,), source, about, options, inputs=inputs)
 
@@ -539,7 +543,27 @@ MODELS: Mapping[str, Model] = {
             "mean": 109_433, "gcn": 109_433, "meanpool": 359_033, "maxpool": 359_033, "lstm": 391_801
         }.items()
     },
-    # retinanet, ssd: rows here
+    "retinanet_resnet50": _detector(
+        "retinanet:retinanet_resnet50", 37_968_692, 800, "torchvision, with P6 from C5", "RetinaNet, 80 classes"
+    ),
+    "retinanet_resnet101": _detector(
+        "retinanet:retinanet_resnet101", 56_960_820, 800, LAYERS, "RetinaNet on ResNet-101, 80 classes"
+    ),
+    "retinanet_resnet50_torchvision": _detector(
+        "retinanet:retinanet_resnet50", 34_068_119, 800, "torchvision", "RetinaNet with torchvision's layers",
+        num_classes=91, coarse="p5", stride_in_1x1=False,
+    ),
+    "ssd300": _detector("ssd:ssd300", 26_285_486, 300, LAYERS, "SSD of 300 pixels, 20 classes"),
+    "ssd300_coco": _detector(
+        "ssd:ssd300", 34_305_206, 300, LAYERS, "SSD of 300 pixels, 80 classes", num_classes=80
+    ),
+    "ssd300_torchvision": _detector(
+        "ssd:ssd300", 35_641_826, 300, "torchvision", "SSD of 300 pixels, 90 classes", num_classes=90
+    ),
+    "ssd512": _detector("ssd:ssd512", 27_188_676, 512, LAYERS, "SSD of 512 pixels, 20 classes"),
+    "ssd512_coco": _detector(
+        "ssd:ssd512", 36_038_196, 512, LAYERS, "SSD of 512 pixels, 80 classes", num_classes=80
+    ),
 
     # cornernet, centernet: rows here
 

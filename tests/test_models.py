@@ -31,7 +31,8 @@ PARTS = {
 
     # retinaface
 
-    # retinanet, ssd
+    "facejax.detection.retinanet": {"FPN", "Head", "Net"},
+    "facejax.detection.ssd": {"L2Norm", "Net", "ReducedVGG"},
 
     # scrfd
 
