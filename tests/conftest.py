@@ -173,7 +173,7 @@ def coco_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def faces_folder(tmp_path_factory):
-    """A folder with RetinaFace's annotations of WIDER FACE: 12 images of noise with bright squares as faces, per split."""
+    """RetinaFace's annotations of WIDER FACE: per split 12 images of noise with bright squares as faces."""
     from facejax.data.synthetic.faces import png
 
     root, rng = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)

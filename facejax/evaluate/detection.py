@@ -7,7 +7,6 @@ from typing import Any
 
 import cv2
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from facejax.data import pipeline, transforms

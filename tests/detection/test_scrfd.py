@@ -1,3 +1,5 @@
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,7 @@ def brute_atss(boxes, anchors, levels, top=9):
     starts = np.cumsum([0, *levels])
     for g, (x1, y1, x2, y2) in enumerate(boxes):
         candidates = []
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in itertools.pairwise(starts):
             distance = np.hypot(anchors[start:stop, 0] - (x1 + x2) / 2, anchors[start:stop, 1] - (y1 + y2) / 2)
             candidates += list(start + np.argsort(distance.astype(np.float32) ** 2, kind="stable")[:top])
         overlaps = np.array([float(box.iou(boxes[g], corners[a])) for a in candidates])
@@ -249,8 +251,10 @@ def test_smoke(small, faces_folder, tmp_path):
     assert (tmp_path / "run" / "report.html").stat().st_size > 20_000
 
 
-PARAMETERS = {"wider_500m": 572_741, "wider_1g": 635_565, "wider_2_5g": 671_761, "wider_10g": 3_860_225,
-              "wider_34g": 9_802_737, "wider_500m_kps": 631_410, "wider_2_5g_kps": 819_806, "wider_10g_kps": 4_229_902}  # fmt: skip
+PARAMETERS = {
+    "wider_500m": 572_741, "wider_1g": 635_565, "wider_2_5g": 671_761, "wider_10g": 3_860_225, "wider_34g": 9_802_737,
+    "wider_500m_kps": 631_410, "wider_2_5g_kps": 819_806, "wider_10g_kps": 4_229_902,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("preset", full_but(experiment.PRESETS, "synthetic", "wider_500m_kps"))
@@ -265,5 +269,5 @@ def test_presets_dry_run(preset):
 def test_wrong_names():
     config = experiment.get_config()
     config.model.name = "0.5g"
-    with pytest.raises(ValueError, match="model.name is '0.5g': expected one of tiny, tiny_deep, 500m"):
+    with pytest.raises(ValueError, match=r"model\.name is '0\.5g': expected one of tiny, tiny_deep, 500m"):
         experiment.build(config)

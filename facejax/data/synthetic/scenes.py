@@ -181,10 +181,10 @@ def load(scenes: str | Scenes, split: str, data_dir: str | os.PathLike[str] | No
 class Source:
     """Scenes without padding: an example has the n faces of its scene.
 
-    {"image": JPEG bytes, "boxes": [n, 4] clipped to the image, "points": [n, 5, 2] left eye, right eye, nose, left and
-    right corner of the mouth as seen in the image, "visible": [n, 5] bool, "labels": [n] int32 zeros, "occlusion": [n]
-    covered part of the box, "person": [n] int32, "identity": [n, I], "expression": [n, E], "pose": [n, 3] and "camera":
-    [n, 4]}. The module's docstring says how the last four give the mesh.
+    Keys: "image" JPEG bytes; "name" str; "ignored" [n] bool, none; "boxes" [n, 4] clipped to the image; "points"
+    [n, 5, 2] left eye, right eye, nose, left and right corner of the mouth as seen in the image; "visible" [n, 5] bool;
+    "labels" [n] int32 zeros; "occlusion" [n] covered part of the box; "person" [n] int32; "identity" [n, I];
+    "expression" [n, E]; "pose" [n, 3]; "camera" [n, 4]. The module's docstring says how the last four give the mesh.
     """
 
     def __init__(self, padded: Any):
@@ -197,7 +197,8 @@ class Source:
         example = dict(self._padded[index])
         image, count = example.pop("image"), int(example.pop("count"))
         faces = {name: value[:count] for name, value in example.items()}
-        return {"image": image, "labels": np.zeros(count, np.int32), **faces}
+        nothing = {"labels": np.zeros(count, np.int32), "ignored": np.zeros(count, bool)}
+        return {"image": image, "name": f"scene {index}", **nothing, **faces}
 
 
 def features(scenes: Scenes) -> dict[str, Any]:
