@@ -233,7 +233,8 @@ class RetinaNet:
       candidates: best pairs of anchor and class of each level.
       threshold: largest IoU of two detections of a class.
       count: detections per image.
-      mean: of R, G and B.
+      mean, deviation: of R, G and B.
+      bgr: whether the network takes blue first, as the authors' does.
     """
 
     net: Net
@@ -251,6 +252,8 @@ class RetinaNet:
     threshold: float = 0.5
     count: int = 100
     mean: tuple[float, float, float] = (122.7717, 115.9465, 102.9801)
+    deviation: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    bgr: bool = True
     points: ClassVar[int] = 0
 
     @property
@@ -259,8 +262,9 @@ class RetinaNet:
         return self.net.num_classes
 
     def preprocess(self, images: jax.Array) -> jax.Array:
-        """uint8 RGB [N, H, W, 3] -> BGR less the mean."""
-        return (images.astype(jnp.float32) - jnp.array(self.mean))[..., ::-1]
+        """uint8 RGB [N, H, W, 3] -> the network's input."""
+        x = (images.astype(jnp.float32) - jnp.array(self.mean)) / jnp.array(self.deviation)
+        return x[..., ::-1] if self.bgr else x
 
     def anchors(self, size: tuple[int, int]) -> list[np.ndarray]:
         """Of each level, [A, 4] in centre form: by row, column, side and ratio."""

@@ -294,6 +294,7 @@ class SSD:
       candidates: boxes of each class that enter suppression.
       count: detections per image, of all classes.
       mean: of R, G and B.
+      deviation: of the pixels; 1 for weights from Caffe.
     """
 
     net: Net
@@ -308,6 +309,7 @@ class SSD:
     candidates: int = 400
     count: int = 200
     mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
+    deviation: float = 1.0
     points: ClassVar[int] = 0
 
     @property
@@ -316,8 +318,8 @@ class SSD:
         return self.net.num_classes
 
     def preprocess(self, images: jax.Array) -> jax.Array:
-        """uint8 RGB [N, H, W, 3] -> BGR less the mean."""
-        return (images.astype(jnp.float32) - jnp.array(self.mean))[..., ::-1]
+        """uint8 RGB [N, H, W, 3] -> BGR less the mean, over the deviation."""
+        return (images.astype(jnp.float32) - jnp.array(self.mean))[..., ::-1] / self.deviation
 
     def priors(self, raw: dict[str, list[jax.Array]]) -> np.ndarray:
         """[A, 4] in centre form for the maps of raw predictions."""
