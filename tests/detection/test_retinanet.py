@@ -1,3 +1,5 @@
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -5,11 +7,15 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
+from experiments import retinanet as experiment
 from facejax.backbones.resnet import ResNet
 from facejax.detection import retinanet
 from facejax.detection.base import Truth
 from facejax.detection.retinanet import sigmoid_focal_loss
 from facejax.ops import boxes as box
+from facejax.train import Options, app
+from facejax.train.dry_run import dry_run
+from tests.selection import full_but
 
 SIZE = (96, 75)
 
@@ -227,8 +233,8 @@ def test_decoding_by_a_loop():
 @pytest.mark.parametrize("size", [(96, 128), (75, 101), (61, 45)])
 def test_network_and_anchors_have_one_layout(size):
     detector = model()
-    raw = jax.eval_shape(lambda key: detector.net.init_with_output(key, jnp.zeros((1, *size, 3)), train=False)[0],
-                         jax.random.key(0))  # fmt: skip
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    raw = jax.eval_shape(partial(detector.net.init_with_output, train=False), jax.random.key(0), images)[0]
     count = sum(map(len, detector.anchors(size)))
     assert raw["scores"].shape == (1, count, 2) and raw["boxes"].shape == (1, count, 4)
 
@@ -246,3 +252,62 @@ def test_prior_of_the_scores_and_loss_at_first():
 def test_unknown_source_of_the_coarse_levels():
     with pytest.raises(ValueError, match=r"FPN\.coarse is 'c4': expected 'c5' or 'p5'"):
         retinanet.FPN(coarse="c4").init(jax.random.key(0), {})
+
+
+@pytest.fixture
+def small(monkeypatch):
+    def net(num_classes, frozen_norm, dtype):
+        return model(num_classes).net.clone(frozen_norm=frozen_norm, dtype=dtype)
+
+    monkeypatch.setitem(experiment.NETS, "tiny", net)
+
+
+def smoke(folder, preset="synthetic", **changes):
+    config = experiment.get_config(preset)
+    config.update_from_flattened_dict(
+        {
+            "data.kind": "retinaface", "data.path": str(folder), "data.image_size": 64, "data.max_boxes": 4,
+            "train.steps": 2, "train.batch_size": 8, "train.log_every": 1, "eval.batch_size": 8, **changes,
+        }
+    )  # fmt: skip
+    return config
+
+
+def test_smoke(small, faces_folder, tmp_path):
+    _, report = app.run(smoke(faces_folder), experiment.build, workdir=tmp_path / "run", quiet=True)
+    assert {"ap", "ap_tiny", "precision", "recall"} <= set(report.metrics)
+
+
+def test_a_run_from_weights_keeps_what_is_frozen(small, faces_folder, tmp_path, monkeypatch):
+    """Batch norms, stem and stage 2 of the backbone stay as in the file; all else is trained."""
+    from facejax.interop import torchvision
+
+    monkeypatch.setattr(
+        torchvision, "load", lambda path, template: jax.tree.map(lambda x: np.full(x.shape, 0.1), template)
+    )
+    config = smoke(faces_folder, **{"model.frozen": True, "model.weights": "resnet.pth", "optim.schedule.warmup": 0})
+    state, _ = app.run(config, experiment.build, workdir=tmp_path / "run", quiet=True)
+    for path, value in jax.tree_util.tree_leaves_with_path(state.params["backbone"]):
+        names = [key.key for key in path]
+        kept = "norm" in names or names[0] in ("conv1", "layer1_0")
+        assert np.all(value == np.float32(0.1)) == kept, names
+    for x in jax.tree.leaves(state.model_state):
+        np.testing.assert_allclose(x, 0.1, rtol=1e-6)
+
+
+PARAMETERS = {"coco_r50": 37_968_692, "coco_r101": 56_960_820}
+
+
+@pytest.mark.parametrize("preset", full_but(experiment.PRESETS, "ohem", "coco_r50"))
+def test_presets_dry_run(preset):
+    config = experiment.get_config(preset)
+    costs = dry_run(experiment.build(config), Options(**config.train))
+    if preset in PARAMETERS:
+        assert costs["parameters"] == PARAMETERS[preset]
+
+
+def test_wrong_name():
+    config = experiment.get_config()
+    config.model.name = "resnet18"
+    with pytest.raises(ValueError, match=r"model\.name is 'resnet18': expected one of tiny, resnet50, resnet101"):
+        experiment.build(config)

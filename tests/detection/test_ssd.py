@@ -1,12 +1,18 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import ssd as experiment
 from facejax.detection import ssd
 from facejax.detection.base import Truth
 from facejax.ops import boxes as box
 from facejax.ops.matching import match_by_overlap
+from facejax.train import Options, app
+from facejax.train.dry_run import dry_run
+from tests.selection import full_but
 
 TRUNK = ssd.ReducedVGG((1, 1, 1, 1, 1), (4, 4, 6, 8, 8), 8)
 SMALL = ssd.Net(2, TRUNK, ((4, 6, 3, 2, 1),), ("relu4_1", "relu7", "conv6_2"), (4, 6, 4), ("relu4_1",))
@@ -102,8 +108,8 @@ def test_priors_of_300_pixels():
 @pytest.mark.parametrize(("make", "size", "sources"), [(ssd.ssd300, 300, ssd.COCO300), (ssd.ssd512, 512, ssd.COCO512)])
 def test_maps_at_the_published_sizes(make, size, sources):
     net = make(80)
-    raw = jax.eval_shape(lambda key: net.init_with_output(key, jnp.zeros((2, size, size, 3)), train=False)[0],
-                         jax.random.key(0))  # fmt: skip
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    raw = jax.eval_shape(partial(net.init_with_output, train=False), jax.random.key(0), images)[0]
     assert [x.shape[-2] for x in raw["boxes"]] == [len(source.shapes()) for source in sources]
     assert ssd.SSD(net, sources).priors(raw).shape == ({300: 8732, 512: 24564}[size], 4)
     assert raw["scores"][0].shape[-1] == 81
@@ -210,3 +216,69 @@ def test_predictions_equal_to_the_targets_find_the_boxes(small):
     for n in range(2):
         overlap = box.iou(found.boxes[n][:, None], boxes[n][mask[n]]).max(0)
         np.testing.assert_allclose(overlap, 1, rtol=1e-4)
+
+
+def test_smoke(monkeypatch, faces_folder, tmp_path):
+    net = SMALL.clone(num_classes=1)
+    monkeypatch.setitem(experiment.NETS, "tiny", lambda classes, dtype: experiment.Model(net, SOURCES, 64.0))
+    config = experiment.get_config()
+    config.update_from_flattened_dict(
+        {
+            "data.kind": "retinaface", "data.path": str(faces_folder), "data.image_size": 64, "data.max_boxes": 4,
+            "train.steps": 2, "train.batch_size": 8, "train.log_every": 1, "eval.batch_size": 8,
+        }
+    )  # fmt: skip
+    _, report = app.run(config, experiment.build, workdir=tmp_path / "run", quiet=True)
+    assert {"ap", "ap_tiny", "precision", "recall"} <= set(report.metrics)
+
+
+PARAMETERS = {"voc300": 26_285_486, "voc512": 27_188_676, "coco300": 34_305_206, "coco512": 36_038_196}
+
+
+@pytest.mark.parametrize("preset", full_but(experiment.PRESETS, "single", "voc300"))
+def test_presets_dry_run(preset):
+    config = experiment.get_config(preset)
+    costs = dry_run(experiment.build(config), Options(**config.train))
+    if preset in PARAMETERS:
+        assert costs["parameters"] == PARAMETERS[preset]
+
+
+def test_both_sides_of_the_claim_have_as_many_priors():
+    counts = {}
+    for name in ("tiny", "tiny_single"):
+        net, sources, _ = experiment.NETS[name](1, jnp.float32)
+        images = jax.ShapeDtypeStruct((1, 128, 128, 3), jnp.float32)
+        raw = jax.eval_shape(partial(net.init_with_output, train=False), jax.random.key(0), images)[0]
+        counts[name] = len(ssd.SSD(net, sources).priors(raw))
+    assert counts == {"tiny": 1520, "tiny_single": 1536}
+
+
+def test_weights_of_imagenet(monkeypatch):
+    """fc6 and fc7 are subsampled; the first layer takes BGR of 0..255 less the mean."""
+    from facejax.interop import torchvision
+
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 3, 2)).astype(np.float32)
+    channels = np.arange(4096, dtype=np.float32)
+    pixels = np.broadcast_to(np.arange(49, dtype=np.float32)[:, None, None], (49, 512, 4096)).reshape(-1, 4096)
+    dense = {
+        "fc6": {"kernel": pixels, "bias": channels},
+        "fc7": {"kernel": np.add.outer(channels, channels), "bias": channels},
+    }
+    given = {"conv1_1": {"kernel": kernel, "bias": np.zeros(2, np.float32)}, "classifier": dense}
+    monkeypatch.setattr(torchvision, "load", lambda path, template: {"params": given})
+    found = experiment.read_weights("vgg16.pth")
+    assert found["fc6"]["kernel"].shape == (3, 3, 512, 1024) and found["fc7"]["kernel"].shape == (1, 1, 1024, 1024)
+    assert found["fc6"]["kernel"][:, :, 0, 0].tolist() == [[0, 3, 6], [21, 24, 27], [42, 45, 48]]
+    assert found["fc7"]["kernel"][0, 0, 1, 2] == 12 and found["fc6"]["bias"][3] == 12
+    image = rng.integers(0, 256, (1, 3, 3, 3)).astype(np.uint8)
+    theirs = np.einsum("hwi,hwio->o", (image[0] / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225], kernel)
+    ours = np.einsum("hwi,hwio->o", ssd.SSD(SMALL).preprocess(image)[0], found["conv1_1"]["kernel"])
+    np.testing.assert_allclose(ours + found["conv1_1"]["bias"], theirs, rtol=1e-4)
+
+
+def test_wrong_name():
+    config = experiment.get_config()
+    config.model.name = "ssd300"
+    with pytest.raises(ValueError, match=r"model\.name is 'ssd300': expected one of tiny, tiny_single, vgg300"):
+        experiment.build(config)
