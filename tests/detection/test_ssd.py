@@ -60,6 +60,7 @@ def test_crowded_boxes_keep_a_prior_each_only_if_matching_is_bipartite():
     overlaps, mask = np.float32([[0.6, 0.3, 0.1], [0.55, 0.2, 0.0]]), np.ones(2, bool)
     both = ssd.match_bipartite(overlaps, mask, positive=0.9)
     assert both.box[:2].tolist() == [0, 1] and both.positive.tolist() == [True, True, False]
+    assert both.negative.tolist() == [False, False, True]
     one = match_by_overlap(overlaps, mask, positive=0.9, forced=0.0)
     assert one.box[0] == 1 and one.positive.tolist() == [True, False, False]
 
@@ -135,6 +136,7 @@ def test_norm_is_only_in_the_head():
     layer = ssd.L2Norm()
     y = layer.apply({"params": {"scale": np.full(5, 20.0)}}, x)
     np.testing.assert_allclose(np.linalg.norm(y, axis=-1), 20, rtol=1e-5)
+    np.testing.assert_allclose(layer.apply({"params": {"scale": np.full(5, 20.0)}}, 1e-6 * x), y, rtol=1e-3)
     np.testing.assert_array_equal(layer.apply({"params": {"scale": np.full(5, 20.0)}}, 0 * x), 0)
 
 
@@ -170,6 +172,7 @@ def test_loss_is_finite_without_boxes_and_padding_changes_nothing(small):
 def test_decoding_by_a_loop(small):
     rng = np.random.default_rng(3)
     raw = jax.tree.map(lambda x: 2 * rng.normal(size=x.shape).astype(np.float32), small[2])
+    raw["boxes"] = [x / 8 for x in raw["boxes"]]
     logits, offsets = (
         np.concatenate([np.reshape(x, (2, -1, x.shape[-1])) for x in raw[k]], 1) for k in ("scores", "boxes")
     )
