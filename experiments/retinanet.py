@@ -49,12 +49,12 @@ BASE = {
         "dtype": "float32",  # of the computation
     },
     "optim": {
-        "name": "sgd",
+        "name": "adamw",
         "momentum": 0.9,
         "weight_decay": 1e-4,
         "decay": "kernels",
         "clip": 10.0,
-        "schedule": {"kind": "cosine", "peak": 0.02, "warmup": 30, "boundaries": ()},
+        "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 30, "boundaries": ()},
         "bias_rate": 1.0,  # learning rate of biases, in that of kernels
     },
     "train": asdict(Options(batch_size=16, steps=400)),
@@ -73,6 +73,7 @@ def coco(name: str) -> dict[str, Any]:
                  "workers": 8},
         "model": {"name": name, "scale": 4.0, "frozen": True, "dtype": "bfloat16"},
         "optim": {
+            "name": "sgd",
             "clip": 0.0,
             "schedule": {"kind": "step", "peak": 0.01, "warmup": 500, "boundaries": (60 / 90, 80 / 90)},
             "bias_rate": 2.0,
