@@ -604,7 +604,20 @@ MODELS: Mapping[str, Model] = {
 
     # cornernet, centernet: rows here
 
-    # ssh, dsfd: rows here
+    "ssh_vgg16": Model(
+        "facejax.detection.ssh:ssh_vgg16", 19_766_372, (640, 640, 3),
+        "the authors' layers, without the 2,048 constants of the fixed deconvolution",
+        "SSH, a face detector with three modules on VGG-16",
+    ),
+    **{
+        f"dsfd_{name}": Model(f"facejax.detection.dsfd:dsfd_{name}", parameters, (640, 640, 3), source, about)
+        for name, parameters, source, about in (
+            ("resnet152", 120_058_406, "the authors' code", "DSFD as released, a face detector on ResNet-152"),
+            ("vgg16", 70_730_278, "summed over the layers of the authors' code", "DSFD's released code with VGG-16"),
+            ("dual_vgg16", 37_931_250, LAYERS, "DSFD with the paper's two shots on VGG-16"),
+            ("dual_resnet152", 107_632_626, LAYERS, "DSFD with the paper's two shots on ResNet-152"),
+        )
+    },
 
     # retinaface: rows here
 

@@ -28,7 +28,10 @@ PARTS = {
     "facejax.backbones.vgg": {"Classifier"},
     # cornernet, centernet
 
-    # dsfd, ssh
+    "facejax.detection.dsfd": {
+        "DilatedBlock", "Head", "Net", "Products", "ResNetMaps", "SplitBlock", "VGGMaps",
+    },
+    "facejax.detection.ssh": {"ContextModule", "DetectionModule", "Net"},
 
     # retinaface
 
