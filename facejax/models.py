@@ -276,6 +276,7 @@ INPUTS = {
 
 FACE, PICTURE = (112, 112, 3), (224, 224, 3)
 BACKBONES, INTEROP = "facejax.backbones.", "facejax.interop."
+CENTERNET = "facejax.detection.centernet:"
 ARCFACE, TORCHVISION, HRNET = INTEROP + "arcface_torch:load", INTEROP + "torchvision:load", INTEROP + "hrnet_torch:load"
 LAYERS = "summed over the paper's layers"
 
@@ -325,6 +326,13 @@ def _deformable(depth: int, parameters: int, about: str, stages: tuple[int, ...]
 
 def _detector(name: str, parameters: int, size: int, source: str, about: str, **options: Any) -> Model:
     return Model(f"facejax.detection.{name}", parameters, (size, size, 3), source, about, options)
+
+
+def _centernet(trunk: str, parameters: int, part: Part, width: int = 256) -> Model:
+    return Model(
+        CENTERNET + "Net", parameters, (512, 512, 3), "the authors' code", f"CenterNet on {trunk}, 80 classes",
+        {"trunk": part, "width": width},
+    )  # fmt: skip
 
 
 def _graph_model(name: str, parameters: int, width: int, source: str, about: str, inputs: str, **options: Any) -> Model:
@@ -602,7 +610,27 @@ MODELS: Mapping[str, Model] = {
         "ssd:ssd512", 36_038_196, 512, LAYERS, "SSD of 512 pixels, 80 classes", num_classes=80
     ),
 
-    # cornernet, centernet: rows here
+    "hourglass104": Model(
+        BACKBONES + "hourglass:hourglass104", 187_700_352, (511, 511, 3), "CornerNet's code",
+        "Hourglass-104 of two stacks, the trunk of CornerNet and CenterNet",
+    ),
+    "dla34": Model(BACKBONES + "dla:dla34", 15_270_832, (512, 512, 3), "CenterNet's code", "DLA-34, a trunk"),
+    "cornernet_hourglass104": Model(
+        "facejax.detection.cornernet:Net", 201_035_212, (511, 511, 3), "the authors' code",
+        "CornerNet on Hourglass-104, 80 classes", {"trunk": Part(BACKBONES + "hourglass:hourglass104")},
+    ),
+    "centernet_resnet18": _centernet(
+        "ResNet-18", 14_437_349, Part(CENTERNET + "ResNetUp", {"trunk": Part(BACKBONES + "resnet:resnet18")}), 64
+    ),
+    "centernet_resnet101": _centernet(
+        "ResNet-101", 49_673_189, Part(CENTERNET + "ResNetUp", {"trunk": Part(BACKBONES + "resnet:resnet101")}), 64
+    ),
+    "centernet_dla34": _centernet(
+        "DLA-34", 19_675_892, Part(BACKBONES + "dla:DLAUp", {
+            "trunk": Part(BACKBONES + "dla:dla34"), "conv": Part(CENTERNET + "deformable", bind=True)
+        }),
+    ),
+    "centernet_hourglass104": _centernet("Hourglass-104", 191_284_008, Part(BACKBONES + "hourglass:hourglass104")),
 
     "ssh_vgg16": Model(
         "facejax.detection.ssh:ssh_vgg16", 19_766_372, (640, 640, 3),

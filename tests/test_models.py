@@ -26,7 +26,9 @@ PARTS = {
     "facejax.backbones.mobilenet": {"InvertedResidual"},
     "facejax.backbones.resnet": {"ResidualBlock"},
     "facejax.backbones.vgg": {"Classifier"},
-    # cornernet, centernet
+    "facejax.backbones.dla": {"BasicBlock", "Enlarge", "IDAUp", "Tree"},
+    "facejax.backbones.hourglass": {"HourglassModule", "Residual"},
+    "facejax.detection.cornernet": {"CornerModule", "Head"},
 
     "facejax.detection.dsfd": {
         "DilatedBlock", "Head", "Net", "Products", "ResNetMaps", "SplitBlock", "VGGMaps",
