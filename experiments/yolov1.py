@@ -42,7 +42,8 @@ BASE = {
         "name": "sgd",
         "momentum": 0.9,
         "weight_decay": 5e-4,
-        "schedule": {"kind": "cosine", "peak": 0.02, "warmup": 50, "boundaries": ()},
+        "clip": 20.0,  # largest norm of the gradient
+        "schedule": {"kind": "cosine", "peak": 0.005, "warmup": 50, "boundaries": ()},
     },
     "train": asdict(Options(batch_size=32, steps=600)),
     "eval": asdict(Evaluation(stretch=True)),
@@ -60,7 +61,7 @@ def voc(name: str) -> dict[str, Any]:
     return {
         "data": {"kind": "voc", "path": "voc", "image_size": 448, "max_boxes": 64, "classes": 20, "workers": 8},
         "model": {"name": name, "dtype": "bfloat16"},
-        "optim": {"weight_decay": 1e-3, "schedule": schedule},
+        "optim": {"weight_decay": 1e-3, "clip": 0.0, "schedule": schedule},
         "train": {"batch_size": 64, "steps": 135 * epoch, "eval_every": 15 * epoch},
         "eval": {"batch_size": 32, "protocol": "voc2007"},
     }
