@@ -119,7 +119,7 @@ def build(config: ConfigDict) -> Experiment:
     if name not in NETS:
         raise ValueError(f"model.name is {name!r}: expected one of {', '.join(NETS)}")
     return detector(
-        yolov1.YOLOv1(NETS[name](classes=config.data.classes, dtype=dtype), **settings),
+        yolov1.YOLOv1(NETS[name](num_classes=config.data.classes, dtype=dtype), **settings),
         DetectionImages(**config.data),
         optim.from_config(config.optim, config.train.steps),
         Options(**config.train),

@@ -61,7 +61,7 @@ class Net(nn.Module):
       bottleneck: width of a linear dense layer before it; 0 has none.
       grid: S, cells along each axis.
       boxes: B of each cell.
-      classes: C.
+      num_classes: C.
       dropout: rate after the hidden layer.
       norm: batch norm in place of the convolutions' biases, as in the authors' later configurations.
       axis_name: mapped axis over which batch statistics are averaged.
@@ -73,7 +73,7 @@ class Net(nn.Module):
     bottleneck: int = 0
     grid: int = 7
     boxes: int = 2
-    classes: int = 20
+    num_classes: int = 20
     dropout: float = 0.5
     norm: bool = False
     axis_name: str | None = None
@@ -110,9 +110,9 @@ class Net(nn.Module):
         x = leaky(dense(self.hidden, name="hidden")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         cells, b = self.grid**2, self.boxes
-        x = nn.Dense(cells * (self.classes + 5 * b), dtype=self.dtype, name="output")(x).astype(jnp.float32)
-        parts = jnp.split(x, np.cumsum([cells * self.classes, cells * b]), 1)
-        ends = {"classes": (self.classes,), "confidence": (b,), "boxes": (b, 4)}
+        x = nn.Dense(cells * (self.num_classes + 5 * b), dtype=self.dtype, name="output")(x).astype(jnp.float32)
+        parts = jnp.split(x, np.cumsum([cells * self.num_classes, cells * b]), 1)
+        ends = {"classes": (self.num_classes,), "confidence": (b,), "boxes": (b, 4)}
         return {
             name: part.reshape(len(x), self.grid, self.grid, *end)
             for part, (name, end) in zip(parts, ends.items(), strict=True)
@@ -185,7 +185,7 @@ class YOLOv1:
     @property
     def classes(self) -> int:
         """Number of classes."""
-        return self.net.classes
+        return self.net.num_classes
 
     def preprocess(self, images: jax.Array) -> jax.Array:
         """uint8 RGB [N, H, W, 3] -> 0..1."""
@@ -214,7 +214,7 @@ class YOLOv1:
         chosen &= present[..., None]
         sides = jnp.sqrt(target[..., 2:]) if self.square_root else target[..., 2:]
         wanted = jnp.concatenate([target[..., :2] * grid - self._corners, sides], -1)[:, :, None]
-        label = jax.nn.one_hot(truth.labels[row], self.net.classes)
+        label = jax.nn.one_hot(truth.labels[row], self.net.num_classes)
 
         def total(error: jax.Array, where: jax.Array) -> jax.Array:
             return jnp.sum(jnp.where(where, error, 0.0) ** 2)

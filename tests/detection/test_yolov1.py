@@ -17,7 +17,7 @@ LAYERS = ((4, 3, 2), yolov1.POOL, (6, 3, 1))
 
 
 def model(**options):
-    net = yolov1.Net(LAYERS, 16, grid=5, classes=3, norm=options.pop("norm", False))
+    net = yolov1.Net(LAYERS, 16, grid=5, num_classes=3, norm=options.pop("norm", False))
     return yolov1.YOLOv1(net, **options)
 
 
