@@ -214,6 +214,18 @@ def test_network(norm):
     assert not np.allclose(raw["classes"], other["classes"])  # dropout
 
 
+def test_published_sizes():
+    """Both networks end at the 7 x 7 map that the dense layers expect."""
+    for layers in (yolov1.LAYERS, yolov1.FAST):
+        strides = [stride for _, _, stride in layers if stride > 1]
+        assert len(strides) == 6 and 448 / 2 ** len(strides) == 7
+    net = yolov1.yolov1()
+    raw = jax.eval_shape(
+        lambda key: net.init_with_output(key, jnp.zeros((1, 448, 448, 3)), train=False)[0], jax.random.key(0)
+    )
+    assert sum(np.prod(x.shape) for x in raw.values()) == 1470
+
+
 def smoke(folder, preset="synthetic", **changes):
     config = experiment.get_config(preset)
     config.update_from_flattened_dict(
