@@ -89,10 +89,10 @@ CLAIM = (
     ),
 )
 
-TRUNK = functools.partial(yolo5face.ShuffleTrunk, 16, (32, 64, 96), (2, 3, 2))
+TRUNK = functools.partial(yolo5face.ShuffleTrunk, 24, (48, 96, 128), (3, 4, 2))
 NETS: dict[str, Callable[..., yolo5face.Net]] = {
-    "tiny": functools.partial(yolo5face.Net, TRUNK, (32, 32, 32)),
-    "tiny_focus": functools.partial(yolo5face.Net, functools.partial(TRUNK, stem=yolo5face.Focus), (32, 32, 32)),
+    "tiny": functools.partial(yolo5face.Net, TRUNK, (48, 48, 48)),
+    "tiny_focus": functools.partial(yolo5face.Net, functools.partial(TRUNK, stem=yolo5face.Focus), (48, 48, 48)),
     "n05": yolo5face.yolo5face_n05,
     "n": yolo5face.yolo5face_n,
     "s": yolo5face.yolo5face_s,

@@ -95,8 +95,8 @@ CLAIM = (
 )
 
 TINY = (
-    *((16, 3, 2), (32, 3, 1), yolov1.POOL, (64, 3, 1), yolov1.POOL, (64, 1, 1), (96, 3, 1), yolov1.POOL),
-    *((64, 1, 1), (96, 3, 1), (32, 1, 1)),
+    *((16, 3, 2), yolov1.POOL, (32, 3, 1), (64, 3, 1), yolov1.POOL, (32, 1, 1), (64, 3, 1), yolov1.POOL),
+    *((96, 3, 1), (96, 3, 1), (32, 1, 1)),
 )
 """Convolutions to an 8 x 8 map of 128 pixels."""
 
