@@ -30,7 +30,7 @@ from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": asdict(DetectionImages(augment="mosaic", max_boxes=32, min_side=3.0)),
+    "data": asdict(DetectionImages(augment="mosaic", max_boxes=32)),
     "model": {
         "name": "tiny",  # a key of NETS
         "point_loss": "wing",  # or "l2"
