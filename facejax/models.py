@@ -649,7 +649,30 @@ MODELS: Mapping[str, Model] = {
 
     # retinaface: rows here
 
-    # yolov1, yolo5face: rows here
+    "yolov1": Model(
+        "facejax.detection.yolov1:yolov1", 271_703_550, (448, 448, 3), "layers of the paper's Fig. 3",
+        "YOLO v1, 24 convolutions, 20 classes",
+    ),
+    "fast_yolov1": Model(
+        "facejax.detection.yolov1:fast_yolov1", 45_089_374, (448, 448, 3), "layers of the authors' yolo-tiny.cfg",
+        "Fast YOLO v1, 9 convolutions, 20 classes",
+    ),
+    **{
+        f"yolo5face_{name}": Model(
+            f"facejax.detection.yolo5face:yolo5face_{name}", parameters, (640, 640, 3), source,
+            f"YOLO5Face {about}, face detector with five landmarks",
+        )
+        for name, parameters, about, source in (
+            ("n05", 447_456, "n-0.5 on ShuffleNet V2", "published millions of the authors' code"),
+            ("n", 1_725_744, "n on ShuffleNet V2", "published millions of the authors' code"),
+            ("s", 7_074_640, "s", "published millions of the authors' code"),
+            ("m", 21_063_024, "m", "published millions of the authors' code"),
+            ("l", 46_626_832, "l", "published millions of the authors' code"),
+            ("s6", 12_386_176, "s with a fourth level", "layers of YOLOv5's P6 networks"),
+            ("m6", 35_484_960, "m with a fourth level", "layers of YOLOv5's P6 networks"),
+            ("l6", 76_674_112, "l with a fourth level", "layers of YOLOv5's P6 networks"),
+        )
+    },
 
     **{
         f"scrfd_{name}": Model(

@@ -42,7 +42,7 @@ PARTS = {
 
     "facejax.detection.scrfd": {"GroupConv", "Head", "MobileTrunk", "Neck", "Residual", "ResidualTrunk", "Separable"},
 
-    # yolo5face, yolov1
+    "facejax.detection.yolo5face": {"C3", "CSPTrunk", "Focus", "SPP", "ShuffleBlock", "ShuffleTrunk", "StemBlock"},
 
     "facejax.foundations.deformable": {"DeformablePSRoIPool", "DeformableRoIPool"},
     "facejax.foundations.transformer": {"FeedForward", "Layer", "Recurrent"},  # `Recurrent` is a baseline of ours
