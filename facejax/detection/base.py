@@ -154,4 +154,4 @@ def gathered(
 ) -> Detections:
     """Detections of one image at `rows` [K]; all values are 0 where `kept` [K] is false."""
     found = Detections(boxes[rows], scores[rows], labels[rows], points[rows], kept)
-    return jax.tree.map(lambda x: jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, 0), found)
+    return jax.tree.map(lambda x: jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)), found)

@@ -73,6 +73,14 @@ def read_onnx(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return found
 
 
+def onnx_convolutions(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Names of weight and bias of every Conv node with a bias, in the order of the graph. The file must be readable."""
+    import onnx
+
+    graph = onnx.load(os.fspath(path), load_external_data=False).graph
+    return [(node.input[1], node.input[2]) for node in graph.node if node.op_type == "Conv" and len(node.input) == 3]
+
+
 def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """All tensors of a safetensors file, by name. Raises ValueError for other files."""
     from safetensors.numpy import load_file
