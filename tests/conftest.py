@@ -171,6 +171,30 @@ def coco_folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def faces_folder(tmp_path_factory):
+    """RetinaFace's annotations of WIDER FACE: per split 12 images of noise with bright squares as faces."""
+    from facejax.data.synthetic.faces import png
+
+    root, rng = tmp_path_factory.mktemp("faces"), np.random.default_rng(0)
+    for split in ("train", "val"):
+        (root / split / "images" / "0--Event").mkdir(parents=True)
+        lines = []
+        for i in range(12):
+            image, name = rng.integers(0, 120, (60, 80, 3)), f"0--Event/{i}.jpg"
+            lines.append(f"# {name}")
+            for _ in range(1 + i % 3):
+                side = int(rng.integers(12, 30))
+                x, y = (int(rng.integers(0, n - side)) for n in (80, 60))
+                image[y : y + side, x : x + side] += 120
+                places = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8))
+                points = " ".join(f"{x + u * side:.1f} {y + v * side:.1f} 0.0" for u, v in places)
+                lines.append(f"{x} {y} {side} {side} {points} 0.9")
+            (root / split / "images" / name).write_bytes(png(image.astype(np.uint8)))
+        (root / split / "label.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
 SMALL_WORLD = {
     "recognition": {"train": 8, "test": 2, "per_person": 8},
     "recognition_other": {"train": 8, "test": 2, "per_person": 8},

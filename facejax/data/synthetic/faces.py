@@ -19,7 +19,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from facejax.data.builders import store
-from facejax.data.synthetic import degrade
 from facejax.data.synthetic import factors as factor
 from facejax.data.synthetic.factors import Factors, Ranges
 from facejax.data.synthetic.render import Renderer
@@ -44,8 +43,6 @@ class Task:
       views: images per example.
       vary: (factors of the first view, number of a view) -> factors of that view; None: a single view.
       dense: whether examples contain position and depth maps.
-      faces: 0: one face per image; above 0: largest number of faces in a scene.
-      canvas: side of a scene, pixels.
       seed: seed of everything. Tasks with equal seeds and equal ranges of age and hair show the same identities.
     """
 
@@ -59,8 +56,6 @@ class Task:
     views: int = 1
     vary: Callable[[Factors, int], Factors] | None = None
     dense: bool = False
-    faces: int = 0
-    canvas: int = 256
     seed: int = 0
 
     @property
@@ -168,7 +163,6 @@ register(
     )
 )
 register(Task("video", 64, 60, 15, 2, _CLEAN, views=12, vary=moving))
-register(Task("scenes", 96, 200, 50, 2, _WILD, faces=6, canvas=192))
 
 
 class FacejaxFaces(tfds.core.GeneratorBasedBuilder):
@@ -182,8 +176,7 @@ class FacejaxFaces(tfds.core.GeneratorBasedBuilder):
         super().__init__(config=config, data_dir=store.data_dir(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        features = scene_features(self.task) if self.task.faces else face_features(self.task)
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(face_features(self.task)))
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
         del dl_manager
@@ -214,7 +207,7 @@ def load(task: str | Task, split: str, data_dir: str | os.PathLike[str] | None =
 
 
 def face_features(task: Task) -> dict[str, Any]:
-    """Features of an example with one face per image; several views add a leading axis to all that varies by view."""
+    """Features of an example; several views add a leading axis to all that varies by view."""
     size, views = task.image_size, task.views
     lead = (views,) if views > 1 else ()
 
@@ -243,19 +236,6 @@ def face_features(task: Task) -> dict[str, Any]:
     return features
 
 
-def scene_features(task: Task) -> dict[str, Any]:
-    """Features of a scene with up to `faces` faces; entries from `count` on are zero."""
-    n = task.faces
-    return {
-        "image": tfds.features.Image(shape=(task.canvas, task.canvas, 3), encoding_format="png"),
-        "count": np.int32,
-        "boxes": tfds.features.Tensor(shape=(n, 4), dtype=np.float32),
-        "landmarks5": tfds.features.Tensor(shape=(n, 5, 2), dtype=np.float32),
-        "pose": tfds.features.Tensor(shape=(n, 3), dtype=np.float32),
-        "person": tfds.features.Tensor(shape=(n,), dtype=np.int32),
-    }
-
-
 def generate(task: Task, people: range) -> Iterator[tuple[int, dict[str, Any]]]:
     """Numbered examples of identities `people`, in order, rendered by two threads."""
     model, renderer = procedural(), _renderer(task.image_size, task.aligned, task.dense)
@@ -268,10 +248,6 @@ def generate(task: Task, people: range) -> Iterator[tuple[int, dict[str, Any]]]:
 
     def views(key: tuple[int, int]) -> list[Factors]:
         start = first(*key)
-        if task.faces:
-            rng = np.random.default_rng([task.seed, *key, 2])
-            others = [(int(rng.choice(people)), int(rng.integers(1000, 2000))) for _ in range(rng.integers(task.faces))]
-            return [start, *(first(*other) for other in others)]
         return [task.vary(start, v) for v in range(task.views)] if task.vary else [start]
 
     def render(chunk: tuple[tuple[int, int], ...]) -> list[tuple[int, dict[str, Any]]]:
@@ -284,8 +260,8 @@ def generate(task: Task, people: range) -> Iterator[tuple[int, dict[str, Any]]]:
         for key, group in zip(chunk, groups, strict=True):
             rows = range(start, start + len(group))
             start += len(group)
-            build = _scene if task.faces else _example
-            examples.append((key[0] * task.per_person + key[1], build(task, renderer, found, stacked, rows, key)))
+            number = key[0] * task.per_person + key[1]
+            examples.append((number, _example(task, renderer, found, stacked, rows, key)))
         return examples
 
     chunk = max(1, BATCH // max(task.views, 1))
@@ -327,48 +303,3 @@ def _example(
         "light": light[many].astype(np.float32),
         **truth,
     }
-
-
-def _scene(
-    task: Task, renderer: Renderer, found: dict[str, np.ndarray], stacked: Factors, rows: range, key: tuple[int, int]
-) -> dict[str, Any]:
-    """Heads of random sizes over one background, from small to large, without those that overlap a previous one."""
-    rng = np.random.default_rng([task.seed, *key, 3])
-    first = {k: v[rows[0]] for k, v in stacked.items()}
-    canvas = degrade.background(first, task.canvas)
-    truth = {
-        name: np.zeros(f.shape, f.np_dtype)
-        for name, f in scene_features(task).items()
-        if hasattr(f, "np_dtype") and name != "image"
-    }
-    sizes = np.sort(np.exp(rng.uniform(np.log(18), np.log(0.65 * task.canvas), len(rows))))
-    placed: list[np.ndarray] = []
-    for row, size in zip(rows, sizes.astype(int), strict=True):
-        left, top = rng.integers(0, task.canvas - size, 2)
-        scale = size / task.image_size
-        box = found["box"][row] * scale + [left, top, left, top]
-        if any(_overlap(box, other) > 0.15 for other in placed):
-            continue
-        face, alpha = (cv2.resize(found[n][row], (size, size), interpolation=cv2.INTER_AREA) for n in ("face", "alpha"))
-        region = canvas[top : top + size, left : left + size]
-        region[:] = region * (1 - alpha[..., None]) + face
-        count = len(placed)
-        marks = found["landmarks68"][row]
-        five = np.stack([marks[36:42].mean(0), marks[42:48].mean(0), marks[30], marks[48], marks[54]])
-        truth["boxes"][count], truth["landmarks5"][count] = box, five * scale + [left, top]
-        truth["pose"][count], truth["person"][count] = stacked["pose"][row], key[0] if row == rows[0] else -1
-        placed.append(box)
-    image = degrade.degrade(
-        cv2.pow(np.clip(canvas, 0, 1), 1 / 2.2), {**first, "motion": np.array(0.0), "occluder": np.array(0.0)}
-    )
-    return {
-        "image": png(image),
-        "count": len(placed),
-        **{k: truth[k] for k in ("boxes", "landmarks5", "pose", "person")},
-    }
-
-
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection area relative to the smaller box."""
-    shared = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
-    return float(shared / max(min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()), 1e-9))

@@ -1,0 +1,111 @@
+"""The run of a detector: the sum of its loss terms, trained on padded boxes and evaluated by the data's protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from facejax.data.detection import DetectionImages
+from facejax.detection.base import Detector, Truth
+from facejax.evaluate import detection
+from facejax.train import AXIS, Experiment, Mean, Options, Report, TrainState, supervised_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The `eval` section of a detector's experiment.
+
+    Attributes:
+      batch_size: images a call.
+      image_size: side of the network's input, pixels; 0: that of training.
+      protocol: "faces" (WIDER FACE's matching, by face height), "coco", "voc2007" or "voc2012".
+      stretch: stretch images to the square; false: keep their aspect ratio.
+    """
+
+    batch_size: int = 50
+    image_size: int = 0
+    protocol: str = "faces"
+    stretch: bool = False
+
+
+def detector(
+    model: Detector,
+    data: DetectionImages,
+    tx: optax.GradientTransformation,
+    options: Options,
+    evaluation: Evaluation,
+    *,
+    seed: int,
+    ema: float = 0.0,
+    load: Callable[[Any], Any] | None = None,
+) -> Experiment:
+    """A detector trained with the sum of its loss terms.
+
+    Args:
+      model: the detector.
+      data, options, evaluation: sections of the configuration.
+      tx: the optimizer.
+      seed: of the data's order and augmentation.
+      ema: decay of the moving average of the parameters, which is then evaluated; 0 keeps none.
+      load: shapes of the variables -> pretrained variables to evaluate in place of the trained ones.
+    """
+    size, batch = data.image_size, options.batch_size
+    if model.classes != data.classes:
+        raise ValueError(f"the detector has {model.classes} classes and the data {data.classes}: expected as many")
+
+    def fresh(rng: jax.Array) -> Any:
+        return model.net.init(rng, jnp.zeros((2, size, size, 3)), train=False)
+
+    def init(rng: jax.Array) -> TrainState:
+        variables = dict(fresh(rng))
+        params = variables.pop("params")
+        return TrainState.create(rng, params, tx, ema=bool(ema), model_state=variables)
+
+    def loss_fn(params: Any, model_state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
+        raw, updated = model.net.apply(
+            {"params": params, **model_state},
+            model.preprocess(batch["image"]),
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": rng},
+        )
+        terms = model.losses(raw, Truth.of(batch), (size, size))
+        total = sum(term.value(AXIS) for term in terms.values())
+        metrics = {name: Mean(term.weight * term.total.sum(), term.count.sum()) for name, term in terms.items()}
+        return total, ({**model_state, **updated}, metrics)
+
+    def evaluate(state: TrainState) -> Report:
+        variables = {"params": state.ema if ema else state.params, **state.model_state}
+        if load is not None:
+            variables = load(jax.eval_shape(lambda: variables))
+        return detection.report(
+            model,
+            variables,
+            data.test(),
+            evaluation.image_size or size,
+            protocol=evaluation.protocol,
+            batch_size=evaluation.batch_size,
+            stretch=evaluation.stretch,
+        )
+
+    boxes, points = (batch, data.max_boxes), data.points
+    shapes = {
+        "image": ((batch, size, size, 3), jnp.uint8),
+        "boxes": ((*boxes, 4), jnp.float32),
+        "labels": (boxes, jnp.int32),
+        "points": ((*boxes, points, 2), jnp.float32),
+        "visible": ((*boxes, points), jnp.bool_),
+        "mask": (boxes, jnp.bool_),
+    }
+    return Experiment(
+        evaluate=evaluate,
+        init=init,
+        train_step=supervised_step(loss_fn, tx, microbatches=options.microbatches, ema_decay=ema),
+        train_data=lambda: data.batches(batch, seed),
+        batch={name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()},
+    )
