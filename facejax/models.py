@@ -545,7 +545,22 @@ MODELS: Mapping[str, Model] = {
 
     # ssh, dsfd: rows here
 
-    # retinaface: rows here
+    "retinaface_mobilenet025": Model(
+        "facejax.detection.retinaface:retinaface_mobilenet025", 426_608, (640, 640, 3), "biubug6/Pytorch_Retinaface",
+        "RetinaFace, MobileNet V1 with a quarter of the channels", converter="facejax.interop.retinaface:load",
+    ),
+    "retinaface_mobilenet025_body": Model(
+        "facejax.detection.retinaface:MobileNetBody", 470_072, (224, 224, 3), "biubug6/Pytorch_Retinaface",
+        "the trunk of the smaller RetinaFace as a classifier of ImageNet",
+    ),
+    "retinaface_resnet50": Model(
+        "facejax.detection.retinaface:retinaface_resnet50", 27_293_600, (640, 640, 3), "biubug6/Pytorch_Retinaface",
+        "RetinaFace, ResNet-50", converter="facejax.interop.retinaface:load",
+    ),
+    "retinaface_resnet152": Model(
+        "facejax.detection.retinaface:retinaface_resnet152", 69_095_144, (640, 640, 3),
+        "summed over the paper's layers", "RetinaFace of the paper: five levels, deformable convolutions, one head",
+    ),
 
     # yolov1, yolo5face: rows here
 

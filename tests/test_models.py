@@ -29,7 +29,7 @@ PARTS = {
 
     # dsfd, ssh
 
-    # retinaface
+    "facejax.detection.retinaface": {"ContextModule", "RetinaFaceNet"},
 
     # retinanet, ssd
 
