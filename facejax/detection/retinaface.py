@@ -26,6 +26,7 @@ import optax
 from facejax.backbones.mobilenet import V1_LAYERS
 from facejax.backbones.resnet import resnet50, resnet152
 from facejax.detection.base import Detections, Term, Truth, suppressed
+from facejax.detection.retinaface_mesh import PixelBranch, VertexBranch
 from facejax.foundations.deformable import DeformableConv
 from facejax.nn.conv import Conv
 from facejax.nn.init import torch_default
@@ -254,8 +255,9 @@ class RetinaFace:
       variances: of the encoding of boxes; the first also of points.
       positive, negative, forced: see `match`.
       negatives: hard negatives per positive in each image.
-      weights: of the terms "boxes", "logits", "points", "dense".
+      weights: of the terms of boxes, logits and points, and of the dense branch.
       beta: of the smooth L1 losses.
+      dense: a branch of `retinaface_mesh`, whose `outputs` is the net's `dense`; None: without.
       lowest, candidates, threshold, count: of the post-processing; see `facejax.detection.base.suppressed`.
     """
 
@@ -269,6 +271,7 @@ class RetinaFace:
     negatives: int = 7
     weights: tuple[float, float, float, float] = (2.0, 1.0, 1.0, 0.01)
     beta: float = 1.0
+    dense: PixelBranch | VertexBranch | None = None
     lowest: float = 0.02
     candidates: int = 5000
     threshold: float = 0.4
@@ -305,16 +308,20 @@ class RetinaFace:
         rows = jnp.arange(len(found))[:, None]
         targets = box.encode(truth.boxes[rows, found], anchors, self.variances)
         boxes = smooth_l1(raw["boxes"] - targets, self.beta).sum(-1)
-        annotated = truth.visible[rows, found] & positive[..., None]
-        goals = box.encode_points(truth.points[rows, found], anchors, self.variances[0])
+        annotated = truth.visible[rows, found, :5] & positive[..., None]
+        goals = box.encode_points(truth.points[rows, found, :5], anchors, self.variances[0])
         points = smooth_l1(raw["points"] - goals, self.beta).sum(-1)
         faces = positive.sum(1)
-        box_weight, class_weight, point_weight, _ = self.weights
-        return {
+        box_weight, class_weight, point_weight, dense_weight = self.weights
+        terms = {
             "boxes": Term(jnp.sum(boxes, 1, where=positive), faces, box_weight),
             "logits": Term(jnp.sum(entropy, 1, where=used), faces, class_weight),
             "points": Term(jnp.sum(points, (1, 2), where=annotated), annotated.any(-1).sum(1), point_weight),
         }
+        if self.dense is not None:
+            images = (raw["images"] + MEAN)[..., ::-1] / 255
+            terms |= self.dense.terms(raw["dense"], images, truth, self.anchors(size), matches, dense_weight)
+        return terms
 
     def predictions(self, raw: dict[str, jax.Array], size: tuple[int, int]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Boxes [N, A, 4] and points [N, A, 5, 2] in pixels, and scores [N, A], before suppression."""
