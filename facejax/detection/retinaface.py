@@ -320,7 +320,7 @@ class RetinaFace:
         }
         if self.dense is not None:
             images = (raw["images"] + MEAN)[..., ::-1] / 255
-            terms |= self.dense.terms(raw["dense"], images, truth, self.anchors(size), matches, dense_weight)
+            terms |= self.dense.terms(raw, images, truth, self.anchors(size), matches, dense_weight)
         return terms
 
     def predictions(self, raw: dict[str, jax.Array], size: tuple[int, int]) -> tuple[jax.Array, jax.Array, jax.Array]:

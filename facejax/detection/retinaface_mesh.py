@@ -15,7 +15,7 @@ losses. Visibility has no gradient: it flows through the colours and the interpo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -244,24 +244,46 @@ def sampled_meshes(model: MorphableModel, rows: np.ndarray, count: int, seed: in
     return np.concatenate([positions, np.clip(colours, 0, 1)], -1).astype(np.float32)
 
 
-class Pretrained(NamedTuple):
-    """A frozen decoder.
+class WithDecoder(nn.Module):
+    """A detector's network that carries a frozen decoder along, for the pixel loss.
+
+    Its variables are the network's, and "decoder": {"frozen": what `pretrained` returns}, zeros at first. The raw
+    predictions also have "decoder", the value of "frozen".
 
     Attributes:
-      net: a `MeshDecoder`.
-      params: its parameters.
-      mean: [V, 6], the mean mesh.
-      scale: [6], the deviation of positions and of colours; the decoder's output is multiplied by it.
+      net: the detector's network.
+      decoder: the decoder.
+      code: size of its codes.
     """
 
-    net: MeshDecoder
-    params: Any
-    mean: np.ndarray
-    scale: np.ndarray
+    net: nn.Module
+    decoder: MeshDecoder
+    code: int = 128
 
-    def __call__(self, codes: jax.Array) -> jax.Array:
-        """[..., S] -> [..., V, 6]: positions in model units, gamma-encoded colours in 0..1."""
-        return self.mean + self.scale * self.net.apply({"params": self.params}, codes)
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> dict[str, Any]:
+        """The network's predictions and the decoder."""
+
+        def empty() -> dict[str, Any]:
+            free = self.decoder.clone(parent=None)
+            params = jax.eval_shape(free.init, jax.random.key(0), jnp.zeros((1, self.code)))["params"]
+            params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
+            vertices = self.decoder.hierarchy.levels[0].vertices
+            return {"params": params, "mean": jnp.zeros((vertices, 6)), "scale": jnp.zeros(6)}
+
+        raw = self.net(images, train=train)
+        return raw | {"decoder": self.variable("decoder", "frozen", empty).value}
+
+
+def decode(net: MeshDecoder, frozen: Any, codes: jax.Array) -> jax.Array:
+    """Meshes [..., V, 6] of codes [..., S]: positions in model units, gamma-encoded colours in 0..1.
+
+    Args:
+      net: the decoder.
+      frozen: from `pretrained`.
+      codes: the codes.
+    """
+    return frozen["mean"] + frozen["scale"] * net.apply({"params": frozen["params"]}, codes)
 
 
 def pretrained(
@@ -273,7 +295,7 @@ def pretrained(
     batch_size: int = 32,
     rate: float = 2e-3,
     seed: int = 0,
-) -> Pretrained:
+) -> dict[str, Any]:
     """Trains a decoder with an encoder of the same widths to reproduce meshes, by the L1 error (CoMA), with Adam.
 
     Args:
@@ -281,6 +303,10 @@ def pretrained(
       net: the decoder.
       code: S, size of the code.
       steps, batch_size, rate, seed: of the training; the rate falls to 0 along a cosine.
+
+    Returns:
+      {"params": of the decoder, "mean": [V, 6] mean mesh, "scale": [6] deviation of positions and of colours}; the
+      decoder's output is in these deviations around the mean.
     """
     mean, spread = meshes.mean(0), meshes - meshes.mean(0)
     scale = np.repeat([spread[..., :3].std(), spread[..., 3:].std()], 3).astype(np.float32)
@@ -309,7 +335,7 @@ def pretrained(
         return lax.scan(step, (params, tx.init(params)), jax.random.split(key, steps))[0][0]
 
     params = train(jax.random.key(seed), data)
-    return Pretrained(net, jax.tree.map(np.asarray, params["decoder"]), mean.astype(np.float32), scale)
+    return {"params": params["decoder"], "mean": jnp.asarray(mean, jnp.float32), "scale": jnp.asarray(scale)}
 
 
 def project(vertices: jax.Array, camera: jax.Array, size: int) -> jax.Array:
@@ -410,16 +436,16 @@ def chosen(matches: Matches, truth: Truth, anchors: np.ndarray, count: int) -> C
 class PixelBranch:
     """The arXiv version: code, camera and light of each anchor; the rendered mesh is compared with the image.
 
+    The network must be `WithDecoder`.
+
     Attributes:
-      decoder: [..., code] -> [..., V, 6], such as `Pretrained`; it is not trained.
-      triangles: [T, 3] of its mesh.
-      code: size of the code.
+      net: the decoder.
+      code: size of its codes.
       crop: side of the rendered crops, pixels.
       count: positive anchors an image that are rendered, those that overlap their faces most.
     """
 
-    decoder: Callable[[jax.Array], jax.Array]
-    triangles: np.ndarray
+    net: MeshDecoder
     code: int = 128
     crop: int = 32
     count: int = 4
@@ -430,12 +456,12 @@ class PixelBranch:
         return self.code + CAMERA + LIGHT
 
     def terms(
-        self, raw: jax.Array, images: jax.Array, truth: Truth, anchors: np.ndarray, matches: Matches, weight: float
+        self, raw: dict[str, Any], images: jax.Array, truth: Truth, anchors: np.ndarray, matches: Matches, weight: float
     ) -> dict[str, Term]:
         """The term "pixels".
 
         Args:
-          raw: [N, A, outputs].
+          raw: "dense" [N, A, outputs] and "decoder" of the raw predictions.
           images: [N, H, W, 3] RGB in 0..1.
           truth: annotations.
           anchors: [A, 4] in centre form.
@@ -444,21 +470,22 @@ class PixelBranch:
         """
         picked = chosen(matches, truth, anchors, self.count)
         n, m = picked.mask.shape
-        vectors = jnp.take_along_axis(raw, picked.anchors[..., None], 1).reshape(n * m, -1)
+        vectors = jnp.take_along_axis(raw["dense"], picked.anchors[..., None], 1).reshape(n * m, -1)
         crops = jax.vmap(crop_image, (0, 0, None))(images, jnp.asarray(anchors)[picked.anchors], self.crop)
-        drawn, covered = self.draw(vectors)
+        drawn, covered = self.draw(raw["decoder"], vectors)
         losses = pixel_loss(255 * drawn, covered, 255 * crops.reshape(drawn.shape)).reshape(n, m)
         return {"pixels": Term(jnp.sum(losses, 1, where=picked.mask), picked.mask.sum(1), weight)}
 
-    def draw(self, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Images and covered pixels of predictions [B, outputs]; one by one on a CPU."""
+    def draw(self, frozen: Any, vectors: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Images and covered pixels of predictions [B, outputs] with a decoder `frozen`; one by one on a CPU."""
         codes, cameras, lights = jnp.split(vectors, [self.code, self.code + CAMERA], -1)
-        incident = incidence(self.triangles, self.decoder(codes[:1]).shape[1])
+        triangles = self.net.hierarchy.triangles
+        incident = incidence(triangles, self.net.hierarchy.levels[0].vertices)
 
         def one(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-            return render(inputs[0], self.triangles, incident, *inputs[1:], self.crop)
+            return render(inputs[0], triangles, incident, *inputs[1:], self.crop)
 
-        inputs = self.decoder(codes), cameras, lights
+        inputs = decode(self.net, frozen, codes), cameras, lights
         return lax.platform_dependent(inputs, cpu=lambda x: lax.map(one, x), default=jax.vmap(one))
 
 
@@ -496,15 +523,14 @@ class VertexBranch:
         return 2 * self.vertices
 
     def terms(
-        self, raw: jax.Array, images: jax.Array, truth: Truth, anchors: np.ndarray, matches: Matches, weight: float
+        self, raw: dict[str, Any], images: jax.Array, truth: Truth, anchors: np.ndarray, matches: Matches, weight: float
     ) -> dict[str, Term]:
         """The terms "vertices" and "edges"; arguments as in `PixelBranch.terms`."""
-        del images
         if truth.points.shape[2] != 5 + self.vertices:
             raise ValueError(f"truth has {truth.points.shape[2]} points: expected 5 and {self.vertices} vertices")
         picked = chosen(matches, truth, anchors, self.count)
-        rows = jnp.arange(len(raw))[:, None]
-        found = raw[rows, picked.anchors].reshape(*picked.mask.shape, self.vertices, 2)
+        rows = jnp.arange(len(images))[:, None]
+        found = raw["dense"][rows, picked.anchors].reshape(*picked.mask.shape, self.vertices, 2)
         boxes = jnp.asarray(anchors)[picked.anchors]
         target = box.encode_points(truth.points[rows, picked.faces, 5:], boxes, self.variance)
         visible = truth.visible[rows, picked.faces, 5:] & picked.mask[..., None]

@@ -7,7 +7,7 @@ import pytest
 
 from facejax.detection import retinaface_mesh as mesh
 from facejax.detection.base import Truth
-from facejax.detection.retinaface import RetinaFace
+from facejax.detection.retinaface import MobileNetBody, RetinaFace, RetinaFaceNet
 from facejax.morphable.lighting import incidence
 from facejax.morphable.rasterizer import rasterize
 
@@ -79,30 +79,29 @@ def decoder(hierarchy):
     noise = 0.002 * rng.normal(size=(300, 42, 6))
     meshes = (mean + np.einsum("mk,kvc->mvc", rng.normal(size=(300, 3)), basis) + noise).astype(np.float32)
     net = mesh.MeshDecoder(hierarchy, (8, 8), 3)
-    return mesh.pretrained(meshes[:200], net, 3, steps=400, batch_size=16, rate=1e-2), meshes
+    return net, mesh.pretrained(meshes[:200], net, 3, steps=400, batch_size=16, rate=1e-2), meshes
 
 
 def test_decoder_against_principal_components(decoder):
-    found, meshes = decoder
-    train, test = meshes[:200], meshes[200:]
-    flat = ((train - found.mean) / found.scale).reshape(200, -1)
+    net, frozen, meshes = decoder
+    train, test = ((x - frozen["mean"]) / frozen["scale"] for x in (meshes[:200], meshes[200:]))
+    flat = np.asarray(train).reshape(200, -1)
     components = np.linalg.svd(flat, full_matrices=False)[2][:3]
-    target = (test - found.mean) / found.scale
-    pca = target.reshape(100, -1) @ components.T @ components
-    codes = jnp.zeros((100, 3))
+    pca = test.reshape(100, -1) @ components.T @ components
 
     @jax.jit
     def fit(codes):
         def step(codes, _):
             def energy(x):
-                return jnp.sum(jnp.mean(((found(x) - test) / found.scale) ** 2, (1, 2)))
+                return jnp.sum(jnp.mean((net.apply({"params": frozen["params"]}, x) - test) ** 2, (1, 2)))
 
             return codes - 0.5 * jax.grad(energy)(codes), None
 
         return jax.lax.scan(step, codes, length=200)[0]
 
-    ours = (np.asarray(found(fit(codes))) - found.mean) / found.scale
-    errors = [np.sqrt(np.mean((x.reshape(target.shape) - target) ** 2)) for x in (0 * target, pca, ours)]
+    codes = fit(jnp.zeros((100, 3)))
+    ours = (mesh.decode(net, frozen, codes) - frozen["mean"]) / frozen["scale"]
+    errors = [np.sqrt(np.mean((x.reshape(test.shape) - test) ** 2)) for x in (0 * test, pca, ours)]
     assert errors[1] < errors[2] < 0.5 * errors[0]
 
 
@@ -145,26 +144,26 @@ def test_crop_of_a_ramp():
 
 
 @pytest.fixture(scope="module")
-def branch(decoder, hierarchy):
-    return mesh.PixelBranch(decoder[0], hierarchy.triangles, code=3, crop=12, count=2)
+def branch(decoder):
+    return mesh.PixelBranch(decoder[0], code=3, crop=12, count=2)
 
 
-def test_pixel_loss_and_its_gradient(branch):
+def test_pixel_loss_and_its_gradient(branch, decoder):
     """Against finite differences where no pixel changes its triangle; and descent lowers the loss."""
     rng = np.random.default_rng(1)
-    target = branch.draw(jnp.asarray(rng.normal(size=(1, 19)) * 0.3, jnp.float32))[0]
+    frozen = decoder[1]
+    target = branch.draw(frozen, jnp.asarray(rng.normal(size=(1, 19)) * 0.3, jnp.float32))[0]
     vector = jnp.asarray(rng.normal(size=(1, 19)) * 0.05, jnp.float32)
 
     def loss(vector):
-        drawn, covered = branch.draw(vector)
+        drawn, covered = branch.draw(frozen, vector)
         return mesh.pixel_loss(drawn, covered, target)[0]
 
     slope = jax.jit(jax.value_and_grad(loss))
 
     def triangles(vector):
-        return rasterize(
-            mesh.project(branch.decoder(vector[0, :3])[:, :3], vector[0, 3:10], 12), branch.triangles, 12, 12
-        ).triangle
+        shape = mesh.decode(branch.net, frozen, vector[0, :3])[:, :3]
+        return rasterize(mesh.project(shape, vector[0, 3:10], 12), branch.net.hierarchy.triangles, 12, 12).triangle
 
     value, gradient = slope(vector)
     assert np.isfinite(gradient).all()
@@ -194,13 +193,13 @@ def scene(points=5):
     return model, truth, jnp.asarray(rng.random((2, 64, 48, 3)), jnp.float32), rng
 
 
-def test_pixel_term(branch):
+def test_pixel_term(branch, decoder):
     model, truth, images, rng = scene()
     anchors, matches = model.anchors((64, 48)), model.matches(truth, (64, 48))
     raw = jnp.asarray(rng.normal(size=(2, len(anchors), branch.outputs)) * 0.1, jnp.float32)
 
     def loss(raw):
-        term = branch.terms(raw, images, truth, anchors, matches, 0.5)["pixels"]
+        term = branch.terms({"dense": raw, "decoder": decoder[1]}, images, truth, anchors, matches, 0.5)["pixels"]
         return term.value(), term
 
     (value, term), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(raw)
@@ -208,7 +207,7 @@ def test_pixel_term(branch):
     used = np.asarray(mesh.chosen(matches, truth, anchors, 2).anchors[0])[: int(term.count[0])]
     assert set(used) <= set(best)
     np.testing.assert_array_equal(term.count, [min(2, len(best)), 0])
-    drawn, covered = map(np.asarray, jax.jit(branch.draw)(raw[0, used]))
+    drawn, covered = map(np.asarray, jax.jit(branch.draw)(decoder[1], raw[0, used]))
     crops = np.asarray(mesh.crop_image(images[0], jnp.asarray(anchors[used]), 12))
     expected = (255 * np.abs(drawn - crops).sum(-1) * covered).sum() / 144
     np.testing.assert_allclose(term.total, [expected, 0], rtol=1e-4)
@@ -236,7 +235,7 @@ def test_vertex_terms():
     anchors, matches = model.anchors((64, 48)), model.matches(truth, (64, 48))
     branch = mesh.VertexBranch(3, np.array([[0, 1], [1, 2]]), count=4)
     goal = mesh.box.encode_points(truth.points[:, :1, 5:], anchors, 0.1).reshape(2, len(anchors), -1)
-    losses = jax.jit(lambda raw: branch.terms(raw, images, truth, anchors, matches, 2.0))
+    losses = jax.jit(lambda raw: branch.terms({"dense": raw}, images, truth, anchors, matches, 2.0))
     terms = losses(goal)
     np.testing.assert_allclose([terms[k].value() for k in ("vertices", "edges")], 0, atol=1e-5)
     terms = losses(goal + 0.5)
@@ -244,7 +243,21 @@ def test_vertex_terms():
     np.testing.assert_allclose(terms["edges"].value(), 0, atol=1e-5)
     assert terms["vertices"].count[1] == 0
     with pytest.raises(ValueError, match=r"truth has 5 points: expected 5 and 3 vertices"):
-        branch.terms(goal, images, scene()[1], anchors, matches, 1.0)
+        branch.terms({"dense": goal}, images, scene()[1], anchors, matches, 1.0)
+
+
+def test_network_carries_the_decoder(branch, decoder):
+    """A detector's loss uses the decoder among the variables."""
+    body = MobileNetBody(4, ((4, 1), (4, 2), (4, 2), (4, 2), (4, 2)))
+    net = mesh.WithDecoder(RetinaFaceNet(body, 4, dense=branch.outputs), branch.net, 3)
+    model = RetinaFace(net, dense=branch, weights=(0.0, 0.0, 0.0, 1.0))
+    _, truth, _, rng = scene()
+    images = jnp.asarray(rng.integers(0, 256, (2, 64, 48, 3)), jnp.uint8)
+    variables = jax.eval_shape(lambda: net.init(jax.random.key(0), model.preprocess(images), train=False))
+    assert jax.tree.map(jnp.shape, variables["decoder"]["frozen"]) == jax.tree.map(jnp.shape, decoder[1])
+    raw = jax.eval_shape(lambda v: net.apply(v, model.preprocess(images), train=False), variables)
+    terms = jax.eval_shape(lambda raw: model.losses(raw, truth, (64, 48)), raw)
+    assert set(terms) == {"boxes", "logits", "points", "pixels"}
 
 
 def test_decoder_needs_a_width_per_step(hierarchy):
