@@ -62,7 +62,7 @@ class IResNet(nn.Module):
             x = self.get_submodule(stage)(x)
         x = self.bn2(x).flatten(1)
         with torch.autocast(x.device.type, enabled=False):
-            return self.features(self.fc(x.float()))
+            return self.features(self.fc(x.to(self.fc.weight.dtype)))
 
 
 class Layers(nn.Module):

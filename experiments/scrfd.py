@@ -98,19 +98,22 @@ CLAIM = (
 
 
 def tiny(widths: tuple[int, ...], depths: tuple[int, ...], **options: Any) -> scrfd.Net:
-    """A narrow network with the heads of the published ones."""
-    return scrfd.Net(scrfd.ResidualTrunk(16, widths, depths), 24, 32, 1, **{"norm_groups": 8, **options})
+    """A narrow network of half the strides, with the heads of the published ones."""
+    trunk = functools.partial(scrfd.ResidualTrunk, 8, widths, depths, pool=False)
+    return scrfd.Net(trunk, 16, 24, 1, **{"norm_groups": 8, **options})
 
 
 NETS: dict[str, Callable[..., scrfd.Net]] = {
-    "tiny": functools.partial(tiny, (16, 32, 32, 48), (2, 2, 1, 1)),
-    "tiny_deep": functools.partial(tiny, (16, 16, 48, 96), (1, 1, 2, 2)),
+    "tiny": functools.partial(tiny, (12, 24, 24, 32), (2, 2, 1, 1)),
+    "tiny_deep": functools.partial(tiny, (8, 16, 50, 84), (1, 1, 2, 2)),
     "500m": scrfd.scrfd_500m,
     "1g": scrfd.scrfd_1g,
     "2_5g": scrfd.scrfd_2_5g,
     "10g": scrfd.scrfd_10g,
     "34g": scrfd.scrfd_34g,
 }
+HALVED = {"strides": (4, 8, 16), "sizes": ((8, 16), (32, 64), (128, 256))}
+"""Anchors of the networks of half the strides."""
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -123,7 +126,7 @@ def build(config: ConfigDict) -> Experiment:
     evaluation = dict(config.eval)
     weights = evaluation.pop("weights")
     return detector(
-        scrfd.SCRFD(make_net(config)),
+        scrfd.SCRFD(make_net(config), **(HALVED if config.model.name.startswith("tiny") else {})),
         DetectionImages(**config.data),
         optim.from_config(config.optim, config.train.steps),
         Options(**config.train),

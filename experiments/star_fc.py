@@ -113,10 +113,10 @@ def build(config: ConfigDict) -> Experiment:
 
     if config.method == "components":
         return Experiment(evaluate)
-    tx = optim.from_config(config.optim, config.train.steps)
+    tx, width = optim.from_config(config.optim, config.train.steps), data.columns()
 
     def init(rng: jax.Array) -> TrainState:
-        one, none = jnp.zeros(1, jnp.int32), jnp.zeros((1, data.width))
+        one, none = jnp.zeros(1, jnp.int32), jnp.zeros((1, width))
         params = net.init(rng, none, Graph(one, one, jnp.ones(1), 1), one, one)["params"]
         return TrainState.create(rng, params, tx)
 
@@ -144,7 +144,7 @@ def build(config: ConfigDict) -> Experiment:
         batch, threads = config.train.batch_size, sizes.threads
         return pipeline.train_batches(identities, load, batch, seed=config.seed, threads=threads)
 
-    shapes = {"features": (sizes.nodes, data.width), "source": (arcs,), "destination": (arcs,), "weight": (arcs,)}
+    shapes = {"features": (sizes.nodes, width), "source": (arcs,), "destination": (arcs,), "weight": (arcs,)}
     shapes |= dict.fromkeys(("first", "second", "same"), (sizes.edges,))
     return Experiment(
         evaluate=evaluate,

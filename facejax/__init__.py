@@ -5,6 +5,7 @@
     facejax.list_models("iresnet*")
     net = facejax.create_model("iresnet50", num_features=512)
     variables = facejax.load_pretrained("iresnet50", "backbone.pth")
+    detections = facejax.load_pretrained("scrfd_500m_kps", "scrfd_500m_kps.onnx")("photograph.jpg")
     facejax.recognition.arcface.margin_softmax_loss
 
 Packages and modules are imported when they are used.

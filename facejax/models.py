@@ -14,6 +14,7 @@ import importlib
 import inspect
 import os
 from collections.abc import Mapping
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Model:
       num_features: the constructor's field for the embedding dimension; "part.field" for a field of a part.
       converter: "package.module:function" of (path, shapes of variables) -> variables, for published weights.
       inputs: kind of call arguments, a key of `INPUTS`.
+      detector: constructor of the detector around the module, with its published settings of use; None of others.
     """
 
     constructor: str
@@ -60,6 +62,7 @@ class Model:
     num_features: str = ""
     converter: str = ""
     inputs: str = "array"
+    detector: Part | None = None
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -84,7 +87,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
       **options: changes to the published settings: `num_features`, `num_classes` and the fields of the constructor.
 
     Raises:
-      ValueError: unknown architecture or unknown option.
+      ValueError: unknown architecture, unknown option, or a width or `dtype` that cannot be.
     """
     model = model_info(name)
     make = _find(model.constructor)
@@ -94,6 +97,7 @@ def create_model(name: str, **options: Any) -> nn.Module:
     for option in options:
         if option not in allowed:
             raise ValueError(f"{name} has no option {option!r}; options: {', '.join(sorted(allowed))}")
+    _check(name, options)
     settings = {**model.options, **options}
     if "num_features" in settings:
         width = {field: settings.pop("num_features")}
@@ -119,21 +123,54 @@ def variable_shapes(name: str, **options: Any) -> Any:
 
 
 def load_pretrained(name: str, path: str | os.PathLike[str], **options: Any) -> Any:
-    """Variables in the model's layout from a file of published weights.
+    """Variables in the model's layout from a file of published weights; of a detector, a `facejax.predictor.Predictor`.
 
     Args:
       name: one of `list_models()`.
       path: the file as its authors publish it; see the `converter` of `model_info(name)`.
-      **options: as in `create_model`, for weights of other settings.
+      **options: as in `create_model`, for weights of other settings; and settings of the detector, such as `lowest`.
+
+    Returns:
+      The variables; or the detector as a function of images, with its `variables`.
 
     Raises:
+      FileNotFoundError: there is no such file.
       ValueError: the model has no converter, or the file does not match the model.
     """
-    converter = model_info(name).converter
+    model = model_info(name)
+    converter = model.converter
     if not converter:
         known = ", ".join(known for known in list_models() if MODELS[known].converter)
         raise ValueError(f"there is no converter of published weights for {name}; models with a converter: {known}")
-    return _find(converter)(path, variable_shapes(name, **options))
+    if not any(map(os.path.isfile, (path, f"{os.fspath(path)}.index"))):  # a TensorFlow checkpoint has files PATH.*
+        raise FileNotFoundError(f"there is no file {os.fspath(path)}: expected published weights of {name}")
+    if model.detector is None:
+        return _find(converter)(path, variable_shapes(name, **options))
+    from facejax.predictor import Predictor
+
+    fields = {field.name for field in dataclasses.fields(_find(model.detector.constructor))} - {"net"}
+    settings = {option: options.pop(option) for option in fields & set(options)}
+    detector = _made(_with(model.detector, {"net": create_model(name, **options), **settings}))
+    return Predictor(detector, _find(converter)(path, variable_shapes(name, **options)))
+
+
+def _check(name: str, options: Mapping[str, Any]) -> None:
+    """Raises ValueError for a width or a type that no model has; `num_classes` None leaves the classifier out."""
+    for option, least in (("num_features", 1), ("num_classes", 0)):
+        value = options.get(option, least)
+        if not (isinstance(value, Integral) and value >= least) and (option, value) != ("num_classes", None):
+            raise ValueError(f"{name}: {option} is {value!r}, expected an integer of at least {least}")
+    if "dtype" in options and not _is_floating(options["dtype"]):
+        raise ValueError(f"{name}: dtype is {options['dtype']!r}, expected a floating-point type such as 'bfloat16'")
+
+
+def _is_floating(dtype: Any) -> bool:
+    import jax.numpy as jnp
+
+    try:
+        return dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
 
 
 def _find(place: str) -> Any:
@@ -564,6 +601,28 @@ MODELS: Mapping[str, Model] = {
 
     # yolov1, yolo5face: rows here
 
-    # scrfd: rows here
+    **{
+        f"scrfd_{name}": Model(
+            f"facejax.detection.scrfd:scrfd_{name}", parameters, (640, 640, 3),
+            "published millions of the authors' code", f"SCRFD of {flops} GF, face detector",
+        )
+        for name, flops, parameters in (
+            ("500m", 0.5, 572_741), ("1g", 1, 635_565), ("2_5g", 2.5, 671_761), ("10g", 10, 3_860_225),
+            ("34g", 34, 9_802_737),
+        )
+    },
+    **{
+        f"scrfd_{name}_kps": Model(
+            f"facejax.detection.scrfd:scrfd_{name}", parameters, (640, 640, 3), source,
+            f"SCRFD of {flops} GF with five landmarks, face detector",
+            {"norm_groups": 0, "shared": False, "points": 5}, converter=INTEROP + "scrfd:load",
+            detector=Part("facejax.detection.scrfd:SCRFD", {"lowest": 0.5, "threshold": 0.4, "plus_one": True}),
+        )
+        for name, flops, parameters, source in (
+            ("500m", 0.5, 631_410, "the published ONNX file, batch norms unfolded"),
+            ("2_5g", 2.5, 819_806, "published millions of the authors' code"),
+            ("10g", 10, 4_229_902, "published millions of the authors' code"),
+        )
+    },
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""

@@ -18,14 +18,23 @@ embedder.MINIATURES["tiny"] = partial(IResNet, (1,), (8,))
 virface.BACKBONES["tiny"] = partial(FaceResNet, (1,), False, (8,))
 virface.SHALLOW = "recognition"
 """
-FIRST = {"arcface": SMALL, "clustering": SMALL, "recognition": SMALL}
-"""Cells that come before a notebook's own: networks of one block, and no people of VirFace's to be rendered."""
+FEW = """
+import dataclasses
+
+from facejax.data.synthetic import scenes
+
+few = dataclasses.replace(scenes.SCENES["scenes_128"], train=16, test=4, people=(4, 2), views=1, head=64)
+scenes.SCENES["scenes_128"] = few
+"""
+FIRST = {"arcface": SMALL, "clustering": SMALL, "detection": FEW, "recognition": SMALL}
+"""Cells that come before a notebook's own: networks of one block, no people of VirFace's to be rendered, few scenes."""
 COLABS = pathlib.Path(__file__).parents[1] / "colabs"
 PRINTED = {
     "arcface": "tar_at_far_1e-2",
     "attention": "exact_match",
     "clustering": "pairwise_f",
     "deconvnet": "hits",
+    "detection": "ap_tiny",
     "graphs": "test_accuracy",
     "quality": "aoc",
     "recognition": "tar_at_far_1e-2",

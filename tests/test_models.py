@@ -9,6 +9,7 @@ import time
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -33,7 +34,7 @@ PARTS = {
 
     # retinanet, ssd
 
-    # scrfd
+    "facejax.detection.scrfd": {"GroupConv", "Head", "MobileTrunk", "Neck", "Residual", "ResidualTrunk", "Separable"},
 
     # yolo5face, yolov1
 
@@ -112,6 +113,11 @@ def test_num_features_is_the_width_of_every_embedding():
             facejax.create_model(name, num_features=4)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", np.float16, jnp.float32])
+def test_types_of_computation(dtype):
+    assert facejax.create_model("iresnet18", dtype=dtype).dtype == dtype
+
+
 def test_num_classes_is_the_number_of_classes():
     shapes = models.variable_shapes("resnet18", num_classes=5)["params"]
     assert shapes["fc"]["kernel"].shape == (512, 5)
@@ -121,21 +127,48 @@ def test_num_classes_is_the_number_of_classes():
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
-        (lambda: facejax.create_model("iresnet5"), r"there is no model 'iresnet5': the nearest are iresnet50, "),
-        (lambda: facejax.model_info("zzz"), r"there is no model 'zzz': facejax\.list_models\(\) returns all names"),
+        (
+            lambda: facejax.create_model("iresnet5"),
+            r"there is no model 'iresnet5': the nearest are iresnet50, resnet50, resnet152$",
+        ),
+        (lambda: facejax.model_info("zzz"), r"there is no model 'zzz': facejax\.list_models\(\) returns all names$"),
         (
             lambda: facejax.create_model("iresnet50", num_classes=3),
             r"iresnet50 has no option 'num_classes'; options: axis_name, dropout, dtype, num_features, widths$",
         ),
-        (lambda: facejax.create_model("iresnet50", embedding_size=3), "iresnet50 has no option 'embedding_size'"),
-        (lambda: facejax.create_model("resnet18", num_features=3), "resnet18 has no option 'num_features'"),
+        (
+            lambda: facejax.create_model("iresnet50", embedding_size=3),
+            r"iresnet50 has no option 'embedding_size'; options: axis_name, dropout, dtype, num_features, widths$",
+        ),
+        (
+            lambda: facejax.create_model("resnet18", num_features=3),
+            r"resnet18 has no option 'num_features'; options: .*, num_classes, .*, widths$",
+        ),
         (
             lambda: facejax.create_model("magface_iresnet50", num_features=3, backbone=None),
-            "num_features cannot be set together with backbone, which contains it",
+            "num_features cannot be set together with backbone, which contains it$",
         ),
         (
             lambda: facejax.load_pretrained("vgg19", "x"),
             r"no converter of published weights for vgg19; models with a converter: gat_cora, .*, vgg16$",
+        ),
+        *(
+            (
+                lambda value=value: facejax.create_model("iresnet18", num_features=value),
+                rf"^iresnet18: num_features is {value!r}, expected an integer of at least 1$",
+            )
+            for value in (-1, 0, 2.5, None)
+        ),
+        (
+            lambda: facejax.create_model("vgg16", num_classes=-3),
+            "^vgg16: num_classes is -3, expected an integer of at least 0$",
+        ),
+        *(
+            (
+                lambda value=value: facejax.create_model("iresnet18", dtype=value),
+                rf"^iresnet18: dtype is {value!r}, expected a floating-point type such as 'bfloat16'$",
+            )
+            for value in ("float17", "int8", None, 7)
         ),
     ],
 )
@@ -144,7 +177,7 @@ def test_errors(call, sentence):
         call()
 
 
-def test_weights_of_arcface_torch_round_trip(monkeypatch):
+def test_weights_of_arcface_torch_round_trip(monkeypatch, tmp_path):
     from facejax.interop import arcface_torch
 
     rng, options = np.random.default_rng(0), {"num_features": 8, "widths": (8, 8, 8, 8)}
@@ -162,7 +195,8 @@ def test_weights_of_arcface_torch_round_trip(monkeypatch):
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in kernels.items()}
     tensors["features.weight"] = np.ones(8, np.float32)
     monkeypatch.setattr(arcface_torch, "read_weights", lambda path, key: tensors)
-    variables = facejax.load_pretrained("iresnet18", "file.pth", **options)
+    (tmp_path / "file.pth").touch()
+    variables = facejax.load_pretrained("iresnet18", tmp_path / "file.pth", **options)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     np.testing.assert_array_equal(variables["params"]["conv1"]["kernel"], tensors["conv1.weight"].transpose(2, 3, 1, 0))
 
@@ -173,6 +207,14 @@ def test_weights_of_arcface_torch_round_trip(monkeypatch):
 def test_published_weights(name, file, test_data):
     found = facejax.load_pretrained(name, test_data / "weights" / file)
     assert count(found["params"]) == models.model_info(name).parameters
+
+
+@pytest.mark.parametrize("name", ["iresnet50", "resnet18", "gat_cora"])
+def test_weights_that_are_not_there(name, tmp_path):
+    for path in (tmp_path / "none.pth", tmp_path):
+        sentence = rf"^there is no file {path}: expected published weights of {name}$"
+        with pytest.raises(FileNotFoundError, match=sentence):
+            facejax.load_pretrained(name, path)
 
 
 def fresh(code):

@@ -133,18 +133,17 @@ def _rendered(
 ) -> np.ndarray:
     """An image scaled and shifted into a new array of `size`; its border is repeated outside."""
     extent = np.array(part.shape[1::-1]) * scale
-    area = interpolation == cv2.INTER_AREA and (scale < 1).all()
-    interpolation = cv2.INTER_LINEAR if interpolation == cv2.INTER_AREA else interpolation
-    if np.allclose(shift, 0, atol=1e-9) and np.allclose(extent, size[::-1]) and interpolation != cv2.INTER_NEAREST:
-        same = part.shape[:2] == tuple(size)
-        return (
-            part.copy()
-            if same
-            else cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA if area else interpolation)
-        )
-    if area:
+    whole_part = np.allclose(shift, 0, atol=1e-9) and np.allclose(extent, size[::-1])
+    if whole_part and part.shape[:2] == tuple(size):
+        return part.copy()
+    if interpolation == cv2.INTER_AREA and not (scale < 1).all():
+        interpolation = cv2.INTER_LINEAR  # OpenCV's INTER_AREA shifts enlarged images
+    if whole_part and interpolation != cv2.INTER_NEAREST:  # resize takes the nearest pixel's corner, warp its centre
+        return cv2.resize(part, size[::-1], interpolation=interpolation)
+    if interpolation == cv2.INTER_AREA:
         smaller = np.maximum(np.rint(extent), 1).astype(int)
         part, scale = cv2.resize(part, smaller.tolist(), interpolation=cv2.INTER_AREA), extent / smaller
+        interpolation = cv2.INTER_LINEAR
     matrix = np.column_stack([np.diag(scale), shift])
     return _warped(part, matrix, size, cv2.BORDER_REPLICATE, interpolation=interpolation)
 
@@ -270,11 +269,17 @@ def expanded_window(size: tuple[int, int], rng: Rng, most: float = 4.0) -> np.nd
     return np.concatenate([low, low + extent]).astype(float)
 
 
-def overlaps(window: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Intersection over union [n] of a window [4] and boxes [n, 4]."""
-    sides = np.minimum(window[2:], boxes[:, 2:]) - np.maximum(window[:2], boxes[:, :2])
-    common = np.prod(np.maximum(sides, 0), 1)
-    return common / (np.prod(window[2:] - window[:2]) + np.prod(boxes[:, 2:] - boxes[:, :2], 1) - common)
+def overlaps(windows: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Intersection over union [m, n] of windows [m, 4] and boxes [n, 4]."""
+    low = np.maximum(windows[:, None, :2], boxes[:, :2])
+    high = np.minimum(windows[:, None, 2:], boxes[:, 2:])
+    sides = np.maximum(high - low, 0)
+    common = sides[..., 0] * sides[..., 1]
+    return common / (_areas(windows)[:, None] + _areas(boxes) - common)
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def ssd_window(
@@ -304,14 +309,17 @@ def ssd_window(
     for rule in rng.permutation([*least, 0.0, -1.0]):  # the first success of a random order has equal probabilities
         if rule < 0:
             break
-        for _ in range(tries if len(boxes) or not rule else 0):
-            side = rng.uniform(*scale)
-            ratio = rng.uniform(max(aspect[0], side**2), min(aspect[1], side**-2))
-            size = np.maximum(np.rint(extent * side * [ratio**0.5, ratio**-0.5]), 1)
-            low = frame[:2] + np.floor(rng.random(2) * (extent - size + 1))
-            window = np.concatenate([low, low + size])
-            if not rule or (overlaps(window, boxes) >= rule).any():
-                return window
+        side = rng.uniform(*scale, tries)
+        ratio = rng.uniform(np.maximum(aspect[0], side**2), np.minimum(aspect[1], side**-2))
+        shape = np.stack([side * ratio**0.5, side * ratio**-0.5], 1)
+        sides = np.maximum(np.rint(extent * shape), 1)
+        low = frame[:2] + np.floor(rng.random((tries, 2)) * (extent - sides + 1))
+        windows = np.concatenate([low, low + sides], 1)
+        if not rule:
+            return windows[0]
+        found = np.flatnonzero((overlaps(windows, boxes) >= rule).any(1))
+        if len(found):
+            return windows[found[0]]
     return frame
 
 

@@ -28,7 +28,7 @@ def decode(encoded: bytes, *, upright: bool = True) -> np.ndarray:
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
     if image is None:
         raise ValueError(f"an image of {len(encoded)} bytes does not decode: expected a PNG, JPEG or PGM file")
-    return np.ascontiguousarray(image[..., ::-1])
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -91,6 +91,7 @@ class ResidualTrunk(nn.Module):
       stem: width of the stem's last convolution; the others have half of it.
       widths, depths: inner channels and blocks of stages 2 to 5.
       bottleneck: whether blocks are bottlenecks with four times the width as output.
+      pool: whether the stem ends with pooling; without it all strides are half as large, for small images.
       axis_name, dtype: see `MobileTrunk`.
     """
 
@@ -98,6 +99,7 @@ class ResidualTrunk(nn.Module):
     widths: tuple[int, ...]
     depths: tuple[int, ...]
     bottleneck: bool = False
+    pool: bool = True
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
@@ -107,7 +109,7 @@ class ResidualTrunk(nn.Module):
         conv = partial(ConvNorm, axis_name=self.axis_name, dtype=self.dtype)
         for i, (width, stride) in enumerate(((self.stem // 2, 2), (self.stem // 2, 1), (self.stem, 1)), 1):
             x = conv(width, 3, stride, 1, name=f"stem{i}")(x, train=train)
-        x = max_pool(x, (2, 2), (2, 2))
+        x = max_pool(x, (2, 2), (2, 2)) if self.pool else x
         found = []
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True), 2):
             for i in range(depth):
@@ -253,7 +255,7 @@ class Net(nn.Module):
     """Trunk, neck and heads.
 
     Attributes:
-      trunk: images -> features at strides 8, 16, 32.
+      trunk: constructor of a module, images -> features at strides 8, 16, 32; called with axis_name, dtype and name.
       neck: channels of the neck.
       head: channels of the head's convolutions.
       head_depth: number of them.
@@ -261,11 +263,11 @@ class Net(nn.Module):
       norm_groups: of the head's group norms; 0: batch norm, as in the models with landmarks.
       shared: one head for all strides, with a learnt factor of the distances per stride; else a head per stride.
       points: landmarks per face, 5 or 0.
-      axis_name: mapped axis over which batch statistics of the heads are averaged.
+      axis_name: mapped axis over which batch statistics are averaged.
       dtype: of the computation.
     """
 
-    trunk: nn.Module
+    trunk: Callable[..., nn.Module]
     neck: int
     head: int
     head_depth: int = 2
@@ -292,7 +294,8 @@ class Net(nn.Module):
         else:
             init = nn.initializers.normal(0.01)
             conv = partial(ConvNorm, kernel_init=init, axis_name=self.axis_name, dtype=self.dtype)
-        levels = Neck(self.neck, self.dtype, name="pyramid")(self.trunk(images, train=train))
+        trunk = self.trunk(axis_name=self.axis_name, dtype=self.dtype, name="trunk")
+        levels = Neck(self.neck, self.dtype, name="pyramid")(trunk(images, train=train))
         make = partial(Head, self.head, self.head_depth, self.separable, conv, self.points, dtype=self.dtype)
         one = make(name="outputs") if self.shared else None
         found = []
@@ -304,32 +307,12 @@ class Net(nn.Module):
         return {name: jnp.concatenate(x, 1) for name, x in zip(("scores", "boxes", "points"), zip(*found), strict=True)}
 
 
-def scrfd_500m(**options: Any) -> Net:
-    """0.5 GF. `options` are fields of `Net`."""
-    return Net(MobileTrunk(), 16, 64, separable=True, **options)
-
-
-def scrfd_1g(**options: Any) -> Net:
-    """1 GF."""
-    trunk = MobileTrunk((32, 48), (48, 160, 216, 312), (3, 2, 1, 5))
-    return Net(trunk, 24, 96, separable=True, **{"norm_groups": 8, **options})
-
-
-def scrfd_2_5g(**options: Any) -> Net:
-    """2.5 GF."""
-    return Net(ResidualTrunk(24, (24, 48, 48, 80), (3, 5, 3, 2)), 24, 64, **options)
-
-
-def scrfd_10g(**options: Any) -> Net:
-    """10 GF."""
-    return Net(ResidualTrunk(56, (56, 88, 88, 224), (3, 4, 2, 3)), 56, 80, 3, **options)
-
-
-def scrfd_34g(**options: Any) -> Net:
-    """34 GF."""
-    trunk = ResidualTrunk(56, (56, 56, 144, 184), (17, 16, 2, 8), True)
-    return Net(trunk, 128, 256, **{"norm_groups": 32, **options})
-
+_MOBILE_1G = partial(MobileTrunk, (32, 48), (48, 160, 216, 312), (3, 2, 1, 5))
+scrfd_500m = partial(Net, MobileTrunk, 16, 64, separable=True)
+scrfd_1g = partial(Net, _MOBILE_1G, 24, 96, separable=True, norm_groups=8)
+scrfd_2_5g = partial(Net, partial(ResidualTrunk, 24, (24, 48, 48, 80), (3, 5, 3, 2)), 24, 64)
+scrfd_10g = partial(Net, partial(ResidualTrunk, 56, (56, 88, 88, 224), (3, 4, 2, 3)), 56, 80, 3)
+scrfd_34g = partial(Net, partial(ResidualTrunk, 56, (56, 56, 144, 184), (17, 16, 2, 8), True), 128, 256, norm_groups=32)
 
 KEYPOINTS = {"norm_groups": 0, "shared": False, "points": 5}
 """Options of the published models with landmarks: batch norm in the heads, one head per stride."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,23 @@ def detect(
     return images
 
 
+def milliseconds(model: Detector, variables: Any, size: int, repeats: int = 10) -> float:
+    """Shortest time of one image on the first device, network and post-processing."""
+
+    @jax.jit
+    def run(variables: Any, images: jax.Array) -> Any:
+        return model.decode(model.net.apply(variables, model.preprocess(images), train=False), (size, size))
+
+    images = np.zeros((1, size, size, 3), np.uint8)
+    jax.block_until_ready(run(variables, images))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run(variables, images))
+        times.append(time.perf_counter() - start)
+    return 1e3 * min(times)
+
+
 def objects(source: Source) -> list[Objects]:
     """Annotations of all examples of a source."""
     return [
@@ -92,6 +110,7 @@ def report(
     protocol: str,
     batch_size: int,
     stretch: bool = False,
+    timed: bool = False,
     heights: Mapping[str, tuple[float, float]] = HEIGHTS,
 ) -> Report:
     """Average precision, landmark error, cost, precision against recall, and images with detections.
@@ -100,6 +119,7 @@ def report(
       model, variables, size, batch_size, stretch: see `detect`.
       source: annotated examples.
       protocol: "faces" (WIDER FACE's matching, by face height), "coco", "voc2007" or "voc2012".
+      timed: whether to add `milliseconds`.
       heights: with "faces", see `HEIGHTS`.
     """
     found, true = detect(model, variables, source, size, batch_size=batch_size, stretch=stretch), objects(source)
@@ -110,6 +130,8 @@ def report(
     numbers |= {"precision": 100 * precision, "recall": 100 * recall, "score_threshold": threshold}
     numbers["million_multiply_adds"] = multiply_adds(model.net, variables, size)
     numbers["million_parameters"] = count(variables["params"]) / 1e6
+    if timed:
+        numbers["milliseconds"] = milliseconds(model, variables, size)
     shown = [transforms.decode(source[i]["image"], upright=False) for i in range(min(SHOWN, len(source)))]
     drawn = [draw(image, d, t, threshold) for image, d, t in zip(shown, found, true)]
     return Report(

@@ -6,13 +6,19 @@ All functions take one image; `jax.vmap` gives the batched form. Boxes are [A, 4
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from facejax.ops import boxes as box
 
-MATRIX = 2048  # candidates up to which accelerators suppress by a matrix of all pairs
+MATRIX = 2048
+"""Number of candidates up to which accelerators suppress by a matrix of all pairs."""
+TILE, CHUNK = 128, 128
+"""Candidates, and kept boxes, that are compared at once elsewhere."""
 
 
 def nms(
@@ -43,40 +49,79 @@ def nms(
       kept: [K] bool.
     """
     rows, alive = _best(jnp.asarray(scores), mask, candidates)
-    sorted_boxes = jnp.asarray(boxes)[rows]
-    sorted_labels = None if labels is None else jnp.asarray(labels)[rows]
+    columns = jnp.moveaxis(jnp.asarray(boxes)[rows], -1, 0)
+    if labels is not None:
+        columns = jnp.concatenate([columns, jnp.asarray(labels)[rows].astype(columns.dtype)[None]])
+    hit = partial(_hit, threshold=threshold, plus_one=plus_one)
+    by_matrix = _matrix if len(rows) <= MATRIX else _tiled
+    places, kept = lax.platform_dependent(
+        cpu=lambda: _tiled(columns, alive, hit, count), default=lambda: by_matrix(columns, alive, hit, count)
+    )
+    return jnp.where(kept, rows[places], 0), kept
 
-    def overlaps(i: jax.Array) -> jax.Array:
-        """Whether box i suppresses each of the candidates."""
-        hit = box.iou(sorted_boxes[i], sorted_boxes, plus_one=plus_one) > threshold
-        return hit if labels is None else hit & (sorted_labels[i] == sorted_labels)
 
-    def sequential() -> jax.Array:
-        def body(state: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-            alive, kept, n = state
-            i = jnp.argmax(alive)
-            return (alive & ~overlaps(i)).at[i].set(False), kept.at[i].set(True), n + 1
+def _hit(a: jax.Array, b: jax.Array, *, threshold: float, plus_one: bool) -> jax.Array:
+    """Whether boxes suppress each other: [4 or 5, ...] (sides, and the label if there is one), broadcast -> [...] bool.
 
-        def more(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-            return state[0].any() & (state[2] < count)
+    Separate arrays for the sides let the compiler use vectors, which is ten times as fast as `boxes.iou` on rows.
+    """
+    width, height = (
+        jnp.maximum(jnp.minimum(a[i + 2], b[i + 2]) - jnp.maximum(a[i], b[i]) + plus_one, 0) for i in (0, 1)
+    )
+    shared = width * height
+    areas = (jnp.maximum(x[2] - x[0] + plus_one, 0) * jnp.maximum(x[3] - x[1] + plus_one, 0) for x in (a, b))
+    found = shared / jnp.maximum(sum(areas) - shared, box.EPSILON) > threshold
+    return found & (a[4] == b[4]) if len(a) > 4 else found
 
-        return lax.while_loop(more, body, (alive, jnp.zeros_like(alive), jnp.int32(0)))[1]
 
-    def matrix() -> jax.Array:
-        """Fixed point of: a box stays if no kept box before it suppresses it."""
-        order = jnp.arange(len(rows))
-        hits = jax.vmap(overlaps)(order) & (order[:, None] < order)
+def _survivors(hits: jax.Array, alive: jax.Array) -> jax.Array:
+    """Boxes [A] that stay: those that no staying box before them hits. The fixed point of that rule is greedy NMS."""
+    order = jnp.arange(len(alive))
+    earlier = hits & (order[:, None] < order)
 
-        def body(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            kept = state[0]
-            after = alive & ~jnp.any(hits & kept[:, None], 0)
-            return after, jnp.any(after != kept)
+    def body(state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        after = alive & ~jnp.any(earlier & state[0][:, None], 0)
+        return after, jnp.any(after != state[0])
 
-        return lax.while_loop(lambda state: state[1], body, (alive, jnp.bool_(True)))[0]
+    return lax.while_loop(lambda state: state[1], body, (alive, jnp.bool_(True)))[0]
 
-    by_matrix = matrix if len(rows) <= MATRIX else sequential
-    kept = lax.platform_dependent(cpu=sequential, default=by_matrix)
-    return _compact(rows, kept, count)
+
+def _matrix(columns: jax.Array, alive: jax.Array, hit: Callable, count: int) -> tuple[jax.Array, jax.Array]:
+    """The first `count` survivors among sorted boxes, from all pairs: places [count] and whether they are real."""
+    kept = _survivors(hit(columns[:, :, None], columns[:, None]), alive)
+    places = jnp.flatnonzero(kept, size=min(count, len(kept)), fill_value=0).astype(jnp.int32)
+    return jnp.pad(places, (0, count - len(places))), jnp.arange(count) < kept.sum()
+
+
+def _tiled(columns: jax.Array, alive: jax.Array, hit: Callable, count: int) -> tuple[jax.Array, jax.Array]:
+    """As `_matrix`, tile by tile: against the boxes kept so far, then within the tile. Ends after `count` boxes."""
+    more = -len(alive) % TILE
+    tiles = jnp.pad(columns, ((0, 0), (0, more))).reshape(len(columns), -1, TILE)
+    alive = jnp.pad(alive, (0, more)).reshape(-1, TILE)
+    room = -(-count // CHUNK) * CHUNK + TILE
+
+    def body(state: tuple) -> tuple:
+        i, n, kept_columns, places = state
+        tile = tiles[:, i]
+
+        def against(j: jax.Array, dead: jax.Array) -> jax.Array:
+            chunk = lax.dynamic_slice_in_dim(kept_columns, j * CHUNK, CHUNK, 1)
+            real = (j * CHUNK + jnp.arange(CHUNK))[:, None] < n
+            return dead | jnp.any(hit(chunk[:, :, None], tile[:, None]) & real, 0)
+
+        dead = lax.fori_loop(0, (n + CHUNK - 1) // CHUNK, against, jnp.zeros(TILE, bool))
+        kept = _survivors(hit(tile[:, :, None], tile[:, None]), alive[i] & ~dead)
+        to = jnp.where(kept, n + jnp.cumsum(kept) - 1, room)
+        kept_columns = kept_columns.at[:, to].set(tile, mode="drop")
+        places = places.at[to].set(i * TILE + jnp.arange(TILE, dtype=jnp.int32), mode="drop")
+        return i + 1, jnp.minimum(n + kept.sum(dtype=jnp.int32), count), kept_columns, places
+
+    def unfinished(state: tuple) -> jax.Array:
+        return (state[0] < len(alive)) & (state[1] < count)
+
+    start = jnp.int32(0), jnp.int32(0), jnp.zeros((len(columns), room), columns.dtype), jnp.zeros(room, jnp.int32)
+    _, n, _, places = lax.while_loop(unfinished, body, start)
+    return places[:count], jnp.arange(count) < n
 
 
 def soft_nms(
@@ -184,11 +229,3 @@ def _best(scores: jax.Array, mask: jax.Array | None, candidates: int | None) -> 
     ranked = scores if mask is None else jnp.where(mask, scores, -jnp.inf)
     found, rows = lax.top_k(ranked, min(candidates or len(scores), len(scores)))
     return rows.astype(jnp.int32), found > -jnp.inf
-
-
-def _compact(rows: jax.Array, kept: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-    """The first `count` kept rows."""
-    places = jnp.flatnonzero(kept, size=min(count, len(rows)), fill_value=0)
-    places = jnp.pad(places, (0, count - len(places)))
-    real = jnp.arange(count) < kept.sum()
-    return jnp.where(real, rows[places], 0), real

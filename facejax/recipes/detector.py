@@ -25,12 +25,14 @@ class Evaluation:
       image_size: side of the network's input, pixels; 0: that of training.
       protocol: "faces" (WIDER FACE's matching, by face height), "coco", "voc2007" or "voc2012".
       stretch: stretch images to the square; false: keep their aspect ratio.
+      timed: also measure the milliseconds of one image, network and post-processing.
     """
 
     batch_size: int = 50
     image_size: int = 0
     protocol: str = "faces"
     stretch: bool = False
+    timed: bool = False
 
 
 def detector(
@@ -91,6 +93,7 @@ def detector(
             protocol=evaluation.protocol,
             batch_size=evaluation.batch_size,
             stretch=evaluation.stretch,
+            timed=evaluation.timed,
         )
 
     boxes, points = (batch, data.max_boxes), data.points

@@ -28,7 +28,7 @@ from facejax.train import parallel, warm_start
 from facejax.train.dry_run import describe, dry_run
 from facejax.train.help import attribute_meanings, describe_fields, field_meanings
 from facejax.train.logging import read_metrics
-from facejax.train.loop import Options, train
+from facejax.train.loop import Options, check_steps, train
 from facejax.train.report import Report, write_html
 from facejax.train.state import Experiment, RunError
 
@@ -117,9 +117,11 @@ def main(get_config: GetConfig, build: Build) -> None:
     if any(re.fullmatch(r"--?(help\w*|\?)", word) for word in argv):
         usage += _fields_help(chosen, config, module, get_config)
 
-    def start(_: Sequence[str]) -> None:
+    def start(words: Sequence[str]) -> None:
         logging.set_verbosity(logging.INFO if debug.value else logging.ERROR)  # Orbax logs every detail at INFO
         try:
+            if len(words) > 1:
+                raise ValueError(f"unexpected word {words[1]!r}: expected flags, such as --config=PRESET (see --help)")
             if coordinator.value:
                 parallel.initialize(coordinator.value, processes.value, process.value)
             if dry.value:
@@ -176,6 +178,8 @@ def run(
     Returns:
       The final state (None for a method without training) and the final report.
     """
+    if average != 1 and not eval_only:
+        raise ValueError(f"--average={average}: expected --eval_only beside it, training averages no checkpoints")
     folder = None if workdir is None else _open_workdir(pathlib.Path(workdir), name, config, read_only=eval_only)
     experiment = build(_on_all_devices(config) if eval_only else config)
     if experiment.train_step is None:
@@ -287,6 +291,8 @@ def _open_workdir(folder: pathlib.Path, name: str, config: ConfigDict, read_only
         if theirs["experiment"].partition(":")[0] != name.partition(":")[0]:
             raise ValueError(f"{folder} is a run of {theirs['experiment']}, not of {name}: choose another --workdir")
         _compare(folder, dict(_flatten(theirs["config"])), dict(_flatten(ours["config"])))
+        if not read_only and "train" in config:
+            check_steps(folder, config.train.steps)
     elif folder.is_dir() and any(folder.iterdir()) and not read_only:
         raise ValueError(f"{folder} holds files but no config.json: choose another --workdir")
     if not read_only and jax.process_index() == 0:

@@ -151,6 +151,7 @@ def train(
 
     Raises:
       RunError: a value is not finite, a checkpoint could not be written or is damaged, or another run uses `workdir`.
+      ValueError: the run in `workdir` has come further than `options.steps`, or data and experiment do not match.
     """
     termination = Termination()
     with termination.watching(), contextlib.ExitStack() as stack:
@@ -162,11 +163,17 @@ def train(
                 raise ValueError(
                     f"train.batch_size {options.batch_size} is not a multiple of the {executor.num_devices} devices"
                 )
+            saved, checkpointer = None, None
+            if workdir is not None:
+                check_steps(workdir, options.steps)
+                saved = checkpoint.newest_intact(workdir / "checkpoints")
+            start = experiment.prepare() if experiment.prepare and saved is None else None
             iterator = experiment.train_data() if experiment.train_data else itertools.repeat({})
             stack.callback(getattr(iterator, "close", lambda: None))
-            state, progress, checkpointer = _start(executor, experiment, options, seed, workdir, iterator)
-        if checkpointer:
-            stack.callback(_close, checkpointer)
+            if workdir is not None:
+                checkpointer = Checkpointer(workdir / "checkpoints", options.keep, options.save_seconds)
+                stack.callback(_close, checkpointer)
+            state, progress = _start(executor, experiment, seed, start, saved, iterator)
         main = jax.process_index() == 0
         logger = Logger(workdir if main else None, progress, options.steps, enabled=main and not quiet)
         stack.callback(logger.close)
@@ -223,6 +230,13 @@ def train(
         return executor.local(executor.canonical(state)), report
 
 
+def check_steps(workdir: pathlib.Path, steps: int) -> None:
+    """Raises ValueError if the run in `workdir` has come further than `steps`."""
+    reached = max(checkpoint.saved_steps(workdir / "checkpoints"), default=0)
+    if reached > steps:
+        raise ValueError(f"{workdir} has come to step {reached}: expected train.steps of at least that, got {steps}")
+
+
 @contextlib.contextmanager
 def _locked(workdir: pathlib.Path) -> Iterator[None]:
     """Keeps other runs out of `workdir`; the lock ends with the process, killed or not."""
@@ -244,23 +258,18 @@ def _close(checkpointer: Checkpointer) -> None:
 def _start(
     executor: parallel.ShardMapExecutor,
     experiment: Experiment,
-    options: Options,
     seed: int,
-    workdir: pathlib.Path | None,
+    start: Any,
+    saved: checkpoint.Saved | None,
     iterator: Any,
-) -> tuple[Any, Progress, Checkpointer | None]:
-    """The initial state: that of the newest checkpoint if there is one, else a new one."""
-    saved, checkpointer = None, None
-    if workdir is not None:
-        saved = checkpoint.newest_intact(workdir / "checkpoints")
-        checkpointer = Checkpointer(workdir / "checkpoints", options.keep, options.save_seconds)
+) -> tuple[Any, Progress]:
+    """The initial state: that of the checkpoint `saved` if there is one, else a new one from what was prepared."""
     if saved is None:
-        start = experiment.prepare() if experiment.prepare else None
-        return executor.init(seed, start), Progress(), checkpointer
+        return executor.init(seed, start), Progress()
     if saved.data is not None:
         iterator.set_state(saved.data)
     abstract = executor.abstract(experiment.abstract_state(saved.progress.step))
-    return executor.place(saved.state(abstract)), saved.progress, checkpointer
+    return executor.place(saved.state(abstract)), saved.progress
 
 
 def _check_batch(batch: dict[str, Any], shapes: dict[str, jax.ShapeDtypeStruct], processes: int) -> None:

@@ -37,7 +37,8 @@ def restore(workdir: str | os.PathLike[str], build: Build, expected: Mapping[str
     """
     folder = pathlib.Path(workdir)
     if not (folder / "config.json").exists():
-        raise ValueError(f"{folder} holds no config.json: expected a finished run")
+        stage = f" of stage {expected['stage']!r}" if "stage" in expected else ""
+        raise ValueError(f"{folder} holds no config.json: expected a finished run{stage}")
     config = ConfigDict(json.loads((folder / "config.json").read_text())["config"])
     for field, wanted in expected.items():
         if (found := _field(config, field)) != wanted:

@@ -163,6 +163,19 @@ def test_smoke():
     assert 0 < report.metrics["pairwise_f"] <= 1
 
 
+def test_arrays_have_their_own_width(tmp_path):
+    people = embeddings.hypersphere(52, 0, width=21)
+    np.save(tmp_path / "embeddings.npy", people.features)
+    np.save(tmp_path / "labels.npy", people.labels)
+    config = experiment.get_config()
+    config.update_from_flattened_dict({**SMALL, "data.source": "arrays", "data.path": str(tmp_path)})
+    wired = experiment.build(config)
+    assert wired.batch["features"].shape[1:] == (96, 21)
+    state, report = app.run(config, experiment.build, quiet=True)
+    assert {x.shape[0] for x in jax.tree.leaves(state.params)} & {2 * 21}
+    assert 0 < report.metrics["pairwise_f"] <= 1
+
+
 def sampler(learnt, **changes):
     options = {"nodes": 96, "edges": 64, "nearest": 10, "people": 8, "k": 6, **changes}
     return star_fc.subgraph_sampler(learnt.features, learnt.labels, **options)

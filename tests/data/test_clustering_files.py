@@ -92,6 +92,7 @@ def test_arrays_are_split_by_identity_and_checked(tmp_path):
     rows = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
     source = arrays(tmp_path, rows, np.arange(12) // 3)
     first, second = source.known(0), source.unseen(0, embeddings.HeldOut())
+    assert source.columns() == 5 and embeddings.Source(width=9).columns() == 9
     assert len(first.labels) == len(second.labels) == 6 and not set(first.labels) & set(second.labels)
     with pytest.raises(ValueError, match=r"labels of shape \(11,\) for 12 embeddings"):
         arrays(tmp_path, rows, np.arange(11)).known(0)

@@ -59,7 +59,7 @@ def swap(path, old, new):
         (lambda r: swap(r / "wn/info.txt", "img3", "img7"), r"wn/info\.txt, line 1: .*wn/img7\.bmp does not exist"),
         (
             lambda r: swap(r / "wn/info.txt", "caps", "cups"),
-            r"info\.txt, line 3: .*refimgs/cups\.bmp does not exist",
+            r"wn/info\.txt, line 3: .*refimgs/cups\.bmp does not exist",
         ),
         (
             lambda r: swap(r / "wn/info.txt", "caps", "bikes"),

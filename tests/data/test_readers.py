@@ -165,7 +165,8 @@ def test_malicious_pickle_is_not_executed(tmp_path, monkeypatch, thing):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bomb.bin").write_bytes(pickle.dumps(([b"", b""], [thing])))
     with pytest.raises(
-        ValueError, match=r"bomb\.bin: not a verification pack: pickle refers to \w+\.\w+, expected arrays"
+        ValueError,
+        match=r"bomb\.bin: not a verification pack: pickle refers to \w+\.\w+, expected arrays and containers",
     ):
         read_pack(tmp_path / "bomb.bin")
     assert not (tmp_path / "exploded").exists()

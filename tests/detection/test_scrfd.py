@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import chex
@@ -36,7 +37,8 @@ def scene(seed, faces=5, images=2):
 
 
 def model(points=5, **options):
-    net = scrfd.Net(scrfd.ResidualTrunk(4, (4, 4, 8, 8), (1, 1, 1, 1)), 8, 8, 1, norm_groups=0, points=points)
+    trunk = functools.partial(scrfd.ResidualTrunk, 4, (4, 4, 8, 8), (1, 1, 1, 1))
+    net = scrfd.Net(trunk, 8, 8, 1, norm_groups=0, points=points)
     return scrfd.SCRFD(net, **options)
 
 

@@ -69,8 +69,11 @@ def test_files_in_two_buckets(tmp_path):
     config = experiment.get_config("small_multi30k")
     changes = {"data.path": str(tmp_path), "data.test": "new", "data.byte_pairs": 120, "data.lengths": (16, 64)}
     config.update_from_flattened_dict({**SMALL, **changes})
-    _, report = app.run(config, experiment.build, quiet=True)
+    state, report = app.run(config, experiment.build, quiet=True)
+    assert set(report.metrics) == {"bleu_lower", "exact_match"}
     assert 0 <= report.metrics["bleu_lower"] <= 100
+    config.data.lower = False
+    assert set(experiment.build(config).evaluate(state).metrics) == {"bleu", "bleu_lower", "exact_match"}
     config.data.test = "absent"
     with pytest.raises(FileNotFoundError, match=r"absent\.en"):
         experiment.corpus(config)

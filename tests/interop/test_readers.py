@@ -101,15 +101,21 @@ class Bomb:
         return os.system, ("touch exploded",)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_malicious_pickle_is_not_executed(tmp_path, monkeypatch, zipped):
+@pytest.mark.parametrize(
+    ("zipped", "message"),
+    [
+        (True, r"bomb\.pt: no tensors found, expected at least one$"),
+        (False, r"bomb\.pt: not a readable PyTorch checkpoint: neither a zip file nor a legacy checkpoint$"),
+    ],
+)
+def test_malicious_pickle_is_not_executed(tmp_path, monkeypatch, zipped, message):
     monkeypatch.chdir(tmp_path)
     if zipped:
         with zipfile.ZipFile("bomb.pt", "w") as archive:
             archive.writestr("m/data.pkl", pickle.dumps({"a": Bomb()}))
     else:
         (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match=r"bomb\.pt: (no tensors found|.*nor a legacy checkpoint)"):
+    with pytest.raises(ValueError, match=message):
         read_state_dict("bomb.pt")
     assert not (tmp_path / "exploded").exists()
 

@@ -170,8 +170,8 @@ def test_coco_by_hand():
     assert metric.coco_ap([found((HALF, 0.9))], one)["ap50"] == 0
     assert metric.coco_ap([found(([0, 0, 9, 18], 0.9))], one)["ap50"] == pytest.approx(1)
     assert metric.coco_ap([found((A, 0.9)), found()], [*two, *one])["ap"] == pytest.approx(34 / 101)
-    # an inverted box covers nothing and is false
-    assert metric.coco_ap([found(([9, 9, 0, 0], 0.9), (A, 0.8))], one)["ap"] == pytest.approx(1 / 2)
+    # a box with x2 below x1 covers nothing and is false
+    assert metric.coco_ap([found(([9, 0, 0, 9], 0.9), (A, 0.8))], one)["ap"] == pytest.approx(1 / 2)
     assert metric.coco_ap([found()], one)["ap"] == 0
     assert np.isnan(list(metric.coco_ap([found((A, 0.9))], [Objects(np.zeros((0, 4)))]).values())).all()
 

@@ -109,11 +109,12 @@ def test_taylor_equals_loops_over_opencv(sigma, kernel):
     targets = heatmaps.gaussian_maps(jnp.float32(rng.uniform(4, 20, (15, 2))), (24, 26), sigma=sigma, rounded=False)[0]
     maps = np.asarray(targets) + rng.uniform(0, 0.05, targets.shape)
     maps = np.float32(np.concatenate([maps, rng.uniform(0, 1, (24, 26, 60))], 2))
-    peaks, steps = [], []
+    peaks, steps, smoothed = [], [], []
     for i in range(maps.shape[2]):
         border = (kernel - 1) // 2
         padded = cv2.copyMakeBorder(maps[..., i], *[border] * 4, cv2.BORDER_CONSTANT, value=0)
         smooth = cv2.GaussianBlur(padded, (kernel, kernel), 0)[border:-border, border:-border]
+        smoothed.append(smooth)
         logs = np.log(np.maximum(smooth * maps[..., i].max() / smooth.max(), 1e-10)).astype(np.float64)
         y, x = np.unravel_index(maps[..., i].argmax(), maps.shape[:2])
         move = np.zeros(2)
@@ -125,6 +126,8 @@ def test_taylor_equals_loops_over_opencv(sigma, kernel):
             move = -np.linalg.solve([[xx, xy], [xy, yy]], slope)
         peaks.append([x, y])
         steps.append(move)
+    blurred = heatmaps.blur(jnp.asarray(maps), border)
+    np.testing.assert_allclose(blurred, np.stack(smoothed, 2), rtol=1e-5, atol=1e-6)
     peaks, steps = np.array(peaks), np.array(steps)
     longest = np.abs(steps).max(1)
     assert longest[:15].max() < 1 and (longest > 2).mean() > 0.05

@@ -42,10 +42,12 @@ def rows(result):
 
 
 @pytest.mark.parametrize("plus_one", [False, True])
-@pytest.mark.parametrize("form", ["sequential", "matrix"])
+@pytest.mark.parametrize("form", ["tiled", "matrix"])
 def test_greedy_equals_brute_force(form, plus_one, monkeypatch):
     if form == "matrix":
         monkeypatch.setattr(ops.lax, "platform_dependent", lambda cpu, default: default())
+    monkeypatch.setattr(ops, "TILE", 16)
+    monkeypatch.setattr(ops, "CHUNK", 8)
     for seed in range(3):
         boxes, scores = scene(seed)
         labels = np.random.default_rng(seed).integers(0, 2, len(boxes))

@@ -13,22 +13,23 @@ nn = torch.nn
 
 def randomized(net):
     """Random weights and running averages, so that no layer is the identity."""
-    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     for key, tensor in net.state_dict().items():
         if key.endswith("running_var"):
-            tensor.uniform_(0.5, 2)
+            tensor.uniform_(0.5, 2, generator=generator)
         elif key.endswith(("bias", "running_mean")):
-            tensor.normal_(0, 0.2)
+            tensor.normal_(0, 0.2, generator=generator)
         elif tensor.ndim == 1:
-            tensor.uniform_(0.5, 1.2)
+            tensor.uniform_(0.5, 1.2, generator=generator)
         elif tensor.ndim > 1:
-            nn.init.kaiming_normal_(tensor)
+            nn.init.kaiming_normal_(tensor, generator=generator)
     return net
 
 
-def nchw(array):
-    """[N, H, W, C] -> a leaf tensor in PyTorch's layout."""
-    return torch.tensor(np.ascontiguousarray(np.asarray(array).transpose(0, 3, 1, 2)), requires_grad=True)
+def nchw(array, dtype=None):
+    """[N, H, W, C] -> a leaf tensor in PyTorch's layout, of the array's type or `dtype`."""
+    rows = np.ascontiguousarray(np.asarray(array).transpose(0, 3, 1, 2))
+    return torch.tensor(rows, dtype=dtype, requires_grad=True)
 
 
 def numpy_nhwc(tensor):
@@ -70,7 +71,7 @@ def assert_equal_training(ours, theirs, images, rules, *, outputs, inputs, param
     """Compares a training step: outputs, gradients of the sum of their sines, and updated running averages.
 
     Args:
-      ours, theirs: networks with one output or a list of outputs; modifies theirs.
+      ours, theirs: networks with one output or a list of outputs; modifies theirs, whose precision may be higher.
       images: [N, H, W, C].
       rules: mapping from the names of theirs to ours.
       outputs, inputs, params, statistics: tolerances relative to the largest absolute value (for parameter gradients,
@@ -89,7 +90,7 @@ def assert_equal_training(ours, theirs, images, rules, *, outputs, inputs, param
 
     (d_params, d_images), (found, moved) = train(variables["params"], images)
     keep_biased_variances(theirs)
-    tensor = nchw(images)
+    tensor = nchw(images, next(theirs.parameters()).dtype)
     wanted = theirs.train()(tensor)
     sum(y.sin().sum() for y in jax.tree.leaves(wanted)).backward()
     for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):

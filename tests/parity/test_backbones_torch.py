@@ -22,11 +22,13 @@ from benchmarks import torch_recognition
 
 pytestmark = pytest.mark.parity
 F = torch.nn.functional
-RNG = np.random.default_rng(0)
 
 
-def normal(*shape):
-    return RNG.standard_normal(shape, np.float32)
+@pytest.fixture
+def normal():
+    """Standard normal arrays of a shape; every test has a generator of its own."""
+    rng = np.random.default_rng(0)
+    return lambda *shape: rng.standard_normal(shape, np.float32)
 
 
 def assert_layer(ours, theirs, x, kernel=None, layout=None):
@@ -54,7 +56,7 @@ def assert_layer(ours, theirs, x, kernel=None, layout=None):
         (1, {"strides": 2}),
     ],
 )
-def test_conv(size, options):
+def test_conv(size, options, normal):
     kernel = normal(size, size, 8 // options.get("groups", 1), 16 if options.get("groups") != 8 else 8)
     module = Conv(kernel.shape[-1], size, **options)
     names = {"strides": "stride"}
@@ -69,7 +71,7 @@ def test_conv(size, options):
 
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [(4, 2, 1), (3, 2, 1), (5, 3, 2), (2, 2, 0)])
-def test_conv_transpose(size, stride, padding):
+def test_conv_transpose(size, stride, padding, normal):
     module = ConvTranspose(5, size, stride, padding)
     assert_layer(
         lambda x, k: module.apply({"params": {"kernel": k}}, x),
@@ -113,11 +115,11 @@ POOLING = {
 
 
 @pytest.mark.parametrize("name", POOLING)
-def test_pooling(name):
+def test_pooling(name, normal):
     assert_layer(*POOLING[name], normal(2, 7, 6, 3))
 
 
-def test_prelu():
+def test_prelu(normal):
     slope = normal(4)
     module = PReLU()
     assert_layer(
@@ -129,7 +131,7 @@ def test_prelu():
     )
 
 
-def test_batch_norm_updates_running_averages_as_pytorch():
+def test_batch_norm_updates_running_averages_as_pytorch(normal):
     x, scale, bias, mean, var = normal(4, 3, 3, 5), normal(5), normal(5), normal(5), normal(5) ** 2
     theirs = torch.nn.BatchNorm2d(5)
     for target, value in zip(
@@ -166,14 +168,41 @@ def paired(name):
     return ours, theirs, rules
 
 
-@pytest.mark.parametrize("name", ["iresnet", "mobilefacenet", "mobilefacenet_large"])
+NETWORKS = ["iresnet", "mobilefacenet", "mobilefacenet_large"]
+
+
+def pictures():
+    return np.random.default_rng(0).uniform(-1, 1, (6, 48, 48, 3))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_backbone(name):
+    """Compares evaluation and a training step in double precision, but for the last layers of ours.
+
+    Among a million inputs of PReLUs some are so near to 0 that rounding to float32, ours or PyTorch's, changes the sign
+    and with it the slope: then an input gradient moves by up to 3 % of the largest.
+    """
+    with jax.enable_x64(True):
+        ours, theirs, rules = paired(name)
+        ours, theirs = ours.clone(dtype=jnp.float64), theirs.double()
+        variables = converted(theirs.state_dict(), rules, template(ours, pictures()))
+        evaluated = jax.jit(lambda v: ours.apply(v, pictures(), train=False))(variables)
+        assert_near(evaluated, numpy_nhwc(theirs.eval()(nchw(pictures()))), 3e-6)
+        assert_equal_training(ours, theirs, pictures(), rules, outputs=3e-6, inputs=1e-5, params=1e-5, statistics=1e-6)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_backbone_in_float32(name):
+    """Ours in float32, PyTorch's in double; gradients without the kinks of PReLUs, at slope 1."""
     ours, theirs, rules = paired(name)
-    images = RNG.uniform(-1, 1, (6, 48, 48, 3)).astype(np.float32)
+    theirs, images = theirs.double(), pictures().astype(np.float32)
     variables = converted(theirs.state_dict(), rules, template(ours, images))
     evaluated = jax.jit(lambda v: ours.apply(v, images, train=False))(variables)
-    assert_near(evaluated, numpy_nhwc(theirs.eval()(nchw(images))))
-    assert_equal_training(ours, theirs, images, rules, outputs=3e-5, inputs=1e-3, params=5e-4, statistics=1e-5)
+    assert_near(evaluated, numpy_nhwc(theirs.eval()(nchw(images, torch.float64))))
+    for layer in theirs.modules():
+        if isinstance(layer, torch.nn.PReLU):
+            torch.nn.init.ones_(layer.weight)
+    assert_equal_training(ours, theirs, images, rules, outputs=3e-5, inputs=5e-5, params=5e-5, statistics=1e-5)
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -201,7 +201,7 @@ def test_dropped_images(configured, second):
     assert [found[f"kept_set_tar_at_far_1e-{i}"] for i in (1, 2, 3)] == list(by_hand)
 
 
-def test_bad_input(raises, configured, second, tmp_path):
+def test_bad_input(raises, second, tmp_path):
     def begun(message, workdir=second[0], **changes):
         raises("eqface:recogniser", message, **{"start.workdir": str(workdir)}, **changes)
 
@@ -215,12 +215,11 @@ def test_bad_input(raises, configured, second, tmp_path):
 
     raises("eqface:synthetic", "expected an IResNet", **{"recogniser.name": "mobilefacenet"})
     raises("eqface:synthetic", "stage is 'head': expected 'quality' or 'recogniser'", stage="head")
-    begun(r"holds no config\.json: expected a finished run", tmp_path)
+    begun(r"holds no config\.json: expected a finished run of stage 'quality'$", tmp_path)
     begun("is a run with stage 'recogniser': expected 'quality'", altered("third", stage="recogniser"))
     longer = {**experiment.get_config().train.to_dict(), "steps": 9}
     begun("has come to step 2: expected the last, 9", altered("unfinished", train=longer))
     begun(r"is a run with model\.hidden 64: expected 32", **{"model.hidden": 32})
     begun(r"is a run with recogniser\.embedding_size 64: expected 16", **{"recogniser.embedding_size": 16})
-    _, config = configured("eqface:recogniser", **{"data.source": "path"})
-    with pytest.raises(ValueError, match=r"start\.workdir is empty: expected the folder of a finished run of stage"):
-        experiment.second_step(config)
+    empty = r"start\.workdir is empty: expected the folder of a finished run of stage 'quality'$"
+    begun(empty, "", **{"data.source": "path"})

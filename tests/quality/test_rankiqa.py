@@ -228,7 +228,7 @@ def test_small_images_and_bad_settings_raise(configured, rated, tmp_path):
         Distorter({**experiment.NONE, "noise": (0.1,)}).load(24)([example], rngs)
     (tmp_path / "a.png").write_bytes(example["image"])
     (tmp_path / "one.csv").write_text("name,opinion,reference\na.png,1,x\n")
-    with pytest.raises(ValueError, match="the images have 1 references: expected 3 or more"):
+    with pytest.raises(ValueError, match=r"/one\.csv: images of 1 references: expected 3 or more to split"):
         opinions.read(tmp_path / "one.csv").split(0)
     with pytest.raises(ValueError, match=r"data\.path is empty: expected a folder"):
         distorted.images_of("", "train")

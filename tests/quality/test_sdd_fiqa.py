@@ -84,7 +84,7 @@ def test_pseudo_labels_compare_the_right_images():
 
 def test_undefined_labels_raise():
     features = np.repeat(np.eye(2), 4, 0)
-    with pytest.raises(ValueError, match="all 8 images have the same distance"):
+    with pytest.raises(ValueError, match="all 8 images have the same distance: expected different ones"):
         sdd_fiqa.pseudo_labels(KEY, features, np.repeat([0, 1], 4), samples=2)
     with pytest.raises(ValueError, match="2 people, 1 of them with one image: expected two people or more"):
         sdd_fiqa.pseudo_labels(KEY, features, np.r_[np.zeros(7, int), 1])

@@ -194,19 +194,23 @@ def test_smoke_and_packs(photographs, pack, tmp_path):
     assert set(report.metrics) == {"mine_accuracy", "mine_accuracy_group_aware"}
 
 
-def test_without_groups_equals_arcface():
-    config = smoke("", "arcface")
+def test_without_groups_equals_arcface(photographs):
+    config = smoke(photographs, "arcface")
     settings = arcface.get_config()
     for part in ("data", "loss", "optim", "train"):
         settings[part].update(config[part])
-    for field in settings.model:
-        settings.model[field] = config.model[field]
+    for part in ("model", "eval"):
+        settings[part].update({field: config[part].get(field, value) for field, value in settings[part].items()})
     ours, plain = experiment.build(config), arcface.build(settings)
     states = [built.init(jax.random.key(0)) for built in (ours, plain)]
     for part in ("params", "model_state"):
         chex.assert_trees_all_equal(*(getattr(state, part) for state in states))
     assert ours.batch == plain.batch
     assert ours.train_step.__code__ is plain.train_step.__code__
+    reports = [built.evaluate(states[0]) for built in (ours, plain)]
+    assert reports[0].metrics == reports[1].metrics and "tar_at_far_1e-2" in reports[0].metrics
+    assert all(a.keys() == b.keys() for a, b in zip(*(vars(report).values() for report in reports), strict=True))
+    chex.assert_trees_all_equal(*(report.arrays for report in reports))
 
 
 def steps(kind, devices, **changes):

@@ -287,7 +287,7 @@ def test_invalid_settings_raise(folders, stages, tmp_path):
         opened("pretrain", stage="all")
     with pytest.raises(ValueError, match=r"model\.name is 'iresnet': expected one of tiny, faceresnet18"):
         opened("pretrain", **{"model.name": "iresnet"})
-    with pytest.raises(ValueError, match=r"holds no config\.json: expected a finished run"):
+    with pytest.raises(ValueError, match=r"holds no config\.json: expected a finished run of stage 'pretrain'$"):
         opened("virclass", **{"start.workdir": str(tmp_path)})
     with pytest.raises(ValueError, match="is a run with stage 'pretrain': expected 'generator'"):
         opened("synthetic", **{"start.workdir": str(stages["pretrain"][0])})

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from facejax.ops.conv import conv, conv_transpose
-from facejax.train import Experiment, Options, Report, app, optim
+from facejax.train import Experiment, Options, Report, app, optim, train
 from facejax.train.claims import Claim, Runs, check_same, gains, measure, verdict
 from facejax.train.dry_run import dry_run, flops, peak_bytes
 from facejax.train.report import curves, image_grid, new_figure, write_html
@@ -58,6 +58,8 @@ def test_presets(toy):
         (["--config=droput"], "no preset 'droput' (did you mean 'dropout'?); presets: synthetic, dropout, sharded"),
         (["--config.train.stps=3"], "unknown field --config.train.stps (did you mean 'train.steps'?)"),
         (["--config=nothing.py:x"], "--config: there is no file nothing.py"),
+        (["dropout"], "unexpected word 'dropout': expected flags, such as --config=PRESET (see --help)"),
+        (["--average=2"], "--average=2: expected --eval_only beside it, training averages no checkpoints"),
     ],
 )
 def test_invalid_flags_raise(flags, message):
@@ -108,6 +110,21 @@ def test_checkpoints_can_be_averaged(tmp_path, toy):
     chex.assert_trees_all_equal((newest.params, newest.ema), (states[1].params, states[1].ema))
     with pytest.raises(ValueError, match=r"--average=3: .* holds 2 checkpoints"):
         toy.app.run(config, toy.build, workdir=tmp_path, eval_only=True, average=3, quiet=True)
+
+
+def test_a_run_that_has_come_further_is_refused_and_stays(tmp_path, toy):
+    config = toy.get_config()
+    config.train.steps = 3
+    toy.app.run(config, toy.build, workdir=tmp_path, quiet=True)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    config.train.steps = 2
+    sentence = rf"^{tmp_path} has come to step 3: expected train\.steps of at least that, got 2$"
+    with pytest.raises(ValueError, match=sentence):
+        toy.app.run(config, toy.build, workdir=tmp_path, quiet=True)
+    assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(ValueError, match=sentence):
+        train(toy.build(config), Options(**config.train), seed=0, workdir=tmp_path, quiet=True)
+    toy.app.run(config, toy.build, workdir=tmp_path, eval_only=True, quiet=True)
 
 
 def test_eval_only_without_a_checkpoint_raises(tmp_path):

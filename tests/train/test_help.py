@@ -137,5 +137,5 @@ def test_a_config_file(tmp_path):
     )
     lines = shown(str(TOY), f"--config={file}:tiny", "--help")
     assert lines["data.examples"] == ["64", "100", "%", "of", "them"]
-    assert lines["model.dropout"][0] == "0.2"
+    assert lines["model.dropout"] == ["0.2", "rate,", "0..1"]
     assert lines["train.steps"] == ["20", "total", "number", "of", "updates."]

@@ -103,6 +103,26 @@ def test_prepare_runs_only_for_a_new_run(tmp_path):
     dry_run(wire(prepare=refuse), options(10))
 
 
+def test_prepare_comes_first_then_the_data_then_the_state():
+    calls = []
+
+    def note(name, fn):
+        return lambda *args: (calls.append(name), fn(*args))[1]
+
+    made = wire()
+    parts = {name: note(name, getattr(made, name)) for name in ("prepare", "train_data", "init")}
+    train(dataclasses.replace(made, **parts), options(1), seed=0, quiet=True)
+    assert list(dict.fromkeys(calls)) == ["prepare", "train_data", "init"]
+
+    def missing():
+        raise ValueError("start.workdir has no run")
+
+    calls.clear()
+    with pytest.raises(ValueError, match="no run"):
+        train(dataclasses.replace(made, **parts | {"prepare": missing}), options(1), seed=0, quiet=True)
+    assert not calls
+
+
 def test_each_step_is_compiled_once():
     traces = []
 

@@ -23,12 +23,14 @@ class Opinions(NamedTuple):
       opinion: [N] mean opinion scores, higher is better.
       reference: [N] name of each image's undistorted reference; without a reference, the image's own name.
       kind: [N] names of the distortions; empty if unknown.
+      source: path that they were read from.
     """
 
     paths: list[pathlib.Path]
     opinion: np.ndarray
     reference: np.ndarray
     kind: np.ndarray
+    source: pathlib.Path
 
     def split(self, seed: int, share: float = 0.8) -> dict[str, Opinions]:
         """A random `share` of the references, with all images made from them, as "train", the others as "test".
@@ -39,13 +41,13 @@ class Opinions(NamedTuple):
         names = np.random.default_rng(seed).permutation(np.unique(self.reference))
         cut = round(share * len(names))
         if not 0 < cut < len(names):
-            raise ValueError(f"the images have {len(names)} references: expected 3 or more to split")
+            raise ValueError(f"{self.source}: images of {len(names)} references: expected 3 or more to split")
         train = np.isin(self.reference, names[:cut])
         return {"train": self._take(train), "test": self._take(~train)}
 
     def _take(self, rows: np.ndarray) -> Opinions:
         paths = [path for path, there in zip(self.paths, rows, strict=True) if there]
-        return Opinions(paths, self.opinion[rows], self.reference[rows], self.kind[rows])
+        return Opinions(paths, self.opinion[rows], self.reference[rows], self.kind[rows], self.source)
 
 
 def read(path: str | pathlib.Path) -> Opinions:
@@ -92,7 +94,7 @@ def live(root: pathlib.Path) -> Opinions:
             raise ValueError(f"{root / 'dmos.mat'}: dmos is {dmos[i]} at {i + 1}: expected {wanted}")
     paths, references, _ = zip(*images, strict=True)
     kinds = np.repeat(LIVE_FOLDERS, [len(folder) for folder in folders])
-    return Opinions(list(paths), -dmos.astype(float), np.array(references), kinds)
+    return Opinions(list(paths), -dmos.astype(float), np.array(references), kinds, root)
 
 
 def _live_folder(folder: pathlib.Path) -> list[tuple[pathlib.Path, str, str]]:
@@ -143,7 +145,7 @@ def tid2013(root: pathlib.Path) -> Opinions:
             _existing(files.get(file, root / part / file), where)
         rows[match[0]] = (files[match[0]], opinion, *match.groups())
     paths, opinion, reference, kind = zip(*rows.values(), strict=True)
-    return Opinions(list(paths), np.array(opinion), np.array(reference), np.array(kind))
+    return Opinions(list(paths), np.array(opinion), np.array(reference), np.array(kind), root)
 
 
 def table(path: pathlib.Path) -> Opinions:
@@ -159,7 +161,7 @@ def table(path: pathlib.Path) -> Opinions:
             row.get("reference") or name,
         )
     paths, opinion, reference = zip(*rows.values(), strict=True)
-    return Opinions(list(paths), np.array(opinion), np.array(reference), np.full(len(paths), ""))
+    return Opinions(list(paths), np.array(opinion), np.array(reference), np.full(len(paths), ""), path)
 
 
 def _lines(path: pathlib.Path, form: str) -> list[tuple[str, list[str]]]:

@@ -58,7 +58,7 @@ class Source:
       path: folder of the files or arrays.
       train: with "files", NAME of the labelled identities; one NAME per network, separated by commas.
       labelled: with "hypersphere", number of labelled identities.
-      width: features per embedding; "arrays" have their own.
+      width: features per embedding, where they are not "arrays": see `columns`.
       noise: with "hypersphere", length of an average image's noise; identity vectors have length 1.
       drift: with "hypersphere", shift of the images of lowest quality along a common direction.
       views: with "hypersphere", number of networks.
@@ -76,6 +76,10 @@ class Source:
     def __post_init__(self) -> None:
         if self.source not in ("hypersphere", "files", "arrays"):
             raise ValueError(f"data.source is {self.source!r}: expected hypersphere, files or arrays")
+
+    def columns(self) -> int:
+        """Features per embedding: `width`, or as many as the arrays have."""
+        return self._features().shape[1] if self.source == "arrays" else self.width
 
     def known(self, seed: int) -> Embeddings:
         """The labelled identities; with "arrays", a half selected by the seed."""
@@ -96,9 +100,11 @@ class Source:
     def _simulate(self, people: int, seed: int) -> Embeddings:
         return hypersphere(people, seed, width=self.width, noise=self.noise, drift=self.drift, views=self.views)
 
+    def _features(self) -> np.ndarray:
+        return learn_to_cluster.read_features(pathlib.Path(self.path) / "embeddings.npy")
+
     def _arrays(self) -> Embeddings:
-        folder = pathlib.Path(self.path)
-        features = unit_rows(learn_to_cluster.read_features(folder / "embeddings.npy"))
+        folder, features = pathlib.Path(self.path), unit_rows(self._features())
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         if labels.shape != (len(features),):
             raise ValueError(f"{folder}: labels of shape {labels.shape} for {len(features)} embeddings: expected [N]")

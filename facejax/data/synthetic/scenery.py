@@ -16,6 +16,9 @@ from facejax.data.synthetic.factors import HAIR_COLOURS
 GAMMA = 2.2
 Where = tuple[slice, slice]
 
+STEPS = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+CIRCLE = np.stack([np.cos(STEPS), np.sin(STEPS)], -1)
+
 SKIN = np.array([[0.96, 0.80, 0.69], [0.87, 0.68, 0.55], [0.70, 0.50, 0.38], [0.48, 0.32, 0.23], [0.30, 0.20, 0.15]])
 
 # Right half of a torso with arms, and a leg: (x, y down) in half heads from the base of the neck.
@@ -28,13 +31,15 @@ LEG = np.array([[0.04, 4.2], [1.12, 4.2], [1.02, 7.0], [0.86, 10.8], [0.30, 10.8
 
 def region(shape: tuple[int, ...], points: np.ndarray) -> tuple[Where, np.ndarray] | None:
     """Where a polygon [K, 2] lies in an image, and its coverage [h, w] in 0..1 there; None outside the image."""
-    low = np.clip(np.floor(points.min(0)), 0, [shape[1], shape[0]]).astype(int)
-    high = np.clip(np.ceil(points.max(0)) + 1, 0, [shape[1], shape[0]]).astype(int)
-    if (high <= low).any():
+    fixed = np.rint(points * 16 - 8).astype(np.int32)  # OpenCV's pixel centres, in sixteenths
+    left, top, width, height = cv2.boundingRect(fixed)
+    right, bottom = min((left + width) // 16 + 2, shape[1]), min((top + height) // 16 + 2, shape[0])
+    left, top = max(left // 16 - 1, 0), max(top // 16 - 1, 0)
+    if right <= left or bottom <= top:
         return None
-    mask = np.zeros((high[1] - low[1], high[0] - low[0]), np.uint8)
-    cv2.fillPoly(mask, [np.rint((points - low - 0.5) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
-    return (slice(low[1], high[1]), slice(low[0], high[0])), mask.astype(np.float32) / 255
+    mask = np.zeros((bottom - top, right - left), np.uint8)
+    cv2.fillPoly(mask, [fixed - np.array([16 * left, 16 * top], np.int32)], 255, cv2.LINE_AA, 4)
+    return (slice(top, bottom), slice(left, right)), mask * np.float32(1 / 255)
 
 
 def blend(image: np.ndarray, where: Where, mask: np.ndarray, colour: np.ndarray) -> None:
@@ -52,8 +57,7 @@ def fill(image: np.ndarray, points: np.ndarray, colour: np.ndarray) -> None:
 
 def ellipse(centre: np.ndarray, axes: np.ndarray, angle: float = 0.0) -> np.ndarray:
     """Outline [40, 2] of an ellipse with half axes `axes`, turned by `angle` radians."""
-    steps = np.linspace(0, 2 * np.pi, 40, endpoint=False)
-    return centre + np.stack([np.cos(steps), np.sin(steps)], -1) * axes @ turn(angle).T
+    return centre + CIRCLE * axes @ turn(angle).T
 
 
 def box(centre: np.ndarray, half: np.ndarray, angle: float = 0.0) -> np.ndarray:
@@ -64,8 +68,7 @@ def box(centre: np.ndarray, half: np.ndarray, angle: float = 0.0) -> np.ndarray:
 def capsule(start: np.ndarray, end: np.ndarray, radius: float) -> np.ndarray:
     """Outline of a thick line with round ends."""
     way = np.arctan2(*(end - start)[::-1])
-    steps = np.linspace(np.pi / 2, 3 * np.pi / 2, 12)
-    arc = radius * np.stack([np.cos(steps), np.sin(steps)], -1) @ turn(way).T
+    arc = radius * CIRCLE[10:31] @ turn(way).T
     return np.concatenate([start + arc, end - arc])
 
 
@@ -80,6 +83,10 @@ def rounded(points: np.ndarray) -> np.ndarray:
         after = np.roll(points, -1, 0)
         points = np.stack([0.75 * points + 0.25 * after, 0.25 * points + 0.75 * after], 1).reshape(-1, 2)
     return points
+
+
+OUTLINE = rounded(np.concatenate([TORSO, TORSO[-2:0:-1] * [-1, 1]]))
+"""Outline [K, 2] of a torso with arms."""
 
 
 def colour(rng: np.random.Generator) -> np.ndarray:
@@ -196,7 +203,7 @@ def _foliage(rng: np.random.Generator, size: int) -> np.ndarray:
     for _ in range(120):
         axes = grain * rng.uniform(0.4, 2.0, 2)
         leaf = ellipse(rng.uniform(0, size, 2), axes, rng.uniform(0, 3.14))
-        fill(image, leaf, np.clip(base * rng.uniform(0.3, 1.8), 0, 1))
+        fill(image, leaf, np.clip(base * rng.uniform(0.3, 1.8, 3) + 0.02, 0, 1))
     return image
 
 
@@ -207,7 +214,7 @@ def _people(rng: np.random.Generator, size: int) -> np.ndarray:
     for y in np.arange(0.1 * size, 1.3 * size, 3.0 * unit):
         for x in np.arange(rng.uniform(0, 3 * unit), size, 3.6 * unit):
             base = np.array([x, y]) + unit * rng.normal(size=2) * 0.4
-            body(rng, image, base, unit)
+            fill(image, base + OUTLINE * unit, colour(rng))
             fill(image, ellipse(base - np.array([0, unit]), unit * np.array([0.72, 1.0])), hair(rng))
     return cv2.GaussianBlur(image, (0, 0), float(unit) * 0.5)
 
@@ -306,8 +313,7 @@ def body(
             blend(image, *leg, trousers)
             covered[leg[0]] |= leg[1] > 0.5
         fill(image, ellipse(base + np.array([1.60, 4.75]) * side * wide, np.array([0.24, 0.36]) * unit), hands)
-    outline = rounded(np.concatenate([TORSO, TORSO[-2:0:-1] * flip]))
-    torso = region(image.shape, base + outline * wide)
+    torso = region(image.shape, base + OUTLINE * wide)
     if torso is None:
         return covered if covered.any() else None
     where, mask = torso
@@ -471,5 +477,5 @@ def light(rng: np.random.Generator, image: np.ndarray, strength: float) -> np.nd
         fill(shadow, box(rng.uniform(0, size, 2), size * rng.uniform(0.15, 0.8, 2), rng.uniform(0, 3.14)), np.ones(3))
         soft = cv2.GaussianBlur(shadow[..., 0], (0, 0), float(rng.uniform(0.005, 0.05)) * size)
         field *= 1 - soft * rng.uniform(0.2, 0.65)
-    tint = np.exp(strength * (rng.normal() * 0.12 * np.array([1.0, 0.0, -1.0]) + rng.normal() * 0.35))
+    tint = np.exp(strength * (rng.normal() * 0.12 * np.array([1.0, 0.0, -1.0]) + rng.normal() * 0.25))
     return image * field[..., None] * tint.astype(np.float32)

@@ -44,7 +44,7 @@ HIDDEN = 0.8
 """A face with more than this part covered is not counted."""
 SPLITS = ("train", "test")
 FRAME = -0.12  # change of scale that shows more of the neck
-NECK = np.array([[0.0, -1.30, -0.07], [0.0, -0.90, -0.07]], np.float32)  # base and top of the neck, model units
+NECK = np.array([[0.0, -1.22, -0.07], [0.0, -0.90, -0.07]], np.float32)  # base and top of the neck, model units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -551,7 +551,7 @@ def _person(
     if body is not None:
         order[body] = number
         scenery.shade(image, body, base + np.array([0, 0.1 * unit]), unit * np.array([0.75, 0.55]), 0.12 * unit)
-    gain = np.exp(rng.normal(size=3) * 0.06 + rng.normal() * 0.25 * scenes.light)
+    gain = np.exp(rng.normal(size=3) * 0.06 + rng.normal() * 0.2 * scenes.light)
     rgba = head.rgba.astype(np.float32) * np.append(gain, 1).astype(np.float32)
     paste(image, order, rgba, matrix, number)
     if counted and rng.random() < scenes.occluder:
@@ -598,7 +598,7 @@ def plan(scenes: Scenes, rng: np.random.Generator, heads: list[Head], backs: lis
         high = np.clip(0.8 * scenes.image_size / np.sqrt(count + 1), low, high)
     height = low * (high / low) ** (rng.random(len(counted)) ** scenes.small)
     if crowd and count:
-        height = np.clip(height.max() * np.exp(rng.normal(size=len(counted)) * 0.15), *scenes.height)
+        height = np.clip(height[0] * np.exp(rng.normal(size=len(counted)) * 0.15), *scenes.height)
     chosen = rng.permutation(len(heads))
     level, slope = rng.uniform(0.15, 0.7) * scenes.image_size, rng.normal() * 0.6
     standing = rng.random() < 0.5  # heads lie at a height that depends on their distance

@@ -1,0 +1,261 @@
+"""A detector as a function of photographs of any size: `predictor(image)` -> detections in pixels of the photograph."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import pathlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import cv2
+import jax
+import numpy as np
+
+from facejax.data import transforms
+from facejax.detection.base import Detections, Detector
+
+Picture = Any
+"""A path, the bytes of an image file, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8 or uint16."""
+
+SMALLEST = 32
+"""Smallest side of the network's input, pixels."""
+LEVEL, WHOLE = 4, 8
+"""Ratio of the scales at which `Predictor.tiled` looks; up to `WHOLE`, the next scale is that of the whole image."""
+MARGIN = 0.1
+"""A box so near to an inner border of its tile, relative to its longer side, may be part of a face."""
+COVERED = 0.8
+"""A box with this share of its area within a better one of another tile is part of the same face."""
+
+
+def opened(picture: Picture) -> np.ndarray:
+    """An image as uint8 RGB [H, W, 3].
+
+    Args:
+      picture: a path or the bytes of an image file, which is turned upright as its EXIF orientation says; or an array:
+        grey, RGB or RGBA, whose alpha is ignored. 16 bits are scaled to 8.
+
+    Raises:
+      ValueError: the file does not decode, or the array has another type or shape.
+    """
+    if isinstance(picture, bytes):
+        return transforms.decode(picture)
+    if isinstance(picture, (str, os.PathLike)):
+        try:
+            return transforms.decode(pathlib.Path(picture).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(picture)}: {error}") from error
+    if not isinstance(picture, (np.ndarray, jax.Array)):
+        raise ValueError(f"an image is a {type(picture).__name__}: expected an array, a path or the bytes of a file")
+    image = np.asarray(picture)
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"an image of {image.dtype}: expected uint8 (0 to 255) or uint16 (0 to 65535)")
+    if image.ndim not in (2, 3) or 0 in image.shape or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
+        raise ValueError(f"an image of shape {list(image.shape)}: expected [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]")
+    if image.dtype == np.uint16:
+        image = np.round(image / 257).astype(np.uint8)
+    image = image[..., None] if image.ndim == 2 else image[..., :3]
+    return np.broadcast_to(image, (*image.shape[:2], 3))
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What the network sees of an image.
+
+    Attributes:
+      image: [S, S, 3] uint8, black beyond the image.
+      extent: [2] width and height of the image in it, pixels.
+      scale, offset: [2]; original (x, y) times the scale minus the offset lies at its place.
+      inner: [4] bool, whether the image continues to the left, at the top, to the right and at the bottom.
+    """
+
+    image: np.ndarray
+    extent: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray
+    inner: np.ndarray
+
+
+def views(image: np.ndarray, size: int, scale: float, overlap: int) -> Iterator[View]:
+    """Overlapping tiles of an image, row by row; one of an image that is no larger than a tile.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: side of the tiles, pixels.
+      scale: of the image before it is cut, bilinear as in InsightFace's script.
+      overlap: smallest overlap of neighbours, pixels.
+    """
+    original = np.array(image.shape[1::-1])
+    width, height = sides = np.maximum(1, (original * scale + 1e-6).astype(int)).tolist()
+    if sides != original.tolist():
+        image = cv2.resize(np.ascontiguousarray(image), sides, interpolation=cv2.INTER_LINEAR)
+
+    def starts(length: int) -> list[int]:
+        count = max(1, -(-(length - overlap) // (size - overlap)))
+        return np.linspace(0, max(0, length - size), count).round().astype(int).tolist()
+
+    for top, left in itertools.product(starts(height), starts(width)):
+        part = image[top : top + size, left : left + size]
+        tile = np.zeros((size, size, 3), np.uint8)
+        tile[: part.shape[0], : part.shape[1]] = part
+        inner = np.array([left > 0, top > 0, left + size < width, top + size < height])
+        yield View(tile, np.array(part.shape[1::-1]), np.array(sides) / original, np.array([left, top]), inner)
+
+
+class Predictor:
+    """A detector with its variables: an image or a list of images -> `Detections` of NumPy arrays.
+
+    Attributes:
+      detector: the network and its post-processing.
+      variables: of the network.
+      size: side of the square that the network sees, pixels.
+      batch_size: images of a list that the network sees at once; on a CPU, one is as fast as several.
+    """
+
+    def __init__(self, detector: Detector, variables: Any, size: int = 640, batch_size: int = 1):
+        self.detector, self.variables = detector, jax.device_put(variables)
+        self.size, self.batch_size = size, batch_size
+        self._predict = jax.jit(self._predict)
+        self._said = False
+
+    def __call__(self, images: Picture | Sequence[Picture], size: int | None = None) -> Detections:
+        """Detections by falling score, in pixels of the image. Boxes may exceed the image; none lies outside of it.
+
+        Args:
+          images: an image, see `opened`, or a list of images of any sizes.
+          size: in place of the attribute. Each size is compiled once.
+
+        Returns:
+          Arrays [K, ...] for an image, [N, K, ...] for a list; K is the detector's number of detections of an image,
+          and `mask` marks the real ones. A warning tells of the first image that has K.
+
+        Raises:
+          ValueError: an image that `opened` refuses, a size below 32, or an empty list.
+        """
+        size = self._checked(size)
+        single = not isinstance(images, (list, tuple))
+        if not single and not images:
+            raise ValueError("an empty list of images: expected at least one image")
+        arrays = map(opened, [images] if single else images)
+        whole = (view for image in arrays for view in views(image, size, size / max(image.shape[:2]), 0))
+        found = jax.tree.map(lambda *x: np.concatenate(x), *self._found(whole))
+        return jax.tree.map(lambda x: x[0], found) if single else found
+
+    def tiled(
+        self, image: Picture, size: int | None = None, overlap: int | None = None, threshold: float = 0.4
+    ) -> Detections:
+        """Detections in a large photograph, in overlapping tiles at its own scale and in the whole photograph.
+
+        A face of up to 0.8 of the overlap is whole in one of the tiles; boxes at their inner borders are dropped.
+        Larger faces are found in the whole photograph; if that is more than eight times as large as a tile, also in
+        tiles at a quarter of the scale, and so on. Greedy suppression over all views keeps one box of each face.
+
+        Args:
+          image: see `opened`.
+          size: side of the tiles, in place of the attribute.
+          overlap: of neighbouring tiles, pixels; None: a quarter of the side.
+          threshold: largest IoU of two boxes.
+
+        Returns:
+          Arrays [F, ...] of the F detections by falling score, without padding.
+
+        Raises:
+          ValueError: as from a call, and an overlap outside of 0 to size - 1.
+        """
+        size, image = self._checked(size), opened(image)
+        overlap = size // 4 if overlap is None else overlap
+        if not 0 <= overlap < size:
+            raise ValueError(f"overlap is {overlap}: expected 0 to {size - 1}, less than the side of a tile")
+        whole = size / max(image.shape[:2])
+        scales = [1.0] if whole < 1 else []
+        while scales and scales[-1] > WHOLE * whole:
+            scales.append(scales[-1] / LEVEL)
+        tiles = itertools.chain.from_iterable(views(image, size, scale, overlap) for scale in (*scales, whole))
+        found = jax.tree.map(lambda *x: np.concatenate(x), *self._found(tiles))
+        origin = np.broadcast_to(np.arange(len(found.mask))[:, None], found.mask.shape)[found.mask]
+        real = jax.tree.map(lambda x: x[found.mask], found)
+        kept = merged(real.boxes, real.scores, real.labels, origin, threshold)
+        return jax.tree.map(lambda x: x[kept], real)
+
+    def _checked(self, size: int | None) -> int:
+        size = self.size if size is None else size
+        if not isinstance(size, (int, np.integer)) or size < SMALLEST:
+            raise ValueError(f"size is {size!r}: expected a whole number of pixels, {SMALLEST} or more")
+        return int(size)
+
+    def _predict(self, variables: Any, images: jax.Array) -> Detections:
+        raw = self.detector.net.apply(variables, self.detector.preprocess(images), train=False)
+        return self.detector.decode(raw, images.shape[1:3])
+
+    def _found(self, views: Iterable[View]) -> Iterator[Detections]:
+        """Detections in pixels of the image, batch by batch; views that do not fill a batch go one by one."""
+        views = iter(views)
+        while part := list(itertools.islice(views, self.batch_size)):
+            for batch in [part] if len(part) == self.batch_size else ([view] for view in part):
+                found = jax.device_get(self._predict(self.variables, np.stack([view.image for view in batch])))
+                if found.mask.all(1).any() and not self._said:
+                    self._said = True
+                    warnings.warn(
+                        f"an image has {found.mask.shape[1]} detections or more: here and from now on, only the "
+                        f"{found.mask.shape[1]} of the highest scores are kept (count of the detector)",
+                        stacklevel=3,
+                    )
+                yield _mapped(found, batch)
+
+
+def _mapped(found: Detections, batch: Sequence[View]) -> Detections:
+    """Detections of a batch in pixels of the images; those without area, outside, or at inner borders are dropped."""
+
+    def stacked(field: str) -> np.ndarray:
+        return np.stack([getattr(view, field) for view in batch])[:, None]
+
+    extent, inner, size = stacked("extent"), stacked("inner"), np.array(batch[0].image.shape[1::-1])
+    low, high = found.boxes[..., :2], found.boxes[..., 2:]
+    margin = MARGIN * (high - low).max(-1, keepdims=True)
+    cut = inner & (np.concatenate([low, size - high], -1) < margin)
+    real = found.mask & ((high > low) & (high > 0) & (low < extent)).all(-1) & ~cut.any(-1)
+    scale, offset = (stacked(field).astype(np.float32) for field in ("scale", "offset"))
+    boxes = (found.boxes + np.tile(offset, 2)) / np.tile(scale, 2)
+    points = (found.points + offset[:, None]) / scale[:, None]
+    rows = np.argsort(~real, axis=1, kind="stable")
+
+    def chosen(x: np.ndarray) -> np.ndarray:
+        axes = tuple(range(2, x.ndim))
+        x = np.take_along_axis(x, np.expand_dims(rows, axes), 1)
+        return np.where(np.expand_dims(np.take_along_axis(real, rows, 1), axes), x, x.dtype.type(0))
+
+    return jax.tree.map(chosen, found.replace(boxes=boxes, points=points, mask=real))
+
+
+def merged(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, origin: np.ndarray, threshold: float
+) -> np.ndarray:
+    """Greedy suppression over several views of an image.
+
+    A box is dropped by a better one of its label with an IoU above `threshold`, or by one of another view that covers
+    `COVERED` of it, such as a whole face its part.
+
+    Args:
+      boxes: [n, 4].
+      scores: [n].
+      labels: [n] int.
+      origin: [n] int, the view of each box.
+      threshold: largest IoU of two kept boxes.
+
+    Returns:
+      [k] rows of the kept boxes by falling score.
+    """
+    kept = []
+    left = np.argsort(-scores, kind="stable")
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        low, high = (f(boxes[best, s], boxes[left, s]) for f, s in ((np.maximum, np.s_[:2]), (np.minimum, np.s_[2:])))
+        shared = np.maximum(high - low, 0).prod(-1)
+        same = shared > threshold * (areas[best] + areas[left] - shared)
+        same |= (origin[left] != origin[best]) & (shared >= COVERED * areas[left])
+        left = left[~(same & (labels[left] == labels[best]))]
+    return np.array(kept, int)

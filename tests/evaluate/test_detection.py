@@ -1,0 +1,169 @@
+"""The evaluation of detectors: places in pixels of the stored images, numbers, pictures; the loss over devices."""
+
+import dataclasses
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from facejax.data.detection import DetectionImages
+from facejax.data.synthetic.faces import png
+from facejax.detection.base import Detections, Term
+from facejax.evaluate import detection
+from facejax.metrics import detection as metrics
+from facejax.nn.norm import BatchNorm
+from facejax.recipes.detector import Evaluation, detector
+from facejax.train import AXIS, Options, optim
+from facejax.train.parallel import make_executor
+
+OPTIM = {"name": "sgd", "momentum": 0.9, "schedule": {"kind": "constant", "peak": 0.05}}
+
+
+class Bright(nn.Module):
+    """The brightest pixel's place, and its level times a trained factor."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        scale = self.param("scale", nn.initializers.ones, ())
+        level = BatchNorm(AXIS, name="bn")(images.mean((1, 2)), train=train).sum(-1)
+        flat = images.sum(-1).reshape(len(images), -1)
+        return {"place": flat.argmax(1), "score": flat.max(1) * scale / 765, "level": level}
+
+
+@dataclasses.dataclass(frozen=True)
+class Brightest:
+    """One detection of 8 x 6 pixels with its top left corner at the brightest pixel."""
+
+    net: nn.Module = Bright()  # noqa: RUF009
+    classes: int = 1
+    points: int = 5
+
+    def preprocess(self, images):
+        return images.astype(jnp.float32)
+
+    def losses(self, raw, truth, size):
+        count = truth.mask.sum(1).astype(jnp.float32)
+        return {"score": Term(count * (raw["score"] + raw["level"]) ** 2, count, 0.5)}
+
+    def decode(self, raw, size):
+        y, x = jnp.divmod(raw["place"], size[1])
+        boxes = jnp.stack([x, y, x + 8, y + 6], -1)[:, None].astype(jnp.float32)
+        points = jnp.repeat(boxes[..., None, :2], 5, -2) + 1
+        one = jnp.ones((len(boxes), 1))
+        boxes, points = (jnp.concatenate([v, jnp.zeros_like(v)], 1) for v in (boxes, points))
+        scores = jnp.concatenate([raw["score"][:, None], 0 * one], 1)
+        return Detections(boxes, scores, jnp.zeros((len(one), 2), int), points, jnp.concatenate([one > 0, one < 0], 1))
+
+
+def source(sizes):
+    """Images of (height, width) `sizes`, black with one bright pixel block, whose face covers 8 x 6 input pixels."""
+    examples = []
+    for i, (height, width) in enumerate(sizes):
+        image = np.zeros((height, width, 3), np.uint8)
+        image[height // 2 : height // 2 + 8, width // 4 : width // 4 + 8] = 250 - i
+        box = np.float32([[width // 4, height // 2, width // 4 + 16, height // 2 + 12]])
+        points = np.repeat(box[:, None, :2] + 2, 5, 1)
+        examples.append({
+            "image": png(image), "name": str(i), "boxes": box, "labels": np.zeros(1, int), "points": points,
+            "visible": np.ones((1, 5), bool), "ignored": np.zeros(1, bool),
+        })  # fmt: skip
+    return examples
+
+
+@pytest.fixture(scope="module")
+def variables():
+    net = Bright()
+    return jax.jit(lambda: net.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False))()
+
+
+def test_detections_lie_in_pixels_of_the_stored_images(variables):
+    model, images = Brightest(), source([(128, 128), (96, 128), (128, 64), (64, 32)])
+    found = detection.detect(model, variables, images, 64, batch_size=3)
+    for i, factor in enumerate((2, 2, 2, 1)):  # the longer side becomes 64 pixels
+        box = images[i]["boxes"][0]
+        np.testing.assert_allclose(found[i].boxes, [[*box[:2], *(box[:2] + np.array([8, 6]) * factor)]], atol=1e-4)
+        np.testing.assert_allclose(found[i].points[0], np.repeat(box[None, :2] + factor, 5, 0), atol=1e-4)
+        assert found[i].scores.shape == (1,)  # the masked row is gone
+    stretched = detection.detect(model, variables, images, 64, batch_size=4, stretch=True)
+    x, y = images[2]["boxes"][0, :2]
+    np.testing.assert_allclose(stretched[2].boxes, [[x, y, x + 8, y + 12]], atol=1e-4)  # 64 wide, 128 high
+
+
+def test_report(variables):
+    images = source([(128, 128), (96, 128), (128, 64)])
+    report = detection.report(Brightest(), variables, images, 64, protocol="faces", batch_size=3, timed=True)
+    numbers = report.metrics
+    assert next(iter(numbers)) == "ap" and numbers["precision"] == numbers["recall"] == 100
+    assert numbers["ap_tiny"] > 0 and np.isnan(numbers["ap_large"]) and numbers["milliseconds"] > 0
+    np.testing.assert_allclose(numbers["nme"], 0, atol=1e-4)
+    (picture,) = report.images.values()
+    assert (picture == (255, 40, 40)).all(-1).any() and not (picture == (0, 220, 0)).all(-1).any()  # equal boxes
+    (curves,) = report.figures.values()
+    assert "all faces: AP" in curves.axes[0].get_legend().get_texts()[0].get_text()
+    images[0]["visible"] = np.zeros((1, 5), bool)
+    images[0]["points"] = images[0]["points"] + 30
+    again = detection.report(Brightest(), variables, images, 64, protocol="voc2007", batch_size=3)
+    np.testing.assert_allclose(again.metrics["nme"], 0, atol=1e-4)  # a face without all points has no error
+    assert again.metrics["map"] > 99
+    with pytest.raises(ValueError, match="protocol is 'wider': expected faces, coco, voc2007 or voc2012"):
+        detection.scores([], [], "wider")
+
+
+def test_drawing():
+    image, box = np.zeros((20, 20, 3), np.uint8), np.float32([[2, 3, 8, 9]])
+    found = metrics.Detections(box + 8, np.array([0.5]), points=box[:, None, :2] + 10)
+    shown = detection.draw(image, found, metrics.Objects(box), 0.5)
+    assert shown.shape == (40, 40, 3)
+    assert shown[6, 10].tolist() == [0, 220, 0] and shown[22, 26].tolist() == [255, 40, 40]
+    assert shown[26, 24].tolist() == [80, 160, 255]
+    assert (detection.draw(image, found, None, 0.6) == 0).all()
+
+
+def test_working_point():
+    true = [metrics.Objects(np.float32([[0, 0, 10, 10], [20, 20, 30, 30]]))]
+    boxes = np.float32([[0, 0, 10, 10], [50, 50, 60, 60], [20, 20, 30, 30], [70, 70, 80, 80]])
+    found = [metrics.Detections(boxes, np.array([0.9, 0.2, 0.6, 0.1]))]
+    assert detection.working_point(found, true) == pytest.approx((0.6, 1.0, 1.0), abs=0.02)
+    nothing = [metrics.Detections(np.zeros((0, 4)), np.zeros(0))]
+    assert detection.working_point(nothing, true) == (1.0, 0.0, 0.0)
+
+
+def batch_of(rng):
+    mask = rng.uniform(size=(16, 4)) < np.linspace(0, 1, 16)[:, None]  # devices have unequal numbers of faces
+    return {
+        "image": rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8),
+        "boxes": np.float32(rng.uniform(0, 32, (16, 4, 4))),
+        "labels": np.zeros((16, 4), np.int32),
+        "points": np.zeros((16, 4, 5, 2), np.float32),
+        "visible": np.zeros((16, 4, 5), bool),
+        "mask": mask,
+    }
+
+
+def test_eight_devices_equal_one():
+    """The loss divides by the faces of all devices, in shard_map and pmap."""
+    data = DetectionImages("retinaface", "nowhere", image_size=32, max_boxes=4)
+    states = []
+    for kind, devices in (("shard_map", 1), ("shard_map", 8), ("pmap", 8)):
+        options = Options(batch_size=16, steps=3, parallel=kind, devices=devices)
+        run = detector(Brightest(), data, optim.from_config(OPTIM, 3), options, Evaluation(), seed=0)
+        executor, rng = make_executor(run, kind, devices), np.random.default_rng(0)
+        state = executor.init(0)
+        for _ in range(3):
+            state, numbers = executor.step(state, executor.put(batch_of(rng)))
+        states.append((executor.local(executor.canonical(state)), jax.tree.map(np.asarray, numbers)))
+    (one, measured), *others = states
+    assert abs(float(one.params["scale"]) - 1) > 1e-3
+    for other, numbers in others:
+        chex.assert_trees_all_close(other.params, one.params, rtol=1e-5)
+        np.testing.assert_allclose(numbers["score"].total / numbers["score"].count,
+                                   measured["score"].total / measured["score"].count, rtol=1e-5)  # fmt: skip
+
+
+def test_classes_must_agree():
+    data = DetectionImages("retinaface", "nowhere", classes=3)
+    with pytest.raises(ValueError, match="the detector has 1 classes and the data 3: expected as many"):
+        detector(Brightest(), data, None, Options(batch_size=1, steps=1), Evaluation(), seed=0)
