@@ -276,6 +276,7 @@ INPUTS = {
 
 FACE, PICTURE = (112, 112, 3), (224, 224, 3)
 BACKBONES, INTEROP = "facejax.backbones.", "facejax.interop."
+RETINAFACE = Part("facejax.detection.retinaface:RetinaFace", {"lowest": 0.6})
 ARCFACE, TORCHVISION, HRNET = INTEROP + "arcface_torch:load", INTEROP + "torchvision:load", INTEROP + "hrnet_torch:load"
 LAYERS = "summed over the paper's layers"
 
@@ -584,7 +585,8 @@ MODELS: Mapping[str, Model] = {
 
     "retinaface_mobilenet025": Model(
         "facejax.detection.retinaface:retinaface_mobilenet025", 426_608, (640, 640, 3), "biubug6/Pytorch_Retinaface",
-        "RetinaFace, MobileNet V1 with a quarter of the channels", converter="facejax.interop.retinaface:load",
+        "RetinaFace, MobileNet V1 with a quarter of the channels, face detector",
+        converter=INTEROP + "retinaface:load", detector=RETINAFACE,
     ),
     "retinaface_mobilenet025_body": Model(
         "facejax.detection.retinaface:MobileNetBody", 470_072, (224, 224, 3), "biubug6/Pytorch_Retinaface",
@@ -592,7 +594,7 @@ MODELS: Mapping[str, Model] = {
     ),
     "retinaface_resnet50": Model(
         "facejax.detection.retinaface:retinaface_resnet50", 27_293_600, (640, 640, 3), "biubug6/Pytorch_Retinaface",
-        "RetinaFace, ResNet-50", converter="facejax.interop.retinaface:load",
+        "RetinaFace, ResNet-50, face detector", converter=INTEROP + "retinaface:load", detector=RETINAFACE,
     ),
     "retinaface_resnet152": Model(
         "facejax.detection.retinaface:retinaface_resnet152", 69_095_144, (640, 640, 3),

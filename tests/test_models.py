@@ -31,6 +31,7 @@ PARTS = {
     # dsfd, ssh
 
     "facejax.detection.retinaface": {"ContextModule", "RetinaFaceNet"},
+    "facejax.detection.retinaface_mesh": {"ChebConv", "MeshDecoder", "MeshEncoder", "WithDecoder"},
 
     # retinanet, ssd
 
