@@ -277,6 +277,7 @@ INPUTS = {
 FACE, PICTURE = (112, 112, 3), (224, 224, 3)
 BACKBONES, INTEROP = "facejax.backbones.", "facejax.interop."
 CENTERNET = "facejax.detection.centernet:"
+RETINAFACE = Part("facejax.detection.retinaface:RetinaFace", {"lowest": 0.6})
 ARCFACE, TORCHVISION, HRNET = INTEROP + "arcface_torch:load", INTEROP + "torchvision:load", INTEROP + "hrnet_torch:load"
 LAYERS = "summed over the paper's layers"
 
@@ -647,7 +648,23 @@ MODELS: Mapping[str, Model] = {
         )
     },
 
-    # retinaface: rows here
+    "retinaface_mobilenet025": Model(
+        "facejax.detection.retinaface:retinaface_mobilenet025", 426_608, (640, 640, 3), "biubug6/Pytorch_Retinaface",
+        "RetinaFace, MobileNet V1 with a quarter of the channels, face detector",
+        converter=INTEROP + "retinaface:load", detector=RETINAFACE,
+    ),
+    "retinaface_mobilenet025_body": Model(
+        "facejax.detection.retinaface:MobileNetBody", 470_072, (224, 224, 3), "biubug6/Pytorch_Retinaface",
+        "the trunk of the smaller RetinaFace as a classifier of ImageNet",
+    ),
+    "retinaface_resnet50": Model(
+        "facejax.detection.retinaface:retinaface_resnet50", 27_293_600, (640, 640, 3), "biubug6/Pytorch_Retinaface",
+        "RetinaFace, ResNet-50, face detector", converter=INTEROP + "retinaface:load", detector=RETINAFACE,
+    ),
+    "retinaface_resnet152": Model(
+        "facejax.detection.retinaface:retinaface_resnet152", 69_095_144, (640, 640, 3),
+        "summed over the paper's layers", "RetinaFace of the paper: five levels, deformable convolutions, one head",
+    ),
 
     "yolov1": Model(
         "facejax.detection.yolov1:yolov1", 271_703_550, (448, 448, 3), "layers of the paper's Fig. 3",

@@ -35,7 +35,8 @@ PARTS = {
     },
     "facejax.detection.ssh": {"ContextModule", "DetectionModule", "Net"},
 
-    # retinaface
+    "facejax.detection.retinaface": {"ContextModule", "RetinaFaceNet"},
+    "facejax.detection.retinaface_mesh": {"ChebConv", "MeshDecoder", "MeshEncoder", "WithDecoder"},
 
     "facejax.detection.retinanet": {"FPN", "Head", "Net"},
     "facejax.detection.ssd": {"L2Norm", "Net", "ReducedVGG"},
