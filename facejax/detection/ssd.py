@@ -40,7 +40,7 @@ class L2Norm(nn.Module):
 
     Attributes:
       scale: initial scale.
-      dtype: of the output; the norm is float32.
+      dtype: of the output; the norm is at least float32.
     """
 
     scale: float = 20.0
@@ -50,7 +50,7 @@ class L2Norm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[N, H, W, C] -> the same shape."""
         scale = self.param("scale", nn.initializers.constant(self.scale), (x.shape[-1],))
-        x = x.astype(jnp.float32)
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
         return (x * lax.rsqrt(jnp.sum(x**2, -1, keepdims=True) + 1e-10) * scale).astype(self.dtype)
 
 
@@ -98,16 +98,16 @@ class Net(nn.Module):
     """Trunk, extra layers and a head per source map.
 
     Attributes:
-      classes: C, without the background.
+      num_classes: C, without the background.
       trunk: a `ReducedVGG`.
       extras: (channels of the 1x1, channels, kernel, stride, padding of the second convolution) of conv6, conv7, ...
       sources: names of the maps with a head: of the trunk, or "conv6_2", "conv7_2", ...
       normalised: sources that pass through `L2Norm`; the trunk goes on without.
       priors: per cell of each source.
-      dtype: of the computation; outputs are float32.
+      dtype: of the computation; outputs are at least float32.
     """
 
-    classes: int
+    num_classes: int
     trunk: nn.Module
     extras: tuple[tuple[int, int, int, int, int], ...]
     sources: tuple[str, ...]
@@ -133,14 +133,14 @@ class Net(nn.Module):
         for i, (inner, width, kernel, stride, padding) in enumerate(self.extras, 6):
             x = nn.relu(Conv(inner, 1, **options, name=f"conv{i}_1")(x))
             x = found[f"conv{i}_2"] = nn.relu(Conv(width, kernel, stride, padding, **options, name=f"conv{i}_2")(x))
-        scores, boxes = [], []
+        scores, boxes, exact = [], [], jnp.promote_types(self.dtype, jnp.float32)
         for name, priors in zip(self.sources, self.priors, strict=True):
             x = found[name]
             if name in self.normalised:
                 x = L2Norm(dtype=self.dtype, name=f"{name}_norm")(x)
-            for outputs, each, kind in ((scores, 1 + self.classes, "conf"), (boxes, 4, "loc")):
+            for outputs, each, kind in ((scores, 1 + self.num_classes, "conf"), (boxes, 4, "loc")):
                 y = Conv(priors * each, 3, 1, 1, **options, name=f"{name}_{kind}")(x)
-                outputs.append(y.astype(jnp.float32).reshape(*y.shape[:3], priors, each))
+                outputs.append(y.astype(exact).reshape(*y.shape[:3], priors, each))
         return {"scores": scores, "boxes": boxes}
 
 
@@ -149,14 +149,14 @@ EXTRAS512 = ((256, 512, 3, 2, 1), *((128, 256, 3, 2, 1),) * 3, (128, 256, 4, 1, 
 SOURCES = ("relu4_3", "relu7", "conv6_2", "conv7_2", "conv8_2", "conv9_2", "conv10_2")
 
 
-def ssd300(num_classes: int = 20, **options: Any) -> Net:
-    """For 300 x 300 pixels: 8,732 priors. `options` are fields of `Net`."""
-    return Net(num_classes, ReducedVGG(), EXTRAS300, SOURCES[:6], (4, 6, 6, 6, 4, 4), **options)
+def ssd300(num_classes: int = 20, dtype: Dtype = jnp.float32) -> Net:
+    """For 300 x 300 pixels: 8,732 priors."""
+    return Net(num_classes, ReducedVGG(dtype=dtype), EXTRAS300, SOURCES[:6], (4, 6, 6, 6, 4, 4), dtype=dtype)
 
 
-def ssd512(num_classes: int = 20, **options: Any) -> Net:
+def ssd512(num_classes: int = 20, dtype: Dtype = jnp.float32) -> Net:
     """For 512 x 512 pixels: 24,564 priors."""
-    return Net(num_classes, ReducedVGG(), EXTRAS512, SOURCES, (4, 6, 6, 6, 6, 4, 4), **options)
+    return Net(num_classes, ReducedVGG(dtype=dtype), EXTRAS512, SOURCES, (4, 6, 6, 6, 6, 4, 4), dtype=dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,6 +294,7 @@ class SSD:
       candidates: boxes of each class that enter suppression.
       count: detections per image, of all classes.
       mean: of R, G and B.
+      deviation: of the pixels; 1 for weights from Caffe.
     """
 
     net: Net
@@ -308,16 +309,17 @@ class SSD:
     candidates: int = 400
     count: int = 200
     mean: tuple[float, float, float] = (123.0, 117.0, 104.0)
+    deviation: float = 1.0
     points: ClassVar[int] = 0
 
     @property
     def classes(self) -> int:
         """C, without the background."""
-        return self.net.classes
+        return self.net.num_classes
 
     def preprocess(self, images: jax.Array) -> jax.Array:
-        """uint8 RGB [N, H, W, 3] -> BGR less the mean."""
-        return (images.astype(jnp.float32) - jnp.array(self.mean))[..., ::-1]
+        """uint8 RGB [N, H, W, 3] -> BGR less the mean, over the deviation."""
+        return (images.astype(jnp.float32) - jnp.array(self.mean))[..., ::-1] / self.deviation
 
     def priors(self, raw: dict[str, list[jax.Array]]) -> np.ndarray:
         """[A, 4] in centre form for the maps of raw predictions."""
