@@ -16,19 +16,18 @@ Published, AP in % on WIDER FACE's validation images, easy / medium / hard: the 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from facejax.data.detection import DetectionImages
 from facejax.detection import dsfd
 from facejax.recipes.detector import Evaluation, detector
-from facejax.train import Experiment, Options, TrainState, app, optim, warm_start
+from facejax.train import Experiment, Options, app, optim
 from facejax.train.claims import Claim
 
 BASE = {
@@ -119,44 +118,26 @@ def make_detector(settings: ConfigDict) -> dsfd.DSFD:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
-    run = detector(
+    return detector(
         make_detector(config.model),
         DetectionImages(**config.data),
         optim.from_config(config.optim, config.train.steps),
         Options(**config.train),
         Evaluation(**config.eval),
         seed=config.seed,
+        start=functools.partial(read_trunk, config.model.trunk) if config.model.trunk else None,
     )
-    if not config.model.trunk:
-        return run
-
-    def init(rng: jax.Array, start: dict[str, Any] | None = None) -> TrainState:
-        state = run.init(rng)
-        variables = with_trunk({"params": state.params, **state.model_state}, start)
-        return state.replace(params=variables.pop("params"), model_state=variables)
-
-    return dataclasses.replace(run, prepare=lambda: read_trunk(config.model.trunk, run), init=init)
 
 
-def read_trunk(path: str, run: Experiment) -> dict[str, Any]:
-    """Collection -> published variables of the trunk."""
+def read_trunk(path: str, shapes: Any) -> Any:
+    """Published variables of the trunk."""
     from facejax.interop import torchvision  # only published weights need it
 
-    state = jax.eval_shape(run.init, jax.random.key(0))
-    shapes = {name: tree["maps"] for name, tree in {"params": state.params, **state.model_state}.items()}
-    if "vgg" in shapes["params"]:
-        return {"params": torchvision.load_vgg_convolutions(path, shapes["params"]["vgg"])}
-    return torchvision.load(path, {name: tree["resnet"] for name, tree in shapes.items()})
-
-
-def with_trunk(variables: dict[str, Any], start: dict[str, Any] | None) -> dict[str, Any]:
-    """Variables of the network with those of `read_trunk`, if any."""
-    found = dict(variables)
-    for name, trunk in (start or {}).items():
-        maps = variables[name]["maps"]
-        part = "vgg" if "vgg" in maps else "resnet"
-        found[name] = {**variables[name], "maps": {**maps, part: warm_start.taken(trunk, maps[part])}}
-    return found
+    maps = {kind: tree["maps"] for kind, tree in shapes.items()}
+    if "vgg" in maps["params"]:
+        return {"params": {"maps": {"vgg": torchvision.load_vgg_convolutions(path, maps["params"]["vgg"])}}}
+    found = torchvision.load(path, {kind: tree["resnet"] for kind, tree in maps.items()})
+    return {kind: {"maps": {"resnet": tree}} for kind, tree in found.items()}
 
 
 if __name__ == "__main__":

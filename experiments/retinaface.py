@@ -21,13 +21,11 @@ convolutions; with points 96.47 / 96.08 / 91.69; with pixels 96.41 / 95.86 / 91.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -37,7 +35,7 @@ from facejax.detection import retinaface
 from facejax.detection import retinaface_mesh as mesh
 from facejax.morphable.procedural import procedural
 from facejax.recipes.detector import Evaluation, detector
-from facejax.train import Experiment, Options, TrainState, app, optim
+from facejax.train import Experiment, Options, app, optim
 from facejax.train.claims import Claim
 
 BASE = {
@@ -139,23 +137,16 @@ def build(config: ConfigDict) -> Experiment:
     evaluation = dict(config.eval)
     weights = evaluation.pop("weights")
     branch = make_branch(config) if config.model.pixels else None
-    made = detector(
+    return detector(
         make_detector(config, branch),
         DetectionImages(**config.data),
         optim.from_config(config.optim, config.train.steps),
         Options(**config.train),
         Evaluation(**evaluation),
         seed=config.seed,
+        start=(lambda shapes: {"decoder": {"frozen": pretrain(config, branch)}}) if branch else None,
         load=functools.partial(read, weights) if weights else None,
     )
-    if branch is None:
-        return made
-
-    def init(rng: jax.Array, start: Any) -> TrainState:
-        state = made.init(rng)
-        return state if start is None else state.replace(model_state=state.model_state | {"decoder": {"frozen": start}})
-
-    return dataclasses.replace(made, prepare=functools.partial(pretrain, config, branch), init=init)
 
 
 def make_detector(config: ConfigDict, branch: mesh.PixelBranch | None) -> retinaface.RetinaFace:

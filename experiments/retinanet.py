@@ -17,7 +17,7 @@ on test-dev: focal loss 36.0, best OHEM 32.8.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -32,7 +32,7 @@ from facejax.data import normalize
 from facejax.data.detection import DetectionImages
 from facejax.detection import retinanet
 from facejax.recipes.detector import Evaluation, detector
-from facejax.train import Experiment, Options, TrainState, app, optim
+from facejax.train import Experiment, Options, app, optim
 from facejax.train.claims import Claim
 
 BASE = {
@@ -132,9 +132,8 @@ def build(config: ConfigDict) -> Experiment:
     if model.name not in NETS:
         raise ValueError(f"model.name is {model.name!r}: expected one of {', '.join(NETS)}")
     net = NETS[model.name](num_classes=config.data.classes, frozen_norm=model.frozen, dtype=jnp.dtype(model.dtype))
-    options = dict(config.optim)
-    rate = options.pop("bias_rate")
-    run = detector(
+    tx = optim.from_config(config.optim, config.train.steps)
+    return detector(
         retinanet.RetinaNet(
             net,
             model.scale,
@@ -146,21 +145,12 @@ def build(config: ConfigDict) -> Experiment:
             bgr=False,
         ),
         DetectionImages(**config.data),
-        optax.chain(
-            optim.from_config(options, config.train.steps),
-            optax.masked(optax.scale(rate), biases),
-            optax.masked(optax.set_to_zero(), frozen if model.frozen else lambda p: jax.tree.map(lambda _: False, p)),
-        ),
+        optax.chain(tx, optax.masked(optax.set_to_zero(), frozen)) if model.frozen else tx,
         Options(**config.train),
         Evaluation(**config.eval),
         seed=config.seed,
+        start=functools.partial(read_backbone, model.weights) if model.weights else None,
     )
-    return starting_from(run, model.weights) if model.weights else run
-
-
-def biases(params: Any) -> Any:
-    """Mask of the biases of convolutions."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "bias" and path[-2].key != "norm", params)
 
 
 def frozen(params: Any) -> Any:
@@ -173,26 +163,12 @@ def frozen(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(fixed, params)
 
 
-def starting_from(run: Experiment, path: str) -> Experiment:
-    """The run with a backbone from torchvision's state dict."""
+def read_backbone(path: str, shapes: Any) -> Any:
+    """The backbone's variables from torchvision's state dict."""
+    from facejax.interop import torchvision  # only published weights need it
 
-    def prepare() -> Any:
-        from facejax.interop import torchvision  # only published weights need it
-
-        state = jax.eval_shape(run.init, jax.random.key(0))
-        template = {"params": state.params["backbone"], "batch_stats": state.model_state["batch_stats"]["backbone"]}
-        return torchvision.load(path, template)
-
-    def init(rng: jax.Array, start: Any) -> TrainState:
-        state = run.init(rng)
-        if start is None:
-            return state
-        return state.replace(
-            params={**state.params, "backbone": start["params"]},
-            model_state={"batch_stats": {"backbone": start["batch_stats"]}},
-        )
-
-    return dataclasses.replace(run, init=init, prepare=prepare)
+    found = torchvision.load(path, {kind: tree["backbone"] for kind, tree in shapes.items()})
+    return {kind: {"backbone": tree} for kind, tree in found.items()}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ test-dev2015 AP 25.1 % and 28.8 %.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -24,7 +23,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from facejax.backbones.vgg import vgg16
@@ -33,7 +31,7 @@ from facejax.data.detection import DetectionImages
 from facejax.detection import ssd
 from facejax.detection.ssd import ReducedVGG, Source
 from facejax.recipes.detector import Evaluation, detector
-from facejax.train import Experiment, Options, TrainState, app, optim
+from facejax.train import Experiment, Options, app, optim
 from facejax.train.claims import Claim
 
 BASE = {
@@ -151,32 +149,15 @@ def build(config: ConfigDict) -> Experiment:
     if model.name not in NETS:
         raise ValueError(f"model.name is {model.name!r}: expected one of {', '.join(NETS)}")
     net, sources, deviation = NETS[model.name](config.data.classes, jnp.dtype(model.dtype))
-    options = dict(config.optim)
-    rate = options.pop("bias_rate")
-    run = detector(
+    return detector(
         ssd.SSD(net, sources, bipartite=model.bipartite, ratio=model.ratio, deviation=deviation),
         DetectionImages(**config.data),
-        optax.chain(optim.from_config(options, config.train.steps), optax.masked(optax.scale(rate), biases)),
+        optim.from_config(config.optim, config.train.steps),
         Options(**config.train),
         Evaluation(**config.eval),
         seed=config.seed,
+        start=(lambda shapes: {"params": {"trunk": read_weights(model.weights)}}) if model.weights else None,
     )
-    return starting_from(run, model.weights) if model.weights else run
-
-
-def biases(params: Any) -> Any:
-    """Mask of the biases."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "bias", params)
-
-
-def starting_from(run: Experiment, path: str) -> Experiment:
-    """The run with a trunk from torchvision's state dict of VGG-16."""
-
-    def init(rng: jax.Array, start: Any) -> TrainState:
-        state = run.init(rng)
-        return state if start is None else state.replace(params={**state.params, "trunk": start})
-
-    return dataclasses.replace(run, init=init, prepare=lambda: read_weights(path))
 
 
 def read_weights(path: str) -> dict[str, Any]:

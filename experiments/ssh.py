@@ -14,7 +14,7 @@ pyramid 93.1 / 92.1 / 84.5; without context modules more than 0.5 less. The pres
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from dataclasses import asdict
 from typing import Any
 
@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from facejax.data.detection import DetectionImages
 from facejax.detection import ssh
 from facejax.recipes.detector import Evaluation, detector
-from facejax.train import Experiment, Options, TrainState, app, optim, warm_start
+from facejax.train import Experiment, Options, app, optim
 from facejax.train.claims import Claim
 
 BASE = {
@@ -94,34 +94,29 @@ def build(config: ConfigDict) -> Experiment:
     if config.model.name not in NETS:
         raise ValueError(f"model.name is {config.model.name!r}: expected one of {', '.join(NETS)}")
     model = NETS[config.model.name](context=config.model.context, dtype=jnp.dtype(config.model.dtype))
-    run = detector(
+    trunk = config.model.trunk
+    return detector(
         model,
         DetectionImages(**config.data),
         make_optimizer(config.optim, config.train.steps),
         Options(**config.train),
         Evaluation(**config.eval),
         seed=config.seed,
+        start=functools.partial(read_trunk, trunk) if trunk else None,
     )
-    if not config.model.trunk:
-        return run
 
-    def prepare() -> dict[str, Any]:
-        from facejax.interop import torchvision  # only published weights need it
 
-        trunk = jax.eval_shape(run.init, jax.random.key(0)).params["vgg"]
-        return torchvision.load_vgg_convolutions(config.model.trunk, trunk)
+def read_trunk(path: str, shapes: Any) -> Any:
+    """VGG's published convolutions."""
+    from facejax.interop import torchvision  # only published weights need it
 
-    def init(rng: jax.Array, start: dict[str, Any] | None = None) -> TrainState:
-        state = run.init(rng)
-        return state.replace(params={**state.params, "vgg": warm_start.taken(start, state.params["vgg"])})
-
-    return dataclasses.replace(run, prepare=prepare, init=init)
+    return {"params": {"vgg": torchvision.load_vgg_convolutions(path, shapes["params"]["vgg"])}}
 
 
 def make_optimizer(settings: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """The optimizer with another rate for biases, and with frozen stages."""
+    """The optimizer, with frozen stages."""
     options = dict(settings)
-    rate, frozen = options.pop("bias_rate"), options.pop("frozen")
+    frozen = options.pop("frozen")
 
     def is_frozen(path: Any, _: Any) -> bool:
         part, layer = path[0].key, path[1].key
@@ -129,7 +124,6 @@ def make_optimizer(settings: ConfigDict, steps: int) -> optax.GradientTransforma
 
     return optax.chain(
         optim.from_config(options, steps),
-        optax.masked(optax.scale(rate), lambda params: jax.tree.map(lambda p: p.ndim == 1, params)),
         optax.masked(optax.set_to_zero(), lambda params: jax.tree_util.tree_map_with_path(is_frozen, params)),
     )
 

@@ -167,3 +167,31 @@ def test_classes_must_agree():
     data = DetectionImages("retinaface", "nowhere", classes=3)
     with pytest.raises(ValueError, match="the detector has 1 classes and the data 3: expected as many"):
         detector(Brightest(), data, None, Options(batch_size=1, steps=1), Evaluation(), seed=0)
+
+
+def test_a_run_begins_with_given_branches():
+    data = DetectionImages("retinaface", "nowhere", image_size=32, max_boxes=4)
+
+    def made(given):
+        options = Options(batch_size=8, steps=1)
+        return detector(Brightest(), data, optim.from_config(OPTIM, 1), options, Evaluation(), seed=0, start=given)
+
+    run = made(lambda shapes: {"batch_stats": {"bn": {"norm": {"mean": np.full(3, 7.0)}}}, "params": {"scale": np.float32(2)}})
+    state = run.init(jax.random.key(0), run.prepare())
+    assert state.params["scale"] == 2 and state.params["bn"]["norm"]["scale"].tolist() == [1, 1, 1]
+    norm = state.model_state["batch_stats"]["bn"]["norm"]
+    assert norm["mean"].tolist() == [7, 7, 7] and norm["var"].tolist() == [1, 1, 1]
+    assert run.init(jax.random.key(0), None).params["scale"] == 1  # a dry run
+    run = made(lambda shapes: {"params": {"trunk": np.float32(1)}})
+    with pytest.raises(ValueError, match="the variables to begin with have 'trunk': expected some of scale, bn"):
+        run.init(jax.random.key(0), run.prepare())
+
+
+def test_biases_outside_norms_learn_at_their_own_rate():
+    params = {"conv": {"kernel": 1.0, "bias": 1.0}, "bn": {"norm": {"scale": 1.0, "bias": 1.0}}}
+    params = jax.tree.map(jnp.float32, params)
+    tx = optim.from_config({**OPTIM, "bias_rate": 2.0}, 1)
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["conv"]["kernel"], -0.05)
+    np.testing.assert_allclose(updates["conv"]["bias"], -0.1)
+    np.testing.assert_allclose(updates["bn"]["norm"]["bias"], -0.05)
