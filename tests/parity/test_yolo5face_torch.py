@@ -19,8 +19,9 @@ nn, functional = torch.nn, torch.nn.functional
 class Reference(nn.Module):
     """Layers are made at their first use, with the names of ours."""
 
-    def __init__(self, images, trunk, neck, depth):
+    def __init__(self, images, trunk, neck, depth, focus=False):
         super().__init__()
+        self.focus = focus
         self.trunk, self.neck, self.depth, self.layers = trunk, neck, depth, nn.ModuleDict()
         self(nchw(images))
 
@@ -33,6 +34,9 @@ class Reference(nn.Module):
         return functional.silu(x) if silu else x
 
     def stem(self, x, features):
+        if self.focus:
+            x = torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+            return self.conv("trunk/stem/down", self.conv("trunk/stem/first", x, features // 2, 3), features, 3, 2)
         x = self.conv("trunk/stem/first", x, features, 3, 2)
         y = self.conv("trunk/stem/down", self.conv("trunk/stem/narrow", x, features // 2), features, 3, 2)
         return self.conv("trunk/stem/join", torch.cat([y, functional.max_pool2d(x, 2, 2, ceil_mode=True)], 1), features)
@@ -115,12 +119,13 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("size", [(64, 96), (45, 61), (75, 33)])
-def test_shuffle_network_in_training(size):
+@pytest.mark.parametrize(("size", "focus"), [((64, 96), True), ((45, 61), False), ((75, 33), False)])
+def test_shuffle_network_in_training(size, focus):
     images = np.random.default_rng(0).normal(size=(3, *size, 3)).astype(np.float32)
     trunk, neck = (8, (8, 12, 16), (2, 1, 2)), (8, 12, 8)
-    ours = yolo5face.Net(lambda **options: yolo5face.ShuffleTrunk(*trunk, **options), neck, 2)
-    theirs = randomized(Reference(images, trunk, neck, 2))
+    stem = yolo5face.Focus if focus else yolo5face.StemBlock
+    ours = yolo5face.Net(lambda **options: yolo5face.ShuffleTrunk(*trunk, stem, **options), neck, 2)
+    theirs = randomized(Reference(images, trunk, neck, 2, focus))
     assert_equal_training(ours, theirs, images, RULES, outputs=1e-4, inputs=2e-3, params=1e-3, statistics=1e-4)
 
 
