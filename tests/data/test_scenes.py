@@ -90,7 +90,7 @@ def vertices(truth):
     return face, np.asarray(camera.perspective(shape, turn, place[0], place[1:3], place[3]))[:, :2]
 
 
-@pytest.mark.parametrize(("mirrored", "limit"), [(False, 0.002), (True, 0.03)])
+@pytest.mark.parametrize(("mirrored", "limit"), [(False, 0.001), (True, 0.01)])
 def test_mesh_parameters_give_the_rendered_points(heads, mirrored, limit):
     for head, angle in zip(heads[0], (0.5, -0.5, 0.0, 0.3, -0.2, 0.1), strict=True):
         place = made.placed(head, np.array([30.0, 40.0]), 90.0, mirrored, angle)

@@ -3,7 +3,8 @@
 Heads are rendered once with transparency and reused in several scenes, mirrored, turned, scaled and recoloured; the
 truth follows exactly. `register` adds settings. `load` reads scenes and prepares them on first use.
 
-Boxes are left, top, right, bottom and points are (x, y), in continuous pixels. A face's mesh in pixels of the scene is
+Boxes are left, top, right, bottom of the bare face from forehead to chin, and points are (x, y), in continuous pixels.
+A face's mesh in pixels of the scene is
 
     camera.perspective(model.shape(face, identity, expression), rotation.from_euler(pose), s, (x, y), distance)
 
@@ -71,7 +72,7 @@ class Scenes:
       jpeg: range of the quality of the stored JPEG images.
       people: numbers of people in the train and in the test split, each rendered `views` times.
       views: rendered heads per person.
-      head: side of the rendered heads, pixels; a face covers about two thirds of it.
+      head: side of the rendered heads, pixels; a face covers a little over half of it.
       seed: seed of everything.
 
     Raises:
