@@ -12,6 +12,8 @@
 DIR holds RetinaFace's annotations of WIDER FACE: train/label.txt, train/images, val/label.txt, val/images. A published
 file is evaluated with --eval_only --workdir= --config.eval.weights=mobilenet0.25_Final.pth. The published runs begin
 with a trunk trained on ImageNet, these presets with random weights.
+`eval.truth` is the folder of the four .mat files of the official evaluation tools; `--config.eval.protocol=faces`
+evaluates without them, by face height.
 
 Published AP in % on WIDER FACE's validation images, easy / medium / hard. biubug6/Pytorch_Retinaface (README), images
 of the original size: MobileNet-0.25 90.70 / 88.16 / 73.82, ResNet-50 95.48 / 94.04 / 84.43. The paper
@@ -82,7 +84,7 @@ def wider(name: str, size: int, batch: int, devices: int, epochs: int, decays: t
         "model": {"name": name, "dtype": "bfloat16", **changes.pop("model", {})},
         "optim": {"schedule": schedule},
         "train": {"batch_size": batch, "steps": epochs * epoch, "devices": devices, "eval_every": 10 * epoch},
-        "eval": {"batch_size": 8},
+        "eval": {"batch_size": 8, "protocol": "wider", "truth": "ground_truth"},
         **changes,
     }
 

@@ -6,6 +6,8 @@
 
 DIR holds WIDER FACE: wider_face_split, WIDER_train/images, WIDER_val/images. The trunk is ImageNet's VGG-16 in
 torchvision's layout; the published run began from Caffe's weights, whose inputs are BGR less a mean.
+`eval.truth` is the folder of the four .mat files of the official evaluation tools; `--config.eval.protocol=faces`
+evaluates without them, by face height.
 
 Published (paper), AP in % on WIDER FACE's validation images, easy / medium / hard: one scale 91.9 / 90.7 / 81.4, image
 pyramid 93.1 / 92.1 / 84.5; without context modules more than 0.5 less. The preset evaluates one scale;
@@ -61,7 +63,7 @@ PRESETS = {
             "schedule": {"kind": "step", "peak": 0.004, "warmup": 0, "boundaries": (18 / 21,)},
         },
         "train": {"batch_size": 4, "steps": 21_000, "devices": 4, "eval_every": 0},
-        "eval": {"batch_size": 4},
+        "eval": {"batch_size": 4, "protocol": "wider", "truth": "ground_truth"},
     },
 }  # fmt: skip
 CLAIM = Claim(

@@ -6,6 +6,8 @@
     python -m experiments.yolo5face --config=wider_s --config.data.path=DIR      # 4 GPUs
 
 DIR holds RetinaFace's annotations of WIDER FACE: train/label.txt, train/images, val/label.txt, val/images.
+`eval.truth` is the folder of the four .mat files of the official evaluation tools; `--config.eval.protocol=faces`
+evaluates without them, by face height.
 
 Published (authors' README), AP in % on WIDER FACE's validation images that fit 640 pixels, easy / medium / hard: n-0.5
 90.76 / 88.12 / 73.82; n 93.74 / 91.54 / 80.32; s 94.67 / 92.75 / 83.03; m 95.30 / 93.76 / 85.28; l 95.78 / 94.30 /
@@ -59,7 +61,7 @@ def wider(name: str) -> dict[str, Any]:
         "model": {"name": name, "dtype": "bfloat16"},
         "optim": {"schedule.warmup": 1000, "ema": 0.9998},
         "train": {"batch_size": 64, "steps": 250 * epoch, "devices": 4, "eval_every": 25 * epoch},
-        "eval": {"batch_size": 16, "image_size": 640},
+        "eval": {"batch_size": 16, "image_size": 640, "protocol": "wider", "truth": "ground_truth"},
     }
 
 

@@ -23,7 +23,9 @@ class Evaluation:
     Attributes:
       batch_size: images a call.
       image_size: side of the network's input, pixels; 0: that of training.
-      protocol: "faces" (WIDER FACE's matching, by face height), "coco", "voc2007" or "voc2012".
+      protocol: "faces" (WIDER FACE's matching, by face height), "wider" (its official subsets), "coco", "voc2007" or
+        "voc2012".
+      truth: with "wider", folder of the four .mat files of the official evaluation tools.
       stretch: stretch images to the square; false: keep their aspect ratio.
       timed: also measure the milliseconds of one image, network and post-processing.
     """
@@ -31,6 +33,7 @@ class Evaluation:
     batch_size: int = 50
     image_size: int = 0
     protocol: str = "faces"
+    truth: str = ""
     stretch: bool = False
     timed: bool = False
 
@@ -97,6 +100,7 @@ def detector(
             batch_size=evaluation.batch_size,
             stretch=evaluation.stretch,
             timed=evaluation.timed,
+            truth=evaluation.truth,
         )
 
     boxes, points = (batch, data.max_boxes), data.points
