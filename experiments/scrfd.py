@@ -82,7 +82,7 @@ CLAIM = (
     Claim(
         "scrfd.samples",
         "training crops up to twice the image raise the AP of small faces above crops inside it",
-        metric="ap_tiny",
+        metric="ap_small",
         better="higher",
         method="synthetic",
         baseline=("plain_crops",),

@@ -69,7 +69,7 @@ PRESETS = {
 CLAIM = Claim(
     "ssh.context",
     "context branches raise the AP of small faces above one convolution of equal width",
-    metric="ap_tiny",
+    metric="ap_small",
     better="higher",
     method="synthetic",
     baseline=("plain",),
