@@ -33,7 +33,9 @@ PARTS = {
 
     # retinanet, ssd
 
-    "facejax.detection.scrfd": {"GroupConv", "Head", "MobileTrunk", "Neck", "Residual", "ResidualTrunk", "Separable"},
+    "facejax.detection.scrfd": {
+        "GroupConv", "Head", "MobileTrunk", "Neck", "Output", "Residual", "ResidualTrunk", "Separable",
+    },
 
     # yolo5face, yolov1
 
