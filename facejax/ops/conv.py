@@ -15,8 +15,8 @@ from jax import lax
 Pair = tuple[int, int]
 Padding = Sequence[Pair]
 
-FEW, WIDE = 4, 17
-"""XLA's quick convolutions on a CPU need 17 channels; images of up to `FEW` channels are folded to get them."""
+WIDE = 17
+"""Number of input or output channels from which XLA has a fast convolution on a CPU."""
 
 
 def conv(
@@ -56,7 +56,7 @@ def conv(
     if groups == 1:
         columns = _columns(x, kernel, stride, padding, dilation)
         if columns > 1:
-            return _by_platform(lambda x, k: _folded(x, k, stride, padding, columns), native, x, kernel)
+            return _by_platform(lambda x, k: _narrow(x, k, stride, padding, columns), native, x, kernel)
         if features % 32 > 24:  # XLA's convolutions on a CPU take up to 1.6 times as long as with whole 32 features.
             more = ((0, 0),) * 3 + ((0, -features % 32),)
             return _by_platform(lambda x, k: native(x, jnp.pad(k, more))[..., :features], native, x, kernel)
@@ -92,29 +92,38 @@ def _by_platform(cpu: object, native: object, x: jax.Array, kernel: jax.Array) -
 
 
 def _columns(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Padding, dilation: Pair) -> int:
-    """Output columns that `_folded` computes at once; 1 where the native form is as fast or the sides do not divide."""
-    features = kernel.shape[-1]
+    """Number of columns that `_narrow` computes at once; 1 where the native form is as fast or sides do not divide."""
+    channels, features = kernel.shape[2:]
     columns = 1 << (-(-WIDE // features) - 1).bit_length()
     width = (x.shape[2] + sum(padding[1]) - kernel.shape[1]) // stride[1] + 1
-    fits = width % columns == 0 and x.shape[2] == width * stride[1]
-    return columns if x.shape[-1] <= FEW and features < WIDE and fits and tuple(dilation) == (1, 1) else 1
+    fits = width % columns == 0 and x.shape[2] % _block(channels) == 0
+    return columns if max(channels, features) < WIDE and fits and tuple(dilation) == (1, 1) else 1
 
 
-def _folded(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Padding, columns: int) -> jax.Array:
-    """A convolution that sees several columns as channels of one and returns several columns as well."""
+def _block(channels: int) -> int:
+    """Columns of the input that `_narrow` sees as one: two of images, whose channels are too few for vectors."""
+    return 2 if channels < 4 else 1
+
+
+def _narrow(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Padding, columns: int) -> jax.Array:
+    """A convolution with a wider kernel and stride that returns the features of several columns as those of one."""
     n, height, width, channels = x.shape
     kh, kw, _, features = kernel.shape
-    step = stride[1] * columns
-    before = -(-padding[1][0] // step)
-    after = max(0, -(-(step - stride[1] + kw - padding[1][0]) // step) - 1)
-    blocks, first = before + 1 + after, before * step - padding[1][0]
-    shifts = [first + stride[1] * i for i in range(columns)]
-    each = [jnp.pad(kernel, ((0, 0), (i, blocks * step - kw - i), (0, 0), (0, 0))) for i in shifts]
-    kernel = jnp.stack(each, 3).reshape(kh, blocks, step * channels, columns * features)
+    block, step = _block(channels), stride[1] * columns
+    before = -(-padding[1][0] // block)
+    shifts = [before * block - padding[1][0] + stride[1] * i for i in range(columns)]
+    blocks = -(-(shifts[-1] + kw) // block)
+    each = [jnp.pad(kernel, ((0, 0), (i, blocks * block - kw - i), (0, 0), (0, 0))) for i in shifts]
+    kernel = jnp.stack(each, 3).reshape(kh, blocks, block * channels, columns * features)
+    count = ((width + sum(padding[1]) - kw) // stride[1] + 1) // columns
+    after = (count - 1) * (step // block) + blocks - before - width // block
     y = lax.conv_general_dilated(
-        x.reshape(n, height, width // step, step * channels), kernel, (stride[0], 1), (padding[0], (before, after)),
+        x.reshape(n, height, width // block, block * channels),
+        kernel,
+        (stride[0], step // block),
+        (padding[0], (before, after)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )  # fmt: skip
+    )
     return y.reshape(n, y.shape[1], -1, features)
 
 
