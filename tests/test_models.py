@@ -41,7 +41,9 @@ PARTS = {
     "facejax.detection.retinanet": {"FPN", "Head", "Net"},
     "facejax.detection.ssd": {"L2Norm", "Net", "ReducedVGG"},
 
-    "facejax.detection.scrfd": {"GroupConv", "Head", "MobileTrunk", "Neck", "Residual", "ResidualTrunk", "Separable"},
+    "facejax.detection.scrfd": {
+        "GroupConv", "Head", "MobileTrunk", "Neck", "Output", "Residual", "ResidualTrunk", "Separable",
+    },
 
     "facejax.detection.yolo5face": {"C3", "CSPTrunk", "Focus", "SPP", "ShuffleBlock", "ShuffleTrunk", "StemBlock"},
 
