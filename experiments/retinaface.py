@@ -114,7 +114,7 @@ CLAIM = Claim(
 
 def tiny(**options: Any) -> retinaface.RetinaFaceNet:
     """A narrow network with levels of strides 4, 8 and 16."""
-    body = retinaface.MobileNetBody(8, ((16, 1), (24, 2), (48, 2), (64, 2), (96, 2)))
+    body = retinaface.MobileNetBody(8, ((16, 1), (24, 2), (48, 2), (48, 1), (64, 2), (64, 1)))
     return retinaface.RetinaFaceNet(body, 32, levels=(2, 3, 4), **options)
 
 
