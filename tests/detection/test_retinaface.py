@@ -116,9 +116,9 @@ SIZE = (96, 128)
 
 @pytest.fixture(scope="module")
 def scene():
-    """An image with three faces, of which the last has no points and a row has no area, and an image without faces."""
+    """Three faces, of which the first has anchor 0 and the last no points, and a row without area; no faces."""
     boxes, mask = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), bool)
-    boxes[0, :4] = [[10, 20, 40, 60], [60, 10, 78, 30], [80, 50, 120, 90], [5, 5, 5, 9]]
+    boxes[0, :4] = [[0, 0, 13, 12], [10, 20, 40, 60], [80, 50, 120, 90], [5, 5, 5, 9]]
     mask[0, :4] = True
     points, visible = np.zeros((2, 5, 5, 2), np.float32), np.zeros((2, 5, 5), bool)
     points[0, :2] = boxes[0, :2, None, :2] + np.float32([[5, 6], [12, 6], [9, 9], [6, 12], [12, 12]])
