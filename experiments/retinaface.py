@@ -12,6 +12,8 @@
 DIR holds RetinaFace's annotations of WIDER FACE: train/label.txt, train/images, val/label.txt, val/images. A published
 file is evaluated with --eval_only --workdir= --config.eval.weights=mobilenet0.25_Final.pth. The published runs begin
 with a trunk trained on ImageNet, these presets with random weights.
+`eval.truth` is the folder of the four .mat files of the official evaluation tools; `--config.eval.protocol=faces`
+evaluates without them, by face height.
 
 Published AP in % on WIDER FACE's validation images, easy / medium / hard. biubug6/Pytorch_Retinaface (README), images
 of the original size: MobileNet-0.25 90.70 / 88.16 / 73.82, ResNet-50 95.48 / 94.04 / 84.43. The paper
@@ -21,13 +23,11 @@ convolutions; with points 96.47 / 96.08 / 91.69; with pixels 96.41 / 95.86 / 91.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -37,7 +37,7 @@ from facejax.detection import retinaface
 from facejax.detection import retinaface_mesh as mesh
 from facejax.morphable.procedural import procedural
 from facejax.recipes.detector import Evaluation, detector
-from facejax.train import Experiment, Options, TrainState, app, optim
+from facejax.train import Experiment, Options, app, optim
 from facejax.train.claims import Claim
 
 BASE = {
@@ -84,7 +84,7 @@ def wider(name: str, size: int, batch: int, devices: int, epochs: int, decays: t
         "model": {"name": name, "dtype": "bfloat16", **changes.pop("model", {})},
         "optim": {"schedule": schedule},
         "train": {"batch_size": batch, "steps": epochs * epoch, "devices": devices, "eval_every": 10 * epoch},
-        "eval": {"batch_size": 8},
+        "eval": {"batch_size": 8, "protocol": "wider", "truth": "ground_truth"},
         **changes,
     }
 
@@ -139,23 +139,16 @@ def build(config: ConfigDict) -> Experiment:
     evaluation = dict(config.eval)
     weights = evaluation.pop("weights")
     branch = make_branch(config) if config.model.pixels else None
-    made = detector(
+    return detector(
         make_detector(config, branch),
         DetectionImages(**config.data),
         optim.from_config(config.optim, config.train.steps),
         Options(**config.train),
         Evaluation(**evaluation),
         seed=config.seed,
+        start=(lambda shapes: {"decoder": {"frozen": pretrain(config, branch)}}) if branch else None,
         load=functools.partial(read, weights) if weights else None,
     )
-    if branch is None:
-        return made
-
-    def init(rng: jax.Array, start: Any) -> TrainState:
-        state = made.init(rng)
-        return state if start is None else state.replace(model_state=state.model_state | {"decoder": {"frozen": start}})
-
-    return dataclasses.replace(made, prepare=functools.partial(pretrain, config, branch), init=init)
 
 
 def make_detector(config: ConfigDict, branch: mesh.PixelBranch | None) -> retinaface.RetinaFace:

@@ -26,18 +26,24 @@ PARTS = {
     "facejax.backbones.mobilenet": {"InvertedResidual"},
     "facejax.backbones.resnet": {"ResidualBlock"},
     "facejax.backbones.vgg": {"Classifier"},
-    # cornernet, centernet
+    "facejax.backbones.dla": {"BasicBlock", "Enlarge", "IDAUp", "Tree"},
+    "facejax.backbones.hourglass": {"HourglassModule", "Residual"},
+    "facejax.detection.cornernet": {"CornerModule", "Head"},
 
-    # dsfd, ssh
+    "facejax.detection.dsfd": {
+        "DilatedBlock", "Head", "Net", "Products", "ResNetMaps", "SplitBlock", "VGGMaps",
+    },
+    "facejax.detection.ssh": {"ContextModule", "DetectionModule", "Net"},
 
     "facejax.detection.retinaface": {"ContextModule", "RetinaFaceNet"},
     "facejax.detection.retinaface_mesh": {"ChebConv", "MeshDecoder", "MeshEncoder", "WithDecoder"},
 
-    # retinanet, ssd
+    "facejax.detection.retinanet": {"FPN", "Head", "Net"},
+    "facejax.detection.ssd": {"L2Norm", "Net", "ReducedVGG"},
 
     "facejax.detection.scrfd": {"GroupConv", "Head", "MobileTrunk", "Neck", "Residual", "ResidualTrunk", "Separable"},
 
-    # yolo5face, yolov1
+    "facejax.detection.yolo5face": {"C3", "CSPTrunk", "Focus", "SPP", "ShuffleBlock", "ShuffleTrunk", "StemBlock"},
 
     "facejax.foundations.deformable": {"DeformablePSRoIPool", "DeformableRoIPool"},
     "facejax.foundations.transformer": {"FeedForward", "Layer", "Recurrent"},  # `Recurrent` is a baseline of ours
