@@ -112,10 +112,10 @@ CLAIM = Claim(
 )
 
 
-def tiny(**options: Any) -> retinaface.RetinaFaceNet:
+def tiny(dtype: Any, **options: Any) -> retinaface.RetinaFaceNet:
     """A narrow network with levels of strides 4, 8 and 16."""
-    body = retinaface.MobileNetBody(8, ((16, 1), (24, 2), (48, 2), (64, 2), (96, 2)))
-    return retinaface.RetinaFaceNet(body, 32, levels=(2, 3, 4), **options)
+    body = retinaface.MobileNetBody(8, ((16, 1), (24, 2), (48, 2), (48, 1), (64, 2), (64, 1)), dtype=dtype)
+    return retinaface.RetinaFaceNet(body, 32, levels=(2, 3, 4), dtype=dtype, **options)
 
 
 NETS: dict[str, tuple[Callable[..., retinaface.RetinaFaceNet], Callable[..., retinaface.RetinaFace]]] = {

@@ -1,14 +1,21 @@
 """RetinaFace: networks, anchors, matching, loss and decode. tests/parity has the comparison with PyTorch."""
 
+import functools
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import retinaface as experiment
 from facejax.detection import retinaface
 from facejax.detection.base import Truth
+from facejax.morphable.procedural import procedural
 from facejax.ops import boxes as box
-from facejax.train.dry_run import count
+from facejax.train import Options, app
+from facejax.train.dry_run import count, dry_run
+from tests.selection import full_but
 
 
 def shapes(net, size):
@@ -109,9 +116,9 @@ SIZE = (96, 128)
 
 @pytest.fixture(scope="module")
 def scene():
-    """An image with three faces, of which the last has no points and a row has no area, and an image without faces."""
+    """Three faces, of which the first has anchor 0 and the last no points, and a row without area; no faces."""
     boxes, mask = np.zeros((2, 5, 4), np.float32), np.zeros((2, 5), bool)
-    boxes[0, :4] = [[10, 20, 40, 60], [60, 10, 78, 30], [80, 50, 120, 90], [5, 5, 5, 9]]
+    boxes[0, :4] = [[0, 0, 13, 12], [10, 20, 40, 60], [80, 50, 120, 90], [5, 5, 5, 9]]
     mask[0, :4] = True
     points, visible = np.zeros((2, 5, 5, 2), np.float32), np.zeros((2, 5, 5), bool)
     points[0, :2] = boxes[0, :2, None, :2] + np.float32([[5, 6], [12, 6], [9, 9], [6, 12], [12, 12]])
@@ -172,3 +179,50 @@ def test_decode(perfect, scene):
     np.testing.assert_allclose(found.boxes[0][order], scene.boxes[0, :3], atol=1e-3)
     np.testing.assert_allclose(found.points[0][order[:2]], scene.points[0, :2], atol=1e-3)
     np.testing.assert_allclose(found.scores[0, :3], 1, atol=1e-4)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A tiny network, and a head with a small texture."""
+    network = functools.partial(retinaface.RetinaFaceNet, TINY, 8)
+    monkeypatch.setitem(experiment.NETS, "tiny", (network, retinaface.RetinaFace))
+    monkeypatch.setattr(experiment, "procedural", functools.partial(procedural, texture_size=16))
+
+
+def test_smoke(small, faces_folder, tmp_path):
+    config = experiment.get_config("dense")
+    config.update_from_flattened_dict(
+        {
+            "data.kind": "retinaface", "data.path": str(faces_folder), "data.image_size": 64, "data.max_boxes": 4,
+            "train.steps": 2, "train.batch_size": 8, "train.log_every": 1, "eval.batch_size": 8, "mesh.steps": 2,
+            "mesh.samples": 4, "mesh.vertices": (60, 12), "mesh.features": (4,), "mesh.crop": 8, "mesh.count": 1,
+        }
+    )  # fmt: skip
+    state, report = app.run(config, experiment.build, workdir=tmp_path / "run", quiet=True)
+    assert {"ap", "ap_tiny", "nme", "precision", "recall"} <= set(report.metrics)
+    frozen = experiment.pretrain(config, experiment.make_branch(config))
+    kept = state.model_state["decoder"]["frozen"]
+    chex.assert_trees_all_close(kept, frozen, atol=1e-5)  # devices average equal values, which rounds
+    assert np.abs(kept["scale"]).min() > 0
+
+
+PARAMETERS = {
+    "wider_mobilenet025": 426_608, "wider_resnet50": 27_293_600, "wider_resnet152": 69_095_144,
+    "wider_resnet152_dense": 69_095_144 + 257 * 3 * 144,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", full_but(experiment.PRESETS, "boxes", "wider_mobilenet025"))
+def test_presets_dry_run(preset, monkeypatch):
+    monkeypatch.setattr(experiment, "procedural", functools.partial(procedural, texture_size=16))
+    config = experiment.get_config(preset)
+    costs = dry_run(experiment.build(config), Options(**config.train))
+    if preset in PARAMETERS:
+        assert costs["parameters"] == PARAMETERS[preset]
+
+
+def test_wrong_name():
+    config = experiment.get_config()
+    config.model.name = "resnet18"
+    with pytest.raises(ValueError, match=r"model\.name is 'resnet18': expected one of tiny, mobilenet025, resnet50"):
+        experiment.build(config)
