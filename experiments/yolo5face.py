@@ -34,7 +34,7 @@ BASE = {
     "model": {
         "name": "tiny",  # a key of NETS
         "point_loss": "wing",  # or "l2"
-        "point_weight": 0.005,  # weight of the landmarks' loss
+        "point_weight": 0.05,  # weight of the landmarks' loss
         "dtype": "float32",  # of the computation
     },
     "optim": {
@@ -43,10 +43,10 @@ BASE = {
         "nesterov": True,
         "weight_decay": 5e-4,
         "decay": "kernels",
-        "schedule": {"kind": "cosine", "peak": 0.01, "end": 0.002, "warmup": 100, "boundaries": ()},
+        "schedule": {"kind": "cosine", "peak": 0.02, "end": 0.0, "warmup": 50, "boundaries": ()},
         "ema": 0.0,  # decay of the moving average of the parameters, which is then evaluated
     },
-    "train": asdict(Options(batch_size=16, steps=500)),
+    "train": asdict(Options(batch_size=16, steps=700)),
     "eval": asdict(Evaluation()),
 }
 
@@ -56,8 +56,8 @@ def wider(name: str) -> dict[str, Any]:
     epoch = 12_880 // 64
     return {
         "data": {"kind": "retinaface", "path": "wider", "image_size": 800, "max_boxes": 256, "workers": 8},
-        "model": {"name": name, "dtype": "bfloat16"},
-        "optim": {"schedule.warmup": 1000, "ema": 0.9998},
+        "model": {"name": name, "point_weight": 0.005, "dtype": "bfloat16"},
+        "optim": {"schedule": {"peak": 0.01, "end": 0.002, "warmup": 1000}, "ema": 0.9998},
         "train": {"batch_size": 64, "steps": 250 * epoch, "devices": 4, "eval_every": 25 * epoch},
         "eval": {"batch_size": 16, "image_size": 640},
     }
@@ -66,7 +66,7 @@ def wider(name: str) -> dict[str, Any]:
 PRESETS = {
     "synthetic": {},
     "focus": {"model.name": "tiny_focus"},
-    "l2": {"model.point_loss": "l2"},
+    "l2": {"model": {"point_loss": "l2", "point_weight": 0.35}},
     **{f"wider_{name}": wider(name) for name in ("n05", "n", "s", "m", "l", "s6", "m6", "l6")},
 }
 
