@@ -51,12 +51,17 @@ BASE = {
 }
 
 
+def options(name: str) -> dict[str, Any]:
+    """The detector's settings for a network."""
+    return yolo5face.P6 if name.endswith("6") else {}
+
+
 def wider(name: str) -> dict[str, Any]:
     """The authors' schedule: 250 epochs of 12,880 images at 64 images a step, three of them warm-up."""
     epoch = 12_880 // 64
     return {
         "data": {"kind": "retinaface", "path": "wider", "image_size": 800, "max_boxes": 256, "workers": 8},
-        "model": {"name": name, "point_weight": 0.005, "dtype": "bfloat16"},
+        "model": {"name": name, "point_weight": options(name).get("point_weight", 0.005), "dtype": "bfloat16"},
         "optim": {"schedule": {"peak": 0.01, "end": 0.002, "warmup": 1000}, "ema": 0.9998},
         "train": {"batch_size": 64, "steps": 250 * epoch, "devices": 4, "eval_every": 25 * epoch},
         "eval": {"batch_size": 16, "image_size": 640},
@@ -114,14 +119,10 @@ def build(config: ConfigDict) -> Experiment:
     name, optimizer = config.model.name, dict(config.optim)
     if name not in NETS:
         raise ValueError(f"model.name is {name!r}: expected one of {', '.join(NETS)}")
-    options = yolo5face.P6 if name.endswith("6") else {}
-    weight = config.model.point_weight * (3 / 4 if options else 1)
+    landmarks = {"point_loss": config.model.point_loss, "point_weight": config.model.point_weight}
     ema = optimizer.pop("ema")
     return detector(
-        yolo5face.YOLO5Face(
-            NETS[name](dtype=jnp.dtype(config.model.dtype)),
-            **{**options, "point_loss": config.model.point_loss, "point_weight": weight},
-        ),
+        yolo5face.YOLO5Face(NETS[name](dtype=jnp.dtype(config.model.dtype)), **{**options(name), **landmarks}),
         DetectionImages(**config.data),
         optim.from_config(optimizer, config.train.steps),
         Options(**config.train),
