@@ -36,7 +36,7 @@ BASE = {
     "model": {
         "name": "tiny",  # a key of NETS
         "point_loss": "wing",  # or "l2"
-        "point_weight": 0.005,  # weight of the landmarks' loss
+        "point_weight": 0.05,  # weight of the landmarks' loss
         "dtype": "float32",  # of the computation
     },
     "optim": {
@@ -45,12 +45,17 @@ BASE = {
         "nesterov": True,
         "weight_decay": 5e-4,
         "decay": "kernels",
-        "schedule": {"kind": "cosine", "peak": 0.01, "end": 0.002, "warmup": 100, "boundaries": ()},
+        "schedule": {"kind": "cosine", "peak": 0.02, "end": 0.0, "warmup": 50, "boundaries": ()},
         "ema": 0.0,  # decay of the moving average of the parameters, which is then evaluated
     },
-    "train": asdict(Options(batch_size=16, steps=500)),
+    "train": asdict(Options(batch_size=16, steps=700)),
     "eval": asdict(Evaluation()),
 }
+
+
+def options(name: str) -> dict[str, Any]:
+    """The detector's settings for a network."""
+    return yolo5face.P6 if name.endswith("6") else {}
 
 
 def wider(name: str) -> dict[str, Any]:
@@ -58,8 +63,8 @@ def wider(name: str) -> dict[str, Any]:
     epoch = 12_880 // 64
     return {
         "data": {"kind": "retinaface", "path": "wider", "image_size": 800, "max_boxes": 256, "workers": 8},
-        "model": {"name": name, "dtype": "bfloat16"},
-        "optim": {"schedule.warmup": 1000, "ema": 0.9998},
+        "model": {"name": name, "point_weight": options(name).get("point_weight", 0.005), "dtype": "bfloat16"},
+        "optim": {"schedule": {"peak": 0.01, "end": 0.002, "warmup": 1000}, "ema": 0.9998},
         "train": {"batch_size": 64, "steps": 250 * epoch, "devices": 4, "eval_every": 25 * epoch},
         "eval": {"batch_size": 16, "image_size": 640, "protocol": "wider", "truth": "ground_truth"},
     }
@@ -68,7 +73,7 @@ def wider(name: str) -> dict[str, Any]:
 PRESETS = {
     "synthetic": {},
     "focus": {"model.name": "tiny_focus"},
-    "l2": {"model.point_loss": "l2"},
+    "l2": {"model": {"point_loss": "l2", "point_weight": 0.35}},
     **{f"wider_{name}": wider(name) for name in ("n05", "n", "s", "m", "l", "s6", "m6", "l6")},
 }
 
@@ -116,14 +121,10 @@ def build(config: ConfigDict) -> Experiment:
     name, optimizer = config.model.name, dict(config.optim)
     if name not in NETS:
         raise ValueError(f"model.name is {name!r}: expected one of {', '.join(NETS)}")
-    options = yolo5face.P6 if name.endswith("6") else {}
-    weight = config.model.point_weight * (3 / 4 if options else 1)
+    landmarks = {"point_loss": config.model.point_loss, "point_weight": config.model.point_weight}
     ema = optimizer.pop("ema")
     return detector(
-        yolo5face.YOLO5Face(
-            NETS[name](dtype=jnp.dtype(config.model.dtype)),
-            **{**options, "point_loss": config.model.point_loss, "point_weight": weight},
-        ),
+        yolo5face.YOLO5Face(NETS[name](dtype=jnp.dtype(config.model.dtype)), **{**options(name), **landmarks}),
         DetectionImages(**config.data),
         optim.from_config(optimizer, config.train.steps),
         Options(**config.train),

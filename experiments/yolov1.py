@@ -36,6 +36,7 @@ BASE = {
         "coord_weight": 5.0,  # lambda_coord
         "background_weight": 0.5,  # lambda_noobj
         "square_root": True,  # predict and compare the square roots of sides
+        "dropout": 0.2,  # after the hidden layer
         "dtype": "float32",  # of the computation
     },
     "optim": {
@@ -60,7 +61,7 @@ def voc(name: str) -> dict[str, Any]:
     schedule = {"kind": "step", "peak": 5e-3, "warmup": 3 * epoch, "boundaries": (75 / 135, 105 / 135)}
     return {
         "data": {"kind": "voc", "path": "voc", "image_size": 448, "max_boxes": 64, "classes": 20, "workers": 8},
-        "model": {"name": name, "dtype": "bfloat16"},
+        "model": {"name": name, "dropout": 0.5, "dtype": "bfloat16"},
         "optim": {"weight_decay": 1e-3, "clip": 0.0, "schedule": schedule},
         "train": {"batch_size": 64, "steps": 135 * epoch, "eval_every": 15 * epoch},
         "eval": {"batch_size": 32, "protocol": "voc2007"},
@@ -115,11 +116,11 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
     settings = dict(config.model)
-    name, dtype = settings.pop("name"), jnp.dtype(settings.pop("dtype"))
+    name, dropout, dtype = settings.pop("name"), settings.pop("dropout"), jnp.dtype(settings.pop("dtype"))
     if name not in NETS:
         raise ValueError(f"model.name is {name!r}: expected one of {', '.join(NETS)}")
     return detector(
-        yolov1.YOLOv1(NETS[name](num_classes=config.data.classes, dtype=dtype), **settings),
+        yolov1.YOLOv1(NETS[name](num_classes=config.data.classes, dropout=dropout, dtype=dtype), **settings),
         DetectionImages(**config.data),
         optim.from_config(config.optim, config.train.steps),
         Options(**config.train),
