@@ -63,13 +63,23 @@ PRESETS = {
         "train.steps": 250_000,
     },
 }
-CLAIM = Claim(
-    "cornernet.corner_pooling",
-    "corner pooling raises AP above the same network without it",
-    metric="ap",
-    better="higher",
-    method="synthetic",
-    baseline=("no_corner_pooling",),
+CLAIM = (
+    Claim(
+        "cornernet.corner_pooling",
+        "corner pooling raises AP above the same network without it",
+        metric="ap",
+        better="higher",
+        method="synthetic",
+        baseline=("no_corner_pooling",),
+    ),
+    Claim(
+        "cornernet.large",
+        "corner pooling raises the AP of large faces, whose sides reach far from the corners",
+        metric="ap_large",
+        better="higher",
+        method="synthetic",
+        baseline=("no_corner_pooling",),
+    ),
 )
 
 
