@@ -277,6 +277,7 @@ INPUTS = {
 FACE, PICTURE = (112, 112, 3), (224, 224, 3)
 BACKBONES, INTEROP = "facejax.backbones.", "facejax.interop."
 CENTERNET = "facejax.detection.centernet:"
+RETINAFACE = Part("facejax.detection.retinaface:RetinaFace", {"lowest": 0.6})
 ARCFACE, TORCHVISION, HRNET = INTEROP + "arcface_torch:load", INTEROP + "torchvision:load", INTEROP + "hrnet_torch:load"
 LAYERS = "summed over the paper's layers"
 
@@ -322,6 +323,10 @@ def _deformable(depth: int, parameters: int, about: str, stages: tuple[int, ...]
         f"{BACKBONES}resnet:resnet{depth}", parameters, PICTURE, "torchvision, and the offset layers of the paper",
         about, {"conv": conv, "conv_stages": stages, "output_stride": 16},
     )  # fmt: skip
+
+
+def _detector(name: str, parameters: int, size: int, source: str, about: str, **options: Any) -> Model:
+    return Model(f"facejax.detection.{name}", parameters, (size, size, 3), source, about, options)
 
 
 def _centernet(trunk: str, parameters: int, part: Part, width: int = 256) -> Model:
@@ -584,7 +589,27 @@ MODELS: Mapping[str, Model] = {
             "mean": 109_433, "gcn": 109_433, "meanpool": 359_033, "maxpool": 359_033, "lstm": 391_801
         }.items()
     },
-    # retinanet, ssd: rows here
+    "retinanet_resnet50": _detector(
+        "retinanet:retinanet_resnet50", 37_968_692, 800, "torchvision, with P6 from C5", "RetinaNet, 80 classes"
+    ),
+    "retinanet_resnet101": _detector(
+        "retinanet:retinanet_resnet101", 56_960_820, 800, LAYERS, "RetinaNet on ResNet-101, 80 classes"
+    ),
+    "retinanet_resnet50_torchvision": _detector(
+        "retinanet:retinanet_resnet50", 34_068_119, 800, "torchvision", "RetinaNet with torchvision's layers",
+        num_classes=91, coarse="p5", stride_in_1x1=False,
+    ),
+    "ssd300": _detector("ssd:ssd300", 26_285_486, 300, LAYERS, "SSD of 300 pixels, 20 classes"),
+    "ssd300_coco": _detector(
+        "ssd:ssd300", 34_305_206, 300, LAYERS, "SSD of 300 pixels, 80 classes", num_classes=80
+    ),
+    "ssd300_torchvision": _detector(
+        "ssd:ssd300", 35_641_826, 300, "torchvision", "SSD of 300 pixels, 90 classes", num_classes=90
+    ),
+    "ssd512": _detector("ssd:ssd512", 27_188_676, 512, LAYERS, "SSD of 512 pixels, 20 classes"),
+    "ssd512_coco": _detector(
+        "ssd:ssd512", 36_038_196, 512, LAYERS, "SSD of 512 pixels, 80 classes", num_classes=80
+    ),
 
     "hourglass104": Model(
         BACKBONES + "hourglass:hourglass104", 187_700_352, (511, 511, 3), "CornerNet's code",
@@ -608,11 +633,63 @@ MODELS: Mapping[str, Model] = {
     ),
     "centernet_hourglass104": _centernet("Hourglass-104", 191_284_008, Part(BACKBONES + "hourglass:hourglass104")),
 
-    # ssh, dsfd: rows here
+    "ssh_vgg16": Model(
+        "facejax.detection.ssh:ssh_vgg16", 19_766_372, (640, 640, 3),
+        "the authors' layers, without the 2,048 constants of the fixed deconvolution",
+        "SSH, a face detector with three modules on VGG-16",
+    ),
+    **{
+        f"dsfd_{name}": Model(f"facejax.detection.dsfd:dsfd_{name}", parameters, (640, 640, 3), source, about)
+        for name, parameters, source, about in (
+            ("resnet152", 120_058_406, "the authors' code", "DSFD as released, a face detector on ResNet-152"),
+            ("vgg16", 70_730_278, "summed over the layers of the authors' code", "DSFD's released code with VGG-16"),
+            ("dual_vgg16", 37_931_250, LAYERS, "DSFD with the paper's two shots on VGG-16"),
+            ("dual_resnet152", 107_632_626, LAYERS, "DSFD with the paper's two shots on ResNet-152"),
+        )
+    },
 
-    # retinaface: rows here
+    "retinaface_mobilenet025": Model(
+        "facejax.detection.retinaface:retinaface_mobilenet025", 426_608, (640, 640, 3), "biubug6/Pytorch_Retinaface",
+        "RetinaFace, MobileNet V1 with a quarter of the channels, face detector",
+        converter=INTEROP + "retinaface:load", detector=RETINAFACE,
+    ),
+    "retinaface_mobilenet025_body": Model(
+        "facejax.detection.retinaface:MobileNetBody", 470_072, (224, 224, 3), "biubug6/Pytorch_Retinaface",
+        "the trunk of the smaller RetinaFace as a classifier of ImageNet",
+    ),
+    "retinaface_resnet50": Model(
+        "facejax.detection.retinaface:retinaface_resnet50", 27_293_600, (640, 640, 3), "biubug6/Pytorch_Retinaface",
+        "RetinaFace, ResNet-50, face detector", converter=INTEROP + "retinaface:load", detector=RETINAFACE,
+    ),
+    "retinaface_resnet152": Model(
+        "facejax.detection.retinaface:retinaface_resnet152", 69_095_144, (640, 640, 3),
+        "summed over the paper's layers", "RetinaFace of the paper: five levels, deformable convolutions, one head",
+    ),
 
-    # yolov1, yolo5face: rows here
+    "yolov1": Model(
+        "facejax.detection.yolov1:yolov1", 271_703_550, (448, 448, 3), "layers of the paper's Fig. 3",
+        "YOLO v1, 24 convolutions, 20 classes",
+    ),
+    "fast_yolov1": Model(
+        "facejax.detection.yolov1:fast_yolov1", 45_089_374, (448, 448, 3), "layers of the authors' yolo-tiny.cfg",
+        "Fast YOLO v1, 9 convolutions, 20 classes",
+    ),
+    **{
+        f"yolo5face_{name}": Model(
+            f"facejax.detection.yolo5face:yolo5face_{name}", parameters, (640, 640, 3), source,
+            f"YOLO5Face {about}, face detector with five landmarks",
+        )
+        for name, parameters, about, source in (
+            ("n05", 447_456, "n-0.5 on ShuffleNet V2", "published millions of the authors' code"),
+            ("n", 1_725_744, "n on ShuffleNet V2", "published millions of the authors' code"),
+            ("s", 7_074_640, "s", "published millions of the authors' code"),
+            ("m", 21_063_024, "m", "published millions of the authors' code"),
+            ("l", 46_626_832, "l", "published millions of the authors' code"),
+            ("s6", 12_386_176, "s with a fourth level", "layers of YOLOv5's P6 networks"),
+            ("m6", 35_484_960, "m with a fourth level", "layers of YOLOv5's P6 networks"),
+            ("l6", 76_674_112, "l with a fourth level", "layers of YOLOv5's P6 networks"),
+        )
+    },
 
     **{
         f"scrfd_{name}": Model(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import pathlib
@@ -12,10 +11,12 @@ from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from facejax.data import transforms
-from facejax.detection.base import Detections, Detector
+from facejax.detection.base import Detections, Detector, gathered
 
 Picture = Any
 """A path, the bytes of an image file, or an array [H, W], [H, W, 1], [H, W, 3] or [H, W, 4] of uint8 or uint16."""
@@ -60,9 +61,9 @@ def opened(picture: Picture) -> np.ndarray:
     return np.broadcast_to(image, (*image.shape[:2], 3))
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class View:
-    """What the network sees of an image.
+    """What the network sees of an image, or of N images with a leading axis.
 
     Attributes:
       image: [S, S, 3] uint8, black beyond the image.
@@ -71,11 +72,11 @@ class View:
       inner: [4] bool, whether the image continues to the left, at the top, to the right and at the bottom.
     """
 
-    image: np.ndarray
-    extent: np.ndarray
-    scale: np.ndarray
-    offset: np.ndarray
-    inner: np.ndarray
+    image: jax.Array
+    extent: jax.Array
+    scale: jax.Array
+    offset: jax.Array
+    inner: jax.Array
 
 
 def views(image: np.ndarray, size: int, scale: float, overlap: int) -> Iterator[View]:
@@ -101,7 +102,7 @@ def views(image: np.ndarray, size: int, scale: float, overlap: int) -> Iterator[
         tile = np.zeros((size, size, 3), np.uint8)
         tile[: part.shape[0], : part.shape[1]] = part
         inner = np.array([left > 0, top > 0, left + size < width, top + size < height])
-        yield View(tile, np.array(part.shape[1::-1]), np.array(sides) / original, np.array([left, top]), inner)
+        yield View(tile, *np.float32([part.shape[1::-1], np.array(sides) / original, [left, top]]), inner)
 
 
 class Predictor:
@@ -117,7 +118,7 @@ class Predictor:
     def __init__(self, detector: Detector, variables: Any, size: int = 640, batch_size: int = 1):
         self.detector, self.variables = detector, jax.device_put(variables)
         self.size, self.batch_size = size, batch_size
-        self._predict = jax.jit(self._predict)
+        self._predict = jax.jit(self._predict)  # with the variables as constants, which lets XLA fold the norms
         self._said = False
 
     def __call__(self, images: Picture | Sequence[Picture], size: int | None = None) -> Detections:
@@ -185,48 +186,41 @@ class Predictor:
             raise ValueError(f"size is {size!r}: expected a whole number of pixels, {SMALLEST} or more")
         return int(size)
 
-    def _predict(self, variables: Any, images: jax.Array) -> Detections:
-        raw = self.detector.net.apply(variables, self.detector.preprocess(images), train=False)
-        return self.detector.decode(raw, images.shape[1:3])
+    def _predict(self, views: View) -> tuple[Detections, jax.Array]:
+        """Detections in pixels of the images, without those that have no area, lie outside or at inner borders.
+
+        The second result [N] tells whether the detector had found as many as it can return.
+        """
+        size = views.image.shape[1:3]
+        raw = self.detector.net.apply(self.variables, self.detector.preprocess(views.image), train=False)
+        found = self.detector.decode(raw, size)
+        extent, scale, offset, inner = (x[:, None] for x in (views.extent, views.scale, views.offset, views.inner))
+        low, high = found.boxes[..., :2], found.boxes[..., 2:]
+        margin = MARGIN * (high - low).max(-1, keepdims=True)
+        cut = inner & (jnp.concatenate([low, jnp.array(size[::-1]) - high], -1) < margin)
+        real = found.mask & ((high > low) & (high > 0) & (low < extent)).all(-1) & ~cut.any(-1)
+        low, high, points = (low + offset) / scale, (high + offset) / scale, found.points + offset[:, None]
+        boxes, points = jnp.concatenate([low, high], -1), points / scale[:, None]
+        rows = jnp.argsort(~real, axis=1, stable=True)
+        kept = jnp.take_along_axis(real, rows, 1)
+        full = found.mask.all(1)
+        return jax.vmap(gathered)(rows, kept, boxes, found.scores, points, found.labels), full
 
     def _found(self, views: Iterable[View]) -> Iterator[Detections]:
-        """Detections in pixels of the image, batch by batch; views that do not fill a batch go one by one."""
+        """Detections batch by batch; views that do not fill a batch go one by one."""
         views = iter(views)
         while part := list(itertools.islice(views, self.batch_size)):
             for batch in [part] if len(part) == self.batch_size else ([view] for view in part):
-                found = jax.device_get(self._predict(self.variables, np.stack([view.image for view in batch])))
-                if found.mask.all(1).any() and not self._said:
+                stacked = jax.tree.map(lambda *x: np.stack(x), *batch)
+                found, full = jax.tree.map(np.asarray, self._predict(stacked))
+                if full.any() and not self._said:
                     self._said = True
                     warnings.warn(
                         f"an image has {found.mask.shape[1]} detections or more: here and from now on, only the "
                         f"{found.mask.shape[1]} of the highest scores are kept (count of the detector)",
                         stacklevel=3,
                     )
-                yield _mapped(found, batch)
-
-
-def _mapped(found: Detections, batch: Sequence[View]) -> Detections:
-    """Detections of a batch in pixels of the images; those without area, outside, or at inner borders are dropped."""
-
-    def stacked(field: str) -> np.ndarray:
-        return np.stack([getattr(view, field) for view in batch])[:, None]
-
-    extent, inner, size = stacked("extent"), stacked("inner"), np.array(batch[0].image.shape[1::-1])
-    low, high = found.boxes[..., :2], found.boxes[..., 2:]
-    margin = MARGIN * (high - low).max(-1, keepdims=True)
-    cut = inner & (np.concatenate([low, size - high], -1) < margin)
-    real = found.mask & ((high > low) & (high > 0) & (low < extent)).all(-1) & ~cut.any(-1)
-    scale, offset = (stacked(field).astype(np.float32) for field in ("scale", "offset"))
-    boxes = (found.boxes + np.tile(offset, 2)) / np.tile(scale, 2)
-    points = (found.points + offset[:, None]) / scale[:, None]
-    rows = np.argsort(~real, axis=1, kind="stable")
-
-    def chosen(x: np.ndarray) -> np.ndarray:
-        axes = tuple(range(2, x.ndim))
-        x = np.take_along_axis(x, np.expand_dims(rows, axes), 1)
-        return np.where(np.expand_dims(np.take_along_axis(real, rows, 1), axes), x, x.dtype.type(0))
-
-    return jax.tree.map(chosen, found.replace(boxes=boxes, points=points, mask=real))
+                yield found
 
 
 def merged(

@@ -30,15 +30,22 @@ PARTS = {
     "facejax.backbones.hourglass": {"HourglassModule", "Residual"},
     "facejax.detection.cornernet": {"CornerModule", "Head"},
 
-    # dsfd, ssh
+    "facejax.detection.dsfd": {
+        "DilatedBlock", "Head", "Net", "Products", "ResNetMaps", "SplitBlock", "VGGMaps",
+    },
+    "facejax.detection.ssh": {"ContextModule", "DetectionModule", "Net"},
 
-    # retinaface
+    "facejax.detection.retinaface": {"ContextModule", "RetinaFaceNet"},
+    "facejax.detection.retinaface_mesh": {"ChebConv", "MeshDecoder", "MeshEncoder", "WithDecoder"},
 
-    # retinanet, ssd
+    "facejax.detection.retinanet": {"FPN", "Head", "Net"},
+    "facejax.detection.ssd": {"L2Norm", "Net", "ReducedVGG"},
 
-    "facejax.detection.scrfd": {"GroupConv", "Head", "MobileTrunk", "Neck", "Residual", "ResidualTrunk", "Separable"},
+    "facejax.detection.scrfd": {
+        "GroupConv", "Head", "MobileTrunk", "Neck", "Output", "Residual", "ResidualTrunk", "Separable",
+    },
 
-    # yolo5face, yolov1
+    "facejax.detection.yolo5face": {"C3", "CSPTrunk", "Focus", "SPP", "ShuffleBlock", "ShuffleTrunk", "StemBlock"},
 
     "facejax.foundations.deformable": {"DeformablePSRoIPool", "DeformableRoIPool"},
     "facejax.foundations.transformer": {"FeedForward", "Layer", "Recurrent"},  # `Recurrent` is a baseline of ours

@@ -213,7 +213,7 @@ def test_tiles_cover_an_image_and_overlap():
     image = np.random.default_rng(0).integers(1, 255, (150, 331, 3)).astype(np.uint8)
     seen, places = np.zeros(image.shape[:2], int), []
     for view in views(image, 64, 1.0, 20):
-        (left, top), (width, height) = view.offset, view.extent
+        (left, top), (width, height) = view.offset.astype(int), view.extent.astype(int)
         np.testing.assert_array_equal(view.image[:height, :width], image[top : top + 64, left : left + 64])
         assert (width, height) == (64, 64)
         assert view.inner.tolist() == [left > 0, top > 0, left + 64 < 331, top + 64 < 150]

@@ -25,6 +25,7 @@ from facejax.detection.base import Detections, Term, Truth, suppressed
 from facejax.nn.blocks import ConvNorm
 from facejax.nn.conv import Conv
 from facejax.ops import boxes as box
+from facejax.ops import conv as ops
 from facejax.ops.losses import smooth_l1
 from facejax.ops.matching import Matches
 from facejax.ops.pooling import avg_pool, ceil_padding, max_pool, upsample_nearest
@@ -230,25 +231,36 @@ class Head(nn.Module):
             else:
                 x = self.conv(self.features, 3, 1, 1, name=f"tower{i}")(x, train=train)
 
-        def output(name: str, each: int, bias: float = 0.0) -> jax.Array:
-            init = nn.initializers.constant(bias)
-            kernel = nn.initializers.normal(0.01)
-            layer = Conv(
-                each * self.anchors,
-                3,
-                1,
-                1,
-                use_bias=True,
-                kernel_init=kernel,
-                bias_init=init,
-                dtype=self.dtype,
-                name=name,
-            )
-            return layer(x).astype(jnp.float32).reshape(len(x), -1, each)
+        sizes = {"cls": 1, "reg": 4, "kps": 2 * self.points}
+        layers = [
+            Output(each * self.anchors, -math.log(99) if name == "cls" else 0.0, name=name)(x.shape[-1])
+            for name, each in sizes.items()
+            if each
+        ]
+        kernel, bias = (jnp.concatenate(parts, -1).astype(self.dtype) for parts in zip(*layers, strict=True))
+        x = ops.conv(x.astype(self.dtype), kernel, padding=((1, 1), (1, 1))) + bias
+        x, count = x.astype(jnp.float32), math.prod(x.shape[1:3]) * self.anchors
+        parts = jnp.split(x, np.cumsum([each * self.anchors for each in sizes.values()])[:-1], -1)
+        shapes = (count,), (count, 4), (count, self.points, 2)
+        return tuple(part.reshape(len(x), *shape) for part, shape in zip(parts, shapes, strict=True))
 
-        scores, boxes = output("cls", 1, -math.log(99))[..., 0], output("reg", 4)
-        points = output("kps", 2 * self.points) if self.points else jnp.zeros((*scores.shape, 0))
-        return scores, boxes, points.reshape(*scores.shape, self.points, 2)
+
+class Output(nn.Module):
+    """Kernel and bias of a 3x3 output convolution; `Head` computes all of its outputs in one convolution.
+
+    Attributes:
+      features: output channels.
+      bias: initial value.
+    """
+
+    features: int
+    bias: float
+
+    @nn.compact
+    def __call__(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Input channels C -> [3, 3, C, features] and [features]."""
+        kernel = self.param("kernel", nn.initializers.normal(0.01), (3, 3, channels, self.features))
+        return kernel, self.param("bias", nn.initializers.constant(self.bias), (self.features,))
 
 
 class Net(nn.Module):

@@ -15,6 +15,7 @@ from facejax.data.detection import letterboxed
 from facejax.data.pipeline import Source
 from facejax.detection.base import Detector
 from facejax.metrics import detection as metrics
+from facejax.metrics import wider_face
 from facejax.metrics.detection import Detections, Objects
 from facejax.metrics.wider_face import Curve
 from facejax.train import Report, image_grid, map_batches, new_figure
@@ -111,6 +112,7 @@ def report(
     batch_size: int,
     stretch: bool = False,
     timed: bool = False,
+    truth: str = "",
     heights: Mapping[str, tuple[float, float]] = HEIGHTS,
 ) -> Report:
     """Average precision, landmark error, cost, precision against recall, and images with detections.
@@ -118,12 +120,17 @@ def report(
     Args:
       model, variables, size, batch_size, stretch: see `detect`.
       source: annotated examples.
-      protocol: "faces" (WIDER FACE's matching, by face height), "coco", "voc2007" or "voc2012".
+      protocol: "faces" (WIDER FACE's matching, by face height), "wider" (its official subsets), "coco", "voc2007" or
+        "voc2012".
       timed: whether to add `milliseconds`.
+      truth: with "wider", folder of the four .mat files of the official evaluation tools.
       heights: with "faces", see `HEIGHTS`.
     """
     found, true = detect(model, variables, source, size, batch_size=batch_size, stretch=stretch), objects(source)
-    numbers, figures = scores(found, true, protocol, heights)
+    if protocol == "wider":
+        numbers, figures = wider_scores(found, source, truth), {}
+    else:
+        numbers, figures = scores(found, true, protocol, heights)
     if model.points and any(o.points is not None for o in true):
         numbers |= landmark_scores(found, source, true)
     threshold, precision, recall = working_point(found, true)
@@ -161,7 +168,30 @@ def scores(
     if protocol in ("voc2007", "voc2012"):
         result = metrics.voc_ap(found, true, eleven_points=protocol == "voc2007")
         return {"map": 100 * result.mean}, {}
-    raise ValueError(f"protocol is {protocol!r}: expected faces, coco, voc2007 or voc2012")
+    raise ValueError(f"protocol is {protocol!r}: expected faces, wider, coco, voc2007 or voc2012")
+
+
+def wider_scores(found: Sequence[Detections], source: Source, folder: str) -> dict[str, float]:
+    """Official average precision in % on the easy, medium and hard faces of WIDER FACE's validation images.
+
+    Args:
+      found: detections in the images of `source`.
+      source: examples whose "name" is event/image.jpg; images of the official lists that it lacks have no detections.
+      folder: of the official .mat files.
+
+    Raises:
+      ValueError: an image is not in the official lists.
+    """
+    truth = wider_face.read_truth(folder)
+    rows = {name: np.zeros((0, 5)) for name in truth.names}
+    for row, entry in enumerate(found):
+        name = source[row]["name"]
+        if name.removesuffix(".jpg") not in rows:
+            raise ValueError(f"{name}: expected an image of {folder}")
+        sides = entry.boxes[:, 2:] - entry.boxes[:, :2]
+        rows[name.removesuffix(".jpg")] = np.column_stack([entry.boxes[:, :2], sides, entry.scores])
+    curves = wider_face.evaluate([rows[name] for name in truth.names], truth.boxes, truth.subsets)
+    return {name: 100 * curve.ap for name, curve in curves.items()}
 
 
 def landmark_scores(found: Sequence[Detections], source: Source, true: Sequence[Objects]) -> dict[str, float]:

@@ -13,7 +13,7 @@ import optax
 from facejax.data.detection import DetectionImages
 from facejax.detection.base import Detector, Truth
 from facejax.evaluate import detection
-from facejax.train import AXIS, Experiment, Mean, Options, Report, TrainState, supervised_step
+from facejax.train import AXIS, Experiment, Mean, Options, Report, TrainState, supervised_step, warm_start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,9 @@ class Evaluation:
     Attributes:
       batch_size: images a call.
       image_size: side of the network's input, pixels; 0: that of training.
-      protocol: "faces" (WIDER FACE's matching, by face height), "coco", "voc2007" or "voc2012".
+      protocol: "faces" (WIDER FACE's matching, by face height), "wider" (its official subsets), "coco", "voc2007" or
+        "voc2012".
+      truth: with "wider", folder of the four .mat files of the official evaluation tools.
       stretch: stretch images to the square; false: keep their aspect ratio.
       timed: also measure the milliseconds of one image, network and post-processing.
     """
@@ -31,6 +33,7 @@ class Evaluation:
     batch_size: int = 50
     image_size: int = 0
     protocol: str = "faces"
+    truth: str = ""
     stretch: bool = False
     timed: bool = False
 
@@ -44,6 +47,7 @@ def detector(
     *,
     seed: int,
     ema: float = 0.0,
+    start: Callable[[Any], Any] | None = None,
     load: Callable[[Any], Any] | None = None,
 ) -> Experiment:
     """A detector trained with the sum of its loss terms.
@@ -54,6 +58,8 @@ def detector(
       tx: the optimizer.
       seed: of the data's order and augmentation.
       ema: decay of the moving average of the parameters, which is then evaluated; 0 keeps none.
+      start: shapes of the variables -> those to begin with, such as a published trunk: a tree that may lack branches,
+        which then begin as usual.
       load: shapes of the variables -> pretrained variables to evaluate in place of the trained ones.
     """
     size, batch = data.image_size, options.batch_size
@@ -63,8 +69,8 @@ def detector(
     def fresh(rng: jax.Array) -> Any:
         return model.net.init(rng, jnp.zeros((2, size, size, 3)), train=False)
 
-    def init(rng: jax.Array) -> TrainState:
-        variables = dict(fresh(rng))
+    def init(rng: jax.Array, given: Any = None) -> TrainState:
+        variables = _replaced(fresh(rng), given or {})
         params = variables.pop("params")
         return TrainState.create(rng, params, tx, ema=bool(ema), model_state=variables)
 
@@ -94,6 +100,7 @@ def detector(
             batch_size=evaluation.batch_size,
             stretch=evaluation.stretch,
             timed=evaluation.timed,
+            truth=evaluation.truth,
         )
 
     boxes, points = (batch, data.max_boxes), data.points
@@ -108,7 +115,23 @@ def detector(
     return Experiment(
         evaluate=evaluate,
         init=init,
+        prepare=(lambda: start(jax.eval_shape(fresh, jax.random.key(0)))) if start else None,
         train_step=supervised_step(loss_fn, tx, microbatches=options.microbatches, ema_decay=ema),
         train_data=lambda: data.batches(batch, seed),
         batch={name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()},
     )
+
+
+def _replaced(variables: Any, given: Any) -> dict[str, Any]:
+    """The variables with the branches that `given` has, whose leaves must have the same shapes."""
+    unknown = set(given) - set(variables)
+    if unknown:
+        raise ValueError(f"the variables to begin with have {min(unknown)!r}: expected some of {', '.join(variables)}")
+    return {
+        name: x
+        if name not in given
+        else _replaced(x, given[name])
+        if isinstance(x, dict)
+        else warm_start.taken(given[name], x)
+        for name, x in variables.items()
+    }

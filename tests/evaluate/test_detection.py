@@ -14,6 +14,7 @@ from facejax.data.synthetic.faces import png
 from facejax.detection.base import Detections, Term
 from facejax.evaluate import detection
 from facejax.metrics import detection as metrics
+from facejax.metrics import wider_face
 from facejax.nn.norm import BatchNorm
 from facejax.recipes.detector import Evaluation, detector
 from facejax.train import AXIS, Options, optim
@@ -108,8 +109,8 @@ def test_report(variables):
     again = detection.report(Brightest(), variables, images, 64, protocol="voc2007", batch_size=3)
     np.testing.assert_allclose(again.metrics["nme"], 0, atol=1e-4)  # a face without all points has no error
     assert again.metrics["map"] > 99
-    with pytest.raises(ValueError, match="protocol is 'wider': expected faces, coco, voc2007 or voc2012"):
-        detection.scores([], [], "wider")
+    with pytest.raises(ValueError, match="protocol is 'fddb': expected faces, wider, coco, voc2007 or voc2012"):
+        detection.scores([], [], "fddb")
 
 
 def test_drawing():
@@ -120,6 +121,25 @@ def test_drawing():
     assert shown[6, 10].tolist() == [0, 220, 0] and shown[22, 26].tolist() == [255, 40, 40]
     assert shown[26, 24].tolist() == [80, 160, 255]
     assert (detection.draw(image, found, None, 0.6) == 0).all()
+
+
+def test_official_evaluation_of_wider_face(variables, monkeypatch):
+    """Images are found by name, whatever their order; one that is not there has no detections."""
+    images = source([(128, 128), (96, 128), (128, 64)])
+    for example, name in zip(images, ("a/1", "a/2", "b/3"), strict=True):
+        example["name"] = f"{name}.jpg"
+    boxes = [np.float64([[*i["boxes"][0, :2], *(i["boxes"][0, 2:] - i["boxes"][0, :2])]]) for i in images]
+    all_of_them = [np.array([True])] * 4
+    truth = wider_face.Truth(["b/3", "a/1", "c/4", "a/2"], [boxes[2], boxes[0], boxes[0], boxes[1]],
+                             dict.fromkeys(wider_face.SUBSETS, all_of_them))  # fmt: skip
+    monkeypatch.setattr(wider_face, "read_truth", lambda folder: truth)
+    options = {"protocol": "wider", "batch_size": 3, "truth": "folder"}
+    numbers = detection.report(Brightest(), variables, images, 64, **options).metrics
+    assert list(numbers)[:3] == ["easy", "medium", "hard"]
+    np.testing.assert_allclose(numbers["hard"], 75, atol=0.1)  # three of four faces
+    images[0]["name"] = "a/5.jpg"
+    with pytest.raises(ValueError, match=r"a/5\.jpg: expected an image of folder"):
+        detection.report(Brightest(), variables, images, 64, **options)
 
 
 def test_working_point():
@@ -167,3 +187,32 @@ def test_classes_must_agree():
     data = DetectionImages("retinaface", "nowhere", classes=3)
     with pytest.raises(ValueError, match="the detector has 1 classes and the data 3: expected as many"):
         detector(Brightest(), data, None, Options(batch_size=1, steps=1), Evaluation(), seed=0)
+
+
+def test_a_run_begins_with_given_branches():
+    data = DetectionImages("retinaface", "nowhere", image_size=32, max_boxes=4)
+
+    def made(given):
+        options = Options(batch_size=8, steps=1)
+        return detector(Brightest(), data, optim.from_config(OPTIM, 1), options, Evaluation(), seed=0, start=given)
+
+    given = {"batch_stats": {"bn": {"norm": {"mean": np.full(3, 7.0)}}}, "params": {"scale": np.float32(2)}}
+    run = made(lambda shapes: given)
+    state = run.init(jax.random.key(0), run.prepare())
+    assert state.params["scale"] == 2 and state.params["bn"]["norm"]["scale"].tolist() == [1, 1, 1]
+    norm = state.model_state["batch_stats"]["bn"]["norm"]
+    assert norm["mean"].tolist() == [7, 7, 7] and norm["var"].tolist() == [1, 1, 1]
+    assert run.init(jax.random.key(0), None).params["scale"] == 1  # a dry run
+    run = made(lambda shapes: {"params": {"trunk": np.float32(1)}})
+    with pytest.raises(ValueError, match="the variables to begin with have 'trunk': expected some of scale, bn"):
+        run.init(jax.random.key(0), run.prepare())
+
+
+def test_biases_outside_norms_learn_at_their_own_rate():
+    params = {"conv": {"kernel": 1.0, "bias": 1.0}, "bn": {"norm": {"scale": 1.0, "bias": 1.0}}}
+    params = jax.tree.map(jnp.float32, params)
+    tx = optim.from_config({**OPTIM, "bias_rate": 2.0}, 1)
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["conv"]["kernel"], -0.05)
+    np.testing.assert_allclose(updates["conv"]["bias"], -0.1)
+    np.testing.assert_allclose(updates["bn"]["norm"]["bias"], -0.05)

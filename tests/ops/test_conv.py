@@ -46,6 +46,37 @@ def test_conv_equals_native(size, stride, padding, dilation, groups):
 
 
 @pytest.mark.parametrize(
+    ("width", "channels", "features", "size", "stride", "padding", "forms"),
+    [
+        (16, 3, 8, (3, 3), (2, 2), ((1, 1), (1, 1)), (3, 5, 6, 32)),
+        (16, 3, 16, (3, 3), (2, 2), ((1, 1), (1, 1)), (3, 3, 6, 32)),
+        (24, 1, 6, (5, 5), (1, 1), ((2, 2), (2, 2)), (5, 4, 2, 24)),
+        (16, 4, 12, (7, 7), (2, 2), ((3, 3), (3, 3)), (7, 9, 4, 24)),
+        (16, 3, 16, (2, 3), (1, 2), ((1, 0), (0, 1)), (2, 3, 6, 32)),
+        (14, 16, 16, (3, 3), (1, 1), ((1, 1), (1, 1)), (3, 4, 16, 32)),
+        (13, 8, 16, (3, 3), (3, 2), ((0, 0), (0, 0)), (3, 5, 8, 32)),
+        (9, 8, 4, (1, 3), (1, 1), ((0, 0), (1, 0)), (1, 10, 8, 32)),
+        (15, 3, 16, (3, 3), (1, 1), ((1, 1), (1, 2)), (3, 3, 3, 16)),  # an odd width of pairs
+        (15, 8, 16, (3, 3), (1, 1), ((1, 1), (1, 1)), (3, 3, 8, 16)),  # an odd width of the result
+        (8, 8, 30, (3, 3), (1, 1), ((1, 1), (1, 1)), (3, 3, 8, 32)),
+        (7, 8, 28, (3, 3), (2, 2), ((1, 1), (1, 1)), (3, 3, 8, 32)),
+        (8, 8, 24, (3, 3), (1, 1), ((1, 1), (1, 1)), (3, 3, 8, 24)),
+    ],
+)
+def test_narrow_and_uneven_widths(width, channels, features, size, stride, padding, forms):
+    """Values and gradients, and `forms`, the shape of the kernel that the compiler sees."""
+    keys = jax.random.split(jax.random.key(0))
+    x = jax.random.normal(keys[0], (2, 9, width, channels))
+    kernel = jax.random.normal(keys[1], (*size, channels, features)) / 8
+    ours = value_and_gradients(lambda x, k: conv.conv(x, k, stride, padding), x, kernel)
+    native = value_and_gradients(lambda x, k: reference(x, k, stride, padding, (1, 1), 1), x, kernel)
+    chex.assert_trees_all_close(ours, native, rtol=5e-5, atol=5e-5)
+    if jax.default_backend() == "cpu":
+        program = jax.jit(lambda x, k: conv.conv(x, k, stride, padding)).lower(x, kernel).as_text()
+        assert f"tensor<{'x'.join(map(str, forms))}xf32>" in program
+
+
+@pytest.mark.parametrize(
     ("kernel", "stride", "pad"), [(4, 2, 1), (3, 2, 1), (2, 2, 0), (5, 3, 2), (3, 1, 1), (2, 3, 0)]
 )
 def test_conv_transpose_is_the_gradient_of_conv(kernel, stride, pad):

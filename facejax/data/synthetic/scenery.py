@@ -282,7 +282,7 @@ def long_hair(
     outline = rounded(np.concatenate([outline, outline[:0:-1] * [-1, 1]]))
     at = turn(angle).T * unit
     fill(image, middle + outline @ at, paint * 0.5)
-    for x in rng.uniform(-wide, wide, 14):
+    for x in rng.uniform(-wide, wide, min(14, int(unit))):
         strand = capsule(np.array([0.9 * x, -0.3]), np.array([x, long - 0.05]), 0.03)
         fill(image, middle + strand @ at, paint * rng.uniform(0.4, 0.9))
 

@@ -3,7 +3,8 @@
 Heads are rendered once with transparency and reused in several scenes, mirrored, turned, scaled and recoloured; the
 truth follows exactly. `register` adds settings. `load` reads scenes and prepares them on first use.
 
-Boxes are left, top, right, bottom and points are (x, y), in continuous pixels. A face's mesh in pixels of the scene is
+Boxes are left, top, right, bottom of the bare face from forehead to chin, and points are (x, y), in continuous pixels.
+A face's mesh in pixels of the scene is
 
     camera.perspective(model.shape(face, identity, expression), rotation.from_euler(pose), s, (x, y), distance)
 
@@ -13,6 +14,7 @@ basis of the model is not quite symmetric: a mirrored vertex deviates by at most
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -70,7 +72,7 @@ class Scenes:
       jpeg: range of the quality of the stored JPEG images.
       people: numbers of people in the train and in the test split, each rendered `views` times.
       views: rendered heads per person.
-      head: side of the rendered heads, pixels; a face covers about two thirds of it.
+      head: side of the rendered heads, pixels; a face covers a little over half of it.
       seed: seed of everything.
 
     Raises:
@@ -230,19 +232,21 @@ def generate(scenes: Scenes, split: str) -> Iterator[tuple[int, dict[str, Any]]]
     its split only.
     """
     _check(split)
-    first, people = (0, 0) if split == "train" else (scenes.train, scenes.people[0])
-    count, many = (getattr(scenes, split), scenes.people[SPLITS.index(split)])
-    heads, backs = pool(scenes, range(people, people + many))
+    if split == "train":
+        numbers, people = range(scenes.train), range(scenes.people[0])
+    else:
+        numbers = range(scenes.train, scenes.train + scenes.test)
+        people = range(scenes.people[0], sum(scenes.people))
+    heads, backs = pool(scenes, people)
     with concurrent.futures.ThreadPoolExecutor(2) as threads:
-        waiting: list[concurrent.futures.Future[dict[str, Any]]] = []
-        done = first
-        for number in range(first, first + count):
-            waiting.append(threads.submit(compose, scenes, number, heads, backs))
+        waiting = collections.deque[tuple[int, concurrent.futures.Future[dict[str, Any]]]]()
+        for number in numbers:
+            waiting.append((number, threads.submit(compose, scenes, number, heads, backs)))
             if len(waiting) > 16:
-                yield done, waiting.pop(0).result()
-                done += 1
-        for number, future in enumerate(waiting, done):
-            yield number, future.result()
+                done, future = waiting.popleft()
+                yield done, future.result()
+        for done, future in waiting:
+            yield done, future.result()
 
 
 def _check(split: str) -> None:
@@ -259,8 +263,8 @@ class Head(NamedTuple):
 
     rgba: np.ndarray  # [S, S, 4] float16 linear light, premultiplied
     outline: np.ndarray  # [K, 2] convex outline of the face
-    points: np.ndarray  # [5, 2]
-    visible: np.ndarray  # [5] bool, not hidden by the head itself
+    marks: np.ndarray  # [68, 2] landmarks
+    visible: np.ndarray  # [5] bool, five points not hidden by the head itself
     neck: np.ndarray  # [2] base of the neck
     skin: np.ndarray  # [3] mean colour
     hair: np.ndarray | None  # [3] colour
@@ -353,17 +357,16 @@ def _heads(size: int, chunk: list[tuple[int, Factors, bool]]) -> list[tuple[Head
     truth = jax.tree.map(np.asarray, _truth()(*drawn, place))
     heads = []
     for i, (person, one, behind) in enumerate(chunk):
-        marks, seen = found["landmarks68"][i], found["visible68"][i]
+        seen = found["visible68"][i]
         outline = cv2.convexHull(truth["face"][i])[:, 0].astype(np.float64)
         rgba = np.concatenate([found["face"][i], found["alpha"][i][..., None]], -1)
         rgba *= _collar(size, truth["neck"][i], place[i, 0], outline)[..., None]
-        inner = scenery.region((size, size), outline.mean(0) + 0.6 * (outline - outline.mean(0)))
-        where, mask = inner
+        where, mask = scenery.region((size, size), outline.mean(0) + 0.6 * (outline - outline.mean(0)))
         mean = (rgba[where] * mask[..., None]).sum((0, 1)) / max(mask.sum(), 1e-6)
         head = Head(
             rgba=rgba.astype(np.float16),
             outline=outline,
-            points=five(marks),
+            marks=found["landmarks68"][i].astype(np.float64),
             visible=np.array([seen[36:42].mean() >= 0.5, seen[42:48].mean() >= 0.5, seen[30], seen[48], seen[54]]),
             neck=truth["neck"][i][0].astype(np.float64),
             skin=np.clip(mean[:3], 0, 1),
@@ -441,7 +444,7 @@ def face_truth(place: Placed) -> dict[str, np.ndarray]:
     scale = np.sqrt(abs(np.linalg.det(place.matrix[:, :2])))
     return {
         "boxes": np.concatenate([outline.min(0), outline.max(0)]),
-        "points": moved(place.matrix, head.points)[order],
+        "points": five(moved(place.matrix, head.marks))[order],
         "visible": head.visible[order],
         "person": np.int32(head.person),
         "identity": head.identity[which],
@@ -558,7 +561,7 @@ def _person(
         outline = moved(matrix, head.outline)
         box = np.concatenate([outline.min(0), outline.max(0)])
         if rng.random() < 0.3:
-            drawn = scenery.medical_mask(rng, image, outline, moved(matrix, head.points))
+            drawn = scenery.medical_mask(rng, image, outline, five(moved(matrix, head.marks)))
         else:
             drawn = scenery.occluder(rng, image, box)
         if drawn:
