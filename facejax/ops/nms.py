@@ -17,7 +17,7 @@ from facejax.ops import boxes as box
 
 MATRIX = 2048
 """Number of candidates up to which accelerators suppress by a matrix of all pairs."""
-TILE, CHUNK = 128, 128
+TILE, CHUNK = 64, 128
 """Candidates, and kept boxes, that are compared at once elsewhere."""
 
 
