@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from facejax.backbones.dla import DLAUp, dla34
-from facejax.backbones.hourglass import hourglass104
+from facejax.backbones.hourglass import Hourglass, hourglass104
 from facejax.backbones.resnet import ResNet, resnet18, resnet101
 from facejax.data.detection import DetectionImages
 from facejax.detection import centernet
@@ -98,10 +98,9 @@ CLAIM = (
 )
 
 
-def tiny(dtype: Any) -> centernet.ResNetUp:
-    """A narrow ResNet-10 with deformable and transposed convolutions."""
-    trunk = ResNet((1, 1, 1, 1), False, widths=(16, 24, 32, 48), dtype=dtype)
-    return centernet.ResNetUp(trunk, (32, 24, 24), dtype=dtype)
+def tiny(dtype: Any) -> Hourglass:
+    """A narrow hourglass of order 2, one stack."""
+    return Hourglass(1, (16, 24, 32), (1, 1, 1), stem=16, features=24, dtype=dtype)
 
 
 def resnet(make: Callable[..., ResNet], dtype: Any) -> centernet.ResNetUp:
