@@ -20,6 +20,7 @@ from dataclasses import asdict
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from facejax.data.detection import DetectionImages
@@ -34,7 +35,7 @@ BASE = {
     "model": {
         "name": "tiny",  # a key of NETS
         "point_loss": "wing",  # or "l2"
-        "point_weight": 0.05,  # weight of the landmarks' loss
+        "point_weight": 0.01,  # weight of the landmarks' loss
         "dtype": "float32",  # of the computation
     },
     "optim": {
@@ -52,7 +53,9 @@ BASE = {
 
 
 def options(name: str) -> dict[str, Any]:
-    """The detector's settings for a network."""
+    """The detector's settings for a network; rendered scenes of 128 pixels have anchors of half the size."""
+    if name.startswith("tiny"):
+        return {"anchors": (np.array(yolo5face.ANCHORS) / 2).tolist()}
     return yolo5face.P6 if name.endswith("6") else {}
 
 
@@ -71,7 +74,7 @@ def wider(name: str) -> dict[str, Any]:
 PRESETS = {
     "synthetic": {},
     "focus": {"model.name": "tiny_focus"},
-    "l2": {"model": {"point_loss": "l2", "point_weight": 0.35}},
+    "l2": {"model": {"point_loss": "l2", "point_weight": 0.07}},
     **{f"wider_{name}": wider(name) for name in ("n05", "n", "s", "m", "l", "s6", "m6", "l6")},
 }
 
