@@ -20,7 +20,6 @@ from dataclasses import asdict
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from facejax.data.detection import DetectionImages
@@ -55,7 +54,7 @@ BASE = {
 def options(name: str) -> dict[str, Any]:
     """The detector's settings for a network; rendered scenes of 128 pixels have anchors of half the size."""
     if name.startswith("tiny"):
-        return {"anchors": (np.array(yolo5face.ANCHORS) / 2).tolist()}
+        return {"anchors": tuple(tuple((w / 2, h / 2) for w, h in level) for level in yolo5face.ANCHORS)}
     return yolo5face.P6 if name.endswith("6") else {}
 
 
