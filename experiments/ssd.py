@@ -97,8 +97,8 @@ CLAIM = Claim(
     baseline=("single",),
 )
 
-LADDER = ((10.0, 18.0), (18.0, 34.0), (34.0, 60.0), (60.0, 100.0))
-"""Sides of the priors of the small networks, in pixels."""
+LADDER = ((10.0, 20.0), (20.0, 38.0), (38.0, 66.0), (66.0, 110.0))
+"""Sides of the priors of the small networks, in pixels: as many cells as those of SSD300."""
 
 
 class Model(NamedTuple):
@@ -110,22 +110,19 @@ class Model(NamedTuple):
 
 
 def tiny(num_classes: int, dtype: Any) -> Model:
-    """1,520 priors of 128 pixels on four maps."""
-    sources = tuple(
-        Source(step, (sides,), ratios)
-        for step, sides, ratios in zip((8, 16, 32, 64), LADDER, ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0,)), strict=True)
-    )
-    trunk = ReducedVGG((1, 1, 1, 1, 1), (16, 24, 32, 48, 48), 64, dtype)
-    extras = ((24, 48, 3, 2, 1), (24, 48, 3, 2, 1))
-    names = ("relu4_1", "relu7", "conv6_2", "conv7_2")
-    return Model(ssd.Net(num_classes, trunk, extras, names, (4, 6, 6, 4), ("relu4_1",), dtype), sources, 64.0)
+    """6,080 priors of 128 pixels on four maps; with batch norm, because no weights of ImageNet are there."""
+    ratios = ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0,))
+    sources = tuple(Source(4 * 2**i, (LADDER[i],), ratios[i]) for i in range(4))
+    trunk = ReducedVGG((1, 1, 1, 1, 1), (16, 24, 32, 48, 48), 64, True, dtype)
+    names = ("relu3_1", "relu4_1", "relu7", "conv6_2")
+    net = ssd.Net(num_classes, trunk, ((24, 48, 3, 2, 1),), names, (4, 6, 6, 4), (), True, dtype)
+    return Model(net, sources, 64.0)
 
 
 def tiny_single(num_classes: int, dtype: Any) -> Model:
-    """1,536 priors of the same sides, all on the map of fc7."""
-    several = tiny(num_classes, dtype)
-    net = several.net.clone(extras=(), sources=("relu7",), priors=(24,))
-    return several._replace(net=net, sources=(Source(16, LADDER, (2.0, 3.0)),))
+    """6,144 priors of the same sides, all on the map of stride 8."""
+    net = tiny(num_classes, dtype).net.clone(extras=(), sources=("relu4_1",), priors=(24,))
+    return Model(net, (Source(8, LADDER, (2.0, 3.0)),), 64.0)
 
 
 NETS = {

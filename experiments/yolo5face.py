@@ -36,7 +36,7 @@ BASE = {
     "model": {
         "name": "tiny",  # a key of NETS
         "point_loss": "wing",  # or "l2"
-        "point_weight": 0.05,  # weight of the landmarks' loss
+        "point_weight": 0.01,  # weight of the landmarks' loss
         "dtype": "float32",  # of the computation
     },
     "optim": {
@@ -54,7 +54,9 @@ BASE = {
 
 
 def options(name: str) -> dict[str, Any]:
-    """The detector's settings for a network."""
+    """The detector's settings for a network; rendered scenes of 128 pixels have anchors of half the size."""
+    if name.startswith("tiny"):
+        return {"anchors": tuple(tuple((w / 2, h / 2) for w, h in level) for level in yolo5face.ANCHORS)}
     return yolo5face.P6 if name.endswith("6") else {}
 
 
@@ -73,7 +75,7 @@ def wider(name: str) -> dict[str, Any]:
 PRESETS = {
     "synthetic": {},
     "focus": {"model.name": "tiny_focus"},
-    "l2": {"model": {"point_loss": "l2", "point_weight": 0.35}},
+    "l2": {"model": {"point_loss": "l2", "point_weight": 0.07}},
     **{f"wider_{name}": wider(name) for name in ("n05", "n", "s", "m", "l", "s6", "m6", "l6")},
 }
 

@@ -24,6 +24,8 @@ from jax import lax
 
 from facejax.detection.base import Detections, Term, Truth, gathered
 from facejax.nn.conv import Conv
+from facejax.nn.init import kaiming_normal_fan_out
+from facejax.nn.norm import BatchNorm
 from facejax.ops import boxes as box
 from facejax.ops.losses import smooth_l1
 from facejax.ops.matching import Matches, hardest, match_by_overlap
@@ -31,7 +33,6 @@ from facejax.ops.nms import nms
 from facejax.ops.pooling import ceil_padding, max_pool
 
 Dtype = Any
-xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")  # Caffe's "xavier"
 LEAST = 1e-6  # overlaps up to this do not count in bipartite matching
 
 
@@ -54,6 +55,14 @@ class L2Norm(nn.Module):
         return (x * lax.rsqrt(jnp.sum(x**2, -1, keepdims=True) + 1e-10) * scale).astype(self.dtype)
 
 
+def _layer(x: jax.Array, name: str, *sizes: int, norm: bool, train: bool, **options: Any) -> jax.Array:
+    """Convolution, batch norm if `norm`, ReLU; in the module that calls it."""
+    x = Conv(*sizes, use_bias=not norm, **options, name=name)(x)
+    if norm:
+        x = BatchNorm(dtype=options["dtype"], name=f"{name}_bn")(x, train=train)
+    return nn.relu(x)
+
+
 class ReducedVGG(nn.Module):
     """VGG-16 with convolutions for fc6 and fc7, subsampled to 1024 channels (DeepLab, arXiv:1412.7062).
 
@@ -62,22 +71,24 @@ class ReducedVGG(nn.Module):
     Attributes:
       depths, widths: convolutions and channels of the five stages.
       hidden: channels of fc6 and fc7.
+      norm: whether batch norm follows every convolution, for training without weights of ImageNet.
       dtype: of the computation.
     """
 
     depths: tuple[int, ...] = (2, 2, 3, 3, 3)
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)
     hidden: int = 1024
+    norm: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+    def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         """[N, H, W, 3] -> {"relu1_1", ..., "pool5", "relu6", "relu7"}; relu7 has stride 16."""
         found = {}
 
         def layer(x: jax.Array, name: str, *sizes: int, dilation: int = 1) -> jax.Array:
-            options = {"use_bias": True, "kernel_init": xavier, "dtype": self.dtype}
-            return nn.relu(Conv(*sizes, dilation=dilation, **options, name=name)(x))
+            options = {"dilation": dilation, "kernel_init": kaiming_normal_fan_out, "dtype": self.dtype}
+            return _layer(x, name, *sizes, norm=self.norm, train=train, **options)
 
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
             for i in range(1, depth + 1):
@@ -104,6 +115,7 @@ class Net(nn.Module):
       sources: names of the maps with a head: of the trunk, or "conv6_2", "conv7_2", ...
       normalised: sources that pass through `L2Norm`; the trunk goes on without.
       priors: per cell of each source.
+      norm: whether batch norm follows every extra convolution.
       dtype: of the computation; outputs are at least float32.
     """
 
@@ -113,6 +125,7 @@ class Net(nn.Module):
     sources: tuple[str, ...]
     priors: tuple[int, ...]
     normalised: tuple[str, ...] = ("relu4_3",)
+    norm: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -121,25 +134,24 @@ class Net(nn.Module):
 
         Args:
           images: [N, H, W, 3] BGR less its mean.
-          train: without effect; the network has neither batch norm nor dropout.
+          train: whether batch statistics are used; without effect in the published networks.
 
         Returns:
           "scores": of each source [N, h, w, priors, 1 + C] logits, the background first; "boxes": [N, h, w, priors, 4].
         """
-        del train
-        options = {"use_bias": True, "kernel_init": xavier, "dtype": self.dtype}
-        found = dict(self.trunk(images))
+        options = {"kernel_init": nn.initializers.lecun_uniform(), "dtype": self.dtype}  # Caffe's "xavier"
+        found = dict(self.trunk(images, train=train))
         x = found["relu7"]
-        for i, (inner, width, kernel, stride, padding) in enumerate(self.extras, 6):
-            x = nn.relu(Conv(inner, 1, **options, name=f"conv{i}_1")(x))
-            x = found[f"conv{i}_2"] = nn.relu(Conv(width, kernel, stride, padding, **options, name=f"conv{i}_2")(x))
+        for i, (inner, *sizes) in enumerate(self.extras, 6):
+            x = _layer(x, f"conv{i}_1", inner, 1, norm=self.norm, train=train, **options)
+            x = found[f"conv{i}_2"] = _layer(x, f"conv{i}_2", *sizes, norm=self.norm, train=train, **options)
         scores, boxes, exact = [], [], jnp.promote_types(self.dtype, jnp.float32)
         for name, priors in zip(self.sources, self.priors, strict=True):
             x = found[name]
             if name in self.normalised:
                 x = L2Norm(dtype=self.dtype, name=f"{name}_norm")(x)
             for outputs, each, kind in ((scores, 1 + self.num_classes, "conf"), (boxes, 4, "loc")):
-                y = Conv(priors * each, 3, 1, 1, **options, name=f"{name}_{kind}")(x)
+                y = Conv(priors * each, 3, 1, 1, use_bias=True, **options, name=f"{name}_{kind}")(x)
                 outputs.append(y.astype(exact).reshape(*y.shape[:3], priors, each))
         return {"scores": scores, "boxes": boxes}
 

@@ -166,7 +166,7 @@ def scores(
     if protocol == "coco":
         return {name: 100 * value for name, value in metrics.coco_ap(found, true).items()}, {}
     if protocol in ("voc2007", "voc2012"):
-        result = metrics.voc_ap(found, true, eleven_points=protocol == "voc2007")
+        result = metrics.voc_ap(found, true, eleven_points=protocol == "voc2007", plus_one=False)
         return {"map": 100 * result.mean}, {}
     raise ValueError(f"protocol is {protocol!r}: expected faces, wider, coco, voc2007 or voc2012")
 

@@ -98,11 +98,12 @@ def voc_ap(
     eleven_points: bool,
     strict: bool = True,
     threshold: float = 0.5,
+    plus_one: bool = True,
 ) -> VocResult:
     """PASCAL VOC's average precision.
 
     A detection takes the object of its class and image with the highest IoU. It is ignored if that object is; it is
-    right if it is the first to take it, and false otherwise. Boxes are in pixel indices, x2 and y2 the last pixel.
+    right if it is the first to take it, and false otherwise.
 
     Args:
       detections, objects: one entry per image, in the same order.
@@ -111,8 +112,9 @@ def voc_ap(
         rounding error above, so a recall of exactly 3/10 misses one there.
       strict: the IoU must exceed the threshold (py-faster-rcnn); else it may be equal (VOC's development kit).
       threshold: of the IoU.
+      plus_one: boxes are in pixel indices, x2 and y2 the last pixel; else continuous, of width x2 - x1.
     """
-    match = _match(detections, objects, threshold, strict=strict, plus=1.0)
+    match = _match(detections, objects, threshold, strict=strict, plus=float(plus_one))
     found = {}
     for label in np.unique(match.true_classes[~match.ignored]).astype(int).tolist():
         chosen = np.flatnonzero(match.classes == label)

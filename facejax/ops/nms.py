@@ -17,7 +17,7 @@ from facejax.ops import boxes as box
 
 MATRIX = 2048
 """Number of candidates up to which accelerators suppress by a matrix of all pairs."""
-TILE, CHUNK = 128, 128
+TILE, CHUNK = 64, 128
 """Candidates, and kept boxes, that are compared at once elsewhere."""
 
 
@@ -117,7 +117,8 @@ def _tiled(columns: jax.Array, alive: jax.Array, hit: Callable, count: int) -> t
         return i + 1, jnp.minimum(n + kept.sum(dtype=jnp.int32), count), kept_columns, places
 
     def unfinished(state: tuple) -> jax.Array:
-        return (state[0] < len(alive)) & (state[1] < count)
+        left = (state[0] < len(alive)) & (state[1] < count)
+        return left & alive[jnp.minimum(state[0], len(alive) - 1), 0]  # candidates are sorted: none after the first gap
 
     start = jnp.int32(0), jnp.int32(0), jnp.zeros((len(columns), room), columns.dtype), jnp.zeros(room, jnp.int32)
     _, n, _, places = lax.while_loop(unfinished, body, start)

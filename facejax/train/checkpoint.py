@@ -26,6 +26,8 @@ from jax.sharding import PartitionSpec as P
 
 from facejax.train.state import RunError
 
+PROGRAMS_IN_FLIGHT = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -164,8 +166,16 @@ def _set_aside(directory: pathlib.Path, damaged: dict[int, DamagedError]) -> Non
 
 
 def digests(leaves: dict[str, Any]) -> dict[str, str]:
-    """Type, shape and a checksum of the bits of every leaf."""
-    sums = jax.device_get({name: _checksum(x) for name, x in leaves.items()})
+    """Type, shape and a checksum of the bits of every leaf.
+
+    Of more than 32 programs that wait on several CPU devices, one with a collective never ends: every thread of XLA's
+    pool waits to queue a program, none is left to run the collective, and XLA aborts the process after a minute.
+    """
+    names, sums = list(leaves), {}
+    for start in range(0, len(names), PROGRAMS_IN_FLIGHT):
+        part = names[start : start + PROGRAMS_IN_FLIGHT]
+        sums |= jax.block_until_ready({name: _checksum(leaves[name]) for name in part})
+    sums = jax.device_get(sums)
     return {name: f"{x.dtype}{list(x.shape)} {sums[name]:08x}" for name, x in leaves.items()}
 
 

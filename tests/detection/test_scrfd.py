@@ -36,8 +36,8 @@ def scene(seed, faces=5, images=2):
     )
 
 
-def model(points=5, **options):
-    trunk = functools.partial(scrfd.ResidualTrunk, 4, (4, 4, 8, 8), (1, 1, 1, 1))
+def model(points=5, pool=True, **options):
+    trunk = functools.partial(scrfd.ResidualTrunk, 4, (4, 4, 8, 8), (1, 1, 1, 1), pool=pool)
     net = scrfd.Net(trunk, 8, 8, 1, norm_groups=0, points=points)
     return scrfd.SCRFD(net, **options)
 
@@ -244,7 +244,7 @@ def smoke(folder, preset="synthetic", **changes):
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setitem(experiment.NETS, "tiny", lambda dtype, **options: model().net)
+    monkeypatch.setitem(experiment.NETS, "tiny", lambda dtype, **options: model(pool=False).net)
 
 
 def test_smoke(small, faces_folder, tmp_path):

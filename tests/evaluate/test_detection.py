@@ -113,6 +113,15 @@ def test_report(variables):
         detection.scores([], [], "fddb")
 
 
+@pytest.mark.parametrize("protocol", ["voc2007", "voc2012"])
+def test_voc_counts_continuous_pixels(protocol):
+    """The readers' x2 is one beyond VOC's last pixel: half of a box is an IoU of 0.5, which is not above it."""
+    true = [metrics.Objects(np.float32([[4, 4, 14, 14]]))]
+    for width, found in ((5.0, 0.0), (5.5, 100.0)):
+        halves = [metrics.Detections(np.float32([[4, 4, 4 + width, 14]]), np.array([0.5]))]
+        assert detection.scores(halves, true, protocol)[0] == {"map": pytest.approx(found)}
+
+
 def test_drawing():
     image, box = np.zeros((20, 20, 3), np.uint8), np.float32([[2, 3, 8, 9]])
     found = metrics.Detections(box + 8, np.array([0.5]), points=box[:, None, :2] + 10)

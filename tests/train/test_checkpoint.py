@@ -1,6 +1,7 @@
 """A checkpoint is read with the numbers that were saved, or it is named as damaged."""
 
 import json
+import pathlib
 import random
 import shutil
 import subprocess
@@ -81,6 +82,25 @@ def test_digests_change_with_every_bit_and_with_the_order():
         other.view(np.uint32)[1, 2] ^= np.uint32(1 << bit)
         changed.append(other)
     assert len({checkpoint.digests({"x": x})["x"] for x in changed}) == len(changed)
+
+
+MANY_LEAVES = """
+import numpy as np
+from facejax.train import checkpoint, parallel
+leaves = {}
+for i in range(3):
+    leaves[f"{i}"] = parallel.shard(np.zeros((800, 64), np.float32))
+    leaves |= {f"{i}.{j}": parallel.replicate(np.zeros((64, 64), np.float32)) for j in range(60)}
+for _ in range(50):
+    checkpoint.digests(leaves)
+"""
+
+
+def test_digests_of_many_leaves_end(monkeypatch):
+    """Programs with and without collectives, on eight devices: too many at once never end, and XLA aborts."""
+    monkeypatch.setenv("PYTHONPATH", str(pathlib.Path(__file__).parents[2]))
+    done = subprocess.run([sys.executable, "-c", MANY_LEAVES], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_another_state_that_orbax_reads_is_damage(workdir):
