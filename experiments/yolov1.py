@@ -36,17 +36,16 @@ BASE = {
         "coord_weight": 5.0,  # lambda_coord
         "background_weight": 0.5,  # lambda_noobj
         "square_root": True,  # predict and compare the square roots of sides
-        "dropout": 0.2,  # after the hidden layer
+        "dropout": 0.1,  # after the hidden layer
         "dtype": "float32",  # of the computation
     },
     "optim": {
-        "name": "sgd",
+        "name": "adam",
         "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "clip": 20.0,  # largest norm of the gradient
-        "schedule": {"kind": "cosine", "peak": 0.005, "warmup": 50, "boundaries": ()},
+        "weight_decay": 0.0,
+        "schedule": {"kind": "cosine", "peak": 0.002, "warmup": 50, "boundaries": ()},
     },
-    "train": asdict(Options(batch_size=32, steps=600)),
+    "train": asdict(Options(batch_size=32, steps=1500)),
     "eval": asdict(Evaluation(stretch=True)),
 }
 
@@ -62,7 +61,7 @@ def voc(name: str) -> dict[str, Any]:
     return {
         "data": {"kind": "voc", "path": "voc", "image_size": 448, "max_boxes": 64, "classes": 20, "workers": 8},
         "model": {"name": name, "dropout": 0.5, "dtype": "bfloat16"},
-        "optim": {"weight_decay": 1e-3, "clip": 0.0, "schedule": schedule},
+        "optim": {"name": "sgd", "weight_decay": 1e-3, "schedule": schedule},
         "train": {"batch_size": 64, "steps": 135 * epoch, "eval_every": 15 * epoch},
         "eval": {"batch_size": 32, "protocol": "voc2007"},
     }
@@ -96,13 +95,13 @@ CLAIM = (
 )
 
 TINY = (
-    *((16, 3, 2), yolov1.POOL, (32, 3, 1), (64, 3, 1), yolov1.POOL, (32, 1, 1), (64, 3, 1), yolov1.POOL),
-    *((96, 3, 1), (96, 3, 1), (32, 1, 1)),
+    *((16, 3, 2), yolov1.POOL, (32, 3, 1), yolov1.POOL, (64, 3, 1), (32, 1, 1), (64, 3, 1), yolov1.POOL),
+    *((96, 3, 1), yolov1.POOL, (128, 3, 1), (64, 1, 1)),
 )
-"""Convolutions to an 8 x 8 map of 128 pixels."""
+"""Convolutions to a 4 x 4 map of 128 pixels."""
 
 NETS: dict[str, Callable[..., yolov1.Net]] = {
-    "tiny": functools.partial(yolov1.Net, TINY, 512, grid=8, norm=True),
+    "tiny": functools.partial(yolov1.Net, TINY, 1024, grid=4, norm=True),
     "yolo": yolov1.yolov1,
     "fast": yolov1.fast_yolov1,
 }
