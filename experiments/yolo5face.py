@@ -76,7 +76,14 @@ PRESETS = {
     "synthetic": {},
     "focus": {"model.name": "tiny_focus"},
     "l2": {"model": {"point_loss": "l2", "point_weight": 0.07}},
-    **{f"wider_{name}": wider(name) for name in ("n05", "n", "s", "m", "l", "s6", "m6", "l6")},
+    "wider_n05": wider("n05"),
+    "wider_n": wider("n"),
+    "wider_s": wider("s"),
+    "wider_m": wider("m"),
+    "wider_l": wider("l"),
+    "wider_s6": wider("s6"),
+    "wider_m6": wider("m6"),
+    "wider_l6": wider("l6"),
 }
 
 CLAIM = (

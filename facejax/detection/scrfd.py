@@ -24,6 +24,7 @@ import numpy as np
 from facejax.detection.base import Detections, Term, Truth, suppressed
 from facejax.nn.blocks import ConvNorm
 from facejax.nn.conv import Conv
+from facejax.nn.norm import GroupNorm
 from facejax.ops import boxes as box
 from facejax.ops import conv as ops
 from facejax.ops.losses import smooth_l1
@@ -199,7 +200,7 @@ class GroupConv(nn.Module):
         del train
         sizes = (self.features, self.kernel_size, self.strides, self.padding)
         x = Conv(*sizes, groups=self.groups, kernel_init=self.kernel_init, dtype=self.dtype, name="conv")(x)
-        return nn.relu(nn.GroupNorm(self.norm_groups, epsilon=1e-5, dtype=self.dtype, name="norm")(x))
+        return nn.relu(GroupNorm(self.norm_groups, dtype=self.dtype, name="norm")(x))
 
 
 class Head(nn.Module):

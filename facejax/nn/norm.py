@@ -59,6 +59,7 @@ class BatchNorm(nn.Module):
 
 
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
+GroupNorm = partial(nn.GroupNorm, epsilon=1e-5, use_fast_variance=False)
 
 
 class PReLU(nn.Module):

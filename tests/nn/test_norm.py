@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import facejax
-from facejax.nn.norm import BatchNorm, LayerNorm, local_response_norm
+from facejax.nn.norm import BatchNorm, GroupNorm, LayerNorm, local_response_norm
 
 pytestmark = pytest.mark.smoke
 
@@ -27,6 +27,8 @@ def test_norms_of_a_mean_far_above_the_deviation(mean, deviation):
     rows = x.reshape(1, -1)
     params = {"params": {"scale": jnp.ones(rows.shape[1]), "bias": jnp.zeros(rows.shape[1])}}
     np.testing.assert_allclose(LayerNorm(1e-5).apply(params, rows), exact.reshape(1, -1), atol=1e-2)
+    params = {"params": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}}
+    np.testing.assert_allclose(GroupNorm(1).apply(params, x.reshape(1, -1, 1)), exact.reshape(1, -1, 1), atol=1e-2)
 
 
 def test_no_module_takes_flax_norms_with_their_fast_variance():

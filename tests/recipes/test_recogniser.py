@@ -48,9 +48,9 @@ def test_the_bundle_is_of_the_faces_of_today():
     assert recipe.VERSION == 1
     keys = {run.task: faces.TASKS[run.task].key for run in recipe.BUNDLE}
     assert keys == {
-        "recognition": "recognition_27f89c15",
-        "recognition_other": "recognition_other_2b2c6b35",
-        "quality_clean": "quality_clean_23ae30b7",
+        "recognition": "recognition_82ba3cc5",
+        "recognition_other": "recognition_other_4318b2c1",
+        "quality_clean": "quality_clean_4005734c",
     }
 
 
