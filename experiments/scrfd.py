@@ -42,10 +42,10 @@ BASE = {
         "dtype": "float32",  # of the computation
     },
     "optim": {
-        "name": "sgd",
+        "name": "adamw",
         "momentum": 0.9,
-        "weight_decay": 5e-4,
-        "schedule": {"kind": "cosine", "peak": 0.02, "warmup": 30, "boundaries": ()},
+        "weight_decay": 1e-4,
+        "schedule": {"kind": "cosine", "peak": 0.004, "warmup": 30, "boundaries": ()},
     },
     "train": asdict(Options(batch_size=16, steps=400)),
     "eval": {**asdict(Evaluation()), "weights": ""},  # ONNX file of a published model with landmarks to evaluate
@@ -58,7 +58,11 @@ def wider(name: str, peak: float = 0.01, landmarks: bool = False) -> dict[str, A
     return {
         "data": {"kind": "retinaface", "path": "wider", "image_size": 640, "max_boxes": 128, "workers": 8},
         "model": {"name": name, "landmarks": landmarks, "dtype": "bfloat16"},
-        "optim": {"schedule": {"kind": "step", "peak": peak, "warmup": 1500, "boundaries": (440 / 640, 544 / 640)}},
+        "optim": {
+            "name": "sgd",
+            "weight_decay": 5e-4,
+            "schedule": {"kind": "step", "peak": peak, "warmup": 1500, "boundaries": (440 / 640, 544 / 640)},
+        },
         "train": {"batch_size": 64, "steps": 640 * epoch, "devices": 8, "eval_every": 80 * epoch},
         "eval": {"batch_size": 16, "protocol": "wider", "truth": "ground_truth"},
     }

@@ -24,10 +24,10 @@ from facejax.train import Options, Report, new_figure, optim, train
 from facejax.train.report import write_html
 
 OPTIM = {
-    "name": "sgd",
+    "name": "adamw",
     "momentum": 0.9,
-    "weight_decay": 5e-4,
-    "schedule": {"kind": "cosine", "peak": 0.08, "warmup": 30},
+    "weight_decay": 1e-4,
+    "schedule": {"kind": "cosine", "peak": 0.004, "warmup": 30},
 }
 HALVED = {"strides": (4, 8, 16), "sizes": ((8, 16), (32, 64), (128, 256))}
 SPACE = Space((4, 24), (1, 4), neck=(8, 24), head=(8, 32), head_depth=(1, 2), divisor=4, share_tolerance=0.25)

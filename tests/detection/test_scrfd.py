@@ -266,6 +266,7 @@ def test_presets_dry_run(preset):
     if preset in PARAMETERS:
         assert costs["parameters"] == PARAMETERS[preset]
         assert config.train.steps == 640 * 201
+        assert (config.optim.name, config.optim.weight_decay) == ("sgd", 5e-4)
 
 
 def test_wrong_names():
