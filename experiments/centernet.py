@@ -127,6 +127,8 @@ def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
     options, data = dict(config.eval), DetectionImages(**config.data)
     window, threshold = options.pop("window"), options.pop("nms")
+    if threshold and options["protocol"] not in ("faces", "coco"):
+        raise ValueError(f"eval.nms is {threshold}: expected 0, as protocol {options['protocol']} has no ap to compare")
     model = centernet.CenterNet(make_net(config, data.classes), exact_radius=config.model.exact_radius, window=window)
 
     def run(model: centernet.CenterNet) -> Experiment:

@@ -109,17 +109,27 @@ class Predictor:
     """A detector with its variables: an image or a list of images -> `Detections` of NumPy arrays.
 
     Attributes:
-      detector: the network and its post-processing.
-      variables: of the network.
+      detector: the network and its post-processing; read-only, since compiled in.
+      variables: of the network; read-only, too.
       size: side of the square that the network sees, pixels.
       batch_size: images of a list that the network sees at once; on a CPU, one is as fast as several.
     """
 
     def __init__(self, detector: Detector, variables: Any, size: int = 640, batch_size: int = 1):
-        self.detector, self.variables = detector, jax.device_put(variables)
+        self._detector, self._variables = detector, jax.device_put(variables)
         self.size, self.batch_size = size, batch_size
         self._predict = jax.jit(self._predict)  # with the variables as constants, which lets XLA fold the norms
         self._said = False
+
+    @property
+    def detector(self) -> Detector:
+        """The network and its post-processing."""
+        return self._detector
+
+    @property
+    def variables(self) -> Any:
+        """Of the network."""
+        return self._variables
 
     def __call__(self, images: Picture | Sequence[Picture], size: int | None = None) -> Detections:
         """Detections by falling score, in pixels of the image. Boxes may exceed the image; none lies outside of it.

@@ -309,3 +309,10 @@ def test_random_network():
     with pytest.warns(UserWarning, match="10 detections or more"):
         found = predictor([np.full((40, 90), 77, np.uint8), np.zeros((5, 5, 3), np.uint8)])
     assert found.points.shape == (2, 10, 5, 2) and found.mask[0].any()
+
+
+def test_what_is_compiled_in_cannot_be_replaced():
+    predict = squares()
+    for name in ("detector", "variables"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(predict, name, None)

@@ -73,6 +73,14 @@ class Picture:
         return dataclasses.replace(self, image=image, boxes=boxes, points=self.points * scale + shift)
 
 
+def decoded(example: Mapping[str, Any]) -> np.ndarray:
+    """The stored image of an example as uint8 RGB; ValueError with its name if it does not decode."""
+    try:
+        return transforms.decode(example["image"], upright=False)
+    except ValueError as error:
+        raise ValueError(f"{example.get('name')}: {error}") from error
+
+
 def opened(example: Mapping[str, Any]) -> Picture:
     """Decodes an example of a detection source; its ignored objects and boxes without area are left out.
 
@@ -87,7 +95,7 @@ def opened(example: Mapping[str, Any]) -> Picture:
     if points.shape[1] not in (0, len(MIRROR)):
         raise ValueError(f"{example.get('name')}: {points.shape[1]} points per object: expected 0 or {len(MIRROR)}")
     found = Picture(
-        transforms.decode(example["image"], upright=False),
+        decoded(example),
         np.asarray(example["boxes"], float),
         np.asarray(example["labels"], np.int32),
         points,

@@ -2,8 +2,9 @@
 
 An example of a detection source is a dict {"image": encoded bytes, "boxes": [n, 4] float32 (x1, y1, x2, y2),
 "labels": [n] int from 0, "points": [n, P, 2] float32 (x, y), "visible": [n, P] bool, "ignored": [n] bool,
-"name": str}. Coordinates are continuous pixels of the stored image: its EXIF orientation is ignored. Points that are
-not annotated are not visible. Ignored objects (crowds, difficult or invalid boxes) are no training targets.
+"name": str}; of COCO also "areas": [n] float32, square pixels of the segments. Coordinates are continuous pixels of the
+stored image: its EXIF orientation is ignored. Points that are not annotated are not visible. Ignored objects (crowds,
+difficult or invalid boxes) are no training targets.
 """
 
 from __future__ import annotations

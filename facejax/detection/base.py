@@ -64,7 +64,8 @@ class Detections:
 class Term:
     """One term of a loss: weight * sum(total) / max(sum(count), smallest), sums over the images of all devices.
 
-    With a count of 1 per image the term is a mean over images.
+    With a count of 1 per image the term is a mean over images. With gradient accumulation (train.microbatches) both
+    sums are over the images of one slice, and the loss is the mean over the slices.
 
     Attributes:
       total: [N] sum over the anchors of each image.

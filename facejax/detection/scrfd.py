@@ -111,7 +111,7 @@ class ResidualTrunk(nn.Module):
         conv = partial(ConvNorm, axis_name=self.axis_name, dtype=self.dtype)
         for i, (width, stride) in enumerate(((self.stem // 2, 2), (self.stem // 2, 1), (self.stem, 1)), 1):
             x = conv(width, 3, stride, 1, name=f"stem{i}")(x, train=train)
-        x = max_pool(x, (2, 2), (2, 2)) if self.pool else x
+        x = max_pool(x, (2, 2), (2, 2), ceil_padding(x.shape[1:3], (2, 2), (2, 2))) if self.pool else x
         found = []
         for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True), 2):
             for i in range(depth):

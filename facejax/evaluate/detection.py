@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from facejax.data import pipeline, transforms
+from facejax.data.augment_boxes import decoded
 from facejax.data.detection import letterboxed
 from facejax.data.pipeline import Source
 from facejax.detection.base import Detector
@@ -24,6 +25,7 @@ from facejax.train.dry_run import count, multiply_adds
 HEIGHTS = {"": (0, np.inf), "_tiny": (0, 16), "_small": (16, 32), "_large": (32, np.inf)}
 """Suffix of the metric -> lowest face height in pixels, and the first above."""
 SHOWN = 12
+PROTOCOLS = ("faces", "wider", "coco", "voc2007", "voc2012")
 
 
 def fitted(example: Mapping[str, Any], size: int, stretch: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -35,7 +37,7 @@ def fitted(example: Mapping[str, Any], size: int, stretch: bool) -> tuple[np.nda
     if not stretch:
         image, scale, offset = letterboxed(example, size)
         return image, np.array([scale, scale]), offset
-    image = transforms.decode(example["image"], upright=False)
+    image = decoded(example)
     return transforms.resize(image, size, size), size / np.array(image.shape[1::-1]), np.zeros(2)
 
 
@@ -96,7 +98,8 @@ def objects(source: Source) -> list[Objects]:
             example["boxes"],
             example["labels"],
             example.get("ignored"),
-            points=example["points"] if np.shape(example["points"])[1] else None,
+            example.get("areas"),
+            example["points"] if np.shape(example["points"])[1] else None,
         )
         for example in pipeline.fetch(source, range(len(source)))
     ]
@@ -139,7 +142,7 @@ def report(
     numbers["million_parameters"] = count(variables["params"]) / 1e6
     if timed:
         numbers["milliseconds"] = milliseconds(model, variables, size)
-    shown = [transforms.decode(source[i]["image"], upright=False) for i in range(min(SHOWN, len(source)))]
+    shown = [decoded(source[i]) for i in range(min(SHOWN, len(source)))]
     drawn = [draw(image, d, t, threshold) for image, d, t in zip(shown, found, true)]
     return Report(
         numbers,

@@ -13,6 +13,7 @@ import optax
 from facejax.data.detection import DetectionImages
 from facejax.detection.base import Detector, Truth
 from facejax.evaluate import detection
+from facejax.metrics import wider_face
 from facejax.train import AXIS, Experiment, Mean, Options, Report, TrainState, supervised_step, warm_start
 
 
@@ -36,6 +37,12 @@ class Evaluation:
     truth: str = ""
     stretch: bool = False
     timed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.protocol not in detection.PROTOCOLS:
+            raise ValueError(f"eval.protocol is {self.protocol!r}: expected one of {', '.join(detection.PROTOCOLS)}")
+        if self.protocol == "wider" and not self.truth:
+            raise ValueError("eval.truth is empty: protocol wider needs the folder of the official .mat files")
 
 
 def detector(
@@ -65,6 +72,8 @@ def detector(
     size, batch = data.image_size, options.batch_size
     if model.classes != data.classes:
         raise ValueError(f"the detector has {model.classes} classes and the data {data.classes}: expected as many")
+    if model.points not in (0, data.points):
+        raise ValueError(f"the detector has {model.points} points and the data {data.points}: expected none or as many")
 
     def fresh(rng: jax.Array) -> Any:
         return model.net.init(rng, jnp.zeros((2, size, size, 3)), train=False)
@@ -86,6 +95,11 @@ def detector(
         total = sum(term.value(AXIS) for term in terms.values())
         metrics = {name: Mean(term.weight * term.total.sum(), term.count.sum()) for name, term in terms.items()}
         return total, ({**model_state, **updated}, metrics)
+
+    def train_data() -> Any:
+        if evaluation.protocol == "wider":
+            wider_face.read_truth(evaluation.truth)  # a missing file is an error now, not after the training
+        return data.batches(batch, seed)
 
     def evaluate(state: TrainState) -> Report:
         variables = {"params": state.ema if ema else state.params, **state.model_state}
@@ -117,7 +131,7 @@ def detector(
         init=init,
         prepare=(lambda: start(jax.eval_shape(fresh, jax.random.key(0)))) if start else None,
         train_step=supervised_step(loss_fn, tx, microbatches=options.microbatches, ema_decay=ema),
-        train_data=lambda: data.batches(batch, seed),
+        train_data=train_data,
         batch={name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()},
     )
 

@@ -198,7 +198,7 @@ def coco():
         "images": [{"id": 9, "file_name": "b.jpg"}, {"id": 3, "file_name": "a.jpg"}],
         "categories": [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}],
         "annotations": [
-            {"id": 1, "image_id": 9, "category_id": 90, "bbox": [1.5, 2, 3, 4], "iscrowd": 0},
+            {"id": 1, "image_id": 9, "category_id": 90, "bbox": [1.5, 2, 3, 4], "iscrowd": 0, "area": 7.5},
             {"id": 2, "image_id": 9, "category_id": 1, "bbox": [0, 0, 10, 10], "iscrowd": 1},
         ],
     }
@@ -212,7 +212,9 @@ def test_coco(tmp_path):
     np.testing.assert_array_equal(image.boxes, [[1.5, 2, 4.5, 6], [0, 0, 10, 10]])
     assert image.labels.tolist() == [1, 0]
     assert image.ignored.tolist() == [False, True]
+    assert image.areas.tolist() == [7.5, 100]
     assert image.points.shape == (2, 0, 2)
+    assert source._images[0].areas.shape == (0,)
 
 
 def damaged(*path, value=None):
@@ -236,6 +238,7 @@ def damaged(*path, value=None):
         (damaged("annotations", 1, "bbox"), "annotation 1: no 'bbox', in {'id': 2"),
         (damaged("annotations", 0, "bbox", value=[1, 2, 3]), "annotation 0: not enough values"),
         (damaged("annotations", 0, "bbox", value=[1, 2, 3, 1e999]), "annotation 0: .*four finite numbers"),
+        (damaged("annotations", 0, "area", value=1e999), "annotation 0: area inf: expected a finite number"),
         (damaged("annotations", 0, "image_id", value=4), "annotation 0: image 4, category 90: expected known ids"),
         (damaged("annotations", 0, "image_id", value=[4]), "annotation 0: "),
         (damaged("annotations", 0, "category_id", value=2), "annotation 0: .*expected known ids"),
@@ -324,8 +327,10 @@ def test_catalogue_examples():
     assert found["points"].shape == (2, 5, 2)
     assert found["name"] == "a.jpg"
     assert found["labels"].tolist() == [0, 0]
-    crowd = {"bbox": half, "label": np.array([7, 79]), "is_crowd": np.array([False, True])}
+    assert "areas" not in found
+    crowd = {"bbox": half, "label": np.array([7, 79]), "is_crowd": np.array([False, True]), "area": np.array([9, 5])}
     found = boxes.from_catalogue({"image": PNG, "objects": crowd})
+    assert found["areas"].tolist() == [9, 5]
     assert found["labels"].tolist() == [7, 79]
     assert found["ignored"].tolist() == [False, True]
     assert found["points"].shape == (2, 0, 2)

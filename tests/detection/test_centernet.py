@@ -202,6 +202,13 @@ def test_published_detector(test_data):
             np.testing.assert_allclose(found.points[found.mask], points, atol=1e-3)
 
 
+def test_suppression_is_compared_by_ap():
+    config = experiment.get_config()
+    config.eval.protocol = "wider"
+    with pytest.raises(ValueError, match=r"eval.nms is 0.5: expected 0, as protocol wider has no ap to compare"):
+        experiment.build(config)
+
+
 def smoke(folder, preset="synthetic", **changes):
     config = experiment.get_config(preset)
     config.update_from_flattened_dict(

@@ -183,7 +183,7 @@ def test_targets_decode_to_the_truth():
     assert all(float(term.value()) < 1e-3 for term in perfect.values())
 
 
-@pytest.mark.parametrize("size", [(96, 128), (75, 101), (61, 45)])
+@pytest.mark.parametrize("size", [(96, 128), (75, 101), (61, 45), (73, 105)])
 def test_network_and_anchors_have_one_layout(size):
     detector = model()
     variables = jax.eval_shape(lambda k: detector.net.init(k, jnp.zeros((1, *size, 3)), train=False), jax.random.key(0))

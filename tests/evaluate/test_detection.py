@@ -122,6 +122,15 @@ def test_voc_counts_continuous_pixels(protocol):
         assert detection.scores(halves, true, protocol)[0] == {"map": pytest.approx(found)}
 
 
+def test_sizes_of_coco_are_those_of_segments():
+    example = {"boxes": np.float32([[0, 0, 40, 40]]), "labels": [0], "ignored": [False], "points": np.zeros((1, 0, 2))}
+    found = [metrics.Detections(example["boxes"], np.array([0.5]))]
+    numbers = detection.scores(found, detection.objects([{**example, "areas": [900.0]}]), "coco")[0]
+    assert numbers["ap_small"] == pytest.approx(100) and np.isnan(numbers["ap_medium"])  # 32 x 32 pixels are medium
+    numbers = detection.scores(found, detection.objects([example]), "coco")[0]
+    assert np.isnan(numbers["ap_small"]) and numbers["ap_medium"] == pytest.approx(100)
+
+
 def test_drawing():
     image, box = np.zeros((20, 20, 3), np.uint8), np.float32([[2, 3, 8, 9]])
     found = metrics.Detections(box + 8, np.array([0.5]), points=box[:, None, :2] + 10)
@@ -192,10 +201,23 @@ def test_eight_devices_equal_one():
                                    measured["score"].total / measured["score"].count, rtol=1e-5)  # fmt: skip
 
 
+def test_the_protocol_is_checked_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"eval.protocol is 'fddb': expected one of faces, wider, coco"):
+        Evaluation(protocol="fddb")
+    with pytest.raises(ValueError, match=r"eval.truth is empty: protocol wider needs the folder"):
+        Evaluation(protocol="wider")
+    data, chosen = DetectionImages("retinaface", "nowhere"), Evaluation(protocol="wider", truth=str(tmp_path))
+    run = detector(Brightest(), data, None, Options(batch_size=1, steps=1), chosen, seed=0)
+    with pytest.raises(FileNotFoundError, match=r"wider_face_val.mat"):
+        run.train_data()
+
+
 def test_classes_must_agree():
     data = DetectionImages("retinaface", "nowhere", classes=3)
     with pytest.raises(ValueError, match="the detector has 1 classes and the data 3: expected as many"):
         detector(Brightest(), data, None, Options(batch_size=1, steps=1), Evaluation(), seed=0)
+    with pytest.raises(ValueError, match="the detector has 5 points and the data 0: expected none or as many"):
+        detector(Brightest(), DetectionImages("voc"), None, Options(batch_size=1, steps=1), Evaluation(), seed=0)
 
 
 def test_a_run_begins_with_given_branches():

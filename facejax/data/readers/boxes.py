@@ -41,6 +41,7 @@ class Annotated:
       ignored: [n] bool, objects that are no training targets.
       points: [n, P, 2] float32 (x, y) in pixels.
       visible: [n, P] bool, annotated points.
+      areas: [n] float32, square pixels of the objects' segments, or None.
     """
 
     picture: pathlib.Path
@@ -50,6 +51,7 @@ class Annotated:
     ignored: np.ndarray
     points: np.ndarray
     visible: np.ndarray
+    areas: np.ndarray | None = None
 
 
 class BoxImages:
@@ -79,7 +81,7 @@ class BoxImages:
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self._images[index]
         fields = {f.name: getattr(image, f.name) for f in dataclasses.fields(image) if f.name != "picture"}
-        return {"image": image.picture.read_bytes(), **fields}
+        return {"image": image.picture.read_bytes(), **{k: v for k, v in fields.items() if v is not None}}
 
 
 def without_area(boxes: np.ndarray) -> np.ndarray:
@@ -95,13 +97,16 @@ def annotated(
     ignored: Any,
     points: np.ndarray | None = None,
     visible: np.ndarray | None = None,
+    areas: Any = None,
 ) -> Annotated:
     """An `Annotated` with arrays of the right types; boxes without area are ignored. No points: P is 0."""
     boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
     ignored = np.asarray(ignored, bool) | without_area(boxes)
     points = np.zeros((len(boxes), 0, 2)) if points is None else points
     visible = np.zeros(points.shape[:2], bool) if visible is None else visible
-    return Annotated(picture, name, boxes, np.asarray(labels, np.int32), ignored, points.astype(np.float32), visible)
+    areas = None if areas is None else np.asarray(areas, np.float32)
+    labels, points = np.asarray(labels, np.int32), points.astype(np.float32)
+    return Annotated(picture, name, boxes, labels, ignored, points, visible, areas)
 
 
 def inside(folder: Path, name: str, where: str) -> pathlib.Path:
@@ -116,7 +121,7 @@ def read_coco(annotations: Path, pictures: Path) -> BoxImages:
     """COCO's instances_*.json; images without objects stay, crowds are ignored.
 
     The labels are the places of the category ids in ascending order: 0..79 in COCO. Images are in the order of their
-    ids.
+    ids. Objects without "area" have that of their box.
 
     Args:
       annotations: the file.
@@ -142,21 +147,23 @@ def read_coco(annotations: Path, pictures: Path) -> BoxImages:
                 raise ValueError(f"image {image!r}, category {entry['category_id']!r}: expected known ids")
             if not math.isfinite(x + y + width + height):
                 raise ValueError(f"bbox {entry['bbox']}: expected four finite numbers")
-            objects[image].append(((x, y, x + width, y + height), label, bool(entry.get("iscrowd", 0))))
+            area = float(entry.get("area", width * height))
+            if not math.isfinite(area):
+                raise ValueError(f"area {area}: expected a finite number")
+            objects[image].append(((x, y, x + width, y + height), label, bool(entry.get("iscrowd", 0)), area))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"{where}: {reason}, in {str(entry)[:200]}") from error
-    return BoxImages(
-        [
-            annotated(inside(pictures, name, f"{annotations}, image {number}"), name, *_columns(objects[number]))
-            for number, name in sorted(images.items())
-        ],
-        annotations,
-    )
+    found = []
+    for number, name in sorted(images.items()):
+        picture = inside(pictures, name, f"{annotations}, image {number}")
+        boxes, labels, ignored, areas = _columns(objects[number], 4)
+        found.append(annotated(picture, name, boxes, labels, ignored, areas=areas))
+    return BoxImages(found, annotations)
 
 
-def _columns(rows: Sequence[tuple[Any, ...]]) -> tuple[Sequence[Any], ...]:
-    return tuple(zip(*rows, strict=True)) or ((), (), ())
+def _columns(rows: Sequence[tuple[Any, ...]], count: int) -> tuple[Sequence[Any], ...]:
+    return tuple(zip(*rows, strict=True)) or ((),) * count
 
 
 def _read_json(file: Path) -> Any:
@@ -205,7 +212,7 @@ def read_voc_file(file: Path) -> tuple[list[tuple[float, ...]], list[int], list[
                 "difficult 0 or 1"
             ) from error
         objects.append(((left - 1, top - 1, right, bottom), VOC_CLASSES.index(name), difficult))
-    return _columns(objects)
+    return _columns(objects, 3)
 
 
 def read_voc(folders: Sequence[Path], split: str) -> BoxImages:
@@ -251,6 +258,7 @@ def from_catalogue(example: Mapping[str, Any], voc: bool = False) -> dict[str, A
         "ignored": np.asarray(flag, bool) | without_area(boxes),
         "points": np.zeros((count, 5 if faces else 0, 2), np.float32),
         "visible": np.zeros((count, 5 if faces else 0), bool),
+        **({"areas": np.asarray(objects["area"], np.float32)} if "area" in objects else {}),
     }
 
 
