@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 import numpy as np
+from matplotlib import ticker
 
 from facejax.train import Report, app, new_figure
 from facejax.train.report import write_html
@@ -77,6 +78,8 @@ def cost_figure(rows: list[dict[str, Any]]) -> Any:
         axis.annotate(row["detector"], (row["million_multiply_adds"], row["ap"]), textcoords="offset points",
                       xytext=(4, 3), fontsize=7)  # fmt: skip
     axis.set(xscale="log", xlabel="multiply-adds of one image, millions", ylabel="average precision, %", ylim=(0, 101))
+    for scale in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+        scale(ticker.ScalarFormatter())
     axis.legend(fontsize=7)
     return figure
 
