@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.errors import FlaxError
 
 from facejax.data.detection import DetectionImages
 from facejax.detection.base import Detector, Truth
@@ -96,9 +97,21 @@ def detector(
         metrics = {name: Mean(term.weight * term.total.sum(), term.count.sum()) for name, term in terms.items()}
         return total, ({**model_state, **updated}, metrics)
 
+    def check_evaluation_size() -> None:
+        side = evaluation.image_size
+        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+        try:
+            variables = jax.eval_shape(fresh, jax.random.key(0))
+            jax.eval_shape(lambda v, x: model.net.apply(v, x, train=False), variables, images)
+        except (ValueError, TypeError, FlaxError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"eval.image_size is {side}: a network for {size} does not take it: {reason}") from error
+
     def train_data() -> Any:
         if evaluation.protocol == "wider":
             wider_face.read_truth(evaluation.truth)  # a missing file is an error now, not after the training
+        if evaluation.image_size not in (0, size):
+            check_evaluation_size()
         return data.batches(batch, seed)
 
     def evaluate(state: TrainState) -> Report:

@@ -212,6 +212,24 @@ def test_the_protocol_is_checked_before_training(tmp_path):
         run.train_data()
 
 
+class OneSize(nn.Module):
+    """A dense layer on all pixels."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(1)(images.reshape(len(images), -1))
+
+
+def test_the_size_of_evaluation_is_checked_before_training():
+    data = DetectionImages("retinaface", "nowhere", image_size=32)
+    run = detector(Brightest(OneSize()), data, None, Options(batch_size=1, steps=1), Evaluation(image_size=64), seed=0)
+    with pytest.raises(ValueError, match=r"eval.image_size is 64: a network for 32 does not take it: .*Dense"):
+        run.train_data()
+    run = detector(Brightest(), data, None, Options(batch_size=1, steps=1), Evaluation(image_size=64), seed=0)
+    with pytest.raises(ValueError, match=r"label.txt: not a readable text file"):
+        run.train_data()
+
+
 def test_classes_must_agree():
     data = DetectionImages("retinaface", "nowhere", classes=3)
     with pytest.raises(ValueError, match="the detector has 1 classes and the data 3: expected as many"):
