@@ -92,10 +92,10 @@ def milliseconds(model: Detector, variables: Any, size: int, repeats: int = 10) 
 
 
 def objects(source: Source) -> list[Objects]:
-    """Annotations of all examples of a source."""
+    """Annotations of all examples of a source; boxes of negative size, which are ignored, have none."""
     return [
         Objects(
-            example["boxes"],
+            np.maximum(example["boxes"], np.tile(np.asarray(example["boxes"])[:, :2], 2)),
             example["labels"],
             example.get("ignored"),
             example.get("areas"),

@@ -112,6 +112,7 @@ def detector(
             wider_face.read_truth(evaluation.truth)  # a missing file is an error now, not after the training
         if evaluation.image_size not in (0, size):
             check_evaluation_size()
+        data.test()  # missing images likewise
         return data.batches(batch, seed)
 
     def evaluate(state: TrainState) -> Report:

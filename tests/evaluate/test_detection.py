@@ -131,6 +131,17 @@ def test_sizes_of_coco_are_those_of_segments():
     assert np.isnan(numbers["ap_small"]) and numbers["ap_medium"] == pytest.approx(100)
 
 
+def test_boxes_of_negative_size_are_ignored(variables):
+    images = source([(128, 128), (96, 128)])
+    images[0]["boxes"] = np.concatenate([images[0]["boxes"], np.float32([[50, 50, 47, 60]])])
+    for name, value in (("labels", 0), ("ignored", True)):
+        images[0][name] = np.append(images[0][name], value)
+    for name in ("points", "visible"):
+        images[0][name] = np.concatenate([images[0][name]] * 2)
+    report = detection.report(Brightest(), variables, images, 64, protocol="faces", batch_size=2)
+    assert report.metrics["recall"] == 100
+
+
 def test_drawing():
     image, box = np.zeros((20, 20, 3), np.uint8), np.float32([[2, 3, 8, 9]])
     found = metrics.Detections(box + 8, np.array([0.5]), points=box[:, None, :2] + 10)
