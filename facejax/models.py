@@ -610,7 +610,6 @@ MODELS: Mapping[str, Model] = {
     "ssd512_coco": _detector(
         "ssd:ssd512", 36_038_196, 512, LAYERS, "SSD of 512 pixels, 80 classes", num_classes=80
     ),
-
     "hourglass104": Model(
         BACKBONES + "hourglass:hourglass104", 187_700_352, (511, 511, 3), "CornerNet's code",
         "Hourglass-104 of two stacks, the trunk of CornerNet and CenterNet",
@@ -632,7 +631,6 @@ MODELS: Mapping[str, Model] = {
         }),
     ),
     "centernet_hourglass104": _centernet("Hourglass-104", 191_284_008, Part(BACKBONES + "hourglass:hourglass104")),
-
     "ssh_vgg16": Model(
         "facejax.detection.ssh:ssh_vgg16", 19_766_372, (640, 640, 3),
         "the authors' layers, without the 2,048 constants of the fixed deconvolution",
@@ -647,7 +645,6 @@ MODELS: Mapping[str, Model] = {
             ("dual_resnet152", 107_632_626, LAYERS, "DSFD with the paper's two shots on ResNet-152"),
         )
     },
-
     "retinaface_mobilenet025": Model(
         "facejax.detection.retinaface:retinaface_mobilenet025", 426_608, (640, 640, 3), "biubug6/Pytorch_Retinaface",
         "RetinaFace, MobileNet V1 with a quarter of the channels, face detector",
@@ -665,7 +662,6 @@ MODELS: Mapping[str, Model] = {
         "facejax.detection.retinaface:retinaface_resnet152", 69_095_144, (640, 640, 3),
         "summed over the paper's layers", "RetinaFace of the paper: five levels, deformable convolutions, one head",
     ),
-
     "yolov1": Model(
         "facejax.detection.yolov1:yolov1", 271_703_550, (448, 448, 3), "layers of the paper's Fig. 3",
         "YOLO v1, 24 convolutions, 20 classes",
@@ -690,7 +686,6 @@ MODELS: Mapping[str, Model] = {
             ("l6", 76_674_112, "l with a fourth level", "layers of YOLOv5's P6 networks"),
         )
     },
-
     **{
         f"scrfd_{name}": Model(
             f"facejax.detection.scrfd:scrfd_{name}", parameters, (640, 640, 3),

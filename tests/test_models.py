@@ -19,6 +19,8 @@ from facejax.train.dry_run import count
 
 NO_WINGS = {"data", "interop", "metrics", "morphable", "nn", "ops", "train"}
 PARTS = {
+    "facejax.backbones.dla": {"BasicBlock", "Enlarge", "IDAUp", "Tree"},
+    "facejax.backbones.hourglass": {"HourglassModule", "Residual"},
     "facejax.backbones.hrnet": {"HighResolutionModule"},
     "facejax.backbones.inception": {"AuxiliaryHead", "ConvRelu", "Mixed"},
     "facejax.backbones.iresnet": {"EmbeddingHead", "IBasicBlock"},
@@ -26,27 +28,19 @@ PARTS = {
     "facejax.backbones.mobilenet": {"InvertedResidual"},
     "facejax.backbones.resnet": {"ResidualBlock"},
     "facejax.backbones.vgg": {"Classifier"},
-    "facejax.backbones.dla": {"BasicBlock", "Enlarge", "IDAUp", "Tree"},
-    "facejax.backbones.hourglass": {"HourglassModule", "Residual"},
     "facejax.detection.cornernet": {"CornerModule", "Head"},
-
     "facejax.detection.dsfd": {
         "DilatedBlock", "Head", "Net", "Products", "ResNetMaps", "SplitBlock", "VGGMaps",
     },
     "facejax.detection.ssh": {"ContextModule", "DetectionModule", "Net"},
-
     "facejax.detection.retinaface": {"ContextModule", "RetinaFaceNet"},
     "facejax.detection.retinaface_mesh": {"ChebConv", "MeshDecoder", "MeshEncoder", "WithDecoder"},
-
     "facejax.detection.retinanet": {"FPN", "Head", "Net"},
     "facejax.detection.ssd": {"L2Norm", "Net", "ReducedVGG"},
-
     "facejax.detection.scrfd": {
         "GroupConv", "Head", "MobileTrunk", "Neck", "Output", "Residual", "ResidualTrunk", "Separable",
     },
-
     "facejax.detection.yolo5face": {"C3", "CSPTrunk", "Focus", "SPP", "ShuffleBlock", "ShuffleTrunk", "StemBlock"},
-
     "facejax.foundations.deformable": {"DeformablePSRoIPool", "DeformableRoIPool"},
     "facejax.foundations.transformer": {"FeedForward", "Layer", "Recurrent"},  # `Recurrent` is a baseline of ours
     "facejax.foundations.vib": {"VIBHead"},

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -150,28 +151,21 @@ class Net(nn.Module):
         return {name: jnp.concatenate([head(x) for x in levels], 1) for name, head in heads.items()}
 
 
-def retinanet_resnet50(
+def _on_resnet(
+    resnet: Callable[..., nn.Module],
     num_classes: int = 80,
     coarse: Coarse = "c5",
     stride_in_1x1: bool = True,
     frozen_norm: bool = True,
     dtype: Dtype = jnp.float32,
 ) -> Net:
-    """ResNet-50-FPN. torchvision's has `coarse="p5"` and `stride_in_1x1=False`."""
-    trunk = resnet50(stride_in_1x1=stride_in_1x1, dtype=dtype)
+    """RetinaNet on a ResNet. torchvision's has `coarse="p5"` and `stride_in_1x1=False`."""
+    trunk = resnet(stride_in_1x1=stride_in_1x1, dtype=dtype)
     return Net(trunk, num_classes, coarse=coarse, frozen_norm=frozen_norm, dtype=dtype)
 
 
-def retinanet_resnet101(
-    num_classes: int = 80,
-    coarse: Coarse = "c5",
-    stride_in_1x1: bool = True,
-    frozen_norm: bool = True,
-    dtype: Dtype = jnp.float32,
-) -> Net:
-    """ResNet-101-FPN."""
-    trunk = resnet101(stride_in_1x1=stride_in_1x1, dtype=dtype)
-    return Net(trunk, num_classes, coarse=coarse, frozen_norm=frozen_norm, dtype=dtype)
+retinanet_resnet50 = partial(_on_resnet, resnet50)
+retinanet_resnet101 = partial(_on_resnet, resnet101)
 
 
 def sigmoid_focal_loss(
