@@ -1,0 +1,5 @@
+"""Facial landmarks in images and videos."""
+
+from facejax._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

@@ -1,0 +1,5 @@
+"""Generative networks of faces."""
+
+from facejax._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)

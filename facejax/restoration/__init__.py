@@ -1,0 +1,5 @@
+"""Restoration of degraded images: super-resolution and deblurring."""
+
+from facejax._lazy import lazy
+
+__getattr__, __dir__, __all__ = lazy(__name__, __path__)
