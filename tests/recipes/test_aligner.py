@@ -20,7 +20,7 @@ class Linear(nn.Module):
 def test_one_step_lowers_the_loss():
     data = LandmarkImages(image_size=8)
     experiment = aligner(
-        Linear(), data, optax.sgd(0.02), Options(batch_size=4), Evaluation(),
+        Linear(), data, optax.sgd(0.02), Options(batch_size=4, steps=3), Evaluation(),
         losses=lambda points, batch: {"l2": ((points - batch["points"]) ** 2).mean((1, 2))},
         decode=lambda points: {"points": points}, preprocess=normalize.unit, seed=0,
     )  # fmt: skip
@@ -29,11 +29,13 @@ def test_one_step_lowers_the_loss():
         "image": rng.integers(0, 255, (4, 8, 8, 3)).astype(np.uint8),
         "points": rng.uniform(0, 8, (4, 68, 2)).astype(np.float32),
     }
-    step = jax.jit(jax.vmap(experiment.train_step, in_axes=(None, 0, None), out_axes=(None, 0), axis_name=AXIS))
+    step = jax.jit(
+        lambda *given: jax.vmap(experiment.train_step, axis_name=AXIS)(*jax.tree.map(lambda x: x[None], given))
+    )
     state, losses = experiment.init(jax.random.key(0)), []
     for _ in range(3):
-        state, metrics = step(state, jax.tree.map(lambda x: jnp.asarray(x)[None], batch), jax.random.key(1))
-        losses.append(float(metrics["l2"].total[0] / metrics["l2"].count[0]))
+        state, metrics = jax.tree.map(lambda x: x[0], step(state, jax.tree.map(jnp.asarray, batch), jax.random.key(1)))
+        losses.append(float(metrics["l2"].total / metrics["l2"].count))
     assert losses[2] < losses[1] < losses[0]
     assert set(experiment.batch) == {"image", "points", "visible", "attributes"}
 
