@@ -95,7 +95,7 @@ class Window:
 
 
 class Termination:
-    """Handles SIGTERM, SIGHUP and SIGINT: the loop stops between steps; while `interrupting`, raises SystemExit at once.
+    """Handles SIGTERM, SIGHUP and SIGINT: the loop stops between steps, and at once while `interrupting`.
 
     The exit code is 128 plus the number of the signal. A second SIGINT (Ctrl-C) is a KeyboardInterrupt. Several
     processes agree on SIGTERM only, and leave the other signals as they are.

@@ -174,9 +174,7 @@ def make_executor(experiment: Experiment, kind: str, num_devices: int = 0) -> Sh
     if num_devices > len(devices):
         raise ValueError(f"train.devices asks for {num_devices} devices, but {len(devices)} are visible")
     if jax.process_count() > 1 and num_devices not in (0, len(devices)):
-        raise ValueError(
-            f"train.devices is {num_devices} of {len(devices)}: {jax.process_count()} hosts use all of theirs, expected 0"
-        )
+        raise ValueError(f"train.devices is {num_devices} of {len(devices)}: several hosts use all, expected 0")
     return EXECUTORS[kind](experiment, devices[: num_devices or None])
 
 

@@ -135,7 +135,7 @@ def test_invalid_arguments_raise(toy):
 def test_hosts_use_all_devices(toy, monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     experiment = toy.build(toy.get_config())
-    with pytest.raises(ValueError, match="train.devices is 4 of 8: 2 hosts use all of theirs, expected 0"):
+    with pytest.raises(ValueError, match=r"train.devices is 4 of 8: several hosts use all, expected 0"):
         parallel.make_executor(experiment, "shard_map", 4)
     parallel.make_executor(experiment, "shard_map", 8)
 
