@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.spatial.transform import Rotation
 
 LIMIT = 99.0
 """Labels with an angle beyond it, degrees, are left out by Hopenet and FSA-Net: 31 of AFLW2000-3D's 2000 faces."""
@@ -23,51 +24,44 @@ _AXES = np.array([1.0, -1.0, -1.0])
 
 
 def to_labels(angles: ArrayLike) -> np.ndarray:
-    """Facejax's angles [..., 3] -> labels [..., 3]."""
+    """Facejax's angles [N, 3] -> labels [N, 3]."""
     return -np.degrees(_triples(angles))[..., [1, 0, 2]]
 
 
 def from_labels(labels: ArrayLike) -> np.ndarray:
-    """Labels [..., 3] -> facejax's angles [..., 3]."""
+    """Labels [N, 3] -> facejax's angles [N, 3]."""
     return -np.radians(_triples(labels))[..., [1, 0, 2]]
 
 
 def rotation(labels: ArrayLike) -> np.ndarray:
-    """Labels [..., 3] -> rotations [..., 3, 3] in facejax's axes (x right, y up, z to the viewer)."""
-    pitch, yaw, roll = np.moveaxis(from_labels(labels), -1, 0)
-    return _elementary(pitch, 0) @ _elementary(yaw, 1) @ _elementary(roll, 2)
+    """Labels [N, 3] -> rotations [N, 3, 3] in facejax's axes (x right, y up, z to the viewer)."""
+    return _rotation(labels).as_matrix()
 
 
-def labels(matrix: ArrayLike) -> np.ndarray:
+def labels(rotations: ArrayLike) -> np.ndarray:
     """Inverse of `rotation`; yaw lies within +-90 degrees."""
-    m = np.asarray(matrix, np.float64)
-    yaw = np.arcsin(np.clip(m[..., 0, 2], -1, 1))
-    pitch, roll = np.arctan2(-m[..., 1, 2], m[..., 2, 2]), np.arctan2(-m[..., 0, 1], m[..., 0, 0])
-    return to_labels(np.stack([pitch, yaw, roll], -1))
+    return to_labels(Rotation.from_matrix(rotations).as_euler("XYZ"))
 
 
-def from_biwi(matrix: ArrayLike) -> np.ndarray:
-    """Rotations [..., 3, 3] of BIWI's files (x right, y down, z away) -> labels [..., 3]."""
-    return labels(np.asarray(matrix, np.float64) * _AXES[:, None] * _AXES)
+def from_biwi(rotations: ArrayLike) -> np.ndarray:
+    """Rotations [N, 3, 3] of BIWI's files (x right, y down, z away) -> labels [N, 3]."""
+    return labels(np.asarray(rotations, np.float64) * _AXES[:, None] * _AXES)
 
 
-def to_biwi(found: ArrayLike) -> np.ndarray:
-    """Labels [..., 3] -> rotations [..., 3, 3] as in BIWI's files."""
-    return rotation(found) * _AXES[:, None] * _AXES
+def to_biwi(labels: ArrayLike) -> np.ndarray:
+    """Labels [N, 3] -> rotations [N, 3, 3] as in BIWI's files."""
+    return rotation(labels) * _AXES[:, None] * _AXES
 
 
-def to_zyx(found: ArrayLike) -> np.ndarray:
-    """Labels [..., 3] -> yaw, pitch, roll in degrees of `matrix2angle`: of Rz(roll) Ry(-yaw) Rx(pitch)."""
-    m = rotation(found)
-    yaw = np.arcsin(np.clip(m[..., 2, 0], -1, 1))
-    pitch, roll = np.arctan2(m[..., 2, 1], m[..., 2, 2]), np.arctan2(m[..., 1, 0], m[..., 0, 0])
-    return np.degrees(np.stack([yaw, pitch, roll], -1))
+def to_zyx(labels: ArrayLike) -> np.ndarray:
+    """Labels [N, 3] -> yaw, pitch, roll in degrees of `matrix2angle`: of Rz(roll) Ry(-yaw) Rx(pitch)."""
+    return _rotation(labels).as_euler("ZYX", degrees=True)[..., [1, 2, 0]] * [-1, 1, 1]
 
 
 def from_zyx(angles: ArrayLike) -> np.ndarray:
     """Inverse of `to_zyx`."""
-    yaw, pitch, roll = np.moveaxis(np.radians(_triples(angles)), -1, 0)
-    return labels(_elementary(roll, 2) @ _elementary(-yaw, 1) @ _elementary(pitch, 0))
+    turned = (_triples(angles) * [-1, 1, 1])[..., [2, 0, 1]]
+    return labels(Rotation.from_euler("ZYX", turned, degrees=True).as_matrix())
 
 
 class PoseErrors(NamedTuple):
@@ -119,9 +113,12 @@ def pose_errors(predicted: ArrayLike, truth: ArrayLike, limit: float | None = LI
 
 
 def geodesic(first: ArrayLike, second: ArrayLike) -> np.ndarray:
-    """Angle [...] in degrees, 0..180, between the rotations of two sets of labels [..., 3]."""
-    apart = rotation(first) - rotation(second)
-    return np.degrees(2 * np.arcsin(np.clip(np.sqrt((apart**2).sum((-1, -2)) / 8), 0, 1)))
+    """Angles [N] in degrees, 0..180, between the rotations of two sets of labels [N, 3]."""
+    return np.degrees((_rotation(first).inv() * _rotation(second)).magnitude())
+
+
+def _rotation(labels: ArrayLike) -> Rotation:
+    return Rotation.from_euler("XYZ", from_labels(labels))
 
 
 def _triples(angles: ArrayLike) -> np.ndarray:
@@ -129,14 +126,3 @@ def _triples(angles: ArrayLike) -> np.ndarray:
     if angles.shape[-1:] != (3,):
         raise ValueError(f"angles of shape {angles.shape}: expected three angles along the last axis")
     return angles
-
-
-def _elementary(angle: np.ndarray, axis: int) -> np.ndarray:
-    """Right-handed rotation by `angle` about x, y or z."""
-    c, s, zero, one = np.cos(angle), np.sin(angle), np.zeros_like(angle), np.ones_like(angle)
-    rows = {
-        0: [[one, zero, zero], [zero, c, -s], [zero, s, c]],
-        1: [[c, zero, s], [zero, one, zero], [-s, zero, c]],
-        2: [[c, -s, zero], [s, c, zero], [zero, zero, one]],
-    }[axis]
-    return np.stack([np.stack(row, -1) for row in rows], -2)

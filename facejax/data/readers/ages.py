@@ -97,12 +97,11 @@ def read_mega_age(root: Path, split: str) -> FaceImages:
     names, numbers = read_lines(listed), read_lines(ages)
     if len(names) != len(numbers):
         raise ValueError(f"{listed} has {len(names)} lines and {ages.name} {len(numbers)}: expected as many")
-    return FaceImages(
-        [
-            Face(inside(root / split, name.strip(), f"{listed}, line {i}"), name.strip(), age=_age(age, f"{ages}, line {i}"))
-            for i, (name, age) in enumerate(zip(names, numbers, strict=True), 1)
-        ]
-    )
+    faces = []
+    for i, (name, age) in enumerate(zip(names, numbers, strict=True), 1):
+        picture = inside(root / split, name.strip(), f"{listed}, line {i}")
+        faces.append(Face(picture, name.strip(), age=_age(age, f"{ages}, line {i}")))
+    return FaceImages(faces)
 
 
 def read_age_list(annotations: Path, pictures: Path) -> FaceImages:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 from facejax.data.readers import matlab
 from facejax.data.readers.landmarks import Face, FaceImages, Path, beside, floats, read_lines
@@ -146,21 +147,13 @@ def read_biwi_pose(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return rotation, values[3]
 
 
-def biwi_angles(rotation: np.ndarray) -> np.ndarray:
-    """Pitch, yaw, roll [..., 3] in radians of `facejax.ops.rotation.from_euler`, of BIWI's rotations [..., 3, 3].
+def biwi_angles(rotations: np.ndarray) -> np.ndarray:
+    """Pitch, yaw, roll [N, 3] in radians of `facejax.ops.rotation.from_euler`, of BIWI's rotations [N, 3, 3].
 
     The camera's axes are x right, y down, z away; those of facejax x right, y up, z to the viewer.
     """
     axes = np.array([1, -1, -1])
-    turned = rotation * axes[:, None] * axes
-    return np.stack(
-        [
-            np.arctan2(-turned[..., 1, 2], turned[..., 2, 2]),
-            np.arcsin(np.clip(turned[..., 0, 2], -1, 1)),
-            np.arctan2(-turned[..., 0, 1], turned[..., 0, 0]),
-        ],
-        -1,
-    )
+    return Rotation.from_matrix(rotations * axes[:, None] * axes).as_euler("XYZ")
 
 
 def read_biwi(root: Path) -> FaceImages:

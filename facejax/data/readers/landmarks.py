@@ -1,8 +1,8 @@
-"""Faces with landmarks: `.pts` files and 300W, WFLW, COFW and AFLW.
+"""Faces with landmarks: `.pts` files and 300W, WFLW, COFW, AFLW and LaPa.
 
 Points are (x, y) in pixels; integers are pixel centres, from 0. Coordinates of MATLAB's files and of `.pts` files
-begin at 1 and are lowered by 1; those of WFLW's and AFLW's lists are kept. Images are read when they are asked for, as
-stored: the EXIF orientation is ignored. Errors name the file and the place.
+begin at 1 and are lowered by 1; those of WFLW's, AFLW's and LaPa's lists are kept. Images are read when they are asked
+for, as stored: the EXIF orientation is ignored. Errors name the file and the place.
 """
 
 from __future__ import annotations
@@ -244,6 +244,30 @@ def read_aflw(annotations: Path, pictures: Path, split: str, train: int = 20_000
         box = _box(boxes[row][[0, 2, 1, 3]], where)
         xy = points[row].reshape(2, 19).T.astype(np.float32)
         faces.append(Face(inside(pictures, name, where), name, points=xy, visible=shown, box=box))
+    return FaceImages(faces)
+
+
+def read_lapa(root: Path, split: str) -> FaceImages:
+    """LaPa's landmarks/NAME.txt, the number of points and as many lines "x y", with images/NAME.jpg; in name order.
+
+    Args:
+      root: the folder.
+      split: "train", "val" or "test".
+
+    Raises:
+      ValueError: no such file, a damaged one, or one without its image.
+    """
+    folder = pathlib.Path(root) / split
+    faces = []
+    for file in sorted((folder / "landmarks").glob("*.txt")):
+        lines = read_lines(file, PTS_BYTES)
+        if lines[:1] != ["106"] or len(lines) != 107:
+            raise ValueError(f"{file}: {len(lines)} lines: expected '106', and 106 points")
+        points = np.array([floats(line.split(), 2, f"{file}, line {i}") for i, line in enumerate(lines[1:], 2)])
+        picture = beside(folder / "images" / file.name)
+        faces.append(Face(picture, f"{split}/{file.stem}", points=points.astype(np.float32)))
+    if not faces:
+        raise ValueError(f"{folder / 'landmarks'}: no .txt files, expected one for each image")
     return FaceImages(faces)
 
 
