@@ -38,4 +38,4 @@ MIRROR_106 = _partners(
     "97-99 101-103 104-105",
 )
 MIRRORS = {len(map_): map_ for map_ in (MIRROR_19, MIRROR_29, MIRROR_68, MIRROR_98, MIRROR_106)}
-"""Number of points -> each point's mirror partner."""
+"""By the number of landmarks."""
