@@ -104,7 +104,7 @@ def icp_error(
     Args:
       predicted: [V, 3] of the face region.
       truth: [V', 3].
-      size: such as the outer interocular distance in 3D (PRNet), or sqrt(width * height) of the true mesh's box (2DASL).
+      size: the outer interocular distance in 3D (PRNet), or sqrt(width * height) of the true mesh's box (2DASL).
       change: ends when the mean distance falls by less, in units of the vertices (2DASL's 0.01 pixels).
       most: iterations at most.
       scale: whether the alignment scales.
