@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -95,49 +94,51 @@ def uncrop_points(points: Any, roi: Any, size: int) -> Any:
     return points / (factor if depth else factor[..., :2]) + shift[..., : points.shape[-1]]
 
 
-def crop_parameters(vector: jax.Array, roi: Any, size: int, height: float, convention: Convention = FACEJAX) -> Any:
+def crop_parameters(vector: Any, roi: Any, size: int, height: float, convention: Convention = FACEJAX) -> Any:
     """Vectors [..., D] of faces in an image of `height` rows -> those of the same faces in crops of `size` pixels.
 
     Args:
-      vector: whitening undone.
+      vector: whitening undone; a NumPy array gives a NumPy array.
       roi: [..., 4] the regions that the crops show.
       size: of the crops.
       height: of the image.
       convention: by which the vertices of both become image coordinates.
     """
     factor, shift = _moves(roi, size, height, convention)
-    pose = _rows(vector) * factor[..., None]
-    return _with_rows(vector, pose.at[..., 3].add(shift))
+    return _moved(vector, factor, shift)
 
 
-def uncrop_parameters(vector: jax.Array, roi: Any, size: int, height: float, convention: Convention = FACEJAX) -> Any:
+def uncrop_parameters(vector: Any, roi: Any, size: int, height: float, convention: Convention = FACEJAX) -> Any:
     """Inverse of `crop_parameters`."""
     factor, shift = _moves(roi, size, height, convention)
-    return _with_rows(vector, _rows(vector).at[..., 3].add(-shift) / factor[..., None])
+    return _moved(vector, 1 / factor, -shift / factor)
 
 
-def _moves(roi: Any, size: int, height: float, convention: Convention) -> tuple[jax.Array, jax.Array]:
+def _moves(roi: Any, size: int, height: float, convention: Convention) -> tuple[Any, Any]:
     """Factors [..., 3] of the rows of a pose, and what is added to its translation after that."""
-    factor, corner = (jnp.asarray(x[..., 0, :]) for x in _factors(roi, size))
-    fx, fy, fz = jnp.moveaxis(factor, -1, 0)
-    right = fx * (convention.right - corner[..., 0]) - convention.right
-    down = size + convention.down - fy * (height + convention.down - corner[..., 1])
-    return factor, jnp.stack([right, down, (fz - 1) * convention.near], -1)
+    factor, corner = (x[..., 0, :] for x in _factors(roi, size))
+    right = factor[..., 0] * (convention.right - corner[..., 0]) - convention.right
+    down = size + convention.down - factor[..., 1] * (height + convention.down - corner[..., 1])
+    return factor, _numpy_or_jax(roi).stack([right, down, (factor[..., 2] - 1) * convention.near], -1)
 
 
-def _rows(vector: jax.Array) -> jax.Array:
-    return jnp.asarray(vector)[..., :12].reshape(*vector.shape[:-1], 3, 4)
+def _moved(vector: Any, factor: Any, shift: Any) -> Any:
+    """Vectors with the rows of their poses scaled by `factor` [..., 3] and moved by `shift` [..., 3]."""
+    xp = _numpy_or_jax(vector)
+    rows = vector[..., :12].reshape(*vector.shape[:-1], 3, 4) * factor[..., None]
+    rows = xp.concatenate([rows[..., :3], rows[..., 3:] + shift[..., None]], -1)
+    return xp.concatenate([rows.reshape(*rows.shape[:-2], 12), vector[..., 12:]], -1).astype(vector.dtype)
 
 
-def _with_rows(vector: jax.Array, rows: jax.Array) -> jax.Array:
-    return jnp.concatenate([rows.reshape(*vector.shape[:-1], 12), vector[..., 12:]], -1)
+def _numpy_or_jax(array: Any) -> Any:
+    return np if isinstance(array, np.ndarray) else jnp
 
 
 def _factors(roi: Any, size: int) -> tuple[Any, Any]:
     """Factors [..., 1, 3] of x, y and z, and the corner [..., 1, 3] of regions [..., 4]."""
     if roi.shape[-1] != 4:
         raise ValueError(f"regions {roi.shape}, expected [..., 4]")
-    xp = np if isinstance(roi, np.ndarray) else jnp
+    xp = _numpy_or_jax(roi)
     width, height = roi[..., 2] - roi[..., 0], roi[..., 3] - roi[..., 1]
     factor = xp.stack([size / width, size / height, 2 * size / (width + height)], -1)
     return factor[..., None, :], xp.stack([roi[..., 0], roi[..., 1], xp.zeros_like(width)], -1)[..., None, :]

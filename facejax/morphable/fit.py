@@ -65,6 +65,27 @@ def fit_landmarks(
     return join(Parameters(pose * scale, shape, expression))
 
 
+@partial(jax.jit, static_argnames=("steps",))
+def fit_pose(vertices: jax.Array, points: jax.Array, weights: jax.Array | None = None, *, steps: int = 5) -> jax.Array:
+    """Weak perspective poses [N, 3, 4] nearest to points, of known faces.
+
+    Args:
+      vertices: [N, L, 3] of about unit size.
+      points: [N, L, 2] with y up.
+      weights: [N, L]; all 1 when None.
+      steps: Gauss-Newton steps.
+    """
+    if points.shape != (*vertices.shape[:2], 2):
+        raise ValueError(f"fit_pose: points {points.shape}, expected {(*vertices.shape[:2], 2)}")
+    weights = jnp.ones(points.shape[:2]) if weights is None else jnp.asarray(weights, jnp.float32)
+    none = jnp.zeros((3, points.shape[1], 0))
+
+    def solve(face: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        return _fit_one(face[0], none, *face[1:], noise=1.0, steps=steps)[0]
+
+    return lax.map(solve, (vertices, points, weights))
+
+
 def affine_pose(vertices: jax.Array, points: jax.Array, weights: jax.Array) -> jax.Array:
     """The scaled rotation and translation [3, 4] of vertices [L, 3] that is nearest to the best affine map to points.
 
@@ -100,8 +121,8 @@ def _fit_one(
         zero, one = jnp.zeros_like(x), jnp.ones_like(x)
         motion = [[zero, z, -y, x, one, zero], [-z, zero, x, y, zero, one]]  # of a rotation vector, log f and t
         motion = jnp.stack([jnp.stack(row, -1) for row in motion])
-        form = (scale * rotation[:2] @ flat).reshape(2, -1, count)
-        jacobian = jnp.concatenate([motion, form], -1).reshape(-1, MOTION + count) * root[:, None]
+        form = (scale * rotation[:2] @ flat).reshape(2, len(mean), count)
+        jacobian = jnp.concatenate([motion, form], -1).reshape(len(root), MOTION + count) * root[:, None]
         normal = jacobian.T @ jacobian
         normal += jnp.diag(regular * jnp.where(jnp.arange(MOTION + count) < MOTION, jnp.diag(normal) + 1e-6, 1.0))
         gradient = jacobian.T @ residual - jnp.concatenate([jnp.zeros(MOTION), alpha])

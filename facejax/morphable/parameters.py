@@ -88,6 +88,15 @@ def linear_face(model: MorphableModel, layout: Layout | None = None) -> LinearFa
     return LinearFace(model.mean_shape, jnp.concatenate(bases, -1), model.triangles, model.landmarks68, layout)
 
 
+def face_region(model: MorphableModel) -> np.ndarray:
+    """Indices of the vertices of the face: no neck, ear, scalp or inside of the mouth, nothing behind the jaw's ends."""
+    others = ("neck", "ears", "scalp", "teeth", "mouth")
+    left_out = [np.asarray(model.regions[name]) for name in others if name in model.regions]
+    depth = np.asarray(model.mean_shape[:, 2])
+    left_out.append(depth < depth[np.asarray(model.landmarks68)].min())
+    return np.flatnonzero(~np.any(left_out, 0))
+
+
 def subset(face: LinearFace, vertices: np.ndarray) -> LinearFace:
     """The face of some vertices, in their order, with the triangles whose corners are all among them.
 

@@ -10,14 +10,17 @@ import pathlib
 import pickle
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.io
 
 from facejax.morphable.bfm import outward
 from facejax.morphable.parameters import Layout, LinearFace, Whitening, from_column
 
 BFM_VERTICES = 53_215
 """Of the mesh that 3DDFA and 300W-LP use."""
+BFM_TRIANGLES = 105_840
 NO_NECK_VERTICES = 38_365
 """Of 3DDFA_V2's mesh, which ends above the neck."""
 
@@ -129,6 +132,44 @@ def dense_face(
         jnp.asarray(landmarks, jnp.int32),
         Layout(shape_basis.shape[1], expression_basis.shape[1]),
     )
+
+
+def read_dense_face(folder: str | os.PathLike[str], layout: Layout) -> LinearFace:
+    """3DDFA's mesh from u_shp.npy, u_exp.npy, w_shp_sim.npy, w_exp_sim.npy, keypoints_sim.npy and tri.mat.
+
+    Raises:
+      ValueError: a file is missing, or belongs to another mesh or layout.
+    """
+    folder = pathlib.Path(folder)
+
+    def load(name: str) -> np.ndarray:
+        try:
+            return np.load(folder / name, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder / name}: not a readable array: {error}") from error
+
+    names = ("u_shp.npy", "u_exp.npy", "w_shp_sim.npy", "w_exp_sim.npy", "keypoints_sim.npy")
+    u_shape, u_expression, shape, expression, landmarks = map(load, names)
+    try:
+        triangles = scipy.io.loadmat(folder / "tri.mat")["tri"].astype(int) - 1
+    except Exception as error:  # damaged files raise various exceptions
+        raise ValueError(f"{folder / 'tri.mat'}: no MATLAB file with the variable tri: {error}") from error
+    if (shape.shape[1], expression.shape[1]) != layout:
+        raise ValueError(f"{folder}: bases of {shape.shape[1]} and {expression.shape[1]} components, expected {layout}")
+    if u_shape.shape != u_expression.shape:
+        raise ValueError(f"{folder}: u_shp {u_shape.shape} and u_exp {u_expression.shape}, expected equal shapes")
+    return dense_face(u_shape + u_expression, shape, expression, triangles, landmarks)
+
+
+def dense_shapes(layout: Layout) -> LinearFace:
+    """Shapes of `read_dense_face`'s result for the published files."""
+
+    def array(*shape: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    bases = array(BFM_VERTICES, 3, layout.shape + layout.expression)
+    triangles, landmarks = array(BFM_TRIANGLES, 3, dtype=jnp.int32), array(68, dtype=jnp.int32)
+    return LinearFace(array(BFM_VERTICES, 3), bases, triangles, landmarks, layout)
 
 
 def landmark_vertices(flat: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.morphable.model import MorphableModel
+from facejax.morphable.parameters import face_region
 from facejax.morphable.rasterizer import Fragments, interpolate, rasterize
 from facejax.ops.sampling import bilinear_sample
 
@@ -78,7 +79,7 @@ def uv_layout(model: MorphableModel, size: int) -> UVLayout:
         none = jnp.zeros(len(model.uv), bool)
         return sum((model.regions.get(name, none) for name in names), none)
 
-    face = ~vertices("neck", "ears", "scalp", "teeth", "mouth")
+    face = jnp.zeros(len(model.uv), bool).at[face_region(model)].set(True)
     columns = jnp.stack([face, vertices("eyes", "nose", "lips")], 1).astype(jnp.float32)
     fragments = uv_fragments(model.uv, model.triangles, size)
     inside, features = interpolate(fragments, model.triangles, columns)
