@@ -30,3 +30,8 @@ def centred(images: jax.Array, mean: np.ndarray = IMAGENET_MEAN) -> jax.Array:
 def bgr_unit(images: jax.Array) -> jax.Array:
     """BGR in 0..1 (MagFace)."""
     return images[..., ::-1].astype(jnp.float32) / 255
+
+
+def bgr_symmetric(images: jax.Array) -> jax.Array:
+    """BGR, (x - 127.5) / 128: the 3DDFA family."""
+    return (images[..., ::-1].astype(jnp.float32) - 127.5) / 128

@@ -89,7 +89,7 @@ def linear_face(model: MorphableModel, layout: Layout | None = None) -> LinearFa
 
 
 def face_region(model: MorphableModel) -> np.ndarray:
-    """Indices of the vertices of the face: no neck, ear, scalp or inside of the mouth, nothing behind the jaw's ends."""
+    """Indices of the vertices of the face: no neck, ears, scalp, or inside of the mouth, and none behind the jaw."""
     others = ("neck", "ears", "scalp", "teeth", "mouth")
     left_out = [np.asarray(model.regions[name]) for name in others if name in model.regions]
     depth = np.asarray(model.mean_shape[:, 2])

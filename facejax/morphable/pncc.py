@@ -69,8 +69,8 @@ def shaded(
     *,
     colours: jax.Array | None = None,
     capacity: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """A surface under one light: [H, W, 3] in 0..1, and the mask [H, W] of pixels that it covers.
+) -> tuple[jax.Array, Fragments]:
+    """A surface under one light: [H, W, 3] in 0..1, and its fragments.
 
     Args:
       vertices: [V, 3] image coordinates as in `render`.
@@ -86,7 +86,7 @@ def shaded(
     light = 0.25 + 0.75 * jnp.clip(normals @ towards, 0, 1)
     colours = jnp.full_like(vertices, 0.85) if colours is None else colours
     picture, fragments = render(vertices, triangles, colours * light[:, None], size, capacity=capacity)
-    return jnp.clip(picture, 0, 1), fragments.triangle >= 0
+    return jnp.clip(picture, 0, 1), fragments
 
 
 def blend(image: jax.Array, picture: jax.Array, mask: jax.Array, strength: float = 0.65) -> jax.Array:

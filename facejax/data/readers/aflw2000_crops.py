@@ -60,6 +60,15 @@ class Aflw2000Crops:
         found = [self._image(self.names[int(i)]) for i in rows]
         return np.stack([transforms.resize(image, size, size) for image in found])
 
+    def to_originals(self, points: np.ndarray) -> np.ndarray:
+        """Points [N, L, 2] of the crops (pixels, the first one's centre at 0.5) in the coordinates of the labels.
+
+        The labels count the first pixel's centre as 1, and a region includes both its first and its last pixel. The
+        published benchmark instead takes x * (x2 - x1) / 120 + x1, `crops.uncrop_points` of 3DDFA's own coordinates.
+        """
+        corner, sides = self.roi[:, None, :2], self.roi[:, None, 2:] - self.roi[:, None, :2] + 1
+        return points * (sides / SIZE) + corner - 0.5
+
     def _image(self, name: str) -> np.ndarray:
         path = self._folder / "crops" / name
         try:
