@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -95,18 +96,23 @@ def regressor(
         model_state = {"variables": variables, "whitening": no_whitening() if start is None else start}
         return TrainState.create(rng, params, tx, model_state=model_state)
 
-    def loss_fn(params: Any, model_state: Any, batch: dict[str, Any], rng: jax.Array) -> Any:
+    def loss_fn(face: LinearFace, params: Any, model_state: Any, batch: dict[str, Any], rng: jax.Array) -> Any:
         whitening, variables = model_state["whitening"], model_state["variables"]
         outputs, updated = apply(
             {"params": params, **variables},
             preprocess(batch["image"]),
-            batch["face"],
+            face,
             whitening,
             train=True,
             mutable=list(variables),
         )
-        losses = loss(outputs, whitening.whiten(batch["parameters"]), batch, batch["face"], whitening, rng)
+        losses = loss(outputs, whitening.whiten(batch["parameters"]), batch, face, whitening, rng)
         return losses.mean(), ({**model_state, "variables": updated}, {"loss": Mean.of(losses)})
+
+    def train_step(state: TrainState, batch: dict[str, Any], rng: jax.Array) -> Any:
+        crops = {name: value for name, value in batch.items() if name != "face"}  # the face has no batch axis
+        step = supervised_step(partial(loss_fn, batch["face"]), tx, microbatches=options.microbatches)
+        return step(state, crops, rng)
 
     def predict(given: Any, images: jax.Array) -> jax.Array:
         variables, whitening, face = given
@@ -141,7 +147,7 @@ def regressor(
         evaluate=evaluate,
         init=init,
         prepare=data.whitening,
-        train_step=supervised_step(loss_fn, tx, microbatches=options.microbatches),
+        train_step=train_step,
         train_data=train_data,
         batch=shapes,
         resident=lambda: {"face": data.resident_face()},
