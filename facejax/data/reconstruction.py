@@ -45,6 +45,7 @@ class Faces(NamedTuple):
       images: [N, S, S, 3] uint8 RGB.
       parameters: [N, 62] vectors of the faces in the pictures.
       landmarks68: [N, 68, 2] true landmarks, pixels.
+      visible68: [N, 68] bool, landmarks that the camera sees.
       yaw: [N] degrees.
       roi: [N, 4] the square around each face that is cropped.
     """
@@ -52,6 +53,7 @@ class Faces(NamedTuple):
     images: np.ndarray
     parameters: np.ndarray
     landmarks68: np.ndarray
+    visible68: np.ndarray
     yaw: np.ndarray
     roi: np.ndarray
 
@@ -114,7 +116,7 @@ class ReconstructionFaces:
         moved = crops.crop_parameters(known.parameters, known.roi, size, height)
         marks = crops.crop_points(known.landmarks68, known.roi, size)
         whole = np.tile(np.float32([0, 0, size, size]), (len(images), 1))
-        return Faces(np.stack(images), moved, marks.astype(np.float32), known.yaw, whole)
+        return Faces(np.stack(images), moved, marks.astype(np.float32), known.visible68, known.yaw, whole)
 
     def whitening(self) -> Whitening:
         """Mean and deviation of the training vectors: measured on jittered crops, or those of the published file."""
@@ -230,6 +232,7 @@ def _load(data: ReconstructionFaces, split: str) -> Faces:
         images=images,
         parameters=np.asarray(rendered_parameters(examples, images.shape[1])),
         landmarks68=marks,
+        visible68=np.stack([e["visible68"] for e in examples]),
         yaw=np.degrees(np.stack([e["pose"][1] for e in examples])),
         roi=crops.roi_from_landmarks(marks),
     )

@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from facejax.data import normalize
+from facejax.data.pipeline import Load
 from facejax.data.readers.aflw2000_crops import Aflw2000Crops
 from facejax.data.reconstruction import LAYOUT, ReconstructionFaces
 from facejax.evaluate import reconstruction as evaluation
@@ -21,6 +23,7 @@ from facejax.morphable.parameters import LinearFace, Whitening
 from facejax.train import Experiment, Mean, Options, Report, TrainState, supervised_step
 
 Apply = Callable[..., Any]
+Loss = Callable[[Any, jax.Array, dict[str, jax.Array], LinearFace, Whitening, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,21 +57,32 @@ def no_whitening() -> Whitening:
     return Whitening(jnp.zeros(LAYOUT.size), jnp.ones(LAYOUT.size))
 
 
+def without_face(net: nn.Module) -> Apply:
+    """`net.apply` of a network (images, train=) as `regressor` calls it."""
+
+    def apply(variables: Any, images: jax.Array, face: LinearFace, whitening: Whitening, **options: Any) -> Any:
+        del face, whitening
+        return net.apply(variables, images, **options)
+
+    return apply
+
+
 def regressor(
     fresh: Callable[[jax.Array], Any],
     apply: Apply,
-    loss: Callable[..., jax.Array],
-    decode: Callable[[Any, Whitening], jax.Array],
+    loss: Loss | Mapping[str, Loss],
+    decode: Callable[[Any, LinearFace, Whitening], jax.Array],
     data: ReconstructionFaces,
     tx: optax.GradientTransformation,
     options: Options,
     evaluated: Evaluation,
     *,
     seed: int,
+    choose: Callable[[int], str] | None = None,
     fields: Mapping[str, Any] | None = None,
-    load: Any = None,
+    load: Load | None = None,
     preprocess: Callable[[jax.Array], jax.Array] = normalize.bgr_symmetric,
-    others: Callable[[TrainState], dict[str, Surfaces]] | None = None,
+    others: Callable[[], dict[str, Surfaces]] | None = None,
 ) -> Experiment:
     """An experiment of a network whose outputs become parameters.
 
@@ -78,15 +92,16 @@ def regressor(
       fresh: key -> variables of the network.
       apply: (variables, images, face, whitening, train=, **options) -> outputs, as `flax.linen.Module.apply`, of
         preprocessed crops [N, S, S, 3]. Networks that render the face use its linear model and the whitening.
-      loss: (outputs, whitened targets [N, D], batch, face, whitening, key) -> losses [N].
-      decode: (outputs, whitening) -> vectors [N, D], whitening undone.
+      loss: (outputs, whitened targets [N, D], batch, face, whitening, key) -> losses [N]; or several by name.
+      decode: (outputs, face, whitening) -> vectors [N, D], whitening undone.
       data, options, evaluated: sections of the configuration.
       tx: the optimizer.
       seed: of the data's order and augmentation.
+      choose: of several losses, that of a step; see `Experiment`.
       fields: what a batch holds besides "image" and "parameters", and shapes of arrays [N, ...] that replace them.
       load: see `ReconstructionFaces.batches`.
       preprocess: uint8 crops -> the network's input.
-      others: state -> further results on the face world for the report, such as a baseline's.
+      others: () -> further results on the face world for the report, such as a baseline's.
     """
     batch, size = options.batch_size, data.image_size
 
@@ -96,7 +111,9 @@ def regressor(
         model_state = {"variables": variables, "whitening": no_whitening() if start is None else start}
         return TrainState.create(rng, params, tx, model_state=model_state)
 
-    def loss_fn(face: LinearFace, params: Any, model_state: Any, batch: dict[str, Any], rng: jax.Array) -> Any:
+    def loss_fn(
+        loss: Loss, face: LinearFace, params: Any, model_state: Any, batch: dict[str, jax.Array], rng: jax.Array
+    ) -> Any:
         whitening, variables = model_state["whitening"], model_state["variables"]
         outputs, updated = apply(
             {"params": params, **variables},
@@ -109,14 +126,17 @@ def regressor(
         losses = loss(outputs, whitening.whiten(batch["parameters"]), batch, face, whitening, rng)
         return losses.mean(), ({**model_state, "variables": updated}, {"loss": Mean.of(losses)})
 
-    def train_step(state: TrainState, batch: dict[str, Any], rng: jax.Array) -> Any:
-        crops = {name: value for name, value in batch.items() if name != "face"}  # the face has no batch axis
-        step = supervised_step(partial(loss_fn, batch["face"]), tx, microbatches=options.microbatches)
-        return step(state, crops, rng)
+    def step_of(loss: Loss) -> Any:
+        def train_step(state: TrainState, batch: dict[str, Any], rng: jax.Array) -> Any:
+            crops = {name: value for name, value in batch.items() if name != "face"}  # the face has no batch axis
+            step = supervised_step(partial(loss_fn, loss, batch["face"]), tx, microbatches=options.microbatches)
+            return step(state, crops, rng)
+
+        return train_step
 
     def predict(given: Any, images: jax.Array) -> jax.Array:
         variables, whitening, face = given
-        return decode(apply(variables, preprocess(images), face, whitening, train=False), whitening)
+        return decode(apply(variables, preprocess(images), face, whitening, train=False), face, whitening)
 
     def evaluate(state: TrainState) -> Report:
         face, whitening = data.face(), state.model_state["whitening"]
@@ -126,7 +146,7 @@ def regressor(
             test = data.test()
             vectors = evaluation.regress(predict, given, test.images, evaluated.batch_size)
             found = evaluation.surfaces(face, vectors, size)
-            report = evaluation.faces_report(test, found, face, others(state) if others else None)
+            report = evaluation.faces_report(test, found, face, others() if others else None)
         if benchmark is None:
             return report
         vectors = evaluation.aflw2000_surfaces(benchmark, predict, given, size, evaluated.batch_size)
@@ -147,7 +167,8 @@ def regressor(
         evaluate=evaluate,
         init=init,
         prepare=data.whitening,
-        train_step=train_step,
+        train_step={n: step_of(one) for n, one in loss.items()} if isinstance(loss, Mapping) else step_of(loss),
+        choose=choose,
         train_data=train_data,
         batch=shapes,
         resident=lambda: {"face": data.resident_face()},
