@@ -104,6 +104,7 @@ def regressor(
       others: () -> further results on the face world for the report, such as a baseline's.
     """
     batch, size = options.batch_size, data.image_size
+    losses = loss if isinstance(loss, Mapping) else {"loss": loss}
 
     def init(rng: jax.Array, start: Any = None) -> TrainState:
         variables = dict(fresh(rng))
@@ -167,10 +168,10 @@ def regressor(
         evaluate=evaluate,
         init=init,
         prepare=data.whitening,
-        train_step={n: step_of(one) for n, one in loss.items()} if isinstance(loss, Mapping) else step_of(loss),
-        choose=choose,
+        train_step={name: step_of(one) for name, one in losses.items()},
+        choose=choose or (lambda step: next(iter(losses))),
         train_data=train_data,
-        batch=shapes,
+        batch=dict.fromkeys(losses, shapes),
         resident=lambda: {"face": data.resident_face()},
     )
 
