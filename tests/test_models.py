@@ -51,6 +51,7 @@ PARTS = {
     "facejax.quality.qan_pp": {"SharedPReLU"},
     "facejax.quality.ser_fiq": {"OnTop"},  # as wide as there are training people
     "facejax.recognition.groupface": {"GroupDecision"},
+    "facejax.reconstruction.tddfa": {"Cascade", "FourConvolutions"},  # the paper's widths are not published
 }  # fmt: skip
 """Modules that are no architectures of their own."""
 
