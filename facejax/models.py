@@ -720,5 +720,17 @@ MODELS: Mapping[str, Model] = {
             ("025", 0.25, 229_006),
         )
     },
+    **{
+        f"pfld_{name}": Model(
+            constructor, parameters, (112, 112, 3), source, about, options, converter=converter
+        )
+        for name, constructor, parameters, source, about, options, converter in (
+            ("98", "facejax.alignment.pfld:Net", 1_728_359, "polarisZhao/PFLD-pytorch without its unused batch norm",
+             "PFLD, 98 landmarks, with the auxiliary branch", {}, ""),
+            ("68_compressed", "facejax.alignment.pfld:pfld_68_compressed", 1_194_027,
+             "the published file and polarisZhao/PFLD-pytorch's auxiliary branch", "PFLD as published, 68 landmarks",
+             {}, "facejax.interop.pfld:load"),
+        )
+    },
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""
