@@ -1,0 +1,110 @@
+"""Adaptive Wing: heatmaps of landmarks and boundary lines, trained with a loss that follows the target.
+
+python -m experiments.adaptive_wing                             # rendered faces, 68 landmarks, two cores
+python -m experiments.adaptive_wing --config=unweighted         # without the weight map
+python -m experiments.adaptive_wing --config=squared_error      # the usual loss of heatmaps
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import asdict
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from facejax.alignment import adaptive_wing
+from facejax.data import normalize
+from facejax.data.keypoints import moved
+from facejax.data.landmark_images import LandmarkImages
+from facejax.recipes.aligner import Evaluation, aligner
+from facejax.train import Experiment, Options, Report, TrainState, app, new_figure, optim
+from facejax.train.claims import Claim
+
+BASE = {
+    "seed": 0,
+    "data": asdict(LandmarkImages()),
+    "model": {
+        "stacks": 2,  # hourglasses
+        "depth": 3,  # halvings in each
+        "features": 32,  # their width
+        "dtype": "float32",  # of the computation
+    },
+    "loss": {
+        "name": "adaptive_wing",  # or squared_error
+        "stress": 10.0,  # additional weight of pixels on and next to peaks and lines
+    },
+    "target": {
+        "sigma": 1.0,  # of the landmarks' Gaussians, pixels of the map, which has a quarter of the image's side
+        "radius": 3,  # half side of their window
+        "boundary_sigma": 1.0,  # across the boundary lines
+        "samples": 30,  # of each line
+    },
+    "optim": {
+        "name": "rmsprop", "momentum": 0.0, "b2": 0.99, "weight_decay": 1e-5,
+        "schedule": {"kind": "cosine", "peak": 2e-3, "warmup": 20, "boundaries": ()},
+    },
+    "train": asdict(Options(batch_size=32, steps=300)),
+    "eval": asdict(Evaluation()),
+}  # fmt: skip
+PRESETS = {
+    "synthetic": {},
+    "unweighted": {"loss.stress": 0.0},
+    "squared_error": {"loss": {"name": "squared_error", "stress": 0.0}},
+}
+CLAIM = Claim(
+    "adaptive_wing.loss",
+    "the adaptive wing loss with its weight map lowers the NME of heatmaps below the squared error",
+    metric="nme",
+    better="lower",
+    method="synthetic",
+    baseline=("squared_error",),
+)
+
+
+def get_config(preset: str = "synthetic") -> ConfigDict:
+    """The configuration of a preset."""
+    return app.preset(BASE, PRESETS, preset)
+
+
+def build(config: ConfigDict) -> Experiment:
+    """Wires the run."""
+    data, options, evaluation = LandmarkImages(**config.data), Options(**config.train), Evaluation(**config.eval)
+    net = adaptive_wing.Net(data.landmarks, **{**config.model, "dtype": jnp.dtype(config.model.dtype)})
+    model = adaptive_wing.AdaptiveWing(net, config.loss.name, config.loss.stress, **config.target)
+    tx = optim.from_config(config.optim, config.train.steps)
+    run = aligner(
+        net, data, tx, options, evaluation,
+        losses=model.losses, decode=model.decode, preprocess=normalize.unit, seed=config.seed,
+    )  # fmt: skip
+
+    def evaluate(state: TrainState) -> Report:
+        report = run.evaluate(state)
+        report.figures["Boundary lines: faces, predicted, true"] = boundary_figure(model, state, data)
+        return report
+
+    return dataclasses.replace(run, evaluate=evaluate)
+
+
+def boundary_figure(model: adaptive_wing.AdaptiveWing, state: TrainState, data: LandmarkImages, count: int = 6) -> Any:
+    """Test faces, the boundary map of the last stack, and the true one."""
+    faces = data.test()
+    rows = np.arange(min(count, len(faces)))
+    images = faces.crops(rows)
+    variables = {"params": state.params, **state.model_state}
+    predicted = jax.jit(lambda x: model.net.apply(variables, normalize.unit(x), train=False)[-1])(images)
+    points = np.stack([moved(faces.points[i], faces.matrices[i]) for i in rows])
+    true = model.targets(jnp.asarray(points, jnp.float32), predicted.shape[1:3])
+    figure, axes = new_figure(1.5 * len(rows), 4.5, 3, len(rows))
+    for shown, line in zip((images, predicted[..., -1].clip(0, 1), true[..., -1]), axes, strict=True):
+        for image, axis in zip(shown, line, strict=True):
+            axis.imshow(image, cmap="gray")
+            axis.set_axis_off()
+    return figure
+
+
+if __name__ == "__main__":
+    app.main(get_config, build)
