@@ -29,8 +29,8 @@ BASE = {
     "data": asdict(LandmarkImages()),
     "model": {
         "stacks": 2,  # hourglasses
-        "depth": 3,  # halvings in each
-        "features": 32,  # their width
+        "depth": 2,  # halvings in each
+        "features": 24,  # their width
         "dtype": "float32",  # of the computation
     },
     "loss": {
@@ -47,13 +47,35 @@ BASE = {
         "name": "rmsprop", "momentum": 0.0, "b2": 0.99, "weight_decay": 1e-5,
         "schedule": {"kind": "cosine", "peak": 2e-3, "warmup": 20, "boundaries": ()},
     },
-    "train": asdict(Options(batch_size=32, steps=300)),
+    "train": asdict(Options(batch_size=16, steps=400)),
     "eval": asdict(Evaluation()),
 }  # fmt: skip
+
+
+def published(kind: str, landmarks: int, images: int, normalizer: str) -> dict[str, Any]:
+    """The paper's settings for a data set of so many training images: 240 epochs of batches of 8."""
+    augment = {"rotation": 50.0, "scale": 0.15, "shift": 25 / 256, "blur": 0.3, "noise": 0.3, "occlusion": 0.3}
+    return {
+        "data": {
+            "kind": kind, "path": kind, "landmarks": landmarks, "image_size": 256, "enlarge": 1.344, "workers": 8,
+            "augment": augment,
+        },
+        "model": {"stacks": 4, "depth": 4, "features": 256},
+        "target": {"sigma": 1.75, "samples": 100},
+        "optim.schedule": {"kind": "step", "peak": 1e-4, "warmup": 0, "boundaries": (1 / 3, 2 / 3)},
+        "train": {"batch_size": 8, "steps": 240 * images // 8},
+        "eval": {"normalizer": normalizer, "limit": 0.1},
+    }  # fmt: skip
+
+
 PRESETS = {
     "synthetic": {},
     "unweighted": {"loss.stress": 0.0},
     "squared_error": {"loss": {"name": "squared_error", "stress": 0.0}},
+    "300w": published("300w", 68, 3_148, "inter_ocular"),
+    "wflw": published("wflw", 98, 7_500, "inter_ocular"),
+    "cofw": published("cofw", 29, 1_345, "inter_pupil"),
+    "aflw": published("aflw", 19, 20_000, "box"),
 }
 CLAIM = Claim(
     "adaptive_wing.loss",

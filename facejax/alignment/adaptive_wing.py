@@ -177,7 +177,7 @@ class Net(nn.Module):
       landmarks: L.
       stacks: number of hourglasses.
       depth: of each.
-      features: width F of the hourglasses; the stem has F/4 and F/2.
+      features: width F of the hourglasses, a multiple of 8; the stem has F/4 and F/2.
       axis_name: mapped axis over which batch statistics are shared; the published runs share none.
       dtype: of the computation.
     """
@@ -205,6 +205,8 @@ class Net(nn.Module):
             raise ValueError(
                 f"AdaptiveWing: images {images.shape}, expected [N, H, W, 3] with sides that {cells} divides"
             )
+        if self.features % 8:
+            raise ValueError(f"AdaptiveWing: features is {self.features}, expected a multiple of 8")
         options = {"axis_name": self.axis_name, "dtype": self.dtype}
         quarter, half, full = self.features // 4, self.features // 2, self.features
 
@@ -228,11 +230,6 @@ class Net(nn.Module):
             if i < self.stacks - 1:
                 x = x + conv(y, full, f"from_features{i}") + conv(maps, full, f"from_maps{i}")
         return found
-
-
-def adaptive_wing_net(landmarks: int = 98, **options: Any) -> Net:
-    """The published network of four stacks. `options` are fields of `Net`."""
-    return Net(landmarks, **options)
 
 
 Loss = Literal["adaptive_wing", "squared_error"]
