@@ -19,14 +19,14 @@ from ml_collections import ConfigDict
 from facejax.alignment import adaptive_wing
 from facejax.data import normalize
 from facejax.data.keypoints import moved
-from facejax.data.landmark_images import LandmarkImages
+from facejax.data.landmark_images import Augmentation, LandmarkImages
 from facejax.recipes.aligner import Evaluation, aligner
 from facejax.train import Experiment, Options, Report, TrainState, app, new_figure, optim
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": asdict(LandmarkImages()),
+    "data": asdict(LandmarkImages(augment=Augmentation(rotation=10.0, scale=0.1, shift=0.03))),
     "model": {
         "stacks": 2,  # hourglasses
         "depth": 2,  # halvings in each
@@ -38,13 +38,14 @@ BASE = {
         "stress": 10.0,  # additional weight of pixels on and next to peaks and lines
     },
     "target": {
-        "sigma": 1.0,  # of the landmarks' Gaussians, pixels of the map, which has a quarter of the image's side
+        "sigma": 0.75,  # of the landmarks' Gaussians, pixels of the map, which has a quarter of the image's side
         "radius": 3,  # half side of their window
-        "boundary_sigma": 1.0,  # across the boundary lines
+        "boundary_sigma": 0.5,  # across the boundary lines
         "samples": 30,  # of each line
     },
     "optim": {
-        "name": "rmsprop", "momentum": 0.0, "b2": 0.99, "weight_decay": 1e-5,
+        "name": "rmsprop", "momentum": 0.0, "b2": 0.99, "weight_decay": 0.0,
+        "eps": 1e-16,  # added to the mean square; PyTorch adds 1e-8 to its root
         "schedule": {"kind": "cosine", "peak": 2e-3, "warmup": 20, "boundaries": ()},
     },
     "train": asdict(Options(batch_size=16, steps=400)),
@@ -61,8 +62,11 @@ def published(kind: str, landmarks: int, images: int, normalizer: str) -> dict[s
             "augment": augment,
         },
         "model": {"stacks": 4, "depth": 4, "features": 256},
-        "target": {"sigma": 1.75, "samples": 100},
-        "optim.schedule": {"kind": "step", "peak": 1e-4, "warmup": 0, "boundaries": (1 / 3, 2 / 3)},
+        "target": {"sigma": 1.75, "boundary_sigma": 1.0, "samples": 100},
+        "optim": {
+            "weight_decay": 1e-5,
+            "schedule": {"kind": "step", "peak": 1e-4, "warmup": 0, "boundaries": (1 / 3, 2 / 3)},
+        },
         "train": {"batch_size": 8, "steps": 240 * images // 8},
         "eval": {"normalizer": normalizer, "limit": 0.1},
     }  # fmt: skip
