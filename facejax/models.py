@@ -732,5 +732,15 @@ MODELS: Mapping[str, Model] = {
              {}, "facejax.interop.pfld:load"),
         )
     },
+    **{
+        f"adaptive_wing_{name}": Model(
+            "facejax.alignment.adaptive_wing:Net", parameters, (256, 256, 3), "the layers of the authors' code",
+            f"four stacked hourglasses with CoordConv, {landmarks} landmarks and boundary lines",
+            {"landmarks": landmarks},
+        )
+        for name, landmarks, parameters in (
+            ("300w", 68, 24_099_156), ("wflw", 98, 24_153_036), ("cofw", 29, 24_029_112), ("aflw", 19, 24_011_152)
+        )
+    },
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""
