@@ -45,15 +45,15 @@ BASE = {
     "seed": 0,
     "data": asdict(
         LandmarkImages(
-            enlarge=1.6, hard_test=True, augment=Augmentation(rotation=40.0, scale=0.2, shift=0.1, colour=0.2)
+            image_size=48, enlarge=1.6, hard_test=True, augment=Augmentation(rotation=40.0, scale=0.2, shift=0.1, colour=0.2)
         )
     ),
     "model": {
         "starts": (0.5,),  # parts of the training after which the second and each later stage is trained
-        "reach": 5,  # half side of the squares drawn into the heatmaps, pixels
+        "reach": 4,  # half side of the squares drawn into the heatmaps, pixels
         "widths": (8, 16, 32, 64),  # of the pairs of convolutions
         "features": 64,  # width of the fully connected layer
-        "dropout": 0.5,
+        "dropout": 0.1,
         "crops": 2400,  # training crops from which mean shape, mean image and deviation are computed
         "dtype": "float32",  # of the computation
     },
@@ -62,7 +62,7 @@ BASE = {
         "name": "adam",
         "schedule": {"kind": "cosine", "peak": 4e-3, "warmup": 0},  # of each stage
     },
-    "train": asdict(Options(batch_size=32, steps=600)),
+    "train": asdict(Options(batch_size=32, steps=500)),
     "eval": {
         **asdict(Evaluation()),
         "stage": 0,  # whose landmarks are evaluated; 0: the last

@@ -28,6 +28,7 @@ from facejax.ops.sampling import bilinear_sample
 Dtype = Any
 
 EPSILON = 1e-4  # Lasagne's, of batch norm
+TINY = 1e-4  # squared scale or size (pixels) below which a similarity transform is not inverted
 STATISTICS = "statistics"
 """Collection of the training data's `mean_shape` [L, 2], `mean_image` and `deviation_image` [S, S]."""
 
@@ -48,18 +49,18 @@ class Similarity(NamedTuple):
     def inverse(self) -> Similarity:
         """The inverse transforms."""
         a, b = self.matrix[..., :1, :1], self.matrix[..., :1, 1:]
-        matrix = jnp.swapaxes(self.matrix, -1, -2) / jnp.maximum(a**2 + b**2, 1e-12)
+        matrix = jnp.swapaxes(self.matrix, -1, -2) / jnp.maximum(a**2 + b**2, TINY)
         return Similarity(matrix, -jnp.einsum("...i,...ij->...j", self.shift, matrix, precision="highest"))
 
 
 def fit_similarity(source: jax.Array, target: jax.Array) -> Similarity:
     """The least-squares similarity transforms without reflection from source to target points, both [..., L, 2].
 
-    Source points that all coincide are scaled by 0, which keeps their gradient finite.
+    Source points that coincide are scaled by 0; their gradient stays finite.
     """
     source_mean, target_mean = source.mean(-2), target.mean(-2)
     s, d = source - source_mean[..., None, :], target - target_mean[..., None, :]
-    size = jnp.maximum((s**2).sum((-2, -1)), 1e-12)
+    size = jnp.maximum((s**2).sum((-2, -1)), TINY)
     a = (s * d).sum((-2, -1)) / size
     b = (s[..., 0] * d[..., 1] - s[..., 1] * d[..., 0]).sum(-1) / size
     matrix = jnp.stack([jnp.stack([a, b], -1), jnp.stack([-b, a], -1)], -2)
