@@ -742,5 +742,9 @@ MODELS: Mapping[str, Model] = {
             ("300w", 68, 24_099_156), ("wflw", 98, 24_153_036), ("cofw", 29, 24_029_112), ("aflw", 19, 24_011_152)
         )
     },
+    "dan": Model(
+        "facejax.alignment.dan:DAN", 23_095_382, (112, 112, 1), "the layers of the authors' code",
+        "DAN, 68 landmarks in two stages",
+    ),
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""

@@ -249,9 +249,7 @@ class DAN(nn.Module):
         middle = constant("mean_image", jnp.zeros, (size, size)).value
         deviation = constant("deviation_image", jnp.ones, (size, size)).value
         image = (images - middle[..., None]) / jnp.maximum(deviation, 1.0)[..., None]
-        net = partial(
-            StageNet, self.landmarks, self.widths, self.features, self.dropout, self.axis_name, self.dtype
-        )
+        net = partial(StageNet, self.landmarks, self.widths, self.features, self.dropout, self.axis_name, self.dtype)
         correction, features = net(name="stage1")(image.astype(self.dtype), train=train)
         points, inputs = [jnp.broadcast_to(mean, correction.shape)], [image]
         points.append(points[0] + correction)

@@ -166,7 +166,7 @@ def test_stages_without_correction_keep_the_landmarks(setting):
 
 
 def test_a_stage_sees_the_last_ones_landmarks_on_the_mean_shape(setting):
-    images, variables, out = setting
+    _, variables, out = setting
     mean = jnp.broadcast_to(variables[dan.STATISTICS]["mean_shape"], out["points"][1].shape)
     for stage in (2, 3):
         transform = dan.fit_similarity(out["points"][stage - 1], mean)
@@ -266,7 +266,11 @@ def test_stages_are_trained_one_after_the_other(faces, monkeypatch, tmp_path):
     for name in saved[0]:
         stage = next((part for part in ("params.stage1", "params.stage2", "statistics") if part in name), "")
         same = [np.array_equal(before[name], after[name]) for before, after in itertools.pairwise(saved)]
-        expected = {"params.stage1": (False, True, True), "params.stage2": (True, False, False), "statistics": (True,) * 3}
+        expected = {
+            "params.stage1": (False, True, True),
+            "params.stage2": (True, False, False),
+            "statistics": (True,) * 3,
+        }
         assert not stage or same == list(expected[stage]) or not saved[0][name].any(), name  # rates end at 0
 
     for step in (3, 4):  # as if the run had been killed between the stages
@@ -278,10 +282,10 @@ def test_stages_are_trained_one_after_the_other(faces, monkeypatch, tmp_path):
 
 def test_statistics_are_those_of_the_crops(faces, monkeypatch):
     monkeypatch.setattr(LandmarkImages, "source", lambda self, split: faces)
-    data = LandmarkImages(image_size=16, augment={"rotation": 0.0, "scale": 0.0, "shift": 0.0, "flip": 0.0, "colour": 0})
+    data = LandmarkImages(
+        image_size=16, augment={"rotation": 0.0, "scale": 0.0, "shift": 0.0, "flip": 0.0, "colour": 0}
+    )
     found, images = experiment.statistics(data, 12, 4, seed=0), data.test().crops(range(12)).mean(-1)
     np.testing.assert_allclose(found["mean_image"], images.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found["deviation_image"], images.std(0), rtol=1e-4)
     np.testing.assert_allclose(np.ptp(found["mean_shape"], 0).max(), 16 / data.enlarge, rtol=1e-5)
-
-

@@ -99,7 +99,9 @@ def draw(landmarks, size):
         whole = landmark.detach().int()
         places = offsets + whole
         values = 1 / (1 + torch.sqrt(((offsets - (landmark - whole)) ** 2).sum(1) + 1e-6))
-        images.append(torch.zeros(size, size, dtype=values.dtype).index_put((places[:, 1].long(), places[:, 0].long()), values))
+        images.append(
+            torch.zeros(size, size, dtype=values.dtype).index_put((places[:, 1].long(), places[:, 0].long()), values)
+        )
     return torch.stack(images).amax(0)
 
 
