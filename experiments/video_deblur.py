@@ -26,7 +26,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from facejax.data.videos import DeblurVideos
-from facejax.evaluate import restoration
+from facejax.evaluate import deblurring
 from facejax.restoration import video_deblur
 from facejax.restoration.video_deblur import OVD
 from facejax.train import Experiment, Mean, Options, Report, TrainState, app, optim, supervised_step
@@ -40,6 +40,7 @@ BASE = {
         "blocks": 1,  # residual blocks of the encoder, and of the decoder
         "recurrent": True,  # whether maps are passed on from frame to frame
         "blending": True,  # whether the encoder's map is blended with that of the last frame
+        "residual": True,  # whether the blurred frame is added to the output; not in the paper
         "unroll": True,  # whether the training step contains every frame instead of a loop: faster on a CPU
         "dtype": "float32",  # of the computation
     },
@@ -56,7 +57,7 @@ PRESETS = {
     "window": {"model": {"recurrent": False, "blending": False}},
     "gopro": {
         "data": {"source": "path", "path": "GoPro_Large", "clip": 13, "crop": 128, "workers": 8},
-        "model": {"width": 64, "blocks": 4, "unroll": False, "dtype": "bfloat16"},
+        "model": {"width": 64, "blocks": 4, "residual": False, "unroll": False, "dtype": "bfloat16"},
         "optim": {
             "weight_decay": 1e-5,
             "schedule": {"kind": "step", "peak": 1e-4, "warmup": 0, "boundaries": (0.5, 0.75)},
@@ -115,7 +116,7 @@ def build(config: ConfigDict) -> Experiment:
         def restore(frames: Iterable[np.ndarray]) -> Iterator[jax.Array]:
             return video_deblur.stream(net, variables, frames)
 
-        return restoration.assess_videos(restore, data.videos("test"))
+        return deblurring.assess_videos(restore, data.videos("test"))
 
     return Experiment(
         evaluate=evaluate,

@@ -78,6 +78,7 @@ class Cell(nn.Module):
     blocks: int
     recurrent: bool
     blending: bool
+    residual: bool
     axis_name: str | None
     dtype: Dtype
 
@@ -89,7 +90,7 @@ class Cell(nn.Module):
             options = {"use_bias": True, "kernel_init": torch_default, "dtype": self.dtype, "name": name}
             return Conv(features, size, stride, size // 2, **options)
 
-        def residual(x: jax.Array, part: str) -> jax.Array:
+        def refined(x: jax.Array, part: str) -> jax.Array:
             for i in range(self.blocks):
                 x = ResidualBlock(self.axis_name, self.dtype, name=f"{part}{i}")(x, train=train)
             return x
@@ -99,14 +100,15 @@ class Cell(nn.Module):
         x = jnp.moveaxis(frames, 1, 3).reshape(n, height, width, -1)
         x = nn.relu(conv(self.width, 5, 1, "conv1")(x))
         x = nn.relu(conv(self.width // 2, 3, 2, "conv2")(x))
-        x = residual(jnp.concatenate([x, state.features], -1), "encoder")
+        x = refined(jnp.concatenate([x, state.features], -1), "encoder")
         x = blended = Blending(self.dtype, name="blending")(x, state.blended) if self.blending else x
-        x = residual(x, "decoder")
+        x = refined(x, "decoder")
         features = nn.relu(conv(self.width // 2, 3, 1, "features")(x))
-        up = ConvTranspose(self.width, 4, 2, 1, use_bias=True, kernel_init=torch_default, dtype=self.dtype, name="up")(
-            x
-        )
-        sharp = conv(3, 3, 1, "out")(nn.relu(up))[:, :height, :width].astype(jnp.float32)
+        options = {"use_bias": True, "kernel_init": torch_default, "dtype": self.dtype, "name": "up"}
+        up = nn.relu(ConvTranspose(self.width, 4, 2, 1, **options)(x))
+        sharp = conv(3, 3, 1, "out")(up)[:, :height, :width].astype(jnp.float32)
+        if self.residual:
+            sharp = sharp + frames[:, frames.shape[1] // 2]
         if not self.recurrent:
             features, blended = state.features, state.blended
         return State(frames[:, 1:], features, blended), sharp
@@ -121,6 +123,7 @@ class OVD(nn.Module):
       blocks: residual blocks of the encoder, and of the decoder.
       recurrent: whether maps are passed on to the next frame; otherwise the state of every frame is zero.
       blending: whether dynamic temporal blending follows the encoder. Without, the network is the paper's STRCNN.
+      residual: whether the blurred frame is added to the output. Not in the paper; short trainings need it.
       unroll: whether the program contains every time step instead of a loop. It compiles for longer; on a CPU, XLA
         computes gradients of convolutions inside a loop about twenty times more slowly.
       axis_name: mapped axis over which to share batch statistics.
@@ -132,6 +135,7 @@ class OVD(nn.Module):
     blocks: int = 4
     recurrent: bool = True
     blending: bool = True
+    residual: bool = False
     unroll: bool = False
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
@@ -139,7 +143,8 @@ class OVD(nn.Module):
     def setup(self) -> None:
         if self.context < 1:
             raise ValueError(f"OVD.context is {self.context}: expected 1 or more")
-        self.cell = Cell(self.width, self.blocks, self.recurrent, self.blending, self.axis_name, self.dtype)
+        options = (self.recurrent, self.blending, self.residual, self.axis_name, self.dtype)
+        self.cell = Cell(self.width, self.blocks, *options)
 
     def __call__(self, video: jax.Array, *, train: bool) -> jax.Array:
         """Whole videos [N, T, H, W, 3] -> restored videos [N, T, H, W, 3].

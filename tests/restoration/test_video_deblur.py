@@ -107,6 +107,14 @@ def test_border_frames_are_repeated(video, variables, restored):
     np.testing.assert_allclose(shifted[:, 2:], alone.apply(mine, video, train=False), atol=2e-6)
 
 
+def test_the_blurred_frame_may_be_added(video, variables, restored):
+    found = NET.clone(residual=True).apply(variables, video[:, :1], train=False)
+    plain = NET.apply(variables, video[:, :1], train=False)
+    np.testing.assert_allclose(found, plain + video[:, :1], atol=1e-6)
+    whole = NET.clone(residual=True).apply(variables, video, train=False)
+    np.testing.assert_allclose(whole, restored + video, atol=2e-6)
+
+
 def test_blending_by_hand():
     rng = np.random.default_rng(0)
     new, old = rng.normal(size=(2, 1, 5, 5, 2)).astype(np.float32)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from facejax.data.videos import ArrayVideo, Pair
-from facejax.evaluate import restoration
-from facejax.evaluate.restoration import Triple
+from facejax.evaluate import deblurring
+from facejax.evaluate.deblurring import Triple
 from facejax.metrics import image as metrics
 
 
@@ -29,7 +29,7 @@ def halfway(truth):
 
 def test_videos():
     known = [video("a", 3), video("b", 2, seed=1), video("c", 1, 18, 14, seed=2)]
-    report = restoration.assess_videos(halfway([v.pair.sharp for v in known[:2]]), known[:2])
+    report = deblurring.assess_videos(halfway([v.pair.sharp for v in known[:2]]), known[:2])
     assert report.metrics["psnr"] == pytest.approx(report.metrics["psnr_degraded"] + 6, abs=0.2)
     frames = [metrics.psnr(v.pair.blurred, v.pair.sharp) for v in known[:2]]
     assert report.metrics["psnr_degraded"] == pytest.approx(np.concatenate(frames).mean())
@@ -41,17 +41,17 @@ def test_videos():
     assert strip.shape == (3, 16, 60, 3) and not report.notes
     np.testing.assert_array_equal(strip[:, :, 40:], known[0].pair.sharp)
     assert len(report.figures) == 2
-    sizes = restoration.assess_videos(lambda frames: frames, known)
+    sizes = deblurring.assess_videos(lambda frames: frames, known)
     assert sizes.metrics["psnr"] == sizes.metrics["psnr_degraded"]
 
 
 def test_black_videos_have_an_infinite_psnr_which_is_said():
     black = ArrayVideo("black", Pair(*np.zeros((2, 3, 16, 16, 3), np.uint8)))
-    report = restoration.assess_videos(lambda frames: frames, [black])
+    report = deblurring.assess_videos(lambda frames: frames, [black])
     assert report.metrics["psnr"] == np.inf and report.metrics["ssim"] == 1
     assert report.notes["psnr"] == "mean over the images in dB, without 3 that equal the truth (infinite)"
-    both = restoration.assess_videos(lambda frames: frames, [black, video("a", 2)])
-    alone = restoration.assess_videos(lambda frames: frames, [video("a", 2)])
+    both = deblurring.assess_videos(lambda frames: frames, [black, video("a", 2)])
+    alone = deblurring.assess_videos(lambda frames: frames, [video("a", 2)])
     assert both.metrics["psnr"] == pytest.approx(alone.metrics["psnr"])
     for figure in (*report.figures.values(), *both.figures.values()):
         figure.canvas.draw()
@@ -60,7 +60,7 @@ def test_black_videos_have_an_infinite_psnr_which_is_said():
 def test_the_enlarged_part_is_where_the_error_is():
     error = np.zeros((12, 18))
     error[7, 11] = 5
-    rows, columns = restoration._worst_part(error)
+    rows, columns = deblurring._worst_part(error)
     assert rows.start <= 7 < rows.stop and columns.start <= 11 < columns.stop
     assert rows.stop - rows.start == columns.stop - columns.start == 4
 
@@ -68,7 +68,7 @@ def test_the_enlarged_part_is_where_the_error_is():
 def test_comparison_of_single_images():
     rng = np.random.default_rng(0)
     images = Triple(*rng.integers(0, 256, (3, 1, 12, 12, 3), np.uint8))
-    figure = restoration.comparison_figure(images, "noisy")
+    figure = deblurring.comparison_figure(images, "noisy")
     assert len(figure.axes) == 8 and figure.axes[0].get_title() == "noisy"
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), images.truth[0])
     np.testing.assert_allclose(
