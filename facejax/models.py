@@ -589,6 +589,14 @@ MODELS: Mapping[str, Model] = {
             "mean": 109_433, "gcn": 109_433, "meanpool": 359_033, "maxpool": 359_033, "lstm": 391_801
         }.items()
     },
+    "ovd": Model(
+        "facejax.restoration.video_deblur:OVD", 926_084, (5, 256, 256, 3), "zzh-tech/ESTRNN, and beta",
+        "OVD: recurrent video deblurring with dynamic temporal blending",
+    ),
+    "strcnn": Model(
+        "facejax.restoration.video_deblur:OVD", 721_219, (5, 256, 256, 3), "zzh-tech/ESTRNN without blending",
+        "STRCNN: OVD without dynamic temporal blending", {"blending": False},
+    ),
     "retinanet_resnet50": _detector(
         "retinanet:retinanet_resnet50", 37_968_692, 800, "torchvision, with P6 from C5", "RetinaNet, 80 classes"
     ),

@@ -55,6 +55,7 @@ PARTS = {
     "facejax.quality.ser_fiq": {"OnTop"},  # as wide as there are training people
     "facejax.recognition.groupface": {"GroupDecision"},
     "facejax.reconstruction.tddfa": {"Cascade", "FourConvolutions"},  # the paper's widths are not published
+    "facejax.restoration.video_deblur": {"Blending", "Cell", "ResidualBlock"},
 }  # fmt: skip
 """Modules that are no architectures of their own."""
 
