@@ -742,5 +742,15 @@ MODELS: Mapping[str, Model] = {
             ("300w", 68, 24_099_156), ("wflw", 98, 24_153_036), ("cofw", 29, 24_029_112), ("aflw", 19, 24_011_152)
         )
     },
+        f"mcnet_{landmarks}": Model(
+            "facejax.alignment.mcl:mcnet", parameters, (50, 50, 1), "the authors' layers",
+            f"MCNet, {landmarks} landmarks", {"landmarks": landmarks},
+        )
+        for landmarks, parameters in {29: 2_620_634, 68: 2_700_584}.items()
+    },
+    "mcl_68": Model(
+        "facejax.alignment.mcl:Net", 1_124_136, (50, 50, 1), "our layers; the paper's widths are not known",
+        "MCL's network with averaged features, 68 landmarks",
+    ),
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""
