@@ -72,7 +72,7 @@ BASE = {
     "loss": {"normalizer": "inter_pupil"},  # face size that divides the distances
     "optim": {
         "name": "sgd", "momentum": 0.9, "weight_decay": 5e-4,
-        "schedule": {"kind": "step", "peak": 0.02, "warmup": 0, "boundaries": (0.5, 0.8), "factor": 0.3},  # of a phase
+        "schedule": {"kind": "step", "peak": 0.05, "warmup": 20, "boundaries": (0.5, 0.8), "factor": 0.3},  # of a phase
     },
     "train": asdict(Options(batch_size=32, steps=800)),
     "eval": asdict(Evaluation()),
@@ -81,7 +81,7 @@ AUGMENT = {"rotation": 30.0, "scale": 0.15, "shift": 0.05}
 PUBLISHED = {
     "model": {"widths": (32, 64, 96, 128), "features": 512},
     "phases": {"weighting": 160 / 220, "centers": 190 / 220, "held_out": 300},
-    "optim.schedule.boundaries": (3 / 16, 6 / 16, 9 / 16, 12 / 16, 15 / 16),
+    "optim.schedule": {"peak": 0.02, "warmup": 0, "boundaries": (3 / 16, 6 / 16, 9 / 16, 12 / 16, 15 / 16)},
     "train": {"batch_size": 64, "steps": 220_000, "devices": 1},
     "eval": {"normalizer": "inter_pupil", "limit": 0.1},
 }
@@ -240,7 +240,7 @@ def build(config: ConfigDict) -> Experiment:
             networks["weighted"] = last
             last = {**last, "params": {**last["params"], "shape": mcl.assemble(state.params["centers"], groups)}}
         find = functools.partial(alignment.find, predict, faces=faces, batch_size=evaluation.batch_size)
-        found = {name: find(variables=used)["points"] for name, used in {**networks, "points": last}.items()}
+        found = {name: find(variables=x)["points"] for name, x in {**networks, "points": last}.items()}
         report = alignment.report(faces, found, normalizer=evaluation.normalizer, limit=evaluation.limit)
         if evaluation.timed:
             report.metrics.update(alignment.cost(predict, last, size))

@@ -7,7 +7,7 @@ frozen, copies of the last layer, the shape prediction layer, are each fine-tune
 columns that each copy has for its own landmarks make one layer, so that the result costs as much as the basic network.
 
 Differs: the widths of the journal's network are not known; they are those of the conference's released layers, with a
-last convolution of 512 maps. The clusters are our choice.
+last convolution of 512 maps. The clusters and the scale of the outputs are our choice.
 """
 
 from __future__ import annotations
@@ -198,8 +198,8 @@ def predicted(layers: Mapping[str, jax.Array], features: jax.Array, size: int) -
 
 
 def in_pixels(outputs: jax.Array, size: int) -> jax.Array:
-    """Outputs [..., 2L], in sides of the image from its middle, as points [..., L, 2] in pixels."""
-    return size * outputs.reshape(*outputs.shape[:-1], -1, 2) + (size - 1) / 2
+    """Outputs [..., 2L], in tenths of the image's side from its middle, as points [..., L, 2] in pixels."""
+    return size / 10 * outputs.reshape(*outputs.shape[:-1], -1, 2) + (size - 1) / 2
 
 
 mcnet = partial(Net, features=1024, pooled=False)

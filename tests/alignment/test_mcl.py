@@ -74,8 +74,8 @@ def test_the_assembled_layer_is_every_landmarks_own(exact):
     parts, features = layers(rng, exact), jnp.float32(rng.integers(-9, 9, (6, 7)))
     whole = mcl.assemble(parts, GROUPS)
     assert whole["kernel"].shape == (7, 10) and whole["bias"].shape == (10,)
-    own = np.asarray(mcl.predicted(parts, features, 1))
-    found = np.asarray(mcl.in_pixels(features @ whole["kernel"] + whole["bias"], 1))
+    own = np.asarray(mcl.predicted(parts, features, 10))
+    found = np.asarray(mcl.in_pixels(features @ whole["kernel"] + whole["bias"], 10))
     for layer, rows in enumerate(GROUPS):
         expected = own[layer][:, list(rows)]
         np.testing.assert_allclose(found[:, list(rows)], expected, rtol=0, atol=0 if exact else 1e-5)

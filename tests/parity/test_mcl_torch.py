@@ -42,14 +42,14 @@ class Reference(nn.Module):
             if i < len(WIDTHS) or not self.pooled:
                 x = F.max_pool2d(x, 2, ceil_mode=True)
         x = self.run("41", x).mean((2, 3)) if self.pooled else self.fc5(x.flatten(1))
-        points = self.size * self.shape(x).reshape(len(x), LANDMARKS, 2) + (self.size - 1) / 2
-        return [x, points / 100]  # the sine of the comparison needs small numbers
+        points = self.size / 10 * self.shape(x).reshape(len(x), LANDMARKS, 2) + (self.size - 1) / 2
+        return [x, points / 10]  # the sine of the comparison needs small numbers
 
 
 class Scaled(mcl.Net):
     def __call__(self, images, *, train):
         out = super().__call__(images, train=train)
-        return [out["features"], out["points"] / 100]
+        return [out["features"], out["points"] / 10]
 
 
 RULES = [
