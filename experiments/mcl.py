@@ -37,7 +37,7 @@ from facejax.data.landmark_images import Augmentation, LandmarkImages, loader
 from facejax.data.pipeline import Source
 from facejax.evaluate import alignment
 from facejax.metrics.landmarks import face_sizes, normalized_mean_error
-from facejax.recipes.aligner import Evaluation
+from facejax.recipes.aligner import Evaluation, evaluated
 from facejax.train import (
     AXIS,
     Experiment,
@@ -233,19 +233,19 @@ def build(config: ConfigDict) -> Experiment:
         return {"points": net.apply(variables, grey(images), train=False)["points"]}
 
     def evaluate(state: TrainState) -> Report:
-        networks, last, faces = {}, current(state), data.test()
+        earlier, last = {}, current(state)
         if starts[1] < min(starts[2], state.step):
-            networks["basic"] = state.model_state["basic"]
+            earlier["basic"] = state.model_state["basic"]
         if starts[2] < state.step:
-            networks["weighted"] = last
+            earlier["weighted"] = last
             last = {**last, "params": {**last["params"], "shape": mcl.assemble(state.params["centers"], groups)}}
+        report, faces = evaluated(predict, last, data, evaluation), data.test()
         find = functools.partial(alignment.find, predict, faces=faces, batch_size=evaluation.batch_size)
-        found = {name: find(variables=x)["points"] for name, x in {**networks, "points": last}.items()}
-        report = alignment.report(faces, found, normalizer=evaluation.normalizer, limit=evaluation.limit)
-        if evaluation.timed:
-            report.metrics.update(alignment.cost(predict, last, size))
+        found = {name: find(variables=x)["points"] for name, x in earlier.items()}
+        found["assembled"] = report.arrays["landmarks"]
         rows = cluster_errors(found, faces.points, clusters, evaluation.normalizer)
-        return report | Report({}, tables={"Errors of the clusters, %": rows})
+        metrics = {f"nme_{name}": rows[0][name] for name in earlier}
+        return report | Report(metrics, tables={"Errors of the clusters, %": rows})
 
     steps = {phase: training(phase) for phase in txs} | {"measure": measure, "copy": copy}
     used = {choose(number) for number in range(1, options.steps + 1)}
@@ -281,16 +281,15 @@ def grey(images: jax.Array) -> jax.Array:
 def cluster_errors(
     found: dict[str, np.ndarray], truth: np.ndarray, clusters: dict[str, tuple[int, ...]], normalizer: str
 ) -> list[dict[str, Any]]:
-    """Mean errors in % of the face's size: a row per cluster, a column per network."""
-    sizes = face_sizes(truth, normalizer)
-    names = {name: "assembled" if name == "points" else name for name in found}
+    """Mean errors in % of the face's size: a row for all landmarks and for each cluster, a column per network."""
+
+    def mean(points: np.ndarray, rows: list[int]) -> float:
+        return 100 * float(normalized_mean_error(points[:, rows], truth[:, rows], sizes).mean())
+
+    sizes, groups = face_sizes(truth, normalizer), {"all": range(truth.shape[1]), **clusters}
     return [
-        {"cluster": cluster, "landmarks": len(rows)}
-        | {
-            names[name]: 100 * float(normalized_mean_error(points[:, rows], truth[:, rows], sizes).mean())
-            for name, points in found.items()
-        }
-        for cluster, rows in ((cluster, list(rows)) for cluster, rows in clusters.items())
+        {"cluster": cluster, "landmarks": len(rows), **{name: mean(x, list(rows)) for name, x in found.items()}}
+        for cluster, rows in groups.items()
     ]
 
 

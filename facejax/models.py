@@ -742,6 +742,7 @@ MODELS: Mapping[str, Model] = {
             ("300w", 68, 24_099_156), ("wflw", 98, 24_153_036), ("cofw", 29, 24_029_112), ("aflw", 19, 24_011_152)
         )
     },
+    **{
         f"mcnet_{landmarks}": Model(
             "facejax.alignment.mcl:mcnet", parameters, (50, 50, 1), "the authors' layers",
             f"MCNet, {landmarks} landmarks", {"landmarks": landmarks},
