@@ -754,5 +754,16 @@ MODELS: Mapping[str, Model] = {
         "facejax.alignment.dan:DAN", 23_095_382, (112, 112, 1), "the layers of the authors' code",
         "DAN, 68 landmarks in two stages",
     ),
+    **{
+        f"mcnet_{landmarks}": Model(
+            "facejax.alignment.mcl:mcnet", parameters, (50, 50, 1), "the authors' layers",
+            f"MCNet, {landmarks} landmarks", {"landmarks": landmarks},
+        )
+        for landmarks, parameters in {29: 2_620_634, 68: 2_700_584}.items()
+    },
+    "mcl_68": Model(
+        "facejax.alignment.mcl:Net", 1_124_136, (50, 50, 1), "our layers; the paper's widths are not known",
+        "MCL's network with averaged features, 68 landmarks",
+    ),
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""
