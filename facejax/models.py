@@ -720,5 +720,31 @@ MODELS: Mapping[str, Model] = {
             ("025", 0.25, 229_006),
         )
     },
+    **{
+        f"pfld_{name}": Model(
+            constructor, parameters, (112, 112, 3), source, about, options, converter=converter
+        )
+        for name, constructor, parameters, source, about, options, converter in (
+            ("98", "facejax.alignment.pfld:Net", 1_728_359, "polarisZhao/PFLD-pytorch without its unused batch norm",
+             "PFLD, 98 landmarks, with the auxiliary branch", {}, ""),
+            ("68_compressed", "facejax.alignment.pfld:pfld_68_compressed", 1_194_027,
+             "the published file and polarisZhao/PFLD-pytorch's auxiliary branch", "PFLD as published, 68 landmarks",
+             {}, "facejax.interop.pfld:load"),
+        )
+    },
+    **{
+        f"adaptive_wing_{name}": Model(
+            "facejax.alignment.adaptive_wing:Net", parameters, (256, 256, 3), "the layers of the authors' code",
+            f"four stacked hourglasses with CoordConv, {landmarks} landmarks and boundary lines",
+            {"landmarks": landmarks},
+        )
+        for name, landmarks, parameters in (
+            ("300w", 68, 24_099_156), ("wflw", 98, 24_153_036), ("cofw", 29, 24_029_112), ("aflw", 19, 24_011_152)
+        )
+    },
+    "dan": Model(
+        "facejax.alignment.dan:DAN", 23_095_382, (112, 112, 1), "the layers of the authors' code",
+        "DAN, 68 landmarks in two stages",
+    ),
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""

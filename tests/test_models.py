@@ -19,6 +19,9 @@ from facejax.train.dry_run import count
 
 NO_WINGS = {"data", "interop", "metrics", "morphable", "nn", "ops", "train"}
 PARTS = {
+    "facejax.alignment.pfld": {"Auxiliary", "Bottleneck", "Net"},
+    "facejax.alignment.adaptive_wing": {"ConvBlock", "CoordConv", "Hourglass"},
+    "facejax.alignment.dan": {"LaterStage", "StageNet"},
     "facejax.backbones.dla": {"BasicBlock", "Enlarge", "IDAUp", "Tree"},
     "facejax.backbones.hourglass": {"HourglassModule", "Residual"},
     "facejax.backbones.hrnet": {"HighResolutionModule"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from facejax.data.augment_boxes import decoded
 from facejax.data.detection import letterboxed
 from facejax.data.pipeline import Source
 from facejax.detection.base import Detector
+from facejax.evaluate import speed
 from facejax.metrics import detection as metrics
 from facejax.metrics import wider_face
 from facejax.metrics.detection import Detections, Objects
@@ -74,21 +74,13 @@ def detect(
     return images
 
 
-def milliseconds(model: Detector, variables: Any, size: int, repeats: int = 10) -> float:
+def milliseconds(model: Detector, variables: Any, size: int) -> float:
     """Shortest time of one image on the first device, network and post-processing."""
 
-    @jax.jit
     def run(variables: Any, images: jax.Array) -> Any:
         return model.decode(model.net.apply(variables, model.preprocess(images), train=False), (size, size))
 
-    images = np.zeros((1, size, size, 3), np.uint8)
-    jax.block_until_ready(run(variables, images))
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(run(variables, images))
-        times.append(time.perf_counter() - start)
-    return 1e3 * min(times)
+    return speed.milliseconds(run, variables, np.zeros((1, size, size, 3), np.uint8))
 
 
 def objects(source: Source) -> list[Objects]:

@@ -57,7 +57,7 @@ class Aflw2000Crops:
 
     def images(self, rows: np.ndarray, size: int = SIZE) -> np.ndarray:
         """Pictures [n, size, size, 3] uint8 RGB; `size` other than 120 resizes."""
-        found = [self._image(self.names[int(i)]) for i in rows]
+        found = [self._image(int(i)) for i in rows]
         return np.stack([transforms.resize(image, size, size) for image in found])
 
     def to_originals(self, points: np.ndarray) -> np.ndarray:
@@ -69,11 +69,22 @@ class Aflw2000Crops:
         corner, sides = self.roi[:, None, :2], self.roi[:, None, 2:] - self.roi[:, None, :2] + 1
         return points * (sides / SIZE) + corner - 0.5
 
-    def _image(self, name: str) -> np.ndarray:
-        path = self._folder / "crops" / name
+    def encoded(self, index: int) -> bytes:
+        """The file of a picture. Raises ValueError if it is not readable."""
+        path = self._path(index)
         try:
-            image = transforms.decode(path.read_bytes(), upright=False)
-        except (OSError, ValueError) as error:
+            return path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"{path}: not a readable picture: {error}") from error
+
+    def _path(self, index: int) -> pathlib.Path:
+        return self._folder / "crops" / self.names[index]
+
+    def _image(self, index: int) -> np.ndarray:
+        path = self._path(index)
+        try:
+            image = transforms.decode(self.encoded(index), upright=False)
+        except ValueError as error:
             raise ValueError(f"{path}: not a readable picture: {error}") from error
         if image.shape != (SIZE, SIZE, 3):
             raise ValueError(f"{path}: {image.shape[0]} x {image.shape[1]} pixels, expected {SIZE} x {SIZE}")

@@ -1,13 +1,54 @@
-"""MATLAB face sets with a matrix of pixels and a vector of identities, such as ORL and Yale."""
+"""MATLAB files: checked variables, and face sets with a matrix of pixels and a vector of identities (ORL, Yale)."""
 
 from __future__ import annotations
 
+import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import scipy.io
+
+LIMIT = 1 << 26
+"""The most elements of one variable that `variables` reads."""
+
+
+def variables(path: str | pathlib.Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    """Named variables of a MATLAB file of version 7.2 or older; their sizes are checked before they are read.
+
+    Raises:
+      ValueError: not a MATLAB file, or a needed variable is missing or has more than `LIMIT` elements.
+    """
+    try:
+        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
+        if missing := [name for name in needed if name not in shapes]:
+            raise ValueError(f"no variable {missing[0]}, only {', '.join(shapes) or 'none'}")
+        wanted = [name for name in (*needed, *optional) if name in shapes]
+        for name in wanted:
+            if math.prod(shapes[name]) > LIMIT:
+                raise ValueError(f"variable {name} of shape {shapes[name]}: expected at most {LIMIT} elements")
+        found = scipy.io.loadmat(path, variable_names=wanted)
+        return {name: found[name] for name in wanted}
+    except Exception as error:  # damaged files raise various exceptions
+        raise ValueError(f"{path}: expected a MATLAB file with {', '.join(needed)}: {error}") from error
+
+
+def numbers(path: str | pathlib.Path, name: str, value: np.ndarray, shape: tuple[int | None, ...]) -> np.ndarray:
+    """`value`, the variable `name` of a file, as float64 of `shape`; None stands for any length.
+
+    Raises:
+      ValueError: another shape, or anything but finite numbers.
+    """
+    value = np.asarray(value)
+    fits = value.ndim == len(shape) and all(want in (None, have) for have, want in zip(value.shape, shape))
+    if not fits or value.dtype.kind not in "buif" or not np.isfinite(value).all():
+        expected = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(
+            f"{path}: {name} of shape {value.shape} and type {value.dtype}: expected finite numbers [{expected}]"
+        )
+    return value.astype(np.float64)
 
 
 class MatlabFaces:
