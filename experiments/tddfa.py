@@ -50,6 +50,7 @@ BASE = {
         "last": "",  # another cost for the end of the training
         "switch": 1.0,  # part of the training after which it takes over
         "points": 132,  # random vertices beside the 68 landmarks; 0: all vertices
+        "scale": 0.0,  # f in WPDC's weights of coefficients; 0: that of each face
         "noise": 1.0,  # pixels, of regressed landmarks to which the model is fitted
     },
     "optim": {
@@ -64,14 +65,14 @@ BASE = {
 EPOCH = 636_252  # crops
 
 
-def published(cost: str, batch: int, peak: float, **loss: Any) -> dict[str, Any]:
+def published(cost: str, batch: int, peak: float) -> dict[str, Any]:
     """A run of cleardusk/3DDFA: 50 epochs, a fifth of the rate in epochs 1 to 5 and 31 to 40, a 25th at the end."""
     rates = ((0.1, peak / 5), (0.6, peak), (0.8, peak / 5), (1.0, peak / 25))
     steps = EPOCH // batch
     return {
         "data": {"kind": "crops", "path": "3ddfa", "image_size": 120, "workers": 8},
         "model": {"name": "mobilenet_1"},
-        "loss": {"cost": cost, **loss},
+        "loss": {"cost": cost, "scale": tddfa.MEAN_SCALE},
         "optim": {"name": "sgd", "weight_decay": 5e-4, "nesterov": True, "rates": rates},
         "train": {"batch_size": batch, "steps": 50 * steps, "devices": 2, "eval_every": 0},
         "eval": {"batch_size": 128, "protocol": "aflw2000", "path": "aflw2000"},
@@ -155,7 +156,7 @@ def build(config: ConfigDict) -> Experiment:
         return fit.fit_landmarks(face, upright, noise=loss.noise)
 
     costs = [name for name in (loss.cost, loss.last) if name]
-    losses = {name: landmark_loss(size) if by_landmarks else cost_loss(name, loss.points) for name in costs}
+    losses = {name: landmark_loss(size) if by_landmarks else cost_loss(name, loss.points, loss.scale) for name in costs}
     return regressor(
         fresh,
         apply,
@@ -185,14 +186,18 @@ def network(model: ConfigDict, data: ReconstructionFaces, outputs: int) -> tuple
     return lambda key: net.init(key, crop, data.resident_face(), no_whitening(), train=False), net.apply
 
 
-def cost_loss(name: str, points: int) -> Any:
-    """A cost of `tddfa.COSTS` on `points` random vertices and the landmarks; of a cascade the mean over its stages."""
+def cost_loss(name: str, points: int, scale: float) -> Any:
+    """A cost of `tddfa.COSTS` on `points` random vertices and the landmarks; of a cascade the mean over its stages.
+
+    `scale` is the coefficients' f in WPDC's weights, 0 for that of each face.
+    """
     if name not in tddfa.COSTS:
         raise ValueError(f"loss.cost or loss.last is {name!r}: expected one of {', '.join(tddfa.COSTS)} or landmarks")
 
     def loss(outputs: Any, target: Any, batch: Any, face: LinearFace, whitening: Whitening, key: jax.Array) -> Any:
         seen = tddfa.resampled(face, key, points) if points else face
-        cost = partial(tddfa.COSTS[name], target=target, face=seen, whitening=whitening)
+        options = {"scale": scale} if name == "wpdc" and scale else {}
+        cost = partial(tddfa.COSTS[name], target=target, face=seen, whitening=whitening, **options)
         return cost(outputs) if outputs.ndim == 2 else jax.vmap(cost)(outputs).mean(0)
 
     return loss

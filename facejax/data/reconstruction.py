@@ -136,7 +136,8 @@ class ReconstructionFaces:
     def resident_face(self) -> LinearFace:
         """`face`, read when its numbers are needed and not when only its shapes are."""
         if self.kind == "face_world":
-            return self.face()
+            with jax.ensure_compile_time_eval():
+                return self.face()
         return jax.pure_callback(self.face, tddfa_files.dense_shapes(LAYOUT))
 
     def batches(self, batch_size: int, seed: int, load: Load | None = None) -> Iterator[dict[str, np.ndarray]]:
@@ -171,9 +172,10 @@ def crop(image: np.ndarray, roi: np.ndarray, size: int) -> np.ndarray:
     Raises:
       ValueError: a region without area.
     """
-    factor = size / (roi[2:] - roi[:2])
-    if not np.isfinite(factor).all() or not (factor > 0).all():
+    sides = roi[2:] - roi[:2]
+    if not np.isfinite(sides).all() or not (sides > 0).all():
         raise ValueError(f"crop: the region {np.asarray(roi).tolist()}, expected x1 < x2 and y1 < y2")
+    factor = size / sides
     shift = factor * (0.5 - roi[:2]) - 0.5  # OpenCV: integers are centres
     return transforms.warp(image, np.array([[factor[0], 0, shift[0]], [0, factor[1], shift[1]]]), (size, size))
 

@@ -161,7 +161,7 @@ def vdc(predicted: jax.Array, target: jax.Array, face: LinearFace, whitening: Wh
     Returns:
       [N], square pixels.
     """
-    predicted = predicted.at[..., DEPTH].set(target[..., DEPTH])
+    predicted = predicted.astype(jnp.float32).at[..., DEPTH].set(target[..., DEPTH])
     found, true = (reconstruct(face, whitening.restore(vector)) for vector in (predicted, target))
     return jnp.mean((found - true) ** 2, (-2, -1))
 

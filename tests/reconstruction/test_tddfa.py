@@ -7,12 +7,15 @@ import pytest
 from scipy.optimize import lsq_linear
 
 from experiments import tddfa as experiment
+from facejax.data import reconstruction
 from facejax.morphable import crops, parameters, pncc
 from facejax.morphable.parameters import Layout, LinearFace, Parameters, Whitening
 from facejax.ops import rotation
 from facejax.reconstruction import tddfa
-from facejax.train.dry_run import count, dry_run
+from facejax.train import app
+from facejax.train.dry_run import dry_run
 from facejax.train.loop import Options
+from tests.selection import full_but
 
 LAYOUT = Layout(3, 2)
 D, V, N = LAYOUT.size, 14, 4
@@ -67,14 +70,11 @@ def test_weights_are_the_distances_of_faces_with_one_wrong_parameter(face, white
 
 def test_a_given_scale_replaces_that_of_the_coefficients_only(face, whitening, pair):
     predicted, target = pair
-    own = tddfa.wpdc_weights(predicted, target, face, whitening)
-    half = tddfa.wpdc_weights(predicted, target, face, whitening, scale=1e-3)
-    form, pose = slice(parameters.POSE, None), slice(parameters.POSE)
-    ratio = np.asarray(half / jnp.maximum(own, 1e-9))
-    rows = own[:, form].max(1) < own[:, pose].max(1)  # where the largest weight stays
-    assert rows.any()
-    np.testing.assert_allclose(ratio[rows][:, 0], 1, rtol=1e-3)
-    assert (ratio[rows][:, form] < 0.01).all()
+    own, given = (tddfa.wpdc_weights(predicted, target, face, whitening, scale=s) for s in (None, 30.0))
+    f = parameters.pose_scale(parameters.split(whitening.restore(target), LAYOUT).pose)
+    gain = (given / given[:, :1]) / (own / own[:, :1])
+    np.testing.assert_allclose(np.delete(gain[:, : parameters.POSE], parameters.DEPTH, 1), 1, rtol=1e-4)
+    np.testing.assert_allclose(gain[:, parameters.POSE :], np.tile(30 / f[:, None], 5), rtol=1e-3)
 
 
 def test_vertex_distance_by_hand_and_no_depth(face, whitening, pair):
@@ -190,18 +190,67 @@ def test_coarse_pictures_must_fit(face, whitening):
         net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), face, whitening, train=False)
 
 
-def test_published_counts():
-    def size(width):
-        net, crop = tddfa.mobilenet(width), jnp.zeros((1, 120, 120, 3))
-        return count(jax.eval_shape(lambda k: net.init(k, crop, train=False), jax.random.key(0))["params"])
-
-    assert [size(width) for width in (1.0, 0.75, 0.5, 0.25)] == [3_270_526, 1_864_238, 850_398, 229_006]
-
-
-@pytest.mark.parametrize("preset", experiment.PRESETS)
-def test_presets_dry_run(preset, monkeypatch):
+@pytest.mark.parametrize("preset", full_but(experiment.PRESETS, "crops_wpdc_vdc"))
+def test_presets_dry_run(preset):
     config = experiment.get_config(preset)
     costs = dry_run(experiment.build(config), Options(**config.train))
-    expected = {"crops_wpdc": 3_270_526, "crops_cascade": 3 * (3_270_526 + 3 * 9 * 32)}
+    expected = {"crops_wpdc_vdc": 3_270_526, "crops_cascade": 3 * (3_270_526 + 3 * 9 * 32)}
     if preset in expected:
         assert costs["parameters"] == expected[preset]
+
+
+@pytest.fixture
+def small_world(face_examples, monkeypatch):
+    monkeypatch.setattr(reconstruction.faces, "load", lambda *_: face_examples[0])
+    reconstruction._load.cache_clear()
+    yield
+    reconstruction._load.cache_clear()
+
+
+def test_two_costs_take_turns():
+    run = experiment.build(experiment.get_config("wpdc_vdc"))
+    assert [run.step_name(i) for i in (1, 420, 421, 600)] == ["wpdc", "wpdc", "vdc", "vdc"]
+
+
+def test_a_cascade_runs(small_world):
+    config = experiment.get_config("cascade")
+    config.update_from_flattened_dict(
+        {"model.coarse": 4, "data.image_size": 32, "train.batch_size": 8, "train.steps": 1, "train.devices": 1}
+    )
+    state, report = app.run(config, experiment.build, quiet=True)
+    whitening = state.model_state["whitening"]
+    np.testing.assert_allclose(whitening.mean, reconstruction.ReconstructionFaces(**config.data).whitening().mean)
+    rows = report.tables["Errors by yaw, %: mean and std are of the three bins"]
+    fitted = next(r for r in rows if r["result"] == "fit to true landmarks" and r["measure"] == "nme")
+    assert fitted["images"] < 1.5 < report.metrics["nme_images"]
+
+
+def test_landmarks_are_regressed_and_fitted(small_world):
+    config = experiment.get_config("landmark_fit")
+    config.update_from_flattened_dict({"data.image_size": 32, "train.batch_size": 8})
+    run = experiment.build(config)
+    state = run.init(jax.random.key(0))
+    params = jax.tree.map(jnp.zeros_like, state.params)
+    test = reconstruction.ReconstructionFaces(**config.data).test()
+    bias = (test.landmarks68[3] / 16 - 1).ravel()  # the answer for one face
+    params["fc"]["bias"] = jnp.asarray(bias)
+    report = run.evaluate(state.replace(params=params))
+    assert report.arrays["errors"][3] < 1
+    assert report.metrics["nme_images"] > 5
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"model.name": "vgg"}, "model.name is 'vgg': expected one of tiny, mobilenet_2"),
+        ({"loss.cost": "l2"}, "loss.cost or loss.last is 'l2': expected one of pdc, vdc, wpdc, owpdc or landmarks"),
+        ({"loss.cost": "landmarks", "model.stages": 2}, "expected model.stages 0"),
+        ({"eval.protocol": "lfw"}, "eval.protocol is 'lfw'"),
+        ({"eval.protocol": "aflw2000"}, "eval.path is empty"),
+    ],
+)
+def test_bad_configurations(change, sentence):
+    config = experiment.get_config()
+    config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=sentence):
+        experiment.build(config)
