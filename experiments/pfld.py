@@ -108,12 +108,13 @@ def build(config: ConfigDict) -> Experiment:
     )
     net = pfld.Net(data.landmarks, **{**config.model, "dtype": jnp.dtype(config.model.dtype)})
     weighed, size = config.loss, data.image_size
+    face = mean_face(data.landmarks) if weighed.auxiliary else None
 
     def losses(outputs: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         truth = batch["points"] / size
         if not weighed.auxiliary:
             return {"landmarks": jnp.sum((outputs["points"] - truth) ** 2, (1, 2))}
-        angles = pfld.pose_of(batch["points"], mean_face(data.landmarks))
+        angles = pfld.pose_of(batch["points"], face)
         weights = jnp.ones(len(truth))
         if weighed.rarity:
             named = dict(zip(data.attributes, jnp.moveaxis(batch["attributes"], -1, 0), strict=True))

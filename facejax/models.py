@@ -729,6 +729,13 @@ MODELS: Mapping[str, Model] = {
         )
     },
     **{
+        f"tddfa_v2_{name}": Model(
+            f"facejax.reconstruction.tddfa_v2:{name}", parameters, (120, 120, 3), "the published file's layers",
+            "3DDFA_V2's network with its branch of landmarks", converter="facejax.interop.tddfa_v2:load",
+        )
+        for name, parameters in (("mb1", 3_409_926), ("mb05", 920_166))
+    },
+    **{
         f"pfld_{name}": Model(
             constructor, parameters, (112, 112, 3), source, about, options, converter=converter
         )
