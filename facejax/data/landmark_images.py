@@ -8,6 +8,7 @@ orientation of an image is ignored). An example of a source is a dict of "image"
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,11 +21,17 @@ from facejax.data import pipeline, transforms
 from facejax.data.keypoints import moved
 from facejax.data.landmarks import MIRRORS
 from facejax.data.pipeline import Load, Source
+from facejax.data.readers import landmarks as readers
 from facejax.data.synthetic import faces
 
-KINDS = {"face_world": (68, 98)}
+KINDS = {"face_world": (68, 98), "300w": (68,), "wflw": (98,), "cofw": (29,), "aflw": (19,), "lapa": (106,)}
 """Kind of data -> possible numbers of landmarks."""
-ATTRIBUTES = {"face_world": ("pose", "expression", "occlusion", "blur")}
+ATTRIBUTES = {
+    "face_world": ("pose", "expression", "occlusion", "blur"),
+    "300w": ("challenging",),
+    "wflw": readers.WFLW_ATTRIBUTES,
+    "aflw": ("frontal",),
+}
 """Kind of data -> names of the attributes of its faces, which are also the test subsets."""
 
 
@@ -194,6 +201,55 @@ class FaceWorld:
         }
 
 
+class Annotated:
+    """Faces of a reader with the regions and attributes of this module.
+
+    Args:
+      faces: annotated faces.
+      kind: a key of `KINDS`.
+      crop: see `LandmarkImages`.
+    """
+
+    def __init__(self, faces: readers.FaceImages, kind: str, crop: str):
+        if crop == "box" and any(face.box is None for face in faces.faces):
+            raise ValueError(f"data.crop is 'box': {kind} has no boxes, expected 'points'")
+        self._faces, self._kind, self._crop = faces, kind, crop
+
+    def __len__(self) -> int:
+        return len(self._faces)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        face, points = self._faces.faces[index], self._faces.faces[index].points
+        visible = np.ones(len(points), bool) if face.visible is None else face.visible
+        return {
+            "image": face.picture.read_bytes(),
+            "points": points,
+            "visible": visible,
+            "region": square(face.box.reshape(2, 2) if self._crop == "box" else points),
+            "attributes": np.array([self._has(face, name) for name in ATTRIBUTES.get(self._kind, ())], bool),
+        }
+
+    def _has(self, face: readers.Face, attribute: str) -> bool:
+        if self._kind == "300w":
+            return face.name.startswith("ibug/")
+        return bool(face.visible.all()) if self._kind == "aflw" else face.attributes[attribute]
+
+
+def opened(kind: str, path: str, split: str) -> readers.FaceImages:
+    """The faces of a data set's "train" or "test" split in the layout of its authors; see `LandmarkImages.path`."""
+    root = pathlib.Path(path).expanduser()
+    if kind == "300w":
+        return readers.read_300w(root, "train" if split == "train" else "full")
+    if kind == "wflw":
+        lists = root / "WFLW_annotations/list_98pt_rect_attr_train_test"
+        return readers.read_wflw(lists / f"list_98pt_rect_attr_{split}.txt", root / "WFLW_images")
+    if kind == "cofw":
+        return readers.read_cofw(root / f"COFW_{split}_color.mat", split)
+    if kind == "aflw":
+        return readers.read_aflw(root / "AFLWinfo_release.mat", root / "flickr", split)
+    return readers.read_lapa(root, split)
+
+
 def square(points: np.ndarray) -> tuple[float, float, float]:
     """(x, y, side) of the smallest square around the box of points [L, 2] that has the same centre."""
     low, high = np.nanmin(points, 0), np.nanmax(points, 0)
@@ -205,8 +261,12 @@ class LandmarkImages:
     """The `data` section of an alignment experiment.
 
     Attributes:
-      kind: "face_world" (rendered).
-      landmarks: number of landmarks.
+      kind: "face_world" (rendered), "300w", "wflw", "cofw", "aflw" or "lapa".
+      path: folder of the data set in its authors' layout. 300W: afw, helen, lfpw and ibug with .pts files; WFLW:
+        WFLW_annotations and WFLW_images; COFW: COFW_{train,test}_color.mat; AFLW: AFLWinfo_release.mat of Zhu et al.
+        and flickr; LaPa: train and test.
+      landmarks: number of landmarks; 68 or 98 in the face world.
+      crop: "points": the square around the landmarks; "box": the square around the box that the data set gives.
       data_dir: folder of prepared data; empty: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
       image_size: side of the network's input, pixels.
       enlarge: side of the crop relative to the square around the face.
@@ -217,7 +277,9 @@ class LandmarkImages:
     """
 
     kind: str = "face_world"
+    path: str = ""
     landmarks: int = 68
+    crop: str = "points"
     data_dir: str = ""
     image_size: int = 64
     enlarge: float = 1.25
@@ -232,6 +294,8 @@ class LandmarkImages:
         if self.landmarks not in KINDS[self.kind]:
             possible = " or ".join(map(str, KINDS[self.kind]))
             raise ValueError(f"data.landmarks is {self.landmarks}: {self.kind} has {possible}")
+        if self.crop not in ("points", "box"):
+            raise ValueError(f"data.crop is {self.crop!r}: expected points or box")
         if not isinstance(self.augment, Augmentation):
             object.__setattr__(self, "augment", Augmentation(**self.augment))
 
@@ -243,11 +307,15 @@ class LandmarkImages:
     @property
     def attributes(self) -> tuple[str, ...]:
         """Names of the faces' attributes."""
-        return ATTRIBUTES[self.kind]
+        return ATTRIBUTES.get(self.kind, ())
 
     def source(self, split: str) -> Source:
         """The examples of "train" or "test", with regions enlarged."""
-        return Enlarged(FaceWorld(split, self.landmarks, self.data_dir or None), self.enlarge)
+        if self.kind == "face_world":
+            found = FaceWorld(split, self.landmarks, self.data_dir or None)
+        else:
+            found = Annotated(opened(self.kind, self.path, split), self.kind, self.crop)
+        return Enlarged(found, self.enlarge)
 
     def batches(self, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
         """Endless training batches of `loader`."""

@@ -73,10 +73,8 @@ class Logger:
         step = progress.step
         self._file = MetricsFile(workdir / "metrics.jsonl", progress.log_bytes) if workdir else None
         self._board = _event_writer(workdir / "tensorboard", step) if workdir else None
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not (enabled and self._terminal)
-        )
+        self._terminal = enabled and sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True, disable=not self._terminal)
         self._lines = enabled and not self._terminal
         self._since, self._step, self._steps = time.monotonic(), step, steps
 
@@ -107,6 +105,13 @@ class Logger:
             self._bar.clear()
             print(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
         self._since = time.monotonic()
+
+    def stopped(self, step: int, *, saved: bool) -> None:
+        """Says where a run that a signal ended goes on."""
+        if self._lines or self._terminal:
+            self._bar.clear()
+            further = "the same command goes on from there" if saved else "nothing was saved"
+            print(f"stopped after step {step}: {further}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self._bar.close()

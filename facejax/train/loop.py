@@ -95,10 +95,14 @@ class Window:
 
 
 class Termination:
-    """Handles SIGTERM: the loop stops between steps; while `interrupting`, raises SystemExit at once."""
+    """Handles SIGTERM, SIGHUP and SIGINT: the loop stops between steps, and at once while `interrupting`.
+
+    The exit code is 128 plus the number of the signal. A second SIGINT (Ctrl-C) is a KeyboardInterrupt. Several
+    processes agree on SIGTERM only, and leave the other signals as they are.
+    """
 
     def __init__(self) -> None:
-        self._asked = False
+        self.signal: signal.Signals | None = None
         self._interrupting = False
 
     @contextlib.contextmanager
@@ -106,18 +110,21 @@ class Termination:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGTERM, self._receive)
+        alone = jax.process_count() == 1
+        watched = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) if alone else (signal.SIGTERM,)
+        before = {number: signal.signal(number, self._receive) for number in watched}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
         self._interrupting = True
         try:
-            if self._asked:
-                raise SystemExit(0)
+            if self.signal:
+                raise self.exit()
             yield
         finally:
             self._interrupting = False
@@ -126,12 +133,18 @@ class Termination:
         """Whether to stop after `step`; all hosts of a run agree."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._asked
+        return self.signal is not None
 
-    def _receive(self, *_: Any) -> None:
-        self._asked = True
+    def exit(self) -> SystemExit:
+        """The exception that ends the run; of hosts that were not signalled themselves, as for SIGTERM."""
+        return SystemExit(128 + (self.signal or signal.SIGTERM))
+
+    def _receive(self, number: int, _: Any) -> None:
+        if number == self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = signal.Signals(number)
         if self._interrupting:
-            raise SystemExit(0)
+            raise self.exit()
 
 
 def train(
@@ -221,9 +234,12 @@ def train(
                 if last or stop or (done % options.save_every == 0 and checkpointer and checkpointer.due()):
                     save(done, due, wait=stop or last)
                 if stop:
-                    raise SystemExit(0)
+                    raise termination.exit()
                 report = evaluate(done) if due else report
             report = report or evaluate(options.steps)
+        except SystemExit:
+            logger.stopped(int(executor.local(state).step), saved=checkpointer is not None)
+            raise
         except RunError as error:
             kept = f"the last good checkpoint is {checkpointer.newest}" if checkpointer else "no checkpoint was saved"
             raise RunError(f"{error}; {kept}") from error

@@ -166,13 +166,15 @@ def make_executor(experiment: Experiment, kind: str, num_devices: int = 0) -> Sh
     Args:
       experiment: whose steps run.
       kind: "shard_map" (also the way to run on one device: a mesh of one) or "pmap".
-      num_devices: number of visible devices to use; 0 uses all.
+      num_devices: number of visible devices to use; 0 uses all, as a run of several hosts must.
     """
     if kind not in EXECUTORS:
         raise ValueError(f"train.parallel is {kind!r}: expected one of {', '.join(EXECUTORS)}")
     devices = jax.devices()
     if num_devices > len(devices):
         raise ValueError(f"train.devices asks for {num_devices} devices, but {len(devices)} are visible")
+    if jax.process_count() > 1 and num_devices not in (0, len(devices)):
+        raise ValueError(f"train.devices is {num_devices} of {len(devices)}: several hosts use all, expected 0")
     return EXECUTORS[kind](experiment, devices[: num_devices or None])
 
 

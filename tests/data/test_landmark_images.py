@@ -4,6 +4,7 @@ import pytest
 
 from facejax.data import landmark_images as li
 from facejax.data.landmarks import MIRRORS
+from facejax.data.readers import landmarks as readers
 from facejax.data.synthetic import faces
 
 STILL = li.Augmentation(rotation=0, scale=0, shift=0, flip=0, colour=0)
@@ -128,3 +129,35 @@ def test_partners_are_permutations():
     for count, partners in MIRRORS.items():
         assert sorted(partners) == list(range(count))
         np.testing.assert_array_equal(partners[partners], np.arange(count))
+
+
+@pytest.mark.parametrize(("crop", "side"), [("points", 60.0), ("box", 80.0)])
+def test_wflw_in_its_layout(tmp_path, crop, side):
+    lists = tmp_path / "WFLW_annotations/list_98pt_rect_attr_train_test"
+    lists.mkdir(parents=True)
+    (tmp_path / "WFLW_images").mkdir()
+    cv2.imwrite(str(tmp_path / "WFLW_images/a.png"), np.zeros((120, 120, 3), np.uint8))
+    points = np.random.default_rng(0).uniform(20, 80, (98, 2))
+    points[0], points[1] = 20, 80
+    line = f"{' '.join(f'{v:.6f}' for v in points.ravel())} 10 20 90 80 1 0 0 0 1 0 a.png"
+    for split, rows in (("train", 4), ("test", 2)):
+        (lists / f"list_98pt_rect_attr_{split}.txt").write_text("\n".join([line] * rows))
+    data = li.LandmarkImages("wflw", str(tmp_path), landmarks=98, crop=crop, image_size=32)
+    batch = next(data.batches(4, 0))
+    assert batch["attributes"].tolist() == [[True, False, False, False, True, False]] * 4
+    test = data.test()
+    assert test.subsets["occlusion"].all() and not test.subsets["blur"].any()
+    np.testing.assert_allclose(test.matrices[0, 0, 0], 32 / (1.25 * side))
+    np.testing.assert_allclose(test.points[0], points, atol=1e-4)
+
+
+def test_300w_has_its_challenging_subset_and_no_boxes(tmp_path):
+    for folder in ("afw", "helen/trainset", "lfpw/trainset", "helen/testset", "lfpw/testset", "ibug"):
+        (tmp_path / folder).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / folder / "a.png"), np.zeros((90, 90, 3), np.uint8))
+        readers.write_pts(tmp_path / folder / "a.pts", np.random.default_rng(0).uniform(20, 80, (68, 2)))
+    data = li.LandmarkImages("300w", str(tmp_path))
+    assert len(data.source("train")) == 3
+    assert data.test().subsets["challenging"].tolist() == [False, False, True]
+    with pytest.raises(ValueError, match=r"data.crop is 'box': 300w has no boxes, expected 'points'"):
+        li.LandmarkImages("300w", str(tmp_path), crop="box").source("train")

@@ -92,6 +92,11 @@ def test_damaged_pts(tmp_path, text, message):
         landmarks.read_pts(tmp_path / "x.pts")
 
 
+def test_lines_end_at_newlines_only(tmp_path):
+    (tmp_path / "x.txt").write_bytes("a\u2028b\r\nc\x0cd\n\n".encode())
+    assert landmarks.read_lines(tmp_path / "x.txt") == ["a\u2028b", "c\x0cd"]
+
+
 def test_large_pts_is_not_read(tmp_path):
     with (tmp_path / "x.pts").open("wb") as file:
         file.truncate(landmarks.PTS_BYTES + 1)

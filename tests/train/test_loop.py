@@ -117,15 +117,18 @@ def test_a_log_that_lost_entries_keeps_its_whole_lines(tmp_path, capsys):
     assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
-def test_sigterm_saves_and_exits_with_0(tmp_path, uninterrupted):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_and_gives_its_exit_code(tmp_path, uninterrupted, number):
     process = start(tmp_path, *FLAGS, "--config.train.save_every=1000")
     while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
         time.sleep(0.01)
         assert process.poll() is None
-    process.terminate()
+    process.send_signal(number)
     asked = time.monotonic()
     code, _, err = finish(process)
-    assert code == 0, err
+    assert code == 128 + number, err
+    assert f"stopped after step {max(map(int, saved_steps(tmp_path)))}: the same command goes on from there" in err
+    assert "Traceback" not in err
     assert time.monotonic() - asked < 10
     assert max(map(int, saved_steps(tmp_path))) < 80
     code, _, err = finish(start(tmp_path, *FLAGS, "--config.train.save_every=1000"))

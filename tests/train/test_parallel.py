@@ -132,6 +132,14 @@ def test_invalid_arguments_raise(toy):
         parallel.make_executor(experiment, "shard_map", 99)
 
 
+def test_hosts_use_all_devices(toy, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    experiment = toy.build(toy.get_config())
+    with pytest.raises(ValueError, match=r"train.devices is 4 of 8: several hosts use all, expected 0"):
+        parallel.make_executor(experiment, "shard_map", 4)
+    parallel.make_executor(experiment, "shard_map", 8)
+
+
 def start(workdir, devices, *flags):
     level = "--xla_backend_optimization_level=1 --xla_force_host_platform_device_count="
     environment = {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "XLA_FLAGS": f"{level}{devices}"}

@@ -86,7 +86,7 @@ class FaceImages:
 
 
 def read_lines(path: Path, limit: int = TEXT_BYTES) -> list[str]:
-    """The lines of a UTF-8 file without those at its end that are empty.
+    """The lines of a UTF-8 file, cut at newlines only, without those at its end that are empty.
 
     Raises:
       ValueError: not readable, larger than `limit` bytes, or not UTF-8.
@@ -95,7 +95,8 @@ def read_lines(path: Path, limit: int = TEXT_BYTES) -> list[str]:
     try:
         if (size := path.stat().st_size) > limit:
             raise ValueError(f"{size} bytes: expected at most {limit}")
-        return path.read_bytes().decode("utf-8-sig").rstrip().splitlines()
+        text = path.read_bytes().decode("utf-8-sig").rstrip()
+        return text.replace("\r\n", "\n").split("\n") if text else []
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable text file: {error}") from error
 
