@@ -19,6 +19,8 @@ from facejax.train.dry_run import count
 
 NO_WINGS = {"data", "interop", "metrics", "morphable", "nn", "ops", "train"}
 PARTS = {
+    "facejax.attributes.fsanet": {"CapsuleLayer", "Fusion", "MetricLayer", "NetVLAD", "StructureMapping"},
+    "facejax.attributes.ssrnet": {"SeparableStreams", "SingleStageNet", "StageHead", "Streams"},
     "facejax.backbones.dla": {"BasicBlock", "Enlarge", "IDAUp", "Tree"},
     "facejax.backbones.hourglass": {"HourglassModule", "Residual"},
     "facejax.backbones.hrnet": {"HighResolutionModule"},

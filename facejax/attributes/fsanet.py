@@ -232,8 +232,18 @@ class FSANet(nn.Module):
         return Stages(scores, shifts, stretches)
 
 
-FUSION = ("conv", "variance", "none")
-"""Scorings of the three capsule networks whose mean is the published fusion."""
+class Fusion(nn.Module):
+    """Networks side by side. The published fusion is the mean of the capsule networks of all three scorings.
+
+    Attributes:
+      nets: K networks of D outputs each.
+    """
+
+    nets: tuple[FSANet, ...]
+
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        """RGB [N, H, W, 3] in 0..255 -> [N, K, D]."""
+        return jnp.stack([net(images, train=train) for net in self.nets], 1)
 
 
 def unit(x: jax.Array, axis: int) -> jax.Array:

@@ -56,11 +56,11 @@ def soft_stagewise(
     stretch_weight: float = 1.0,
     smallest: float = 0.0,
 ) -> jax.Array:
-    """span * sum_k sum_i score_ki (i + eta_ki) / prod_{j <= k} s_j (1 + Delta_j), the soft stagewise regression (eq. 7).
+    """Soft stagewise regression (eq. 7): V * sum_k sum_i score_ki (i + eta_ki) / prod_{j <= k} s_j (1 + Delta_j).
 
     Args:
       stages: what the stages say.
-      span: width of the range of numbers.
+      span: V, width of the range of numbers.
       first: number of the first class; -1 for three classes around zero.
       shift_weight, stretch_weight: factors of eta and Delta; 0 for no dynamic range.
       smallest: lower bound of 1 + Delta; 0 as published, where the result overflows as Delta nears -1.
@@ -121,7 +121,7 @@ class Streams(nn.Module):
         return list(zip(*streams, strict=True))
 
 
-class Fusion(nn.Module):
+class StageHead(nn.Module):
     """One stage of SSR-Net: its maps of both streams to class scores, shifts and a stretch.
 
     Attributes:
@@ -149,7 +149,11 @@ class Fusion(nn.Module):
             narrow.append(nn.relu(dense(self.classes, name=f"{name}_narrow")(x)))
         stretch = nn.tanh(dense(1, name="stretch")(flat[0] * flat[1]))[:, 0]
         mixed = nn.relu(dense(2 * self.classes, name="mixed")(narrow[0] * narrow[1]))
-        return nn.relu(dense(self.classes, name="scores")(mixed)), nn.tanh(dense(self.classes, name="shifts")(mixed)), stretch
+        return (
+            nn.relu(dense(self.classes, name="scores")(mixed)),
+            nn.tanh(dense(self.classes, name="shifts")(mixed)),
+            stretch,
+        )
 
 
 class SSRNet(nn.Module):
@@ -192,8 +196,10 @@ class SSRNet(nn.Module):
         trunk = Streams(self.widths, self.momentum, self.axis_name, self.dtype, name="trunk")
         shallow, middle, _, deep = trunk(images.astype(self.dtype), train=train)
         parts = [
-            Fusion(classes, pool, self.dropout, self.dtype, name=f"stage{k}")(*maps, train=train)
-            for k, (classes, maps, pool) in enumerate(zip(self.classes, (deep, middle, shallow), (1, 4, 8), strict=True), 1)
+            StageHead(classes, pool, self.dropout, self.dtype, name=f"stage{k}")(*maps, train=train)
+            for k, (classes, maps, pool) in enumerate(
+                zip(self.classes, (deep, middle, shallow), (1, 4, 8), strict=True), 1
+            )
         ]
         return Stages(*zip(*parts, strict=True))
 
@@ -235,7 +241,7 @@ class SingleStageNet(nn.Module):
         return jax.nn.softmax(outputs) @ class_centres(self.classes, self.span) if self.classes > 1 else outputs
 
     def loss(self, outputs: jax.Array, truth: jax.Array) -> jax.Array:
-        """Losses [N]: cross-entropy with the two nearest classes, whose mean is the truth [N]; or the absolute error."""
+        """[N]: cross-entropy with the two nearest classes, whose mean is the truth [N]; or the absolute error."""
         if self.classes == 1:
             return absolute_error(outputs, truth)
         place = truth / self.span * self.classes - 0.5

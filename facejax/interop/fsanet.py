@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 from typing import Any
 
@@ -43,6 +44,20 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
         raise ValueError(f"{path}: not the weights of this FSA-Net: {error}") from error
 
 
+def file_of(folder: str | os.PathLike[str], scoring: str, aggregation: str = "capsule") -> pathlib.Path:
+    """The authors' file of a network in a folder such as pre-trained/300W_LP_models, or in folders below it.
+
+    Raises:
+      ValueError: no such file, or several.
+    """
+    structure, vectors = {"conv": ("", 21), "variance": ("var_", 21), "none": ("noS_", 192)}[scoring]
+    name = f"fsanet_{structure}{aggregation}_3_16_2_{vectors}_5.h5"
+    found = [p for p in sorted(pathlib.Path(folder).rglob(f"*{name}")) if not p.name.startswith("history")]
+    if len(found) != 1:
+        raise ValueError(f"{folder}: {len(found)} files {name}: expected one, as in pre-trained/300W_LP_models")
+    return found[0]
+
+
 def _laid_out(name: str, tensor: np.ndarray) -> np.ndarray:
     """Depthwise kernels [H, W, C, 1] become [H, W, 1, C]; the 1x1 kernel of the scores and the centres lose an axis."""
     if name.endswith("depthwise_kernel:0"):
@@ -80,6 +95,4 @@ def head_rules(mapped: bool) -> list[Rule]:
     for stage in range(3):
         found += layer(f"delta_s{stage + 1}", f"stretch_{stage}")
         found += layer(f"local_delta_stage{stage + 1}", f"shift_{stage}")
-    return found + [
-        Rule(rf"(?:.*/)?{theirs}:0", f"params/aggregate/{ours}") for theirs, ours in AGGREGATES.items()
-    ]
+    return found + [Rule(rf"(?:.*/)?{theirs}:0", f"params/aggregate/{ours}") for theirs, ours in AGGREGATES.items()]
