@@ -62,8 +62,8 @@ def _laid_out(name: str, tensor: np.ndarray) -> np.ndarray:
     """Depthwise kernels [H, W, C, 1] become [H, W, 1, C]; the 1x1 kernel of the scores and the centres lose an axis."""
     if name.endswith("depthwise_kernel:0"):
         return tensor.swapaxes(2, 3)
-    if re.search(r"conv2d_7/kernel:0$", name):
-        return tensor.reshape(tensor.shape[-2:])
+    if re.search(r"conv2d_7/kernel:0$", name) and tensor.shape[:2] == (1, 1):
+        return tensor[0, 0]
     return tensor[0] if name.endswith("kernel_W2:0") else tensor
 
 
