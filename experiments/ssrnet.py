@@ -37,7 +37,7 @@ from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": asdict(AttributeImages(attribute="age", margin=0.4)),
+    "data": asdict(AttributeImages(attribute="age", image_size=48, margin=0.4)),
     "model": {
         "name": "ssrnet",  # "ssrnet", or a baseline: "classes" (expectation over 27) or "regression"
         "shift_weight": 1.0,  # factor of the classes' movement; 0 for none
@@ -50,9 +50,9 @@ BASE = {
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
-        "schedule": {"kind": "step", "peak": 2e-3, "warmup": 0, "boundaries": (1 / 3, 2 / 3)},
+        "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
     },
-    "train": asdict(Options(batch_size=50, steps=500)),
+    "train": asdict(Options(batch_size=32, steps=300)),
     "eval": {
         **asdict(Evaluation()),
         "weights": "",  # the authors' HDF5 file, evaluated instead of the run's own weights
@@ -63,8 +63,9 @@ BASE = {
 def published(kind: str, images: int, batch_size: int) -> dict[str, Any]:
     """90 epochs, at a learning rate divided by 10 after 30 and 60."""
     return {
-        "data": {"kind": kind, "path": kind},
+        "data": {"kind": kind, "path": kind, "image_size": 64},
         "model": {"momentum": 0.99},
+        "optim.schedule": {"kind": "step", "peak": 2e-3, "boundaries": (1 / 3, 2 / 3)},
         "train": {"batch_size": batch_size, "steps": 90 * (images // batch_size), "devices": 1},
     }
 
