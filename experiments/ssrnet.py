@@ -37,7 +37,7 @@ from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": asdict(AttributeImages(attribute="age", image_size=48, margin=0.4)),
+    "data": asdict(AttributeImages(attribute="age", image_size=48, margin=0.4, augment=False)),
     "model": {
         "name": "ssrnet",  # "ssrnet", or a baseline: "classes" (expectation over 27) or "regression"
         "shift_weight": 1.0,  # factor of the classes' movement; 0 for none
@@ -50,7 +50,7 @@ BASE = {
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
-        "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
+        "schedule": {"kind": "cosine", "peak": 5e-3, "warmup": 0, "boundaries": ()},
     },
     "train": asdict(Options(batch_size=32, steps=300)),
     "eval": {
@@ -63,7 +63,7 @@ BASE = {
 def published(kind: str, images: int, batch_size: int) -> dict[str, Any]:
     """90 epochs, at a learning rate divided by 10 after 30 and 60."""
     return {
-        "data": {"kind": kind, "path": kind, "image_size": 64},
+        "data": {"kind": kind, "path": kind, "image_size": 64, "augment": True},
         "model": {"momentum": 0.99},
         "optim.schedule": {"kind": "step", "peak": 2e-3, "boundaries": (1 / 3, 2 / 3)},
         "train": {"batch_size": batch_size, "steps": 90 * (images // batch_size), "devices": 1},
