@@ -3,13 +3,13 @@ r"""FSA-Net: head pose by fine-grained structure aggregation.
     python -m experiments.fsanet                                 # rendered faces, two cores
     python -m experiments.fsanet --config=ssrnet                 # SSR-Net for three angles, the same streams
     python -m experiments.fsanet --config=fusion                 # three scorings, and their mean
-    python -m experiments.fsanet --config.eval.crops=DIR         # also judged on photographs, whose yaw is known
+    python -m experiments.fsanet --config.eval.photographs=DIR   # also judged on photographs, whose yaw is known
     python -m experiments.fsanet --config=300w_lp --config.data.path=300W_LP --config.data.test_path=AFLW2000
     python -m experiments.fsanet --config=aflw2000_published --config.data.test_path=AFLW2000 \
         --config.eval.weights=FSA-Net/pre-trained/300W_LP_models
 
-300W_LP holds AFW, AFW_Flip and so on; AFLW2000 the 2000 images with their .mat files, as published (the set aflw2000
-of tfds lacks the angles). `eval.crops` is a folder as `facejax.data.readers.head_pose.read_crops` describes. One GPU.
+300W_LP holds AFW, AFW_Flip and so on; AFLW2000 the 2000 images with their .mat files, as published (the set aflw2k3d
+of tfds lacks the angles). `eval.photographs` is a folder as `facejax.data.readers.aflw2000_crops` describes. One GPU.
 
 Published, mean absolute errors in degrees on AFLW2000-3D, trained on 300W-LP (paper), yaw / pitch / roll / mean:
 
@@ -31,15 +31,14 @@ from ml_collections import ConfigDict
 
 from facejax.attributes import fsanet, ssrnet
 from facejax.data.attribute_images import AttributeImages
-from facejax.data.readers import head_pose
-from facejax.evaluate.attributes import Predict, yaw_report
+from facejax.evaluate.attributes import Predict
 from facejax.recipes.estimator import Evaluation, estimator, evaluated, predictor
 from facejax.train import Experiment, Options, Report, app, optim
 from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": asdict(AttributeImages(attribute="pose", task="landmarks", margin=0.2)),
+    "data": asdict(AttributeImages(attribute="pose", task="landmarks", image_size=32, margin=0.2, augment=False)),
     "model": {
         "name": "fsanet",  # or "ssrnet", SSR-Net for three angles
         "scorings": ("conv",),  # of the networks whose mean is the answer: "conv", "variance", "none"
@@ -51,27 +50,29 @@ BASE = {
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
-        "schedule": {"kind": "step", "peak": 1e-3, "warmup": 0, "boundaries": (1 / 3, 2 / 3)},
+        "schedule": {"kind": "cosine", "peak": 5e-3, "warmup": 0, "boundaries": ()},
     },
-    "train": asdict(Options(batch_size=16, steps=600)),
+    "train": asdict(Options(batch_size=32, steps=400)),
     "eval": {
         **asdict(Evaluation()),
         "weights": "",  # folder of the authors' files; nothing is trained then
-        "crops": "",  # folder of 3DDFA's crops of AFLW2000-3D, judged too
     },
 }
-HEADS = {"data": {"kind": "300w_lp", "path": "300W_LP", "test_path": "AFLW2000", "margin": 0.6}}
+HEADS = {
+    "kind": "300w_lp", "path": "300W_LP", "test_path": "AFLW2000", "image_size": 64, "margin": 0.6, "augment": True,
+}  # fmt: skip
 PRESETS = {
     "synthetic": {},
     "ssrnet": {"model.name": "ssrnet"},
     "no_structure": {"model.scorings": ("none",)},
     "fusion": {"model.scorings": fsanet.SCORINGS},
     "300w_lp": {
-        **HEADS,
+        "data": HEADS,
         "model": {"scorings": fsanet.SCORINGS, "momentum": 0.99},
+        "optim.schedule": {"kind": "step", "peak": 1e-3, "boundaries": (1 / 3, 2 / 3)},
         "train": {"batch_size": 16, "steps": 90 * (122_450 // 16), "devices": 1},
     },
-    "aflw2000_published": {**HEADS, "model.scorings": fsanet.SCORINGS, "eval.weights": "300W_LP_models"},
+    "aflw2000_published": {"data": HEADS, "model.scorings": fsanet.SCORINGS, "eval.weights": "300W_LP_models"},
 }
 CLAIM = Claim(
     "fsanet.structure",
@@ -103,11 +104,7 @@ def build(config: ConfigDict) -> Experiment:
         return {"number": outputs.mean(1) if multi else outputs, **singles}
 
     def evaluate(predict: Predict, variables: Any) -> Report:
-        report = evaluated(predict, variables, data, Evaluation(config.eval.batch_size))
-        if config.eval.crops:
-            faces, yaw = head_pose.read_crops(config.eval.crops)
-            report |= yaw_report(predict, variables, faces, yaw, data, config.eval.batch_size)
-        return report
+        return evaluated(predict, variables, data, app.section(Evaluation, config.eval))
 
     if config.eval.weights:
         return Experiment(evaluate=lambda state: evaluate(predictor(net, decode), published(config, net)))

@@ -110,7 +110,7 @@ def build(config: ConfigDict) -> Experiment:
             from facejax.interop import ssrnet as published_weights  # only they need it
 
             variables = published_weights.load(config.eval.weights, jax.eval_shape(lambda v: v, variables))
-        return evaluated(predict, variables, data, Evaluation(config.eval.batch_size))
+        return evaluated(predict, variables, data, app.section(Evaluation, config.eval))
 
     return estimator(
         net,

@@ -620,6 +620,14 @@ MODELS: Mapping[str, Model] = {
             "mean": 109_433, "gcn": 109_433, "meanpool": 359_033, "maxpool": 359_033, "lstm": 391_801
         }.items()
     },
+    "ovd": Model(
+        "facejax.restoration.video_deblur:OVD", 926_084, (5, 256, 256, 3), "zzh-tech/ESTRNN, and beta",
+        "OVD: recurrent video deblurring with dynamic temporal blending",
+    ),
+    "strcnn": Model(
+        "facejax.restoration.video_deblur:OVD", 721_219, (5, 256, 256, 3), "zzh-tech/ESTRNN without blending",
+        "STRCNN: OVD without dynamic temporal blending", {"blending": False},
+    ),
     "retinanet_resnet50": _detector(
         "retinanet:retinanet_resnet50", 37_968_692, 800, "torchvision, with P6 from C5", "RetinaNet, 80 classes"
     ),
@@ -740,5 +748,53 @@ MODELS: Mapping[str, Model] = {
             ("10g", 10, 4_229_902, "published millions of the authors' code"),
         )
     },
+    **{
+        f"tddfa_mobilenet_{name}": Model(
+            "facejax.reconstruction.tddfa:mobilenet", parameters, (120, 120, 3), "summed over the layers of the code",
+            f"3DDFA's MobileNet (cleardusk/3DDFA) with {width} times the channels, 62 parameters of a face",
+            {"width": width},
+        )
+        for name, width, parameters in (
+            ("2", 2.0, 12_820_158), ("1", 1.0, 3_270_526), ("075", 0.75, 1_864_238), ("05", 0.5, 850_398),
+            ("025", 0.25, 229_006),
+        )
+    },
+    **{
+        f"pfld_{name}": Model(
+            constructor, parameters, (112, 112, 3), source, about, options, converter=converter
+        )
+        for name, constructor, parameters, source, about, options, converter in (
+            ("98", "facejax.alignment.pfld:Net", 1_728_359, "polarisZhao/PFLD-pytorch without its unused batch norm",
+             "PFLD, 98 landmarks, with the auxiliary branch", {}, ""),
+            ("68_compressed", "facejax.alignment.pfld:pfld_68_compressed", 1_194_027,
+             "the published file and polarisZhao/PFLD-pytorch's auxiliary branch", "PFLD as published, 68 landmarks",
+             {}, "facejax.interop.pfld:load"),
+        )
+    },
+    **{
+        f"adaptive_wing_{name}": Model(
+            "facejax.alignment.adaptive_wing:Net", parameters, (256, 256, 3), "the layers of the authors' code",
+            f"four stacked hourglasses with CoordConv, {landmarks} landmarks and boundary lines",
+            {"landmarks": landmarks},
+        )
+        for name, landmarks, parameters in (
+            ("300w", 68, 24_099_156), ("wflw", 98, 24_153_036), ("cofw", 29, 24_029_112), ("aflw", 19, 24_011_152)
+        )
+    },
+    "dan": Model(
+        "facejax.alignment.dan:DAN", 23_095_382, (112, 112, 1), "the layers of the authors' code",
+        "DAN, 68 landmarks in two stages",
+    ),
+    **{
+        f"mcnet_{landmarks}": Model(
+            "facejax.alignment.mcl:mcnet", parameters, (50, 50, 1), "the authors' layers",
+            f"MCNet, {landmarks} landmarks", {"landmarks": landmarks},
+        )
+        for landmarks, parameters in {29: 2_620_634, 68: 2_700_584}.items()
+    },
+    "mcl_68": Model(
+        "facejax.alignment.mcl:Net", 1_124_136, (50, 50, 1), "our layers; the paper's widths are not known",
+        "MCL's network with averaged features, 68 landmarks",
+    ),
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""

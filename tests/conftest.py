@@ -218,3 +218,44 @@ def small_world(tmp_path_factory):
         for name, changes in SMALL_WORLD.items():
             patch.setitem(faces.TASKS, name, dataclasses.replace(faces.TASKS[name], **changes))
         yield tmp_path_factory.getbasetemp() / "quality_world"
+
+
+@pytest.fixture(scope="session")
+def face_examples():
+    """Twelve examples of the face world's "reconstruction" with images of noise and weak perspective, and the vectors
+    [12, 62] that they were made of.
+    """
+    import jax.numpy as jnp
+
+    from facejax.data.synthetic.faces import png
+    from facejax.morphable import crops, parameters
+    from facejax.morphable.procedural import procedural
+    from facejax.ops import rotation
+
+    rng, count, size, model = np.random.default_rng(0), 12, 64, procedural()
+    strengths = np.where(rng.random((count, 12)) < 0.2, rng.random((count, 12)), 0)
+    identity = np.clip(rng.normal(size=(count, 48)), -2, 2)
+    identity[:, 40:] = 0
+    expression = (strengths @ np.stack(list(model.expressions.values())))[:, :10]
+    pose = parameters.compose(
+        jnp.asarray(rng.uniform(18, 24, count)),
+        rotation.from_euler(jnp.asarray(rng.normal(size=(count, 3)) * [0.2, 0.7, 0.2])),
+        jnp.asarray(np.c_[rng.uniform(28, 36, (count, 2)), np.zeros(count)]),
+    )
+    form = (jnp.asarray(identity[:, :40]), jnp.asarray(expression))
+    vectors = parameters.join(parameters.Parameters(pose, *form))
+    face = parameters.at_vertices(parameters.linear_face(model), model.landmarks68)
+    marks = np.asarray(crops.to_image(parameters.reconstruct(face, vectors), size))[..., :2]
+    examples = [
+        {
+            "image": png(rng.integers(0, 255, (size, size, 3)).astype(np.uint8)),
+            "person": i // 2,
+            "identity": identity[i],
+            "expression": strengths[i],
+            "landmarks68": marks[i],
+            "visible68": np.ones(68, bool),
+            "pose": np.array([0.0, 0.1 * i, 0.0]),
+        }
+        for i in range(count)
+    ]
+    return examples, np.asarray(vectors)

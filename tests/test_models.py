@@ -19,6 +19,9 @@ from facejax.train.dry_run import count
 
 NO_WINGS = {"data", "interop", "metrics", "morphable", "nn", "ops", "train"}
 PARTS = {
+    "facejax.alignment.pfld": {"Auxiliary", "Bottleneck", "Net"},
+    "facejax.alignment.adaptive_wing": {"ConvBlock", "CoordConv", "Hourglass"},
+    "facejax.alignment.dan": {"LaterStage", "StageNet"},
     "facejax.attributes.fsanet": {"CapsuleLayer", "Fusion", "MetricLayer", "NetVLAD", "StructureMapping"},
     "facejax.attributes.ssrnet": {"SeparableStreams", "SingleStageNet", "StageHead", "Streams"},
     "facejax.backbones.dla": {"BasicBlock", "Enlarge", "IDAUp", "Tree"},
@@ -53,6 +56,8 @@ PARTS = {
     "facejax.quality.qan_pp": {"SharedPReLU"},
     "facejax.quality.ser_fiq": {"OnTop"},  # as wide as there are training people
     "facejax.recognition.groupface": {"GroupDecision"},
+    "facejax.reconstruction.tddfa": {"Cascade", "FourConvolutions"},  # the paper's widths are not published
+    "facejax.restoration.video_deblur": {"Blending", "Cell", "ResidualBlock"},
 }  # fmt: skip
 """Modules that are no architectures of their own."""
 

@@ -10,6 +10,7 @@ Choices that they leave open follow the authors' code: ReLU6 in V1 too, kernels 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ import jax.numpy as jnp
 from facejax.nn.blocks import ConvNorm
 
 Dtype = Any
+
+truncated_normal = nn.initializers.truncated_normal(0.09)
 
 V1_LAYERS = (
     (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5, (1024, 2), (1024, 1),
@@ -63,8 +66,8 @@ class InvertedResidual(nn.Module):
         if self.expansion > 1:
             y = self.block(wide, 1, padding=0, name="expand")(y, train=train)
         y = self.block(wide, 3, self.stride, groups=wide, name="depthwise")(y, train=train)
-        activation = None if self.linear else nn.relu6
-        y = self.block(self.features, 1, padding=0, activation=activation, name="project")(y, train=train)
+        activation = {"activation": None} if self.linear else {}
+        y = self.block(self.features, 1, padding=0, name="project", **activation)(y, train=train)
         return x + y if self.stride == 1 and channels == self.features else y
 
 
@@ -78,6 +81,8 @@ class MobileNetV1(nn.Module):
       dropout: rate before the classifier.
       stem_stride: of the first layer; 1 suits images of half the size.
       padding: of the 3x3 convolutions: "SAME" as in TensorFlow, or 1 as in PyTorch's versions.
+      activation: after every convolution.
+      kernel_init: initialiser of the convolutions.
       momentum, epsilon: of batch norms; the authors' code, 0.9997 and 1e-3.
       axis_name: mapped axis over which batch statistics are averaged.
       dtype: of the trunk; the classifier stays in float32.
@@ -89,6 +94,8 @@ class MobileNetV1(nn.Module):
     dropout: float = 1e-3
     stem_stride: int = 2
     padding: int | str = "SAME"
+    activation: Callable[[jax.Array], jax.Array] = nn.relu6
+    kernel_init: Any = truncated_normal
     momentum: float = 0.9997
     epsilon: float = 1e-3
     axis_name: str | None = None
@@ -134,6 +141,8 @@ class MobileNetV2(nn.Module):
     dropout: float = 0.2
     stem_stride: int = 2
     padding: int | str = "SAME"
+    activation: Callable[[jax.Array], jax.Array] = nn.relu6
+    kernel_init: Any = truncated_normal
     momentum: float = 0.997
     epsilon: float = 1e-3
     axis_name: str | None = None
@@ -170,8 +179,8 @@ def _block(net: MobileNetV1 | MobileNetV2, images: jax.Array) -> Any:
     return partial(
         ConvNorm,
         padding=net.padding,
-        activation=nn.relu6,
-        kernel_init=nn.initializers.truncated_normal(0.09),
+        activation=net.activation,
+        kernel_init=net.kernel_init,
         momentum=net.momentum,
         epsilon=net.epsilon,
         axis_name=net.axis_name,

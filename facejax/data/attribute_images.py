@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facejax.data import pipeline, transforms
+from facejax.data import landmark_images, pipeline, transforms
 from facejax.data.pipeline import Source
 from facejax.data.readers import ages, head_pose
+from facejax.data.readers.aflw2000_crops import SIZE, Aflw2000Crops
 from facejax.data.readers.landmarks import FaceImages
 from facejax.data.synthetic import faces
 
@@ -280,3 +281,23 @@ class Annotated:
         example = self._found[index]
         target = example["age"] if self._attribute == "age" else labels(example["pose"])
         return {name: example[name] for name in ("image", "name", "box") if name in example} | {"target": target}
+
+
+class Photographs:
+    """The official crops of AFLW2000-3D as examples; boxes surround the landmarks, targets are yaws in degrees.
+
+    Args:
+      folder: see `facejax.data.readers.aflw2000_crops`.
+    """
+
+    def __init__(self, folder: str):
+        self._crops = Aflw2000Crops(folder)
+        points = landmark_images.photographs(folder, SIZE, 1.0).points
+        self._boxes = np.concatenate([points.min(1), points.max(1)], 1)
+
+    def __len__(self) -> int:
+        return len(self._crops)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        fields = {"name": self._crops.names[index], "target": self._crops.signed_yaw[index]}
+        return {"image": self._crops.encoded(index), "box": self._boxes[index], **fields}

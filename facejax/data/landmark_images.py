@@ -22,6 +22,7 @@ from facejax.data.keypoints import moved
 from facejax.data.landmarks import MIRRORS
 from facejax.data.pipeline import Load, Source
 from facejax.data.readers import landmarks as readers
+from facejax.data.readers.aflw2000_crops import SIZE, Aflw2000Crops
 from facejax.data.synthetic import faces
 
 KINDS = {"face_world": (68, 98), "300w": (68,), "wflw": (98,), "cofw": (29,), "aflw": (19,), "lapa": (106,)}
@@ -351,6 +352,37 @@ class LandmarkImages:
     def _hard(self, region: Sequence[float], index: int) -> np.ndarray:
         moved_region, angle = jittered(region, self.augment, np.random.default_rng([7, index]))
         return region_matrix(moved_region, angle, self.image_size)
+
+
+def photographs(folder: str, size: int, enlarge: float) -> Faces:
+    """The 2,000 official crops of AFLW2000-3D as test faces with 68 landmarks and the subsets of |yaw| in degrees.
+
+    Args:
+      folder: see `facejax.data.readers.aflw2000_crops`.
+      size: side of the network's input, pixels.
+      enlarge: side of the crop relative to the square around the landmarks.
+    """
+    found = Aflw2000Crops(folder)
+    corner, sides = found.roi[:, None, :2], found.roi[:, None, 2:] - found.roi[:, None, :2] + 1
+    points = (found.landmarks68 - corner + 0.5) * (SIZE / sides) - 0.5  # inverse of `to_originals`; then pixel centres
+    source = Photographs(found)
+    regions = [(x, y, enlarge * side) for x, y, side in map(square, points)]
+    matrices = np.stack([region_matrix(region, 0.0, size) for region in regions])
+    bins = {"yaw_0_30": found.yaw <= 30, "yaw_30_60": (found.yaw > 30) & (found.yaw <= 60), "yaw_60_90": found.yaw > 60}
+    return Faces(source, matrices, size, points, np.ones(points.shape[:2], bool), bins)
+
+
+@dataclasses.dataclass(frozen=True)
+class Photographs:
+    """The pictures of `Aflw2000Crops` as examples."""
+
+    crops: Aflw2000Crops
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": self.crops.encoded(index)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,3 +35,8 @@ def bgr_unit(images: jax.Array) -> jax.Array:
 def unit(images: jax.Array) -> jax.Array:
     """Divides by 255, in 0..1."""
     return images.astype(jnp.float32) / 255
+
+
+def bgr_symmetric(images: jax.Array) -> jax.Array:
+    """BGR, (x - 127.5) / 128: the 3DDFA family."""
+    return (images[..., ::-1].astype(jnp.float32) - 127.5) / 128

@@ -50,6 +50,27 @@ class Subset:
         }
 
 
+class Part:
+    """Some examples of a source, as they are.
+
+    Args:
+      source: the examples.
+      rows: [M] int, indices of those in the part.
+    """
+
+    def __init__(self, source: Source, rows: Sequence[int]):
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._source[int(self._rows[index])]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        return pipeline.fetch(self._source, [self._rows[i] for i in indices])
+
+
 class Indexed:
     """The images of a source, each with its row under "index", such as for a memory bank."""
 

@@ -43,11 +43,6 @@ def find(
     return found, found.pop("target")
 
 
-def report(found: dict[str, np.ndarray], truth: np.ndarray, crops: Callable[[Sequence[int]], np.ndarray]) -> Report:
-    """`pose_report` or `age_report`, by the shape of the truth."""
-    return (pose_report if truth.ndim == 2 else age_report)(found, truth, crops)
-
-
 def pose_report(
     found: dict[str, np.ndarray], truth: np.ndarray, crops: Callable[[Sequence[int]], np.ndarray]
 ) -> Report:
@@ -90,36 +85,30 @@ def pose_report(
     )
 
 
-def yaw_report(
-    predict: Predict, variables: Any, faces: Source, yaw: np.ndarray, data: AttributeImages, batch_size: int
-) -> Report:
+def yaw_report(found: dict[str, np.ndarray], yaw: np.ndarray, crops: Callable[[Sequence[int]], np.ndarray]) -> Report:
     """Mean absolute error of yaw on photographs of which no other angle is known.
 
     Args:
-      predict, variables: the estimator of head pose.
-      faces: N photographs with boxes.
+      found: labels [N, 3] by name; "number" counts.
       yaw: [N] degrees; faces beyond 99 are left out.
-      data: how they are cropped.
-      batch_size: images a call.
+      crops: rows -> uint8 [n, S, S, 3], for the pictures.
     """
     rows = np.flatnonzero(np.abs(yaw) <= pose.LIMIT)
-
-    def crops(places: Sequence[int]) -> np.ndarray:
-        return np.stack([data.crop(e) for e in pipeline.fetch(faces, rows[np.asarray(places)])])
-
-    found = map_batches(predict, variables, range(len(rows)), batch_size, crops)["number"]
-    truth, errors = yaw[rows], np.abs(found[:, 0] - yaw[rows])
-    table = [
-        {"|yaw|": f"{low} to {high}", "yaw": float(errors[inside].mean()), "faces": int(inside.sum())}
-        for low, high in BINS
-        if (inside := (np.abs(truth) >= low) & (np.abs(truth) <= high)).any()
-    ]
-    order = np.argsort(errors)[np.linspace(0, len(errors) - 1, min(12, len(errors))).astype(int)]
+    predicted, truth = found["number"][rows], yaw[rows]
+    errors = np.abs(predicted[:, 0] - truth)
+    table = []
+    for low, high in BINS:
+        inside = (np.abs(truth) >= low) & (np.abs(truth) < high)
+        if inside.any():
+            table.append({"|yaw|": f"{low} to {high}", "yaw": float(errors[inside].mean()), "faces": int(inside.sum())})
+    shown = np.argsort(errors)[np.linspace(0, len(errors) - 1, min(12, len(errors))).astype(int)]
     return Report(
         {"photographs_yaw": float(errors.mean()), "photographs_yaw_of_zero": float(np.abs(truth).mean())},
         tables={"Photographs: mean absolute error of yaw in degrees": table},
-        figures={"Photographs from the smallest error of yaw to the largest": cubes(crops(order), found[order])},
-        arrays={"photographs_predicted": found, "photographs_yaw": truth},
+        figures={
+            "Photographs from the smallest error of yaw to the largest": cubes(crops(rows[shown]), predicted[shown])
+        },
+        arrays={"photographs_predicted": predicted, "photographs_yaw": truth},
     )
 
 

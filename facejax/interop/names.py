@@ -23,8 +23,9 @@ class Rule:
       source: regular expression that matches the whole source name.
       target: path of the variable with "/" between keys, starting with the collection ("params", "batch_stats"); it may
         refer to the expression's groups. An empty target drops the tensor, if `dropped` holds for it.
-      layout: change of layout: "same"; "conv" (O, I, H, W to H, W, I, O); "linear" (O, I to I, O); "flatten" (a linear
-        layer after a flattened feature map, whose inputs change from C, H, W to H, W, C order).
+      layout: change of layout: "same"; "conv" (O, I, H, W to H, W, I, O); "conv_transpose" (I, O, H, W to H, W, I, O);
+        "linear" (O, I to I, O); "flatten" (a linear layer after a flattened feature map, whose inputs change from
+        C, H, W to H, W, C order).
       channels: C, for "flatten".
       dropped: what a dropped tensor must be, a key of `DROPPED`; every rule has either this or a target.
     """
@@ -43,6 +44,7 @@ class Rule:
 DROPPED: Mapping[str, Callable[[np.ndarray], bool]] = {
     "ones": lambda x: bool(np.all(np.abs(x - 1) <= 1e-6)),
     "a count": lambda x: x.ndim == 0,
+    "a shape": lambda x: x.ndim == 1 and x.dtype.kind == "i",
     "of a dense layer": lambda x: x.ndim in (1, 2),
     "of a part that the template lacks": lambda x: True,
 }
@@ -143,11 +145,13 @@ def laid_out(tensor: np.ndarray, rule: Rule) -> np.ndarray:
     """The tensor in Flax's layout."""
     if rule.layout == "same":
         return tensor
-    expected = {"conv": 4, "linear": 2, "flatten": 2}[rule.layout]
+    expected = {"conv": 4, "conv_transpose": 4, "linear": 2, "flatten": 2}[rule.layout]
     if tensor.ndim != expected:
         return tensor  # `convert` reports the shape
     if rule.layout == "conv":
         return tensor.transpose(2, 3, 1, 0)
+    if rule.layout == "conv_transpose":
+        return tensor.transpose(2, 3, 0, 1)
     if rule.layout == "linear":
         return tensor.T
     outputs, inputs = tensor.shape

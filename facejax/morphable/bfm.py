@@ -80,7 +80,7 @@ def from_bfm(
     place[keep] = np.arange(len(keep))
     triangles = place[shape["tl"].astype(int) - 1]
     triangles = triangles[(triangles >= 0).all(1)]
-    triangles = _outward(mean, triangles)
+    triangles = outward(mean, triangles)
     uv = np.stack([0.5 + np.arctan2(mean[:, 0], mean[:, 2]) / (2 * np.pi), _unit_range(-mean[:, 1])], -1)
     spread = shape["texPC"][rows, :albedo] * shape["texEV"].ravel()[:albedo]
     columns = [shape["texMU"].ravel()[rows] / 255, *(spread / 255).T]
@@ -127,7 +127,7 @@ def _orthonormal(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return columns @ vectors[:, order] / std, std
 
 
-def _outward(mean: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+def outward(mean: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     """Reorients triangles counter-clockwise from outside, whatever the order in the file."""
     a, b, c = (mean[triangles[:, i]] for i in range(3))
     outside = np.sum(np.cross(b - a, c - a) * ((a + b + c) / 3 - mean.mean(0)), 1)

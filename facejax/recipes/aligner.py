@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from facejax.data import landmark_images
 from facejax.data.landmark_images import LandmarkImages
 from facejax.evaluate import alignment
 from facejax.metrics import landmarks
@@ -26,12 +27,14 @@ class Evaluation:
       normalizer: face size that divides the errors: "inter_ocular", "inter_pupil", "box" or "box_diagonal".
       limit: error at which a face counts as failed and the curve ends, a fraction of the face's size.
       timed: also measure the milliseconds of one crop.
+      photographs: folder of the 2,000 crops of AFLW2000-3D, on which a network of 68 landmarks is evaluated too.
     """
 
     batch_size: int = 100
     normalizer: str = "box"
     limit: float = 0.08
     timed: bool = False
+    photographs: str = ""
 
     def __post_init__(self) -> None:
         if self.normalizer not in landmarks.NORMALIZERS:
@@ -55,7 +58,21 @@ def evaluated(predict: alignment.Predict, variables: Any, data: LandmarkImages, 
     result = alignment.report(faces, found, normalizer=evaluation.normalizer, limit=evaluation.limit)
     if evaluation.timed:
         result.metrics.update(alignment.cost(predict, variables, data.image_size))
-    return result
+    return result | photographed(predict, variables, data, evaluation) if evaluation.photographs else result
+
+
+def photographed(predict: alignment.Predict, variables: Any, data: LandmarkImages, evaluation: Evaluation) -> Report:
+    """The report on photographs, whose names begin with "photographs"; errors are over sqrt(width * height)."""
+    if data.landmarks != 68:
+        raise ValueError(f"eval.photographs has 68 landmarks: expected data.landmarks 68, not {data.landmarks}")
+    faces = landmark_images.photographs(evaluation.photographs, data.image_size, data.enlarge)
+    found = alignment.find(predict, variables, faces, evaluation.batch_size)
+    made = alignment.report(faces, found, normalizer="box", limit=evaluation.limit)
+    return Report(
+        {f"photographs_{name}": value for name, value in made.metrics.items()},
+        tables={f"Photographs: {title}": rows for title, rows in made.tables.items()},
+        figures={f"Photographs: {title}": figure for title, figure in made.figures.items()},
+    )
 
 
 def aligner(

@@ -13,9 +13,12 @@ import numpy as np
 import optax
 
 from facejax.data import pipeline
-from facejax.data.attribute_images import AttributeImages
+from facejax.data.attribute_images import AttributeImages, Photographs
+from facejax.data.pipeline import Source
 from facejax.evaluate import attributes
 from facejax.train import Experiment, Mean, Options, Report, TrainState, supervised_step, warm_start
+
+REPORTS = {"age": attributes.age_report, "pose": attributes.pose_report}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +27,11 @@ class Evaluation:
 
     Attributes:
       batch_size: images a call.
+      photographs: folder of the 2,000 crops of AFLW2000-3D, on whose yaw an estimator of pose is evaluated too.
     """
 
     batch_size: int = 100
+    photographs: str = ""
 
 
 def raw(images: jax.Array) -> jax.Array:
@@ -47,13 +52,22 @@ def evaluated(predict: attributes.Predict, variables: Any, data: AttributeImages
       variables: of the network.
       data, evaluation: sections of the configuration.
     """
-    source = data.source("test")
 
-    def crops(rows: Sequence[int]) -> np.ndarray:
-        return data.load_test(pipeline.fetch(source, rows))["image"]
+    def report(source: Source, make: Callable[..., Report]) -> Report:
+        def crops(rows: Sequence[int]) -> np.ndarray:
+            return data.load_test(pipeline.fetch(source, rows))["image"]
 
-    found, truth = attributes.find(predict, variables, source, data, evaluation.batch_size)
-    return attributes.report(found, truth, crops)
+        found, truth = attributes.find(predict, variables, source, data, evaluation.batch_size)
+        return make(found, truth, crops)
+
+    result = report(data.source("test"), REPORTS[data.attribute])
+    if evaluation.photographs:
+        if data.attribute != "pose":
+            raise ValueError(
+                f"eval.photographs: their yaw is known: expected data.attribute 'pose', not {data.attribute!r}"
+            )
+        result |= report(Photographs(evaluation.photographs), attributes.yaw_report)
+    return result
 
 
 def estimator(

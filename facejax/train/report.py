@@ -25,7 +25,7 @@ class Report:
       metrics: name -> number. The first is the headline.
       tables: title -> rows (dicts with the same keys).
       figures: title -> matplotlib figure.
-      images: title -> uint8 [H, W, 3] image, such as a grid of samples.
+      images: title -> uint8 [H, W, 3] image, such as a grid of samples, or [T, H, W, 3] frames, shown as an animation.
       arrays: name -> array; `--save_arrays` writes them as NAME.npy (embeddings, landmarks, ...).
       notes: name of a measure -> its definition, one sentence.
     """
@@ -42,6 +42,9 @@ class Report:
         fields = (field.name for field in dataclasses.fields(self))
         return Report(*({**getattr(self, name), **getattr(other, name)} for name in fields))
 
+
+FRAME_MILLISECONDS = 200
+"""Time of each frame of an animation."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430; }
@@ -152,6 +155,7 @@ def _figure_png(figure: Figure) -> bytes:
 def _image_png(image: np.ndarray) -> bytes:
     from PIL import Image
 
+    first, *others = (Image.fromarray(frame) for frame in (image if image.ndim == 4 else [image]))
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="png")
+    first.save(buffer, format="png", save_all=True, append_images=others, duration=FRAME_MILLISECONDS, loop=0)
     return buffer.getvalue()

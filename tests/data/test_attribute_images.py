@@ -5,7 +5,6 @@ import scipy.io
 
 from facejax.data import attribute_images as images
 from facejax.data.attribute_images import AttributeImages
-from facejax.data.readers import head_pose
 from facejax.data.synthetic import faces
 from facejax.metrics import pose
 
@@ -151,21 +150,16 @@ def test_wrong_settings_raise():
             AttributeImages(**given)
 
 
-def test_crops_of_3ddfa(tmp_path, test_data):
-    faces_found, yaw = head_pose.read_crops(test_data / "aflw2000")
-    assert len(faces_found) == len(yaw) == 2000
-    sides = np.array([face.box[2:] - face.box[:2] for face in faces_found.faces]).max(1)
-    np.testing.assert_allclose(np.median(sides), 120 / np.sqrt(2), atol=1)  # the authors' rule
+def test_photographs(test_data):
+    source = images.Photographs(str(test_data / "aflw2000"))
+    found = [source[i] for i in range(0, 2000, 20)]
+    sides = np.array([e["box"][2:] - e["box"][:2] for e in found]).max(1)
+    np.testing.assert_allclose(np.median(sides), 120 / np.sqrt(2), atol=1)  # the rule of the crops
     recorded = np.load(test_data / "weights" / "fsanet" / "300W_LP_reference.npz")
-    names = [face.name for face in faces_found.faces]
-    rows = [names.index(name) for name in recorded["aflw2000_first50_files"]]
-    np.testing.assert_allclose(yaw[rows], recorded["aflw2000_first50_pose_yaw_pitch_roll"][:, 0], atol=1e-3)
-    (tmp_path / "crops.list").write_text("a.jpg\n")
-    np.save(tmp_path / "AFLW2000-3D.pose.npy", np.zeros(2))
-    with pytest.raises(
-        ValueError, match=r"AFLW2000-3D\.pose\.npy: array of shape \(2,\) .*: expected finite numbers \[1\]"
-    ):
-        head_pose.read_crops(tmp_path)
-    np.save(tmp_path / "AFLW2000-3D.pose.npy", np.array([{}]), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"AFLW2000-3D\.pose\.npy: not a readable array"):
-        head_pose.read_crops(tmp_path)
+    names = [source[i]["name"] for i in range(60)]
+    for name, label in zip(*(recorded[f"aflw2000_first50_{k}"] for k in ("files", "pose_yaw_pitch_roll")), strict=True):
+        assert source[names.index(name)]["target"] == pytest.approx(label[0], abs=1e-3)
+    data = AttributeImages("pose")
+    batch = data.load_test(found[:3])
+    assert batch["image"].shape == (3, 64, 64, 3)
+    assert batch["target"].shape == (3,)

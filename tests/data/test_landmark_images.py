@@ -161,3 +161,12 @@ def test_300w_has_its_challenging_subset_and_no_boxes(tmp_path):
     assert data.test().subsets["challenging"].tolist() == [False, False, True]
     with pytest.raises(ValueError, match=r"data.crop is 'box': 300w has no boxes, expected 'points'"):
         li.LandmarkImages("300w", str(tmp_path), crop="box").source("train")
+
+
+def test_photographs(test_data):
+    faces = li.photographs(str(test_data / "aflw2000"), 64, 1.25)
+    assert faces.points.shape == (2000, 68, 2) and sum(mask.sum() for mask in faces.subsets.values()) == 2000
+    inside = np.stack([li.moved(p, m) for p, m in zip(faces.points, faces.matrices, strict=True)])
+    assert inside.min() > 0 and inside.max() < 63  # 64 / 1.25 pixels around the middle
+    image = faces.crops([0])[0]
+    assert image.shape == (64, 64, 3) and image.std() > 20

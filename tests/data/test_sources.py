@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from facejax.data import readers, sources
+from facejax.data import pipeline, readers, sources
 from facejax.data.synthetic.faces import png
 
 
@@ -21,6 +21,12 @@ class Encoded:
 @pytest.fixture
 def images():
     return np.random.default_rng(0).integers(0, 256, (6, 5, 5, 3)).astype(np.uint8)
+
+
+def test_a_part_has_the_examples_of_its_rows(images):
+    source = Encoded(images, [4, 4, 2, 7, 2, 4])
+    part = sources.Part(source, np.array([3, 0]))
+    assert len(part) == 2 and part[0] == source[3] and pipeline.fetch(part, [1, 0]) == [source[0], source[3]]
 
 
 def test_classes_are_read_or_known(images):

@@ -1,5 +1,6 @@
 """The command line: presets, overrides, workdirs, dry runs; claims, reports and optimizers."""
 
+import io
 import json
 import os
 import pathlib
@@ -14,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image, ImageSequence
 
 from facejax.ops.conv import conv, conv_transpose
 from facejax.train import Experiment, Options, Report, app, optim, train
 from facejax.train.claims import Claim, Runs, check_same, gains, measure, verdict
 from facejax.train.dry_run import dry_run, flops, peak_bytes
-from facejax.train.report import curves, image_grid, new_figure, write_html
+from facejax.train.report import FRAME_MILLISECONDS, _image_png, curves, image_grid, new_figure, write_html
 
 PROGRAM = str(pathlib.Path(__file__).with_name("toy.py"))
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -274,15 +276,23 @@ def test_report_is_one_self_contained_page(tmp_path):
     axis.plot([1, 2])
     report = Report(
         {"a<b": 0.5}, {"T": [{"x": 1, "y": "z"}], "none": []}, {"F": figure}, {"I": np.zeros((4, 4, 3), np.uint8)}
-    ) | Report({}, notes={"a<b": "a rate"})
+    ) | Report({}, images={"A": np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)}, notes={"a<b": "a rate"})
     history = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}, {"step": 2, "eval/once": 1.0}]
     write_html(tmp_path / "r.html", "title", report, history, "config", "about")
     page = (tmp_path / "r.html").read_text()
-    assert page.count("data:image/png;base64") == 3
+    assert page.count("data:image/png;base64") == 4
     assert "a&lt;b" in page and "<p>a&lt;b: a rate.</p>" in page
     assert "http" not in page
     assert len(curves(history).axes) == 1
     assert image_grid(np.zeros((5, 4, 6, 3), np.uint8), 3).shape == (8, 18, 3)
+
+
+def test_a_sequence_of_images_is_an_animation():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), np.uint8)
+    found = Image.open(io.BytesIO(_image_png(frames)))
+    assert found.n_frames == 3 and found.info["duration"] == FRAME_MILLISECONDS and found.info["loop"] == 0
+    np.testing.assert_array_equal([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(found)], frames)
+    np.testing.assert_array_equal(Image.open(io.BytesIO(_image_png(frames[0]))), frames[0])
 
 
 def test_schedules():

@@ -30,8 +30,7 @@ class ImageFolder:
 
     def __init__(self, root: str | pathlib.Path):
         root = pathlib.Path(root)
-        folders = [p for p in _listed(root) if p.is_dir()]
-        found = [([f for f in _listed(p) if f.suffix.lower() in SUFFIXES], p) for p in folders]
+        found = [(image_files(p), p) for p in listed(root) if p.is_dir()]
         found = [(files, p) for files, p in found if files]
         if not found:
             raise ValueError(f"{root}: no images in its sub-folders, expected identity/image.jpg")
@@ -51,7 +50,13 @@ class ImageFolder:
         return {"image": self.paths[index].read_bytes(), "label": self.labels[index]}
 
 
-def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
+def image_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The images of a folder, as `listed`."""
+    return [path for path in listed(folder) if path.suffix.lower() in SUFFIXES]
+
+
+def listed(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Files and folders in natural order, without those whose name begins with a dot."""
     return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=_natural)
 
 

@@ -13,15 +13,14 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from facejax.data.readers import matlab
-from facejax.data.readers.boxes import inside
 from facejax.data.readers.landmarks import Face, FaceImages, Path, beside, floats, read_lines
 
 SHAPES = {"Pose_Para": 7, "Shape_Para": 199, "Exp_Para": 29, "Tex_Para": 199, "Illum_Para": 10, "Color_Para": 7}
 """Parameters of the morphable model in the files of 300W-LP and AFLW2000-3D, with their lengths."""
 
 POSE_BYTES = 1 << 12
-SIDE, CROP = 450, 120
-"""Sides of the images of 300W-LP and AFLW2000-3D, and of 3DDFA's crops of them, pixels."""
+SIDE = 450
+"""Side of the images of 300W-LP and AFLW2000-3D, pixels."""
 
 
 def read_parameters(file: Path) -> dict[str, np.ndarray]:
@@ -176,38 +175,3 @@ def read_biwi(root: Path) -> FaceImages:
     if not faces:
         raise ValueError(f"{root}: no NN/frame_NNNNN_pose.txt, expected BIWI's folders 01 to 24")
     return FaceImages(faces)
-
-
-def read_crops(root: Path) -> tuple[FaceImages, np.ndarray]:
-    """The crops of AFLW2000-3D with which 3DDFA's authors evaluate, and their yaw in degrees, of 300W-LP's sign.
-
-    Args:
-      root: folder with crops.list (names in order), crops, and AFLW2000-3D.pose.npy [N], AFLW2000-3D.pts68.npy
-        [N, 3, 68] and AFLW2000-3D_crop.roi_box.npy [N, 4] (where each crop lay) in the same order.
-
-    Raises:
-      ValueError: a file is damaged, or lengths differ.
-    """
-    root = pathlib.Path(root)
-    names = read_lines(root / "crops.list")
-    shapes = {
-        "AFLW2000-3D.pose": (len(names),),
-        "AFLW2000-3D.pts68": (len(names), 3, 68),
-        "AFLW2000-3D_crop.roi_box": (len(names), 4),
-    }
-    arrays = []
-    for name, shape in shapes.items():
-        file = root / f"{name}.npy"
-        try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file}: not a readable array: {error}") from error
-        arrays.append(matlab.numbers(file, "array", array, shape))
-    yaw, points, places = arrays
-    faces = []
-    for number, (name, xyz, (left, top, right, bottom)) in enumerate(zip(names, points, places, strict=True), 1):
-        picture = inside(root / "crops", name.strip(), f"{root / 'crops.list'}, line {number}")
-        corners = np.concatenate([xyz[:2].min(1), xyz[:2].max(1)]) - [left, top, left, top]
-        box = corners * CROP / np.array([right - left, bottom - top] * 2)
-        faces.append(Face(picture, name.strip(), box=box.astype(np.float32)))
-    return FaceImages(faces), yaw

@@ -119,6 +119,22 @@ def moving(first: Factors, view: int) -> Factors:
     }
 
 
+def gliding(first: Factors, view: int) -> Factors:
+    """Sharp frames at a high rate: head and mouth move smoothly, now slowly, now up to 2 pixels of 64 per frame."""
+    rng = np.random.default_rng([int(first["degrade_seed"]), 98])
+    turn, shift = rng.uniform(0.05, 0.25, 3), rng.uniform(0.06, 0.16, 3) * [1, 1, 0.5]
+    speed, phase = rng.uniform(0.06, 0.18, (3, 3)), rng.uniform(0, 6.28, (3, 3))
+    waves = np.sin(speed * view + phase)
+    talk = first["expression_strength"].copy()
+    talk[0] = 0.3 + 0.3 * waves[2, 0]
+    return {
+        **first,
+        "pose": first["pose"] + turn * waves[0],
+        "jitter": first["jitter"] + shift * waves[1],
+        "expression_strength": talk,
+    }
+
+
 TASKS: dict[str, Task] = {}
 
 
@@ -163,6 +179,7 @@ register(
     )
 )
 register(Task("video", 64, 60, 15, 2, _CLEAN, views=12, vary=moving))
+register(Task("video_sharp", 64, 48, 12, 1, _CLEAN, views=80, vary=gliding))
 
 
 class FacejaxFaces(tfds.core.GeneratorBasedBuilder):

@@ -33,6 +33,7 @@ from facejax.morphable.procedural.layout import (
 )
 from facejax.morphable.procedural.painting import paint, random_paint
 from facejax.morphable.procedural.sculpting import EXPRESSIONS, SHAPE_CONTROLS, sculpt
+from facejax.ops.boundaries import LINES
 
 IDENTITY, ALBEDO = 48, 40
 PAINTINGS = 80
@@ -122,14 +123,7 @@ def _landmarks(m: Mesh) -> tuple[np.ndarray, np.ndarray]:
 
 def _boundaries(marks98: np.ndarray) -> dict[str, np.ndarray]:
     """LAB's thirteen boundaries over the 98 landmarks (Wu et al., arXiv:1805.10483, Fig. 3)."""
-    lines = {
-        "face": range(33), "left_brow": range(33, 38), "right_brow": range(42, 47), "nose_bridge": range(51, 55),
-        "nose_bottom": range(55, 60), "left_eye_upper": range(60, 65), "left_eye_lower": [60, 67, 66, 65, 64],
-        "right_eye_upper": range(68, 73), "right_eye_lower": [68, 75, 74, 73, 72], "upper_lip_upper": range(76, 83),
-        "upper_lip_lower": range(88, 93), "lower_lip_upper": [88, 95, 94, 93, 92],
-        "lower_lip_lower": [76, 87, 86, 85, 84, 83, 82],
-    }  # fmt: skip
-    return {name: marks98[list(indices)] for name, indices in lines.items()}
+    return {name: marks98[list(line)] for name, line in LINES[98].items()}
 
 
 def _regions(m: Mesh) -> dict[str, np.ndarray]:
