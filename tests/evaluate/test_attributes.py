@@ -32,7 +32,7 @@ def test_age_report():
 
 def test_yaw_report():
     yaw = np.array([0.0, 10, -150, 30])
-    predicted = np.stack([yaw + [2, -2, 7, 5], 0 * yaw, 0 * yaw], 1)
+    predicted = np.stack([yaw + np.array([2, -2, 7, 5]), 0 * yaw, 0 * yaw], 1)
     report = attributes.yaw_report({"number": predicted}, yaw, crops)
     assert report.metrics == pytest.approx({"photographs_yaw": 3, "photographs_yaw_of_zero": 40 / 3})
     (table,) = report.tables.values()
