@@ -290,6 +290,15 @@ def _mobilenet(version: int, width: float, parameters: int) -> Model:
     )  # fmt: skip
 
 
+def _fsanet(aggregation: str, scoring: str, total: int) -> Model:
+    return Model(
+        "facejax.attributes.fsanet:FSANet", total - 1856, (64, 64, 3),
+        f"the authors' Keras files, {total} with 1856 running statistics",
+        f"FSA-Net, {aggregation} aggregation, {scoring} scoring: yaw, pitch, roll",
+        {"aggregation": aggregation, "scoring": scoring}, converter=INTEROP + "fsanet:load",
+    )  # fmt: skip
+
+
 def _bilinear(trunks: str, parameters: int) -> Model:
     names = {"d": ("vgg16", "relu5_3", "VGG-16"), "m": ("vgg_m", "relu5", "VGG-M")}
     (trunk, layer, title), (other, other_layer, other_title) = (names[letter] for letter in trunks)
@@ -393,6 +402,28 @@ MODELS: Mapping[str, Model] = {
             {"backbone": Part(f"{BACKBONES}iresnet:iresnet{depth}")}, num_features="backbone.embedding_size",
         )
         for depth, parameters in {50: 43_590_848, 100: 65_156_160}.items()
+    },
+    "ssrnet": Model(
+        "facejax.attributes.ssrnet:SSRNet", 40_531, (64, 64, 3),
+        "the authors' Keras files, 40915 with 384 running statistics", "SSR-Net: age in three stages",
+        converter=INTEROP + "ssrnet:load",
+    ),
+    "ssrnet_gender": Model(
+        "facejax.attributes.ssrnet:SSRNet", 40_531, (64, 64, 3),
+        "the authors' Keras files, 40915 with 384 running statistics", "SSR-Net of gender, 0 to 1", {"span": 1.0},
+        converter=INTEROP + "ssrnet:load",
+    ),
+    "ssrnet_pose": Model(
+        "facejax.attributes.ssrnet:MultiSSRNet", 231_763, (64, 64, 3),
+        "FSA-Net's authors' Keras file, 233619 with 1856 running statistics", "SSR-Net for yaw, pitch and roll",
+    ),
+    **{
+        f"fsanet_{aggregation}_{scoring}": _fsanet(aggregation, scoring, total)
+        for aggregation, scoring, total in (
+            ("capsule", "conv", 238_471), ("capsule", "variance", 238_406), ("capsule", "none", 694_563),
+            ("netvlad", "conv", 183_562), ("netvlad", "variance", 183_497), ("netvlad", "none", 114_342),
+            ("metric", "conv", 175_046), ("metric", "variance", 174_981), ("metric", "none", 106_339),
+        )
     },
     "tinyfqnet": Model(
         "facejax.quality.tinyfqnet:TinyFQNet", 21_473, (48, 48, 3), "summed over our layers; published 21.8 thousand",

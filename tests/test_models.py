@@ -22,6 +22,8 @@ PARTS = {
     "facejax.alignment.pfld": {"Auxiliary", "Bottleneck", "Net"},
     "facejax.alignment.adaptive_wing": {"ConvBlock", "CoordConv", "Hourglass"},
     "facejax.alignment.dan": {"LaterStage", "StageNet"},
+    "facejax.attributes.fsanet": {"CapsuleLayer", "Fusion", "MetricLayer", "NetVLAD", "StructureMapping"},
+    "facejax.attributes.ssrnet": {"SeparableStreams", "SingleStageNet", "StageHead", "Streams"},
     "facejax.backbones.dla": {"BasicBlock", "Enlarge", "IDAUp", "Tree"},
     "facejax.backbones.hourglass": {"HourglassModule", "Residual"},
     "facejax.backbones.hrnet": {"HighResolutionModule"},
@@ -158,7 +160,7 @@ def test_num_classes_is_the_number_of_classes():
         ),
         (
             lambda: facejax.load_pretrained("vgg19", "x"),
-            r"no converter of published weights for vgg19; models with a converter: gat_cora, .*, vgg16$",
+            r"no converter of published weights for vgg19; models with a converter: fsanet_capsule_conv, .*, vgg16$",
         ),
         *(
             (

@@ -28,7 +28,8 @@ class Aflw2000Crops:
       landmarks68: [N, 68, 2] of the fitted models, the original labels.
       depths: [N, 68] of them.
       reannotated: [N, 68, 2] corrected by hand.
-      yaw: [N] |degrees| of the fitted models, by which the benchmark makes its bins.
+      signed_yaw: [N] degrees of the fitted models, with the sign of 300W-LP's labels.
+      yaw: [N] |degrees| of them, by which the benchmark makes its bins.
       yaw_aflw: [N] |degrees| by AFLW's labels, the bins of the paper.
 
     Raises:
@@ -49,7 +50,8 @@ class Aflw2000Crops:
         self.landmarks68, self.depths = np.moveaxis(fitted[:, :2], 1, 2), fitted[:, 2]
         by_hand = _array(folder / "AFLW2000-3D-Reannotated.pts68.npy", (count, 2, 68))
         self.reannotated = np.moveaxis(by_hand, 1, 2)
-        self.yaw = np.abs(_array(folder / "AFLW2000-3D.pose.npy", (count,)))
+        self.signed_yaw = _array(folder / "AFLW2000-3D.pose.npy", (count,))
+        self.yaw = np.abs(self.signed_yaw)
         self.yaw_aflw = np.abs(_array(folder / "AFLW2000-3D-new.pose.npy", (count,)))
 
     def __len__(self) -> int:
