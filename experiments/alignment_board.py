@@ -29,7 +29,7 @@ def run(name: str, images: int, seed: int, changes: dict[str, Any]) -> Report:
     """Trains one aligner on `images` training images and evaluates it."""
     module = importlib.import_module(f"experiments.{name}")
     config = module.get_config()
-    config.seed, config.eval.timed = seed, True
+    config.seed, config.eval.timed, config.data.hard_test = seed, True, False
     config.update_from_flattened_dict(changes)
     config.train.steps = max(1, images // config.train.batch_size)
     return app.run(config, module.build, quiet=True)[1]

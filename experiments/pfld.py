@@ -34,7 +34,7 @@ BASE = {
     "seed": 0,
     "data": asdict(LandmarkImages(enlarge=1.2)),
     "model": {
-        "width": 0.5,  # of all layers, relative to the published ones
+        "width": 0.25,  # of all layers, relative to the published ones
         "second": "full",  # second convolution; or separable
         "expansions": (2, 2, 4, 2),  # of the four groups of bottlenecks
         "dtype": "float32",  # of the computation
@@ -50,7 +50,7 @@ BASE = {
         "weight_decay": 1e-6,
         "schedule": {"kind": "cosine", "peak": 2e-3, "warmup": 20, "boundaries": ()},
     },
-    "train": asdict(Options(batch_size=32, steps=400)),
+    "train": asdict(Options(batch_size=32, steps=300)),
     "eval": {
         **asdict(Evaluation()),
         "weights": "",  # ONNX file of the published network, to evaluate in place of the trained one

@@ -759,6 +759,10 @@ MODELS: Mapping[str, Model] = {
             ("025", 0.25, 229_006),
         )
     },
+    "prnet": Model(
+        "facejax.reconstruction.prnet:Net", 13_353_618, (256, 256, 3), "the layers of the authors' code",
+        "PRNet, crops to position maps",
+    ),
     **{
         f"tddfa_v2_{name}": Model(
             f"facejax.reconstruction.tddfa_v2:{name}", parameters, (120, 120, 3), "the published file's layers",
