@@ -807,5 +807,26 @@ MODELS: Mapping[str, Model] = {
         "facejax.alignment.mcl:Net", 1_124_136, (50, 50, 1), "our layers; the paper's widths are not known",
         "MCL's network with averaged features, 68 landmarks",
     ),
+    "wing_cnn6": Model(
+        "facejax.alignment.wing:cnn6", 3_806_152, (64, 64, 3), LAYERS, "CNN-6 of the wing loss, 68 landmarks"
+    ),
+    "wing_cnn6_aflw": Model(
+        "facejax.alignment.wing:cnn6", 3_705_702, (64, 64, 3), LAYERS, "CNN-6 of the wing loss, 19 landmarks",
+        {"landmarks": 19},
+    ),
+    "wing_cnn7": Model(
+        "facejax.alignment.wing:cnn7", 6_185_288, (128, 128, 3), "widths of ours after the first layer",
+        "CNN-7 of the wing loss, 68 landmarks",
+    ),
+    "wing_cnn67": Model(
+        "facejax.alignment.wing:TwoStage", 9_991_440, (128, 128, 3), "widths of ours after CNN-7's first layer",
+        "CNN-6 and CNN-7 as two stages, 68 landmarks",
+        {"first": Part("facejax.alignment.wing:cnn6"), "second": Part("facejax.alignment.wing:cnn7")},
+    ),
+    "wing_resnet50": Model(
+        "facejax.alignment.wing:ResNetPoints", 23_786_696, (224, 224, 3),
+        "torchvision's trunk and a dense layer", "ResNet-50 with the wing loss, 68 landmarks",
+        {"trunk": Part(BACKBONES + "resnet:resnet50")},
+    ),
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ("constant", "cosine", "linear", "polynomial", "step", "inverse_sqrt")
+SCHEDULES = ("constant", "cosine", "linear", "polynomial", "step", "inverse_sqrt", "exponential")
 OPTIMIZERS = ("sgd", "adam", "adamw", "rmsprop")
 
 
@@ -29,7 +29,8 @@ def schedule(
     Args:
       kind: "constant"; "cosine", "linear" or "polynomial" (of `power`) from `peak` down to `end` at `steps`; "step":
         multiplied by `factor` at each of `boundaries`, see `falling`; "inverse_sqrt": peak * sqrt(warmup / step) after
-        the warm-up (Transformer, Sec. 5.3, with peak = d_model^-0.5 * warmup^-0.5).
+        the warm-up (Transformer, Sec. 5.3, with peak = d_model^-0.5 * warmup^-0.5); "exponential": from `peak` down to
+        `end`, above 0, by the same factor at every step.
       peak: learning rate after the warm-up.
       steps: total number of updates, including the warm-up.
       warmup: number of updates in which the rate rises linearly from 0.
@@ -43,11 +44,18 @@ def schedule(
         "linear": lambda: optax.linear_schedule(peak, end, decay),
         "polynomial": lambda: optax.polynomial_schedule(peak, end, power, decay),
         "step": lambda: falling(peak, [b - warmup for b in boundaries], factor),
+        "exponential": lambda: optax.exponential_decay(peak, decay, _ratio(end, peak)),
         "inverse_sqrt": lambda: lambda count: peak * jnp.sqrt(max(warmup, 1) / (count + max(warmup, 1))),
     }[kind]()
     if not warmup:
         return main
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
+
+
+def _ratio(end: float, peak: float) -> float:
+    if not 0 < end < peak:
+        raise ValueError(f"optim.schedule.end is {end}: an exponential schedule needs one above 0 and below its peak")
+    return end / peak
 
 
 def falling(peak: float, boundaries: Sequence[int], factor: float) -> optax.Schedule:

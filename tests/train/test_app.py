@@ -304,6 +304,10 @@ def test_schedules():
     np.testing.assert_allclose([linear(i) for i in (0, 5, 10)], [0.1, 0.05, 0], atol=1e-7)
     noam = optim.schedule("inverse_sqrt", 1.0, 100, warmup=4)
     np.testing.assert_allclose([noam(i) for i in (2, 4, 16)], [0.5, 1, 0.5], rtol=1e-6)
+    falling = optim.schedule("exponential", 1e-2, 104, warmup=4, end=1e-4)
+    np.testing.assert_allclose([falling(i) for i in (2, 4, 54, 104)], [5e-3, 1e-2, 1e-3, 1e-4], rtol=1e-4)
+    with pytest.raises(ValueError, match=r"schedule.end is 0.0: an exponential schedule needs one above 0"):
+        optim.schedule("exponential", 1.0, 10)
     with pytest.raises(ValueError, match="expected one of constant, cosine"):
         optim.schedule("cosin", 1.0, 10)
 
