@@ -176,9 +176,9 @@ def pictures(test: Any, maps: np.ndarray, marks: np.ndarray, errors: np.ndarray,
     lines = [[], [], []]
     for i in evaluation.spread(errors, SHOWN):
         image, vertices = test.images[i], jnp.asarray(maps[i].reshape(-1, 3))
-        shaded, mask = pncc.shaded(vertices, triangles, incident, (size, size), capacity=8 * size * size)
+        shaded, fragments = pncc.shaded(vertices, triangles, incident, (size, size), capacity=8 * size * size)
         lines[0].append(evaluation.marked(image, marks[i], test.landmarks68[i]))
-        lines[1].append(np.asarray(pncc.blend(image, shaded, mask)))
+        lines[1].append(np.asarray(pncc.blend(image, shaded, fragments.triangle >= 0)))
         texture = uv.texture_of(jnp.asarray(image, jnp.float32), jnp.asarray(maps[i])) * layout.mask[..., None]
         lines[2].append(np.asarray(texture).round().astype(np.uint8))
     return image_grid(np.stack([picture for line in lines for picture in line]), SHOWN)

@@ -73,7 +73,10 @@ WEIGHTS = {"landmarks": 16, "features": 4, "face": 3}
 
 
 def uv_layout(model: MorphableModel, size: int) -> UVLayout:
-    """The layout of a model's own texture coordinates: its face without neck, ears and the back of the head."""
+    """The layout of a model's own texture coordinates: its face without neck, ears and the back of the head.
+
+    A landmark has the nearest texel of the face: at the edge of an eye its own texel can be empty.
+    """
 
     def vertices(*names: str) -> jax.Array:
         none = jnp.zeros(len(model.uv), bool)
@@ -85,7 +88,8 @@ def uv_layout(model: MorphableModel, size: int) -> UVLayout:
     inside, features = interpolate(fragments, model.triangles, columns)
     mask = np.asarray((fragments.triangle >= 0) & (inside > 0.5))
     weights = np.where(mask, np.where(np.asarray(features) > 0.5, WEIGHTS["features"], WEIGHTS["face"]), 0)
-    places = np.clip(np.asarray(model.uv[model.landmarks68]) * size, 0, size - 1).astype(int)[:, ::-1]
+    exact, texels = np.asarray(model.uv[model.landmarks68])[:, ::-1] * size, np.argwhere(mask)
+    places = np.stack([texels[((texels + 0.5 - place) ** 2).sum(1).argmin()] for place in exact])
     weights[tuple(places.T)] = WEIGHTS["landmarks"]
     return UVLayout(mask, places, weights.astype(np.float32))
 

