@@ -175,12 +175,10 @@ def build(config: ConfigDict) -> Experiment:
 
     def evaluate(state: TrainState) -> Report:
         trembling = video_jitter(net, state, data)
-        return run.evaluate(state) | Report({"jitter": trembling}, notes={"jitter": JITTER})
+        note = "mean difference of predicted and true steps of the landmarks between frames, % of the face's box"
+        return run.evaluate(state) | Report({"jitter": trembling}, notes={"jitter": note})
 
     return dataclasses.replace(run, evaluate=evaluate)
-
-
-JITTER = "mean difference of predicted and true steps of the landmarks between frames, % of the face's box"
 
 
 def cost(name: str, options: ConfigDict, size: int) -> Any:
@@ -211,13 +209,8 @@ def filmed(load: Any, frames: int, examples: Sequence[Any], rngs: Sequence[np.ra
     vectors = tddfa_v2.moved(stills["parameters"].repeat(frames, 0).astype(np.float64), moves, size)
     batch = {"image": images, "parameters": vectors.astype(np.float32)}
     if "landmarks68" in stills:
-        batch["landmarks68"] = turned(stills["landmarks68"].repeat(frames, 0), moves)
+        batch["landmarks68"] = tddfa_v2.moved_points(stills["landmarks68"].repeat(frames, 0), moves)
     return batch
-
-
-def turned(points: np.ndarray, moves: np.ndarray) -> np.ndarray:
-    """Points [N, L, 2] after transforms [N, 2, 3], float32."""
-    return (np.einsum("nij,nlj->nli", moves[:, :, :2], points) + moves[:, None, :, 2]).astype(np.float32)
 
 
 def alternating(run: Experiment, net: tddfa_v2.Net, length: int) -> Experiment:
@@ -269,7 +262,7 @@ def video_jitter(net: tddfa_v2.Net, state: TrainState, data: ReconstructionFaces
     test, whitening, face = data.test(), state.model_state["whitening"], data.face()
     videos = [tddfa_v2.short_video(x, frames, np.random.default_rng([3, i])) for i, x in enumerate(test.images)]
     images, moves = (np.concatenate(part) for part in zip(*videos, strict=True))
-    truth = turned(test.landmarks68.repeat(frames, 0), moves)
+    truth = tddfa_v2.moved_points(test.landmarks68.repeat(frames, 0), moves)
     variables = {"params": state.params, **state.model_state["variables"]}
 
     def predict(given: Any, images: jax.Array) -> jax.Array:

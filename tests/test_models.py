@@ -19,6 +19,9 @@ from facejax.train.dry_run import count
 
 NO_WINGS = {"data", "interop", "metrics", "morphable", "nn", "ops", "train"}
 PARTS = {
+    "facejax.alignment.lab": {
+        "Bottleneck", "Discriminator", "Fusion", "Hourglass", "LandmarkRegressor", "MessagePassing",
+    },
     "facejax.reconstruction.prnet": {"ResidualBlock"},
     "facejax.alignment.pfld": {"Auxiliary", "Bottleneck", "Net"},
     "facejax.alignment.adaptive_wing": {"ConvBlock", "CoordConv", "Hourglass"},

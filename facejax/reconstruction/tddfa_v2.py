@@ -156,6 +156,11 @@ def moved(vector: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([rows, np.broadcast_to(vector[..., 12:], (*rows.shape[:-1], vector.shape[-1] - 12))], -1)
 
 
+def moved_points(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Points [N, L, 2] after transforms [N, 2, 3], float32."""
+    return (np.einsum("nij,nlj->nli", matrix[:, :, :2], points) + matrix[:, None, :, 2]).astype(np.float32)
+
+
 def jitter(points: np.ndarray, truth: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Mean over frames and landmarks of ||dp - dq|| / size: how a tracker trembles beside the true movement, [N].
 

@@ -81,7 +81,7 @@ def test_parameters_follow_the_image(face, vectors):
     after = tddfa_v2.moved(np.asarray(vectors, np.float64), moves, size).astype(np.float32)
     before, found = (np.asarray(parameters.reconstruct(face, v)) for v in (vectors, jnp.asarray(after)))
     down = np.stack([before[..., 0], size - before[..., 1]], -1)
-    expected = experiment.turned(down, moves)
+    expected = tddfa_v2.moved_points(down, moves)
     np.testing.assert_allclose(found[..., 0], expected[..., 0], atol=1e-3)
     np.testing.assert_allclose(size - found[..., 1], expected[..., 1], atol=1e-3)
     np.testing.assert_allclose(found[..., 2], scale[:, None] * before[..., 2], atol=1e-3)
@@ -96,7 +96,7 @@ def test_points_follow_the_frames(size):
         np.repeat(spot[..., None], 3, -1).astype(np.uint8), 5, np.random.default_rng(5)
     )
     np.testing.assert_array_equal(moves[0], [[1, 0, 0], [0, 1, 0]])
-    expected = experiment.turned(np.tile(middle, (5, 1, 1)), moves)[:, 0]
+    expected = tddfa_v2.moved_points(np.tile(middle, (5, 1, 1)), moves)[:, 0]
     for frame, place in zip(frames, expected, strict=True):
         weight = frame[..., 0] * (np.hypot(x + 0.5 - place[0], y + 0.5 - place[1]) < 12) * (frame[..., 0] > 25)
         found = np.array([((x + 0.5) * weight).sum(), ((y + 0.5) * weight).sum()]) / weight.sum()
