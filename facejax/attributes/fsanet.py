@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from facejax.attributes.ssrnet import GLOROT, SeparableStreams, Stages, check_size, soft_stagewise
+from facejax.ops.vectors import unit
 
 Dtype = Any
 
@@ -92,8 +93,8 @@ class NetVLAD(nn.Module):
         weights, biases = self.param("weights", normal, (width, k)), self.param("biases", normal, (k,))
         centres = self.param("centres", normal, (width, k))
         assignment = jax.nn.softmax(vectors @ weights + biases)
-        residual = jnp.einsum("nmk,nme->nek", assignment, vectors) - assignment.sum(1)[:, None] * centres
-        joined = unit(unit(residual, 1).reshape(len(vectors), -1), 1)
+        residual = jnp.einsum("nmk,nme->nke", assignment, vectors) - assignment.sum(1)[..., None] * centres.T
+        joined = unit(unit(residual, 1e-6).swapaxes(1, 2).reshape(len(vectors), -1), 1e-6)
         hidden = self.param("hidden", nn.initializers.normal(k**-0.5), (width * k, k * self.size))
         return (joined @ hidden).reshape(len(vectors), k, self.size)
 
@@ -131,20 +132,18 @@ class StructureMapping(nn.Module):
     rank: int = 5
 
     @nn.compact
-    def __call__(self, maps: list[jax.Array]) -> jax.Array:
-        """Three maps [N, H, W, C] -> [N, 3 n', C]; each vector is a mean over the pixels of all three maps."""
-        size = len(maps[0])
-        pixels = jnp.concatenate([x.reshape(size, -1, x.shape[-1]) for x in maps], 1)
-        scores = self.scores(pixels).reshape(size, 3, -1)
-        dense = partial(nn.Dense, kernel_init=GLOROT)
-        right = nn.sigmoid(dense(self.rank * pixels.shape[1], name="pixels")(scores))
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """Pixels of three maps [N, 3, P, C] -> vectors [N, 3 n', C], each a mean over the pixels of all maps."""
+        dense, size = partial(nn.Dense, kernel_init=GLOROT), len(pixels)
+        scores, whole = self.scores(pixels), pixels.reshape(size, -1, pixels.shape[-1])
+        right = nn.sigmoid(dense(self.rank * whole.shape[1], name="pixels")(scores))
         left = nn.sigmoid(dense(self.vectors * self.rank, name="vectors")(scores.reshape(size, -1)))
         left, right = left.reshape(size, self.vectors, self.rank), right.reshape(size, 3, self.rank, -1)
         weights = jnp.einsum("nvr,nkrp->nkvp", left, right).reshape(size, 3 * self.vectors, -1)
-        return weights @ pixels / weights.sum(-1, keepdims=True)
+        return weights @ whole / weights.sum(-1, keepdims=True)
 
     def scores(self, pixels: jax.Array) -> jax.Array:
-        """Pixels [N, P, C] -> [N, P]."""
+        """Pixels [N, 3, P, C] -> [N, 3, P]."""
         if self.scoring == "variance":
             return pixels.var(-1)
         return nn.sigmoid(nn.Dense(1, kernel_init=GLOROT, name="score")(pixels))[..., 0]
@@ -221,15 +220,14 @@ class FSANet(nn.Module):
 
     def stages(self, maps: list[jax.Array]) -> Stages:
         """Three maps -> the parts of the regression, of arrays [N, D, s], [N, D, 1] and [N, D]."""
-        size = len(maps[0])
-        pixels = [x.reshape(size, -1, x.shape[-1]) for x in maps]
-        vectors = jnp.concatenate(pixels, 1) if self.scoring == "none" else self.mapping(maps)
-        rows = jnp.split(self.aggregate(vectors), len(self.classes), 1)
-        rows = [row[:, 0] for row in rows]
-        scores = [nn.relu(f(x[:, 8:])).reshape(size, self.outputs, -1) for f, x in zip(self.scores, rows, strict=True)]
-        shifts = [nn.tanh(f(x[:, 4:8]))[..., None] for f, x in zip(self.shift, rows, strict=True)]
-        stretches = [nn.tanh(f(x[:, :4])) for f, x in zip(self.stretch, rows, strict=True)]
-        return Stages(scores, shifts, stretches)
+        pixels = jnp.stack([x.reshape(len(x), -1, x.shape[-1]) for x in maps], 1)
+        vectors = self.mapping(pixels) if self.scoring != "none" else pixels.reshape(len(pixels), -1, pixels.shape[-1])
+        parts = []
+        for k, row in enumerate(jnp.moveaxis(self.aggregate(vectors), 1, 0)):
+            scores = nn.relu(self.scores[k](row[:, 8:])).reshape(len(row), self.outputs, -1)
+            shift, stretch = nn.tanh(self.shift[k](row[:, 4:8])), nn.tanh(self.stretch[k](row[:, :4]))
+            parts.append((scores, shift[..., None], stretch))
+        return Stages(*zip(*parts, strict=True))
 
 
 class Fusion(nn.Module):
@@ -244,8 +242,3 @@ class Fusion(nn.Module):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         """RGB [N, H, W, 3] in 0..255 -> [N, K, D]."""
         return jnp.stack([net(images, train=train) for net in self.nets], 1)
-
-
-def unit(x: jax.Array, axis: int) -> jax.Array:
-    """`x` with length 1 along an axis, as TensorFlow's l2_normalize: the squared length is at least 1e-12."""
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x**2, axis, keepdims=True), 1e-12))

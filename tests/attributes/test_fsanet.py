@@ -17,6 +17,11 @@ def normal(*shape):
     return np.float32(RNG.normal(size=shape))
 
 
+def pixels(maps):
+    """Maps [N, H, W, C] -> [N, 3, P, C]."""
+    return np.stack([np.reshape(x, (len(x), -1, x.shape[-1])) for x in maps], 1)
+
+
 def made(layer, *inputs, **options):
     """Random variables of a layer, and the layer as a compiled function of (variables, *inputs)."""
     shapes = jax.eval_shape(lambda key: layer.init(key, *inputs, **options), jax.random.key(0))
@@ -68,8 +73,8 @@ def test_one_routing_takes_the_mean_of_the_votes():
 def test_mapping_against_loops(scoring, height, width):
     maps = [normal(2, height, width, 6) for _ in range(3)]
     layer = fsanet.StructureMapping(scoring, vectors=4, rank=2)
-    variables, run = made(layer, maps)
-    found = run(variables, maps)
+    variables, run = made(layer, pixels(maps))
+    found = run(variables, pixels(maps))
     weights = jax.tree.map(np.float64, variables["params"])
 
     def logistic(x, dense):
@@ -88,7 +93,7 @@ def test_mapping_against_loops(scoring, height, width):
             expected += [row / row.sum() @ np.concatenate(rows) for row in s]
         np.testing.assert_allclose(found[n], expected, atol=1e-4)
     constant = [jnp.full((1, height, width, 6), 3.0)] * 3
-    np.testing.assert_allclose(run(variables, constant), np.full((1, 12, 6), 3.0), rtol=1e-5)
+    np.testing.assert_allclose(run(variables, pixels(constant)), np.full((1, 12, 6), 3.0), rtol=1e-5)
 
 
 def test_netvlad_and_metric_against_loops():
