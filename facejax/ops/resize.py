@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,21 +30,41 @@ def imresize(
       antialias: stretches the kernel when the image shrinks.
 
     Returns:
-      [..., H', W', C] float32, or the floating type of the images.
+      [..., H', W', C] float32.
 
     Raises:
       ValueError: not exactly one of scale and size, or not above 0.
     """
+    target, steps = _checked(images, scale, size)
+    found = jnp.asarray(images, jnp.float32)
+    for axis in (-3, -2):
+        plan = _plan(images.shape[axis], target[axis], steps[axis], antialias)
+        found = _along(found, axis, plan, partial(jnp.matmul, precision=lax.Precision.HIGHEST))
+    return found
+
+
+def imresize_on_host(
+    images: np.ndarray, scale: float | None = None, *, size: tuple[int, int] | None = None, antialias: bool = True
+) -> np.ndarray:
+    """`imresize` in NumPy, without compiling anything: for images of many sizes. Returns float32."""
+    target, steps = _checked(images, scale, size)
+    found = images.astype(np.float32)
+    for axis in (-3, -2):
+        found = _along(found, axis, _plan(images.shape[axis], target[axis], steps[axis], antialias), np.matmul)
+    return found
+
+
+def _checked(images: Any, scale: float | None, size: tuple[int, int] | None) -> tuple[dict[int, int], dict[int, float]]:
+    """Sides of the result and their scales, by axis."""
     if (scale is None) == (size is None) or min(size or (scale,)) <= 0:
         raise ValueError(f"imresize: scale {scale} and size {size}: expected one of them, above 0")
-    if images.ndim < 3:
+    if images.ndim < 3 or 0 in images.shape[-3:-1]:
         raise ValueError(f"imresize: images {images.shape}: expected [..., H, W, C]")
-    found = jnp.asarray(images, jnp.promote_types(images.dtype, jnp.float32))
-    for axis in (0, 1):
-        length = images.shape[axis - 3]
-        target, step = (size[axis], size[axis] / length) if size else (math.ceil(scale * length), scale)
-        found = _along(found, found.ndim - 3 + axis, _plan(length, target, step, antialias))
-    return found.astype(images.dtype) if jnp.issubdtype(images.dtype, jnp.floating) else found
+    sides = dict(zip((-3, -2), images.shape[-3:-1], strict=True))
+    if size:
+        target = dict(zip((-3, -2), size, strict=True))
+        return target, {axis: target[axis] / side for axis, side in sides.items()}
+    return {axis: math.ceil(scale * side) for axis, side in sides.items()}, dict.fromkeys(sides, scale)
 
 
 class _Plan(NamedTuple):
@@ -70,6 +93,7 @@ def contributions(length: int, target: int, scale: float, antialias: bool = True
     return places, weights / weights.sum(1, keepdims=True)
 
 
+@functools.lru_cache(maxsize=256)
 def _plan(length: int, target: int, scale: float, antialias: bool) -> _Plan:
     places, weights = contributions(length, target, scale, antialias)
     taps = places.shape[1]
@@ -85,10 +109,12 @@ def _plan(length: int, target: int, scale: float, antialias: bool) -> _Plan:
     return _Plan(np.where(rows < length, rows, 2 * length - 1 - rows), banded, target)
 
 
-def _along(images: jax.Array, axis: int, plan: _Plan) -> jax.Array:
-    first = jnp.moveaxis(images, axis, 0)
+def _along(images: Any, axis: int, plan: _Plan, matmul: Callable[[Any, Any], Any]) -> Any:
+    """Resamples one axis of an array of NumPy or JAX."""
+    axis += images.ndim
+    order = (axis, *(i for i in range(images.ndim) if i != axis))
+    first = images.transpose(order)
     inputs = first.reshape(len(first), -1)[plan.rows]
-    weights = jnp.asarray(plan.weights, images.dtype)
-    outputs = jnp.einsum("bol,blx->box", weights, inputs, precision=lax.Precision.HIGHEST)
-    outputs = outputs.reshape(-1, outputs.shape[-1])[: plan.length]
-    return jnp.moveaxis(outputs.reshape(plan.length, *first.shape[1:]), 0, axis)
+    outputs = matmul(plan.weights, inputs)
+    outputs = outputs.reshape(-1, outputs.shape[-1])[: plan.length].reshape(plan.length, *first.shape[1:])
+    return outputs.transpose(np.argsort(order))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facejax.ops.resize import imresize
+from facejax.ops.resize import imresize, imresize_on_host
 
 pytestmark = pytest.mark.smoke
 
@@ -76,8 +76,11 @@ def test_constants_ramps_batches_and_types():
     found = imresize(images, 1 / 2)
     assert found.shape == (2, 3, 4, 4, 3)
     np.testing.assert_allclose(found[1, 2], imresize(images[1, 2], 1 / 2), rtol=1e-5, atol=1e-4)
-    assert imresize(jnp.zeros((4, 4, 1), jnp.bfloat16), 2).dtype == jnp.bfloat16
-    assert imresize(np.zeros((4, 4, 1), np.uint8), 2).dtype == jnp.float32
+    on_host = imresize_on_host(images, 1 / 2)
+    assert isinstance(on_host, np.ndarray)
+    np.testing.assert_allclose(on_host, found, rtol=1e-5, atol=1e-4)
+    for dtype in (jnp.bfloat16, np.uint8):
+        assert imresize(jnp.zeros((4, 4, 1), dtype), 2).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(
