@@ -25,20 +25,18 @@ import functools
 from dataclasses import asdict
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from facejax.backbones.vgg import VGG, vgg19
-from facejax.data.restoration import PARSING, Pair, RestorationImages
-from facejax.evaluate import restoration as evaluation
+from facejax.data.restoration import PARSING, RestorationImages
+from facejax.evaluate.restoration import Enlargement, bicubic
 from facejax.recipes import restorer
-from facejax.restoration import enlarge, fsrnet, srgan
+from facejax.restoration import fsrnet, srgan
 from facejax.restoration import super_resolution as sr
-from facejax.train import Experiment, Options, Report, TrainState, app, map_batches, optim, warm_start
+from facejax.train import Experiment, Options, Report, TrainState, app, optim, warm_start
 from facejax.train.claims import Claim
 
 BASE = {
@@ -69,13 +67,7 @@ BASE = {
         "last_rate": 1.0,  # learning rate of SRCNN's last layer, relative to that of all others
     },
     "train": asdict(Options(batch_size=16, steps=400)),
-    "eval": {
-        "tile": 192,  # side of the windows that large images are enlarged by, pixels of the small image
-        "overlap": 0,  # pixels on each side of them that are computed and dropped; 0: the network's radius
-        "ensemble": False,  # whether to average over turned and mirrored images
-        "luminance": True,  # PSNR and SSIM of Y; False: of RGB
-        "border": 0,  # pixels cut off at each border in addition to the scale
-    },
+    "eval": asdict(Enlargement()),
 }  # fmt: skip
 FACES = {"train": "faces", "test": "faces", "scale": 8, "patch": 128, "points": True}
 
@@ -110,12 +102,11 @@ PRESETS = {
     "rrdb": {"model.name": "rrdb_small"},
     "esrgan": {"model.name": "rrdb_small", "stage": "adversarial", "optim.schedule.peak": 5e-4, "train.steps": 200},
     "fsrnet": {
-        "data": FACES, "model.name": "fsrnet_small", "loss.kind": "fsrnet", "optim.schedule.peak": 2e-3,
-        "train": {"batch_size": 14, "steps": 300},
+        "data": FACES, "model.name": "fsrnet_small", "loss.kind": "fsrnet", "train.steps": 300,
     },
     "fsrnet_blind": {
         "data": FACES, "model.name": "fsrnet_small", "loss": {"kind": "fsrnet", "priors": 0.0},
-        "optim.schedule.peak": 2e-3, "train": {"batch_size": 14, "steps": 300},
+        "train.steps": 300,
     },
     **{f"div2k_edsr_baseline_x{scale}": div2k("edsr_baseline", scale, 48 * scale) for scale in (2, 3, 4)},
     **{f"div2k_edsr_x{scale}": div2k("edsr", scale, 48 * scale) for scale in (2, 3, 4)},
@@ -217,10 +208,10 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires one stage."""
-    data, options = app.section(RestorationImages, config.data), config.loss
-    tests = functools.cache(data.tests)
+    data, protocol = app.section(RestorationImages, config.data), app.section(Enlargement, config.eval)
+    options, tests = config.loss, functools.cache(data.tests)
     if config.model.name == "bicubic":
-        return Experiment(lambda _: assess(config, evaluation.bicubic(data.scale), tests()))
+        return Experiment(lambda _: protocol.assess(bicubic(data.scale), tests(), data.scale))
     for field, table in (("name", NETS), ("discriminator", DISCRIMINATORS), ("features", FEATURES)):
         if config.model[field] not in table:
             raise ValueError(f"model.{field} is {config.model[field]!r}: expected one of {', '.join(table)}")
@@ -228,7 +219,6 @@ def build(config: ConfigDict) -> Experiment:
         raise ValueError(f"stage is {config.stage!r}: expected 'pixels' or 'adversarial'")
     net = NETS[config.model.name](scale=data.scale, dtype=jnp.dtype(config.model.dtype))
     fields, tx = restorer.batch_fields(data, net, config.train.batch_size), make_optimizer(config)
-    given = config.start
 
     def loss(found: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         truth = restorer.unit(batch["high"])
@@ -242,14 +232,14 @@ def build(config: ConfigDict) -> Experiment:
         stats = state.model_state
         if config.stage == "adversarial":
             params, stats = params["generator"], {"batch_stats": stats["generator"]}
-        return report(config, net, {"params": params, **stats}, tests())
+        return protocol.network(net, {"params": params, **stats}, tests(), data.scale)
 
     if config.stage == "adversarial":
         discriminator = DISCRIMINATORS[config.model.discriminator](dtype=jnp.dtype(config.model.dtype))
         vgg, adversary = FEATURES[config.model.features](), app.section(restorer.Adversary, config.adversary)
         parts = restorer.adversarial(net, discriminator, vgg, adversary, tx, fields, lambda: beginning(config, vgg))
     else:
-        prepare = (lambda: of_other_scale(config)) if given.workdir else None
+        prepare = (lambda: of_other_scale(config)) if config.start.workdir else None
         parts = restorer.by_pixels(net, loss, tx, fields, microbatches=config.train.microbatches, prepare=prepare)
     return Experiment(evaluate=evaluate, train_data=lambda: data.batches(config.train.batch_size, config.seed), **parts)
 
@@ -270,8 +260,8 @@ def beginning(config: ConfigDict, vgg: VGG) -> dict[str, Any]:
     settings = config.copy_and_resolve_references()
     settings.stage, settings.start = "pixels", BASE["start"]
     first = get_config(FIRST.get(config.model.name, "synthetic"))
-    settings.loss, settings.optim, settings.train = first.loss, first.optim, first.train
-    settings.train.steps = config.start.steps or settings.train.steps
+    settings.loss, settings.optim = first.loss, first.optim
+    settings.train.steps = config.start.steps or first.train.steps
     state = warm_start.previous_stage(settings, build, config.start.workdir, ("data.scale", "model.name"))
     found = {"generator": state.params, "generator_stats": state.model_state.get("batch_stats", {})}
     if config.model.features == "random":
@@ -288,38 +278,6 @@ def beginning(config: ConfigDict, vgg: VGG) -> dict[str, Any]:
 def of_other_scale(config: ConfigDict) -> Any:
     """Parameters of a finished run of the same network at another scale."""
     return warm_start.restore(config.start.workdir, build, {"stage": "pixels", "model.name": config.model.name}).params
-
-
-def report(config: ConfigDict, net: nn.Module, variables: Any, tests: dict[str, list[Pair]]) -> Report:
-    """Evaluates a network, of FSRNet also the landmarks."""
-    settings, scale = config.eval, config.data.scale
-    whole = isinstance(net, fsrnet.FSRNet)
-    restore = enlarge.folded(net, variables) if isinstance(net, sr.EDSR) else functools.partial(net.apply, variables)
-    fine = (lambda images: restore(images).fine) if whole else restore
-    fine = jax.jit(enlarge.self_ensemble(fine) if settings.ensemble else fine)
-    overlap = settings.overlap or (0 if whole else net.radius)
-
-    def enlarged(low: np.ndarray) -> np.ndarray:
-        return enlarge.tiled(fine, low, scale, tile=max(low.shape) if whole else settings.tile, overlap=overlap)
-
-    found = assess(config, enlarged, tests)
-    pairs = [pair for pairs in tests.values() for pair in pairs]
-    if whole and all(pair.points is not None and len(pair.points) == 68 for pair in pairs):
-        lows, points = (np.stack([getattr(pair, name) for pair in pairs]) for name in ("low", "points"))
-        maps = map_batches(lambda v, x: net.apply(v, restorer.unit(x)).priors[-1][..., :68], variables, lows, 16)
-        errors = evaluation.prior_error(maps, points, pairs[0].high.shape[0])
-        found.metrics["nme"] = 100 * float(errors.mean())
-        found.notes["nme"] = (
-            "mean error of the landmarks that the prior network sees, in % of the inter-ocular distance"
-        )
-    return found
-
-
-def assess(config: ConfigDict, enlarged: evaluation.Enlarge, tests: dict[str, list[Pair]]) -> Report:
-    """The evaluation that the configuration describes."""
-    scale, settings = config.data.scale, config.eval
-    shave = scale + settings.border
-    return evaluation.assess(enlarged, tests, scale, shave=shave, luminance=settings.luminance)
 
 
 if __name__ == "__main__":

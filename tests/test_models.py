@@ -51,6 +51,8 @@ PARTS = {
     "facejax.quality.qan_pp": {"SharedPReLU"},
     "facejax.quality.ser_fiq": {"OnTop"},  # as wide as there are training people
     "facejax.recognition.groupface": {"GroupDecision"},
+    "facejax.restoration.fsrnet": {"Bottleneck", "HourglassModule", "ResidualBlock"},
+    "facejax.restoration.super_resolution": {"ResidualDenseBlock"},
 }  # fmt: skip
 """Modules that are no architectures of their own."""
 

@@ -21,7 +21,6 @@ from facejax.data.pipeline import Load, Source
 from facejax.data.readers.folder import SUFFIXES
 from facejax.data.synthetic import faces
 from facejax.data.synthetic.factors import Ranges
-from facejax.metrics.image import eight_bit
 from facejax.ops.resize import imresize_on_host
 
 PHOTOGRAPHS = {"train": ("chelsea", "coffee", "rocket", "brick", "grass", "gravel"), "test": ("astronaut", "camera")}
@@ -103,7 +102,11 @@ def small(images: np.ndarray, scale: int) -> np.ndarray:
     if any(side % scale for side in images.shape[-3:-1]):
         height, width = images.shape[-3:-1]
         raise ValueError(f"small: images of {height} x {width} pixels: expected sides that {scale} divides")
-    return eight_bit(imresize_on_host(images, 1 / scale))
+    return _rounded(imresize_on_host(images, 1 / scale))
+
+
+def _rounded(images: np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(images, 0, 255)).astype(np.uint8)
 
 
 def window(image: np.ndarray, scale: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -280,7 +283,7 @@ class Catalogue:
 
 def celeba_face(image: np.ndarray, landmarks: Mapping[str, Any], size: int) -> dict[str, np.ndarray]:
     """An aligned image of CelebA [218, 178, 3], rows 20 to 197, resized; its five landmarks in the same pixels."""
-    face = eight_bit(imresize_on_host(image[20:198], size=(size, size)))
+    face = _rounded(imresize_on_host(image[20:198], size=(size, size)))
     points = np.array([[landmarks[f"{name}_x"] + 0.5, landmarks[f"{name}_y"] + 0.5 - 20] for name in CELEBA_POINTS])
     return {"image": face, "points": points * size / 178}
 

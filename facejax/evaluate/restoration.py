@@ -7,8 +7,12 @@ a note mentions.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,7 +21,9 @@ from facejax.metrics.image import eight_bit, luma, psnr, ssim
 from facejax.metrics.landmarks import face_sizes, normalized_mean_error
 from facejax.ops.heatmaps import peaks
 from facejax.ops.resize import imresize_on_host
-from facejax.train import Report
+from facejax.restoration import enlarge, fsrnet
+from facejax.restoration.super_resolution import EDSR
+from facejax.train import Report, map_batches
 
 SHOWN, CROP, ZOOM = 3, 128, 32
 """Images of a set in the report; sides of the part that is shown, and of the part that is shown enlarged."""
@@ -26,6 +32,58 @@ GAIN = 4
 
 Enlarge = Callable[[np.ndarray], np.ndarray]
 """[h, w, 3] uint8 -> [scale h, scale w, 3] uint8."""
+Tests = Mapping[str, Sequence[Pair]]
+"""Test images by the name of their set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Enlargement:
+    """The `eval` section of an experiment.
+
+    Attributes:
+      tile: side of the windows that large images are enlarged by, pixels of the small image.
+      overlap: pixels on each side of them that are computed and dropped; 0: the network's radius.
+      ensemble: whether to average over turned and mirrored images ("+" of EDSR's authors).
+      luminance: PSNR and SSIM of Y; otherwise of RGB.
+      border: pixels cut off at each border in addition to the scale.
+    """
+
+    tile: int = 192
+    overlap: int = 0
+    ensemble: bool = False
+    luminance: bool = True
+    border: int = 0
+
+    def assess(self, method: Enlarge, tests: Tests, scale: int) -> Report:
+        """`assess` with these settings."""
+        return assess(method, tests, scale, shave=scale + self.border, luminance=self.luminance)
+
+    def network(self, net: Any, variables: Any, tests: Tests, scale: int) -> Report:
+        """`assess` of a network; of FSRNet, on faces with 68 landmarks, also "nme", see `prior_error`."""
+        face = isinstance(net, fsrnet.FSRNet)
+        whole = enlarge.folded(net, variables) if isinstance(net, EDSR) else partial(net.apply, variables)
+        restore = (lambda images: whole(images).fine) if face else whole
+        restore = jax.jit(enlarge.self_ensemble(restore) if self.ensemble else restore)
+
+        def method(low: np.ndarray) -> np.ndarray:
+            if face:
+                return enlarge.tiled(restore, low, scale, tile=max(low.shape))
+            return enlarge.tiled(restore, low, scale, tile=self.tile, overlap=self.overlap or net.radius)
+
+        report = self.assess(method, tests, scale)
+        pairs = [pair for found in tests.values() for pair in found]
+        if face and all(pair.points is not None and len(pair.points) == 68 for pair in pairs):
+            lows, points = (np.stack([getattr(pair, name) for pair in pairs]) for name in ("low", "points"))
+            look = partial(landmark_maps, net)
+            errors = prior_error(map_batches(look, variables, lows, 16), points, pairs[0].high.shape[0])
+            report.metrics["nme"] = 100 * float(errors.mean())
+            report.notes["nme"] = "mean error of the prior network's landmarks, in % of the inter-ocular distance"
+        return report
+
+
+def landmark_maps(net: fsrnet.FSRNet, variables: Any, images: jax.Array) -> jax.Array:
+    """The last hourglass's heatmaps [N, H / 2, W / 2, 68] of small images [N, h, w, 3] uint8."""
+    return net.apply(variables, images.astype(jnp.float32) / 255).priors[-1][..., : net.landmarks]
 
 
 def bicubic(scale: int) -> Enlarge:
@@ -33,14 +91,12 @@ def bicubic(scale: int) -> Enlarge:
     return lambda low: eight_bit(imresize_on_host(low, scale))
 
 
-def assess(
-    enlarge: Enlarge, tests: Mapping[str, Sequence[Pair]], scale: int, *, shave: int, luminance: bool = True
-) -> Report:
+def assess(method: Enlarge, tests: Tests, scale: int, *, shave: int, luminance: bool = True) -> Report:
     """Enlarges every test image.
 
     Args:
-      enlarge: the method.
-      tests: images by the name of their set.
+      method: enlarges an image.
+      tests: see `Tests`.
       scale: of the enlargement.
       shave: pixels at each border that do not count.
       luminance: PSNR and SSIM of Y; otherwise of RGB.
@@ -52,7 +108,7 @@ def assess(
     """
     rows, exact, found, images = [], 0, {}, {}
     for name, pairs in tests.items():
-        results = [(pair, bicubic(scale)(pair.low), enlarge(pair.low)) for pair in pairs]
+        results = [(pair, bicubic(scale)(pair.low), method(pair.low)) for pair in pairs]
         measured = [measures(after, before, pair.high, shave, luminance) for pair, before, after in results]
         exact += sum(np.isinf(row["psnr"]) for row in measured)
         rows += [{"set": name, "image": pair.name, **row} for pair, row in zip(pairs, measured, strict=True)]

@@ -167,7 +167,7 @@ def test_set5_has_the_published_bicubic_numbers(test_data):
         np.mean([measure(x, y, shave=4) for x, y in zip(found, truth, strict=True)])
         for measure in (metric.psnr, metric.ssim)
     ]
-    np.testing.assert_allclose(numbers, [28.42, 0.8104], atol=[0.005, 5e-5], rtol=0)
+    assert [f"{numbers[0]:.2f}", f"{numbers[1]:.4f}"] == ["28.42", "0.8104"]
     ours = [metric.eight_bit(imresize_on_host(pair.low, 4)) for pair in pairs]
     colour = [metric.psnr(x, pair.high, shave=4, luminance=True) for x, pair in zip(ours, pairs, strict=True)]
     assert np.mean(colour) == pytest.approx(28.43, abs=0.005)
