@@ -69,7 +69,8 @@ BASE = {
     "train": asdict(Options(batch_size=16, steps=400)),
     "eval": asdict(Enlargement()),
 }  # fmt: skip
-FACES = {"train": "faces", "test": "faces", "scale": 8, "patch": 128, "points": True}
+FACES = {"train": "faces", "test": "faces", "scale": 8, "patch": 64, "face_size": 64, "points": True}
+SMALL = {"batch_size": 8, "steps": 250}
 
 
 def div2k(name: str, scale: int, patch: int, **sections: Any) -> dict[str, Any]:
@@ -98,15 +99,17 @@ def gan(name: str, discriminator: str, patch: int, adversary: restorer.Adversary
 PRESETS = {
     "synthetic": {},
     "bicubic": {"model.name": "bicubic"},
-    "srcnn": {"model.name": "srcnn", "loss": {"kind": "luminance", "border": 6}, "train.steps": 800},
-    "rrdb": {"model.name": "rrdb_small"},
-    "esrgan": {"model.name": "rrdb_small", "stage": "adversarial", "optim.schedule.peak": 5e-4, "train.steps": 200},
-    "fsrnet": {
-        "data": FACES, "model.name": "fsrnet_small", "loss.kind": "fsrnet", "train.steps": 300,
+    "srcnn": {
+        "data.patch": 32, "model.name": "srcnn", "loss": {"kind": "luminance", "border": 6}, "train.steps": 800,
     },
-    "fsrnet_blind": {
-        "data": FACES, "model.name": "fsrnet_small", "loss": {"kind": "fsrnet", "priors": 0.0},
+    "rrdb": {"data.patch": 32, "model.name": "rrdb_small", "train.steps": 600},
+    "esrgan": {
+        "data.patch": 32, "model.name": "rrdb_small", "stage": "adversarial", "optim.schedule.peak": 5e-4,
         "train.steps": 300,
+    },
+    "fsrnet": {"data": FACES, "model.name": "fsrnet_small", "loss.kind": "fsrnet", "train": SMALL},
+    "fsrnet_blind": {
+        "data": FACES, "model.name": "fsrnet_small", "loss": {"kind": "fsrnet", "priors": 0.0}, "train": SMALL,
     },
     **{f"div2k_edsr_baseline_x{scale}": div2k("edsr_baseline", scale, 48 * scale) for scale in (2, 3, 4)},
     **{f"div2k_edsr_x{scale}": div2k("edsr", scale, 48 * scale) for scale in (2, 3, 4)},
@@ -134,7 +137,9 @@ PRESETS = {
         "rrdb", "esrgan", 128, restorer.Adversary(), 400_000, (50_000, 100_000, 200_000, 300_000), 0.5, 0.99
     ),
     "celeba_fsrnet": {
-        "data": {**FACES, "train": "tfds:celeb_a", "test": "tfds:celeb_a", "memory": False, "workers": 4},
+        "data": {
+            **FACES, "train": "tfds:celeb_a", "test": "tfds:celeb_a", "patch": 128, "memory": False, "workers": 4,
+        },
         "model.name": "fsrnet_celeba", "loss.kind": "fsrnet",
         "optim": {
             "name": "rmsprop", "momentum": 0.0, "b2": 0.99, "schedule": {"kind": "constant", "peak": 2.5e-4},
@@ -188,7 +193,7 @@ NETS = {
     "rrdb_small": functools.partial(sr.RRDBNet, features=16, blocks=2, growth=8),
     "rrdb": sr.RRDBNet,
     "fsrnet_small": functools.partial(
-        fsrnet.FSRNet, parsing=len(PARSING), features=16, blocks=(2, 3, 1, 2), stacks=1, residual=True
+        fsrnet.FSRNet, parsing=len(PARSING), features=16, blocks=(1, 2, 1, 1), stacks=1, depth=2, residual=True
     ),
     "fsrnet": fsrnet.FSRNet,
     "fsrnet_celeba": functools.partial(fsrnet.FSRNet, landmarks=5, parsing=0),

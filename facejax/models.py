@@ -720,6 +720,7 @@ MODELS: Mapping[str, Model] = {
         f"edsr_{name}x{scale}": Model(
             f"facejax.restoration.super_resolution:{make}", parameters, PATCH,
             "published millions of the authors' code", f"EDSR{about}: super-resolution x{scale}", {"scale": scale},
+            converter=INTEROP + "super_resolution:load",
         )
         for name, make, about, counts in (
             ("baseline_", "edsr_baseline", ", the smaller one", (1_369_859, 1_554_499, 1_517_571)),
@@ -736,7 +737,7 @@ MODELS: Mapping[str, Model] = {
     ),
     "rrdbnet": Model(
         "facejax.restoration.super_resolution:RRDBNet", 16_697_987, PATCH, "BasicSR",
-        "RRDBNet, the generator of ESRGAN: super-resolution x4",
+        "RRDBNet, the generator of ESRGAN: super-resolution x4", converter=INTEROP + "super_resolution:load",
     ),
     "esrgan_discriminator": Model(
         "facejax.restoration.srgan:esrgan_discriminator", 14_499_401, (128, 128, 3), "BasicSR",

@@ -189,10 +189,10 @@ def loader(scale: int, size: int, points: bool = False) -> Load:
 
 
 class Faces:
-    """Images of the face world with their 68 landmarks."""
+    """Images of the face world, of `size` pixels, with their 68 landmarks."""
 
-    def __init__(self, split: str, data_dir: str | None = None):
-        self._source = faces.load(PORTRAITS, split, data_dir)
+    def __init__(self, split: str, size: int = 128, data_dir: str | None = None):
+        self._source = faces.load(dataclasses.replace(PORTRAITS, image_size=size), split, data_dir)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -332,6 +332,7 @@ class RestorationImages:
       data_dir: folder of prepared data; empty: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
       scale: of the enlargement.
       patch: side of the large training patches, pixels.
+      face_size: side of the face world's images, pixels.
       points: whether training takes whole images with landmarks, of `patch` pixels.
       repeats: how often each image occurs in an epoch, each time with another patch.
       memory: keeps decoded training images in memory (DIV2K: 7 GB).
@@ -344,6 +345,7 @@ class RestorationImages:
     data_dir: str = ""
     scale: int = 4
     patch: int = 64
+    face_size: int = 128
     points: bool = False
     repeats: int = 1
     memory: bool = False
@@ -357,7 +359,7 @@ class RestorationImages:
     def source(self, name: str, split: str) -> Source:
         """The images of one entry of `train` or `test`."""
         if name == "faces":
-            return Faces(split, self.data_dir or None)
+            return Faces(split, self.face_size, self.data_dir or None)
         if name == "photographs":
             return Photographs(split)
         if name.startswith("tfds:"):
