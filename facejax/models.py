@@ -274,7 +274,7 @@ INPUTS = {
 }
 """Kind of inputs -> the call arguments of a batch of one, from `Model.input_shape`."""
 
-FACE, PICTURE = (112, 112, 3), (224, 224, 3)
+FACE, PICTURE, PATCH = (112, 112, 3), (224, 224, 3), (48, 48, 3)
 BACKBONES, INTEROP = "facejax.backbones.", "facejax.interop."
 CENTERNET = "facejax.detection.centernet:"
 RETINAFACE = Part("facejax.detection.retinaface:RetinaFace", {"lowest": 0.6})
@@ -831,6 +831,44 @@ MODELS: Mapping[str, Model] = {
         "facejax.alignment.wing:ResNetPoints", 23_786_696, (224, 224, 3),
         "torchvision's trunk and a dense layer", "ResNet-50 with the wing loss, 68 landmarks",
         {"trunk": Part(BACKBONES + "resnet:resnet50")},
+    ),
+    **{
+        f"srcnn_{''.join(map(str, kernels))}": Model(
+            "facejax.restoration.super_resolution:SRCNN", parameters, PATCH, LAYERS,
+            f"SRCNN, kernels of {kernels[0]}, {kernels[1]} and {kernels[2]}: super-resolution x3", {"kernels": kernels},
+        )
+        for kernels, parameters in {(9, 1, 5): 8129, (9, 5, 5): 57_281}.items()
+    },
+    **{
+        f"edsr_{name}x{scale}": Model(
+            f"facejax.restoration.super_resolution:{make}", parameters, PATCH,
+            "published millions of the authors' code", f"EDSR{about}: super-resolution x{scale}", {"scale": scale},
+            converter=INTEROP + "super_resolution:load",
+        )
+        for name, make, about, counts in (
+            ("baseline_", "edsr_baseline", ", the smaller one", (1_369_859, 1_554_499, 1_517_571)),
+            ("", "EDSR", "", (40_729_603, 43_680_003, 43_089_923)),
+        )
+        for scale, parameters in zip((2, 3, 4), counts, strict=True)
+    },
+    "srresnet": Model(
+        "facejax.restoration.super_resolution:SRResNet", 1_549_462, PATCH, LAYERS,
+        "SRResNet, the generator of SRGAN: super-resolution x4",
+    ),
+    "srgan_discriminator": Model(
+        "facejax.restoration.srgan:Discriminator", 23_565_505, (96, 96, 3), LAYERS, "SRGAN's discriminator",
+    ),
+    "rrdbnet": Model(
+        "facejax.restoration.super_resolution:RRDBNet", 16_697_987, PATCH, "BasicSR",
+        "RRDBNet, the generator of ESRGAN: super-resolution x4", converter=INTEROP + "super_resolution:load",
+    ),
+    "esrgan_discriminator": Model(
+        "facejax.restoration.srgan:esrgan_discriminator", 14_499_401, (128, 128, 3), "BasicSR",
+        "ESRGAN's discriminator",
+    ),
+    "fsrnet": Model(
+        "facejax.restoration.fsrnet:FSRNet", 3_311_326, (16, 16, 3), LAYERS,
+        "FSRNet: super-resolution of faces x8 with 68 landmarks and 11 parsing maps as priors",
     ),
 }  # fmt: skip
 """Name -> published architecture. Add a row for a new architecture; tests/test_models.py checks its parameter count."""

@@ -62,6 +62,8 @@ PARTS = {
     "facejax.recognition.groupface": {"GroupDecision"},
     "facejax.reconstruction.tddfa": {"Cascade", "FourConvolutions"},  # the paper's widths are not published
     "facejax.restoration.video_deblur": {"Blending", "Cell", "ResidualBlock"},
+    "facejax.restoration.fsrnet": {"Bottleneck", "HourglassModule", "ResidualBlock"},
+    "facejax.restoration.super_resolution": {"ResidualDenseBlock"},
 }  # fmt: skip
 """Modules that are no architectures of their own."""
 

@@ -1,0 +1,127 @@
+"""The experiment of super-resolution: short runs of every kind of network, stages, presets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import super_resolution as experiment
+from facejax.data.restoration import RestorationImages
+from facejax.restoration import fsrnet
+from facejax.restoration import super_resolution as sr
+from facejax.train import Options, app
+from facejax.train.dry_run import count, dry_run
+
+SMOKE = {"train.steps": 2, "train.batch_size": 4, "train.log_every": 1, "train.devices": 1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def smallest():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(experiment.NETS, "edsr_small", lambda **o: sr.EDSR(features=4, blocks=1, **o))
+        patch.setitem(experiment.NETS, "rrdb_small", lambda **o: sr.RRDBNet(features=4, blocks=1, growth=2, **o))
+        patch.setitem(
+            experiment.NETS, "fsrnet_small",
+            lambda **o: fsrnet.FSRNet(parsing=10, features=4, blocks=(0, 0, 0, 0), stacks=1, depth=1, **o),
+        )  # fmt: skip
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, picture_folder):
+    rng = np.random.default_rng(0)
+    pictures = {"a": rng.integers(0, 255, (5, 33, 40, 3))}
+    return str(picture_folder(tmp_path_factory.mktemp("pictures"), pictures))
+
+
+def config_for(preset, folder, **changes):
+    config = experiment.get_config(preset)
+    paths = {"data.train": folder, "data.test": folder, "data.patch": 16}
+    config.update_from_flattened_dict({**SMOKE, **paths, **changes})
+    return config
+
+
+def test_smoke(folder, tmp_path):
+    state, report = app.run(config_for("synthetic", folder), experiment.build, workdir=tmp_path / "run", quiet=True)
+    assert next(iter(report.metrics)) == "psnr" and np.isfinite(report.metrics["psnr"])
+    assert int(state.step) == 2 and len(report.tables["Images"]) == 5
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    changed = config_for("synthetic", folder, **{"data.scale": 2, "start.workdir": str(tmp_path / "run")})
+    built = experiment.build(changed)
+    begun = built.init(jax.random.key(0), built.prepare())
+    np.testing.assert_array_equal(begun.params["first"]["kernel"], state.params["first"]["kernel"])
+    bicubic = app.run(config_for("bicubic", folder), experiment.build, quiet=True)[1]
+    assert bicubic.metrics["gain"] == 0
+    ensemble = config_for("synthetic", folder, **{"eval.ensemble": True, "eval.tile": 4})
+    other = experiment.build(ensemble).evaluate(state)
+    assert other.metrics["psnr"] != report.metrics["psnr"]
+
+
+def test_srcnn_trains_on_the_luminance(folder):
+    config = config_for("srcnn", folder)
+    report = app.run(config, experiment.build, quiet=True)[1]
+    assert report.notes["psnr"].startswith("luminance")
+    config.optim.last_rate = 0.1
+    tx = experiment.make_optimizer(config)
+    params = {f"conv{i}": {"kernel": jnp.ones((1, 1, 1, 1))} for i in (1, 2, 3)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    last, first = (float(updates[name]["kernel"].squeeze()) for name in ("conv3", "conv1"))
+    assert last == pytest.approx(0.1 * first, rel=1e-5)
+
+
+def test_a_second_stage_begins_with_the_first(folder):
+    config = config_for("esrgan", folder, **{"start.steps": 1})
+    built = experiment.build(config)
+    begun = built.init(jax.random.key(0), start := built.prepare())
+    np.testing.assert_array_equal(begun.params["generator"]["first"]["kernel"], start["generator"]["first"]["kernel"])
+    state, report = app.run(config, experiment.build, quiet=True)
+    assert np.isfinite(report.metrics["psnr"]) and state.ema is None
+    moved = state.params["generator"]["first"]["kernel"] - start["generator"]["first"]["kernel"]
+    assert 0 < np.abs(moved).max() < 0.1
+    config.model.features = "vgg19"
+    with pytest.raises(ValueError, match=r"start\.vgg is empty: expected a file of VGG-19's weights"):
+        experiment.beginning(config, experiment.FEATURES["vgg19"]())
+
+
+def test_faces_with_priors(monkeypatch):
+    rng = np.random.default_rng(0)
+    faces = [
+        {
+            "image": rng.integers(0, 255, (32, 32, 3)).astype(np.uint8),
+            "points": rng.uniform(0, 32, (68, 2)),
+            "name": str(i),
+        }
+        for i in range(4)
+    ]
+    monkeypatch.setattr(RestorationImages, "source", lambda self, name, split: faces)
+    config = config_for("fsrnet", "faces", **{"data.patch": 32})
+    report = app.run(config, experiment.build, quiet=True)[1]
+    assert {"psnr", "nme"} <= set(report.metrics) and "inter-ocular" in report.notes["nme"]
+
+
+@pytest.mark.parametrize("preset", ["synthetic", "srcnn", "rrdb", "fsrnet", "celeba_fsrnet", "div2k_edsr_baseline_x2"])
+def test_dry_run(preset):
+    config = experiment.get_config(preset)
+    assert dry_run(experiment.build(config), Options(**config.train))["step flops per device"] > 0
+
+
+@pytest.mark.parametrize("preset", [name for name in experiment.PRESETS if name != "bicubic"])
+def test_presets_build_the_published_networks(preset):
+    config = experiment.get_config(preset)
+    built = experiment.build(config)
+    state = built.abstract_state(0)
+    net = state.params.get("generator", state.params)
+    sizes = {"div2k_edsr_x4": 43_089_923, "div2k_esrgan": 16_697_987, "div2k_srgan": 1_549_462, "div2k_srcnn": 8129}
+    if preset in sizes:
+        assert count(net) == sizes[preset]
+    assert (preset in ("esrgan", "div2k_srgan", "div2k_esrgan")) == ("discriminator" in state.params)
+
+
+def test_wrong_names(folder):
+    for field, message in (
+        ("model.name", r"model\.name is 'none': expected one of srcnn"),
+        ("model.features", r"model\.features is 'none': expected one of random, vgg19"),
+        ("stage", "stage is 'none': expected 'pixels' or 'adversarial'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            experiment.build(config_for("synthetic", folder, **{field: "none"}))
