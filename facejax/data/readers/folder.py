@@ -52,10 +52,10 @@ class ImageFolder:
 
 
 def _listed(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=_natural)
+    return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda path: natural(path.name))
 
 
-def _natural(path: pathlib.Path) -> tuple[list[Any], str]:
-    """Text and numbers of a name by turns, then the name itself, so that no two names are equal."""
-    parts = re.split(r"(\d+)", path.name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
+def natural(name: str) -> tuple[list[Any], str]:
+    """The sort key of a name: text and numbers by turns, then the name itself, so that no two names are equal."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name

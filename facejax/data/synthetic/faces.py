@@ -162,6 +162,7 @@ register(
         vary=without("resolution"),
     )
 )
+register(Task("portraits", 64, 1500, 500, 2, _CLEAN, aligned=True, seed=6))
 register(Task("video", 64, 60, 15, 2, _CLEAN, views=12, vary=moving))
 
 
