@@ -85,15 +85,15 @@ class GenerationImages:
             stream = streams.Chain(part, stream, steps)
         return stream
 
-    def real(self, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def real(self, count: int) -> tuple[Decoded, Decoded | None]:
         """Real images to compare with, spread evenly over the data.
 
         Args:
           count: number of images.
 
         Returns:
-          uint8 [count, image_size, image_size, 3] of the training set, and as many others, of held-out people in the
-          face world; None instead of others if there are not as many.
+          `count` training images, and as many others, of held-out people in the face world; None instead of others if
+          there are not as many.
 
         Raises:
           ValueError: the training set has fewer images.
@@ -105,14 +105,36 @@ class GenerationImages:
             return self._spread(train, count), self._spread(_opened(self, "test"), count)
         if (both := self._spread(train, 2 * count)) is None:
             return self._spread(train, count), None
-        return both[::2], both[1::2]
+        return tuple(dataclasses.replace(both, rows=both.rows[i::2]) for i in range(2))
 
-    def _spread(self, source: Source, count: int) -> np.ndarray | None:
+    def _spread(self, source: Source, count: int) -> Decoded | None:
         if len(source) < count:
             return None
         rows = np.linspace(0, len(source) - 1, count).round().astype(int)
-        images = (square(e["image"], self.image_size, self.source == "celeb_a") for e in pipeline.fetch(source, rows))
-        return np.stack(list(images))
+        return Decoded(source, rows, self.image_size, self.source == "celeb_a")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoded:
+    """Images of a source, decoded on access: indexed like an array [N, size, size, 3] uint8.
+
+    Attributes:
+      source: examples {"image": encoded bytes}.
+      rows: [N] int, indices of the images.
+      size, celeba: see `square`.
+    """
+
+    source: Source
+    rows: np.ndarray
+    size: int
+    celeba: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, places: slice | np.ndarray) -> np.ndarray:
+        found = pipeline.fetch(self.source, self.rows[places])
+        return np.stack([square(example["image"], self.size, self.celeba) for example in found])
 
 
 class Pictures:

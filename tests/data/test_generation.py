@@ -114,7 +114,7 @@ def test_real_images_of_the_face_world(monkeypatch):
 
     monkeypatch.setattr(faces, "load", load)
     data = GenerationImages(data_dir="somewhere")
-    real, others = data.real(10)
+    real, others = (images[:] for images in data.real(10))
     assert real.shape == others.shape == (10, 32, 32, 3)
     assert real[:, 0, 0, 0].tolist() == [0, 3, 6, 10, 13, 16, 19, 23, 26, 29]
     assert others[:, 0, 0, 0].tolist() == list(range(100, 110))
@@ -127,7 +127,7 @@ def test_real_images_of_the_face_world(monkeypatch):
 def test_real_images_of_a_folder(pictures):
     data = GenerationImages(source="folder", path=str(pictures), image_size=16)
     every = np.stack([generation.square(e["image"], 16) for e in data.training()])
-    real, others = data.real(7)
+    real, others = (images[:] for images in data.real(7))
     np.testing.assert_array_equal(real, every[::2])
     np.testing.assert_array_equal(others, every[1::2])
     assert data.real(8)[1] is None
