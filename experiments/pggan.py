@@ -23,7 +23,6 @@ from facejax.generation import pggan
 from facejax.recipes import sampling
 from facejax.recipes.gan import DISCRIMINATOR, GENERATOR, Adam, Gan, Growth, Play, Progressive
 from facejax.train import Experiment, Mean, Options, app
-from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,

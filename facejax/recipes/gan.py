@@ -267,10 +267,11 @@ class Stage:
 
     def restarts(self, done: jax.Array) -> jax.Array:
         """[] bool: optimizers begin anew before the step after `done` steps."""
+        begins = (done == self.begin) & (self.begin > 0)
         if not self.fading:
-            return jnp.zeros((), bool)
+            return begins
         faded = self.begin + -(-(self.fades_at + self.fading - self.images) // self.batch_size)
-        return (done == self.begin) | (done == faded)
+        return begins | (done == faded)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -341,11 +342,12 @@ class Progressive:
     def train_data(self) -> Any:
         """The batches of all stages. Raises ValueError where a batch exceeds the data or does not fit the devices."""
         devices = self.options.devices or jax.device_count()
-        if uneven := [stage for stage in self.stages if stage.batch_size % devices]:
-            raise ValueError(
-                f"a batch of {uneven[0].batch_size} at {uneven[0].name} does not divide by {devices} devices"
-            )
-        ends = [stage.begin for stage in self.stages[1:]] + [self.options.steps]
+        for stage in self.stages:
+            if stage.batch_size % devices:
+                raise ValueError(
+                    f"a batch at {stage.name} has {stage.batch_size} images: expected a multiple of {devices} devices"
+                )
+        ends = [*(stage.begin for stage in self.stages[1:]), self.options.steps]
         sizes = [(s.resolution, s.batch_size, end - s.begin) for s, end in zip(self.stages, ends, strict=True)]
         return self.data.staged_batches(sizes, self.seed)
 

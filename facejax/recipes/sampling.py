@@ -1,4 +1,4 @@
-"""`python -m experiments.NAME --sample WORKDIR --seeds 0-15 --out sheet.png`: a sheet from a run's newest checkpoint."""
+"""`python -m experiments.NAME --sample WORKDIR --seeds 0-15 --out sheet.png`: images from a run's newest checkpoint."""
 
 from __future__ import annotations
 
