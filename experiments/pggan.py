@@ -29,7 +29,7 @@ BASE = {
     "data": asdict(GenerationImages()),
     "model": {
         "latent_size": 64,
-        "base": 512,  # feature maps at 2 pixels, half as many at each double
+        "base": 256,  # feature maps at 2 pixels, half as many at each double
         "largest": 64,  # and at most so many
         "group": 4,  # images whose deviation the discriminator sees
         "dtype": "float32",  # of the computation
@@ -38,7 +38,7 @@ BASE = {
     "average": 0.99,  # of the generator: decay of a step; 1 or more: half-life in images
     "growth": asdict(Growth(first=8, stable=1600, fading=1600)),
     "optim": asdict(Adam()),
-    "train": asdict(Options(batch_size=16, steps=600)),
+    "train": asdict(Options(batch_size=16, steps=480)),
     "eval": asdict(GenerationProtocol(swd_images=200)),
 }
 PRESETS = {
@@ -55,41 +55,45 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 def progressive(config: ConfigDict) -> Progressive:
     """Wires networks, losses and schedule."""
     data, model = GenerationImages(**config.data), config.model
-    size = data.image_size
     shape = {"base": model.base, "largest": model.largest, "dtype": jnp.dtype(model.dtype)}
-    generator = pggan.Generator(size, model.latent_size, **shape)
-    discriminator = pggan.Discriminator(size, group=model.group, **shape)
 
-    def init(rng: jax.Array) -> Any:
+    def networks(resolution: int) -> tuple[pggan.Generator, pggan.Discriminator]:
+        generator = pggan.Generator(resolution, model.latent_size, **shape)
+        return generator, pggan.Discriminator(resolution, group=model.group, **shape)
+
+    def init(rng: jax.Array, resolution: int) -> Any:
+        generator, discriminator = networks(resolution)
         first, second = jax.random.split(rng)
         made = {
             GENERATOR: generator.init(first, jnp.zeros((1, model.latent_size))),
-            DISCRIMINATOR: discriminator.init(second, jnp.zeros((1, size, size, 3))),
+            DISCRIMINATOR: discriminator.init(second, jnp.zeros((1, resolution, resolution, 3))),
         }
         return {player: variables["params"] for player, variables in made.items()}, {}
 
-    def plays(alpha: jax.Array) -> list[Play]:
-        def generated(params: Any, real: jax.Array, rng: jax.Array) -> jax.Array:
-            latents = jax.random.normal(rng, (len(real), model.latent_size))
-            return generator.apply({"params": params[GENERATOR]}, latents, resolution=real.shape[1], alpha=alpha)
+    def plays(resolution: int, alpha: jax.Array) -> list[Play]:
+        generator, discriminator = networks(resolution)
+
+        def generated(params: Any, count: int, rng: jax.Array) -> jax.Array:
+            latents = jax.random.normal(rng, (count, model.latent_size))
+            return generator.apply({"params": params[GENERATOR]}, latents, alpha=alpha)
 
         def scored(params: Any) -> Any:
             return lambda images: discriminator.apply({"params": params[DISCRIMINATOR]}, images, alpha=alpha)
 
         def judge(params: Any, model_state: Any, batch: Any, rng: jax.Array) -> Any:
             first, second = jax.random.split(rng)
-            fake = generated(params, batch["image"], first)
+            fake = generated(params, len(batch["image"]), first)
             losses = pggan.discriminator_loss(scored(params), batch["image"], fake, second, **config.loss)
             return losses.mean(), (model_state, {"discriminator_loss": Mean.of(losses)})
 
         def forge(params: Any, model_state: Any, batch: Any, rng: jax.Array) -> Any:
-            losses = pggan.generator_loss(scored(params), generated(params, batch["image"], rng))
+            losses = pggan.generator_loss(scored(params), generated(params, len(batch["image"]), rng))
             return losses.mean(), (model_state, {"generator_loss": Mean.of(losses)})
 
         return [Play(DISCRIMINATOR, judge), Play(GENERATOR, forge)]
 
     def draw(average: Any, model_state: Any, latents: jax.Array, resolution: int, alpha: Any) -> jax.Array:
-        return generator.apply({"params": average}, latents, resolution=resolution, alpha=alpha)
+        return networks(resolution)[0].apply({"params": average}, latents, alpha=alpha)
 
     return Progressive(
         Gan(model.latent_size, init, plays, draw),

@@ -43,7 +43,7 @@ class Generator(nn.Module):
     """Latent vectors to images.
 
     Attributes:
-      resolution: of the whole network, a power of two.
+      resolution: R, a power of two. A network contains the parameters of those of lower resolution, by the same names.
       latent_size: Z.
       base, largest: see `channels`.
       dtype: of the computation; parameters and images are float32.
@@ -56,19 +56,17 @@ class Generator(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, latents: jax.Array, *, resolution: int | None = None, alpha: Alpha = None) -> jax.Array:
-        """Images of a resolution that the network has, without the layers beyond.
+    def __call__(self, latents: jax.Array, *, alpha: Alpha = None) -> jax.Array:
+        """Images of latents.
 
         Args:
           latents: [N, Z], normal.
-          resolution: R, that of the output; None: `self.resolution`.
           alpha: weight of the last block, 0..1, beside the enlarged image of the block before; None: 1.
 
         Returns:
-          [N, R, R, 3], the range of the training images, -1..1, is not enforced.
+          [N, R, R, 3] in the range of the training images, -1..1, which is not enforced.
         """
-        resolution = resolution or self.resolution
-        _check(self.resolution, resolution)
+        _check(self.resolution)
         if latents.shape[-1] != self.latent_size:
             raise ValueError(f"Generator: latents {latents.shape}, expected [N, {self.latent_size}]")
         width = channels(4, self.base, self.largest)
@@ -76,13 +74,13 @@ class Generator(nn.Module):
         x = EqualizedDense(16 * width, GAIN / 4, use_bias=False, dtype=self.dtype, name="dense")(x)
         x = x.reshape(-1, 4, 4, width) + self.param("bias", nn.initializers.zeros, (width,)).astype(self.dtype)
         x = self._conv(pixel_norm(leaky_relu(x)), 4, "conv4")
-        last, images = 4, self._image(x, 4)
-        while last < (self.resolution if self.is_initializing() else resolution):
-            last, old = 2 * last, images
-            x = self._conv(x, last, f"up{last}", "up")
-            x = self._conv(x, last, f"conv{last}")
-            images = self._image(x, last)
-        return images if last == 4 or alpha is None else fade(upscale(old), images, alpha)
+        size, old, images = 4, None, self._image(x, 4)
+        while size < self.resolution:
+            size, old = 2 * size, images
+            x = self._conv(x, size, f"up{size}", "up")
+            x = self._conv(x, size, f"conv{size}")
+            images = self._image(x, size)
+        return images if old is None or alpha is None else fade(upscale(old), images, alpha)
 
     def _conv(self, x: jax.Array, resolution: int, name: str, scale: str = "same") -> jax.Array:
         width = channels(resolution, self.base, self.largest)
@@ -109,7 +107,7 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, *, alpha: Alpha = None) -> jax.Array:
-        """Scores of images of a resolution that the network has.
+        """Scores of images.
 
         Args:
           images: [N, R, R, 3] in -1..1.
@@ -118,17 +116,16 @@ class Discriminator(nn.Module):
         Returns:
           [N] float32.
         """
-        resolution = images.shape[1]
-        _check(self.resolution, resolution)
-        if images.shape[2:] != (resolution, 3):
-            raise ValueError(f"Discriminator: images {images.shape}, expected [N, R, R, 3]")
-        if self.is_initializing() and resolution != self.resolution:
-            raise ValueError(f"Discriminator: images of {resolution} pixels, expected {self.resolution} to initialise")
-        x, size = self._features(images), resolution
+        _check(self.resolution)
+        if images.shape[1:] != (self.resolution, self.resolution, 3):
+            raise ValueError(
+                f"Discriminator: images {images.shape}, expected [N, {self.resolution}, {self.resolution}, 3]"
+            )
+        x, size = self._features(images), self.resolution
         while size > 4:
             x = self._conv(x, channels(size, self.base, self.largest), f"conv{size}")
             x = self._conv(x, channels(size // 2, self.base, self.largest), f"down{size}", "down")
-            fading, size = size == resolution and alpha is not None, size // 2
+            fading, size = size == self.resolution and alpha is not None, size // 2
             if fading or self.is_initializing():
                 images = downscale(images)
                 x = fade(self._features(images), x, 1 if alpha is None else alpha)
@@ -146,11 +143,9 @@ class Discriminator(nn.Module):
         return leaky_relu(EqualizedConv(width, 1, dtype=self.dtype, name=f"from_rgb{size}")(images))
 
 
-def _check(whole: int, resolution: int) -> None:
-    if whole < 4 or whole & (whole - 1):
-        raise ValueError(f"a PG-GAN of {whole} pixels: expected a power of two, 4 or more")
-    if resolution < 4 or resolution & (resolution - 1) or resolution > whole:
-        raise ValueError(f"a PG-GAN of {whole} pixels at {resolution}: expected a power of two from 4 to {whole}")
+def _check(resolution: int) -> None:
+    if resolution < 4 or resolution & (resolution - 1):
+        raise ValueError(f"a PG-GAN of {resolution} pixels: expected a power of two, 4 or more")
 
 
 celeba_128_generator = partial(Generator, 128, base=2048)
@@ -191,7 +186,7 @@ def discriminator_loss(
       rng: of the points between them where the gradient is taken.
       weight, target, drift: lambda, gamma and epsilon_drift; gamma is 750 for CIFAR-10.
     """
-    scores = score(real)
+    of_real, of_fake = jax.vmap(score)(jnp.stack([real, fake]))  # one pass; the deviations of each stay its own
     penalty = adversarial.gradient_penalty(score, adversarial.mixed_images(rng, real, fake), target)
-    loss = adversarial.wasserstein_discriminator_loss(scores, score(fake))
-    return loss + weight / target**2 * penalty + drift * adversarial.drift_penalty(scores)
+    loss = adversarial.wasserstein_discriminator_loss(of_real, of_fake)
+    return loss + weight / target**2 * penalty + drift * adversarial.drift_penalty(of_real)

@@ -8,6 +8,7 @@ step. Everything is in one state: parameters and optimizers by player, the avera
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -265,13 +266,11 @@ class Stage:
         shown = self.images - self.fades_at + (done - self.begin) * self.batch_size
         return jnp.clip(shown / self.fading, 0, 1)
 
-    def restarts(self, done: jax.Array) -> jax.Array:
-        """[] bool: optimizers begin anew before the step after `done` steps."""
-        begins = (done == self.begin) & (self.begin > 0)
+    def faded(self, done: jax.Array) -> jax.Array:
+        """[] bool: the step after `done` steps is the first with alpha 1, before which optimizers begin anew."""
         if not self.fading:
-            return begins
-        faded = self.begin + -(-(self.fades_at + self.fading - self.images) // self.batch_size)
-        return begins | (done == faded)
+            return jnp.zeros((), bool)
+        return done == self.begin + -(-(self.fades_at + self.fading - self.images) // self.batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,21 +279,23 @@ class Gan:
 
     Attributes:
       latent_size: Z.
-      init: key -> (parameters by player, model_state).
-      plays: weight of the new layers [] -> the plays of a step, on batches {"image": float32 [N, R, R, 3] in -1..1}.
+      init: (key, resolution) -> (parameters by player, model_state), all dicts; a lower resolution has some of the
+        entries of a higher one.
+      plays: (resolution R, weight of the new layers []) -> the plays of a step, on batches {"image": float32
+        [N, R, R, 3] in -1..1}.
       draw: (average of the generator's parameters, model_state, latents [N, Z], resolution R, weight of the new layers)
         -> images [N, R, R, 3] in -1..1.
     """
 
     latent_size: int
-    init: Callable[[jax.Array], tuple[Params, Any]]
-    plays: Callable[[jax.Array], Sequence[Play]]
+    init: Callable[[jax.Array, int], tuple[Params, Any]]
+    plays: Callable[[int, jax.Array], Sequence[Play]]
     draw: Callable[[Any, Any, jax.Array, int, Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class Progressive:
-    """The run of a GAN whose images grow. One compiled step per resolution; the fading is data of the step.
+    """The run of a GAN that grows: parameters appear with their resolution, each of which is one compiled step.
 
     Attributes:
       gan: the paper's networks and losses.
@@ -332,12 +333,27 @@ class Progressive:
             train_data=self.train_data,
             batch={stage.name: {"image": _images(stage)} for stage in self.stages},
             choose=lambda number: self.reached(number).name,
+            grow={stage.begin + 1: functools.partial(self._grown, stage) for stage in self.stages[1:]},
         )
 
     def init(self, rng: jax.Array) -> GanState:
-        """The state before the first step: all layers, those of later resolutions too."""
-        state = GanState.begin(rng, *self.gan.init(rng), self.data.image_size)
-        return state.replace(opt_state=_restarted(state.params, self.adam.make()))
+        """The state before the first step, of the networks of the first stage."""
+        params, model_state = self.gan.init(rng, self.stages[0].resolution)
+        return self._restarted(GanState.begin(rng, params, model_state, self.data.image_size))
+
+    def _grown(self, stage: Stage, state: GanState) -> GanState:
+        """The state with the parameters that the stage adds, and new optimizers."""
+        params, model_state = self.gan.init(jax.random.fold_in(state.rng, stage.resolution), stage.resolution)
+        state = state.replace(
+            params={player: {**own, **state.params[player]} for player, own in params.items()},
+            model_state={**model_state, **state.model_state},
+            ema={GENERATOR: {**params[GENERATOR], **state.ema[GENERATOR]}},
+        )
+        return self._restarted(state)
+
+    def _restarted(self, state: GanState) -> GanState:
+        optimizer = self.adam.make()
+        return state.replace(opt_state={player: optimizer.init(own) for player, own in state.params.items()})
 
     def train_data(self) -> Any:
         """The batches of all stages. Raises ValueError where a batch exceeds the data or does not fit the devices."""
@@ -385,15 +401,15 @@ class Progressive:
         decay = average_decay(self.average, stage.batch_size)
 
         def step(state: GanState, batch: dict[str, jax.Array], rng: jax.Array) -> tuple[GanState, dict[str, Mean]]:
-            alpha, restart = stage.alpha(state.step), stage.restarts(state.step)
-            fresh = _restarted(state.params, optimizer)
-            opt_state = jax.tree.map(lambda new, old: jnp.where(restart, new, old), fresh, state.opt_state)
+            alpha, faded = stage.alpha(state.step), stage.faded(state.step)
+            fresh = self._restarted(state).opt_state
+            opt_state = jax.tree.map(lambda new, old: jnp.where(faded, new, old), fresh, state.opt_state)
             real = self.faded(batch["image"].astype(jnp.float32) / 127.5 - 1, alpha)
             state, metrics = play(
                 state.replace(opt_state=opt_state),
                 {"image": real},
                 rng,
-                self.gan.plays(alpha),
+                self.gan.plays(stage.resolution, alpha),
                 dict.fromkeys(state.params, optimizer),
                 decay=decay,
                 microbatches=self.options.microbatches,
@@ -406,10 +422,6 @@ class Progressive:
             return state, metrics | {"resolution": Mean.of(stage.resolution), "alpha": Mean.of(alpha)}
 
         return step
-
-
-def _restarted(params: Params, optimizer: optax.GradientTransformation) -> dict[str, Any]:
-    return {player: optimizer.init(own) for player, own in params.items()}
 
 
 def _images(stage: Stage) -> jax.ShapeDtypeStruct:

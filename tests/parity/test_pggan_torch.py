@@ -151,7 +151,7 @@ def test_a_step(networks, size, alpha, count):
     """Batches of 3 and 5 are odd: one group of all three; five would not divide, so their group is of five."""
     (generator, discriminator), (torch_generator, torch_discriminator), shapes = networks
     group = 5 if count == 5 else 4
-    discriminator = discriminator.clone(group=group)
+    generator, discriminator = generator.clone(resolution=size), discriminator.clone(resolution=size, group=group)
     pairs = ((torch_generator, GENERATOR), (torch_discriminator, DISCRIMINATOR))
     params = [converted(net.state_dict(), rules, s) for (net, rules), s in zip(pairs, shapes, strict=True)]
     rng, key = np.random.default_rng(size), jax.random.key(1)
@@ -161,7 +161,7 @@ def test_a_step(networks, size, alpha, count):
     @jax.jit
     def losses(generator_params, discriminator_params, alpha):
         def fake(params):
-            return generator.apply(params, latents, resolution=size, alpha=alpha)
+            return generator.apply(params, latents, alpha=alpha)
 
         def score(params):
             return lambda images: discriminator.apply(params, images, alpha=alpha)

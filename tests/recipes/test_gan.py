@@ -51,9 +51,8 @@ def test_stages_follow_the_authors_rule(growth, resolution):
     for done, (size, alpha, batch, rate, reset) in enumerate(authors_schedule(growth, resolution, 16, 0.5, 80)):
         stage = [s for s in stages if s.begin <= done][-1]
         assert (stage.resolution, stage.batch_size, stage.rate) == (size, batch, rate)
-        # At a whole level the code runs the smaller network alone, which is the larger one with weight 0 or the same.
         np.testing.assert_allclose(stage.alpha(jnp.asarray(done)), alpha, atol=1e-6)
-        assert bool(stage.restarts(jnp.asarray(done))) == reset, done
+        assert (bool(stage.faded(jnp.asarray(done))) or 0 < done == stage.begin) == reset, done
 
 
 def test_bad_growth():
@@ -90,7 +89,7 @@ def score(own, images):
     return jnp.sum(images.mean((1, 2)) * own["v"], -1)
 
 
-def plays(alpha):
+def plays(resolution, alpha):
     def images(params, real, rng):
         return draw(params[GENERATOR], None, jax.random.normal(rng, (len(real), 2)), real.shape[1], alpha)
 
@@ -107,8 +106,10 @@ def plays(alpha):
     return [Play(DISCRIMINATOR, judge), Play(GENERATOR, forge)]
 
 
-def init(rng):
-    params = {GENERATOR: {"w": jax.random.normal(rng, (2, 3))}, DISCRIMINATOR: {"v": jnp.ones(3)}}
+def init(rng, resolution):
+    """The layers of a resolution have no use but to appear."""
+    layers = {f"layer{r}": jax.random.normal(rng, (r,)) for r in (8, 16) if r <= resolution}
+    params = {GENERATOR: {"w": jax.random.normal(rng, (2, 3)), **layers}, DISCRIMINATOR: {"v": jnp.ones(3), **layers}}
     return params, {"turns": jnp.zeros(())}
 
 
@@ -135,7 +136,7 @@ def run(folder, **changes):
 
 def test_players_take_turns():
     """The generator's loss sees the discriminator's update, the average the generator's."""
-    state = GanState.begin(jax.random.key(3), *init(jax.random.key(0)), 4)
+    state = GanState.begin(jax.random.key(3), *init(jax.random.key(0), 4), 4)
     rates = {DISCRIMINATOR: optax.sgd(0.5), GENERATOR: optax.sgd(0.25)}
     state = state.replace(opt_state={name: tx.init(state.params[name]) for name, tx in rates.items()})
     batch = {"image": np.random.default_rng(0).normal(size=(8, 4, 4, 3)).astype(np.float32)}
@@ -144,7 +145,7 @@ def test_players_take_turns():
     def step(microbatches):
         mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
         given = lambda state: gan.play(  # noqa: E731
-            state, batch, rng, plays(1.0), rates, decay=0.75, microbatches=microbatches
+            state, batch, rng, plays(4, 1.0), rates, decay=0.75, microbatches=microbatches
         )
         everywhere = jax.sharding.PartitionSpec()
         return jax.jit(jax.shard_map(given, mesh=mesh, in_specs=everywhere, out_specs=everywhere, check_vma=False))(
@@ -153,7 +154,7 @@ def test_players_take_turns():
 
     found, metrics = step(1)
     params, model_state = dict(state.params), state.model_state
-    for number, (player, loss) in enumerate(plays(1.0)):
+    for number, (player, loss) in enumerate(plays(4, 1.0)):
         key = jax.random.fold_in(rng, number)
 
         def own(own, player=player, loss=loss, key=key):
@@ -174,9 +175,9 @@ def test_growth_end_to_end(folder, tmp_path):
     """Counts of Adam show its restarts; each resolution is traced once; the strip fills; a resumed run is the same."""
     made, traces = run(folder), []
 
-    def counted(alpha):
-        traces.append(alpha)
-        return plays(alpha)
+    def counted(resolution, alpha):
+        traces.append(resolution)
+        return plays(resolution, alpha)
 
     experiment = dataclasses.replace(made, gan=dataclasses.replace(made.gan, plays=counted)).experiment()
     counts = []
@@ -193,10 +194,11 @@ def test_growth_end_to_end(folder, tmp_path):
     state, data = executor.init(5), experiment.train_data()
     for number in range(1, 15):
         name = experiment.step_name(number)
+        state = executor.grow(state, number)
         state, metrics = executor.step(state, executor.put(next(data)), name)
         counts.append((name, round(float(metrics["alpha"].total / 2), 3), int(metrics["count"].total / 2)))
     data.close()
-    assert len(traces) == 3
+    assert traces == [4, 8, 16]
     assert counts == [
         ("4x4", 1, 1), ("4x4", 1, 2), ("4x4", 1, 3), ("4x4", 1, 4),
         ("8x8", 0.5, 1), ("8x8", 1, 1), ("8x8", 1, 2), ("8x8", 1, 3), ("8x8", 1, 4),
@@ -204,6 +206,10 @@ def test_growth_end_to_end(folder, tmp_path):
     ]  # fmt: skip
     frames = np.asarray(state.frames)
     assert frames.shape == (8, 16, 16, 16, 3) and (frames.std((1, 2, 3, 4)) > 0).all()
+    layers = init(jax.random.fold_in(jax.random.key(5), 16), 16)[0][GENERATOR]
+    for tree in (state.params[GENERATOR], state.ema[GENERATOR]):
+        np.testing.assert_array_equal(tree["layer16"], layers["layer16"])
+        assert tree.keys() == layers.keys() and (tree["layer8"] != layers["layer8"]).all()
     sheet = made.sample(executor.local(state), range(16))
     np.testing.assert_array_equal(frames[-1], sheet)
 
@@ -215,13 +221,13 @@ def test_growth_end_to_end(folder, tmp_path):
         resumed, _ = train(experiment, options, seed=5, workdir=tmp_path, quiet=True)
     chex.assert_trees_all_equal(resumed.replace(rng=0), whole.replace(rng=0))
     smaller = run(folder, data=dataclasses.replace(made.data, image_size=8), growth=Growth(4, 24, 16))
-    with pytest.raises(ValueError, match=r"checkpoint 14 holds frames as uint8\[8, 16, 16, 16, 3\]: expected"):
+    with pytest.raises(ValueError, match=r"checkpoint 14 holds another state: ema.generator.layer16, "):
         warm_start.newest(tmp_path, smaller.experiment())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
-    def broken(alpha):
-        judge, forge = plays(alpha)
+    def broken(resolution, alpha):
+        judge, forge = plays(resolution, alpha)
 
         def exploded(params, model_state, batch, rng):
             loss, (model_state, _) = judge.loss(params, model_state, batch, rng)
