@@ -57,10 +57,10 @@ def image_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def listed(folder: pathlib.Path) -> list[pathlib.Path]:
     """Files and folders in natural order, without those whose name begins with a dot."""
-    return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=_natural)
+    return sorted((p for p in folder.iterdir() if not p.name.startswith(".")), key=lambda path: natural(path.name))
 
 
-def _natural(path: pathlib.Path) -> tuple[list[Any], str]:
-    """Text and numbers of a name by turns, then the name itself, so that no two names are equal."""
-    parts = re.split(r"(\d+)", path.name)
-    return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
+def natural(name: str) -> tuple[list[Any], str]:
+    """The sort key of a name: text and numbers by turns, then the name itself, so that no two names are equal."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if i % 2 else part for i, part in enumerate(parts)], name

@@ -178,6 +178,7 @@ register(
         vary=without("resolution"),
     )
 )
+register(Task("portraits", 64, 1500, 500, 2, _CLEAN, aligned=True, seed=6))
 register(Task("video", 64, 60, 15, 2, _CLEAN, views=12, vary=moving))
 register(Task("video_sharp", 64, 48, 12, 1, _CLEAN, views=80, vary=gliding))
 
