@@ -29,16 +29,16 @@ BASE = {
     "data": asdict(GenerationImages()),
     "model": {
         "latent_size": 64,
-        "base": 256,  # feature maps at 2 pixels, half as many at each double
+        "base": 128,  # feature maps at 2 pixels, half as many at each double
         "largest": 64,  # and at most so many
         "group": 4,  # images whose deviation the discriminator sees
         "dtype": "float32",  # of the computation
     },
     "loss": {"weight": 10.0, "target": 1.0, "drift": 1e-3},
     "average": 0.99,  # of the generator: decay of a step; 1 or more: half-life in images
-    "growth": asdict(Growth(first=8, stable=1600, fading=1600)),
-    "optim": asdict(Adam()),
-    "train": asdict(Options(batch_size=16, steps=480)),
+    "growth": asdict(Growth(stable=3200, fading=1600)),
+    "optim": asdict(Adam(rate=4e-3)),
+    "train": asdict(Options(batch_size=8, steps=2400)),
     "eval": asdict(GenerationProtocol(swd_images=200)),
 }
 PRESETS = {
