@@ -763,6 +763,16 @@ MODELS: Mapping[str, Model] = {
         "facejax.alignment.lab:BoundaryEstimator", 36_159_860, (256, 256, 3), "our layers, the graph of a port",
         "LAB's boundary heatmaps by four stacked hourglasses with message passing",
     ),
+    **{
+        f"pggan_{name}": Model(
+            f"facejax.generation.pggan:{make}", parameters, shape, "summed over the layers of the authors' code",
+            f"PG-GAN's {make.lower().rpartition('_')[2]} of 1024 pixels with all its images' layers",
+        )
+        for name, make, parameters, shape in (
+            ("generator", "Generator", 23_079_115, (512,)),
+            ("discriminator", "Discriminator", 23_087_249, (1024, 1024, 3)),
+        )
+    },
     "prnet": Model(
         "facejax.reconstruction.prnet:Net", 13_353_618, (256, 256, 3), "the layers of the authors' code",
         "PRNet, crops to position maps",

@@ -162,6 +162,10 @@ def test_a_run_of_another_resolution_is_not_resumed(config, workdir):
         app.run(other, experiment.build, name="pggan:synthetic", workdir=workdir, quiet=True)
 
 
+SHOWN = {"synthetic": 19_200, "from_scratch": 19_200, "celebahq": 12_000_000, "celeba_128": 12_000_000}
+"""Images that a preset shows."""
+
+
 @pytest.mark.parametrize("preset", experiment.PRESETS)
 def test_presets(preset):
     config = experiment.get_config(preset)
