@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,8 @@ Draw = Callable[[Any, jax.Array], jax.Array]
 
 WIDTHS, RANDOM_FEATURES = (16, 32, 64, 128), 128
 """Channels of the layers of `random_cnn`, each of stride two, and the number of its features."""
-SHOWN = 64
-CHUNK = 2000
+SHOWN, CHUNK, CHUNK_BYTES = 64, 2000, 1 << 28
+"""Images of a sheet; images, and their bytes, that are in memory at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,53 +76,65 @@ class GenerationProtocol:
           "frechet_NAME@N", the same between two sets of real images ("real"; where there are as many), "kid_NAME@N",
           precision and recall of the k-NN manifolds, and "swd@N", the mean over the levels.
         """
-        extractor = self.extractor()
+        extractor, side = self.extractor(), data.image_size
 
         def generated(variables: Any, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
             images = to_uint8(draw(variables["net"], latents))
             return images, extractor.apply(variables["extractor"], normalize.symmetric(images))
 
-        both, kept, features = {"net": variables, "extractor": extractor.variables}, [], []
-        shown = max(min(SHOWN, self.images), self.swd_images)
-        for start in range(0, self.images, CHUNK):
-            seeds = range(start, min(start + CHUNK, self.images))
-            images, found = map_batches(generated, both, latents(seeds, latent_size), self.batch_size)
-            kept.append(images[: max(0, shown - start)])
-            features.append(found)
-        fake, fakes = np.concatenate(features), np.concatenate(kept)
+        def measured(variables: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return images, extractor.apply(variables["extractor"], normalize.symmetric(images))
+
+        both = {"net": variables, "extractor": extractor.variables}
         real, others = data.real(self.images)
-        truth = self.features(extractor, real)
+        fake = self._collected(generated, both, lambda part: latents(part, latent_size), side, seed=1)
+        true = self._collected(measured, both, lambda part: real[part.start : part.stop], side, seed=0)
         at, name = f"@{self.images}", extractor.name
-        distance = functools.partial(generative.frechet_distance, Moments.of(truth))
-        metrics = {f"frechet_{name}{at}": distance(Moments.of(fake))}
+        distance = functools.partial(generative.frechet_distance, Moments.of(true.features))
+        metrics = {f"frechet_{name}{at}": distance(Moments.of(fake.features))}
         if others is not None:
-            metrics[f"frechet_{name}{at}_real"] = distance(Moments.of(self.features(extractor, others)))
-        found = generative.precision_recall(truth, fake)
-        metrics |= {f"kid_{name}{at}": generative.kernel_distance(truth, fake), **found._asdict()}
+            found = map_batches(measured, both, others, self.batch_size, load=lambda part: part)[1]
+            metrics[f"frechet_{name}{at}_real"] = distance(Moments.of(found))
+        metrics[f"kid_{name}{at}"] = generative.kernel_distance(true.features, fake.features)
+        metrics |= generative.precision_recall(true.features, fake.features)._asdict()
         if self.swd_images:
-            levels = generative.sliced_wasserstein(real[: self.swd_images], fakes[: self.swd_images])
+            levels = generative.sliced_wasserstein(true.patches, fake.patches)
             metrics[f"swd@{self.swd_images}"] = float(np.mean(list(levels.values())))
-        count = min(SHOWN, self.images)
         return Report(
             metrics,
             images={
-                f"Generated images, seeds 0 to {count - 1}": image_grid(fakes[:count], 16),
-                "Real images": image_grid(real[:count], 16),
+                f"Generated images, seeds 0 to {len(fake.shown) - 1}": image_grid(fake.shown, 16),
+                "Real images": image_grid(true.shown, 16),
             },
-            arrays={"generated": fakes[:count]},
+            arrays={"generated": fake.shown},
             notes={
                 f"frechet_{name}{at}": f"Frechet distance of {name} features of {self.images} generated and as many "
                 "real images; '_real': between two sets of real images. No FID, and not comparable with one"
             },
         )
 
-    def features(self, extractor: Extractor, images: Any) -> np.ndarray:
-        """Features [N, D] of uint8 images [N, S, S, 3], an array or `facejax.data.generation.Decoded`."""
+    def _collected(
+        self, apply: Callable[..., Any], variables: Any, load: Callable[[range], np.ndarray], side: int, seed: int
+    ) -> _Collected:
+        """The images 0 to N - 1 of `load`, in parts of limited size."""
+        patches = generative.Patches(side, seed=seed) if self.swd_images else None
+        features, shown, size = [], [], max(1, min(CHUNK, CHUNK_BYTES // (3 * side**2)))
+        for start in range(0, self.images, size):
+            part = range(start, min(start + size, self.images))
+            images, found = map_batches(apply, variables, load(part), self.batch_size)
+            features.append(found)
+            shown.append(images[: max(0, SHOWN - start)])
+            if start < self.swd_images:
+                patches.add(images[: self.swd_images - start])
+        return _Collected(np.concatenate(features), np.concatenate(shown), patches)
 
-        def apply(variables: Any, images: jax.Array) -> jax.Array:
-            return extractor.apply(variables, normalize.symmetric(images))
 
-        return map_batches(apply, extractor.variables, images, self.batch_size, load=lambda part: part)
+class _Collected(NamedTuple):
+    """Features of all images, the first images themselves, and patches."""
+
+    features: np.ndarray
+    shown: np.ndarray
+    patches: generative.Patches | None
 
 
 def random_cnn() -> Extractor:

@@ -18,7 +18,8 @@ from sklearn.svm import LinearSVC
 SMALLEST_LEVEL = 16
 """Side of the smallest images in the pyramid of `sliced_wasserstein`, pixels."""
 PATCH = 7
-BLOCK = 1024
+BLOCK, PYRAMIDS = 1024, 64
+"""Rows of distances and images of a pyramid that are computed at once."""
 BINOMIAL = np.float32([1, 4, 6, 4, 1]) / 16
 
 
@@ -125,37 +126,72 @@ def precision_recall(real: ArrayLike, fake: ArrayLike, neighbours: int = 3) -> P
     return PrecisionRecall(inside(fake, real), inside(real, fake))
 
 
-def sliced_wasserstein(
-    real: np.ndarray, fake: np.ndarray, *, patches: int = 128, repeats: int = 4, directions: int = 128, seed: int = 0
-) -> dict[int, float]:
-    """PG-GAN's distance between patches of 7x7 pixels at every level of a Laplacian pyramid, times 1000.
+class Patches:
+    """Random patches of 7x7 pixels at every level of the Laplacian pyramids of many images, for `sliced_wasserstein`.
 
     Args:
-      real, fake: as many images [N, S, S, 3] uint8; S is 16 or more. The published number of images is 16,384.
-      patches: of an image at each level, at random places.
-      repeats, directions: rounds, and random unit vectors of each, on which the sorted projections are compared.
-      seed: of places and directions.
+      side: S of the images, 16 times a power of two.
+      patches: of an image at each level.
+      seed: of their places.
+    """
+
+    def __init__(self, side: int, *, patches: int = 128, seed: int = 0):
+        if side < SMALLEST_LEVEL or side & (side - 1):
+            raise ValueError(f"Patches: images of {side} pixels, expected a power of two, {SMALLEST_LEVEL} or more")
+        self._patches, self._rng = patches, np.random.default_rng(seed)
+        self._found: dict[int, list[np.ndarray]] = {}
+        while side >= SMALLEST_LEVEL:
+            self._found[side], side = [], side // 2
+
+    def add(self, images: np.ndarray) -> None:
+        """Adds images [N, S, S, 3] in 0..255."""
+        side = max(self._found)
+        if images.shape[1:] != (side, side, 3):
+            raise ValueError(f"Patches: images {images.shape}, expected [N, {side}, {side}, 3]")
+        for start in range(0, len(images), PYRAMIDS):
+            pyramid = laplacian_pyramid(images[start : start + PYRAMIDS], len(self._found))
+            for kept, level in zip(self._found.values(), pyramid, strict=True):
+                windows = np.lib.stride_tricks.sliding_window_view(level, (PATCH, PATCH), (1, 2))  # [n, H, W, C, 7, 7]
+                places = (self._rng.integers(0, end, (len(level), self._patches)) for end in windows.shape[1:3])
+                kept.append(windows[np.arange(len(level))[:, None], *places].reshape(-1, 3, PATCH, PATCH))
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Of the levels, the largest first."""
+        return tuple(self._found)
+
+    def standardised(self, side: int) -> np.ndarray:
+        """All patches of a level, [N * patches, 147], with mean 0 and deviation 1 of every channel."""
+        found = np.concatenate(self._found[side])
+        found -= found.mean((0, 2, 3), keepdims=True)
+        deviation = found.std((0, 2, 3), keepdims=True)
+        return (found / np.where(deviation > 0, deviation, 1)).reshape(len(found), -1)
+
+
+def sliced_wasserstein(
+    real: Patches, fake: Patches, *, repeats: int = 4, directions: int = 128, seed: int = 0
+) -> dict[int, float]:
+    """PG-GAN's sliced Wasserstein distance, times 1000: mean difference of sorted projections of patches.
+
+    Args:
+      real, fake: of as many images; the published number is 16,384.
+      repeats, directions: rounds, and random unit vectors of each.
+      seed: of the vectors.
 
     Returns:
-      Side of the level, from S down to 16, to distance.
+      Side of the level, from that of the images down to 16, to distance.
     """
-    for images in (real, fake):
-        if images.shape != real.shape or images.ndim != 4 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
-            raise ValueError(f"sliced_wasserstein: images {real.shape} and {fake.shape}, expected [N, S, S, 3] of both")
-    side = real.shape[1]
-    if side < SMALLEST_LEVEL or side % SMALLEST_LEVEL:
-        raise ValueError(f"sliced_wasserstein: images of {side} pixels, expected a multiple of {SMALLEST_LEVEL}")
-    sides = [side >> i for i in range((side // SMALLEST_LEVEL).bit_length())]
-    rng = np.random.default_rng(seed)
-    sets = [[_descriptors(level, patches, rng) for level in laplacian_pyramid(x, len(sides))] for x in (real, fake)]
-    found = {}
-    for level, (a, b) in zip(sides, zip(*sets, strict=True), strict=True):
+    rng, found = np.random.default_rng(seed), {}
+    for side in real.sides:
+        a, b = real.standardised(side), fake.standardised(side)
+        if a.shape != b.shape:
+            raise ValueError(f"sliced_wasserstein: {len(a)} and {len(b)} patches, expected as many")
         distances = []
         for _ in range(repeats):
             way = rng.normal(size=(a.shape[1], directions))
             way = (way / np.linalg.norm(way, axis=0)).astype(np.float32)
             distances.append(np.abs(np.sort(a @ way, 0) - np.sort(b @ way, 0)).mean())
-        found[level] = 1e3 * float(np.mean(distances))
+        found[side] = 1e3 * float(np.mean(distances))
     return found
 
 
@@ -222,17 +258,6 @@ def _blurred(images: np.ndarray, gain: float) -> np.ndarray:
     for axis in (1, 2):
         images = ndimage.correlate1d(images, gain * BINOMIAL, axis, mode="mirror")
     return images
-
-
-def _descriptors(level: np.ndarray, patches: int, rng: np.random.Generator) -> np.ndarray:
-    """Random patches [N * patches, 7 * 7 * 3], standardised by channel over the whole set."""
-    n, height, width, _ = level.shape
-    windows = np.lib.stride_tricks.sliding_window_view(level, (PATCH, PATCH), (1, 2))  # [N, H', W', C, 7, 7]
-    rows, columns = (rng.integers(0, side - PATCH + 1, (n, patches)) for side in (height, width))
-    found = windows[np.arange(n)[:, None], rows, columns].reshape(n * patches, 3, PATCH, PATCH)
-    found = found - found.mean((0, 2, 3), keepdims=True)
-    deviation = found.std((0, 2, 3), keepdims=True)
-    return (found / np.where(deviation > 0, deviation, 1)).reshape(n * patches, -1)
 
 
 def _squared_distances(rows: np.ndarray, others: np.ndarray) -> Iterator[np.ndarray]:

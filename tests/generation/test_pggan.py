@@ -162,8 +162,11 @@ def test_a_run_of_another_resolution_is_not_resumed(config, workdir):
         app.run(other, experiment.build, name="pggan:synthetic", workdir=workdir, quiet=True)
 
 
-SHOWN = {"synthetic": 19_200, "from_scratch": 19_200, "celebahq": 12_000_000, "celeba_128": 12_000_000}
-"""Images that a preset shows."""
+SHOWN = {
+    "synthetic": 19_200, "from_scratch": 19_200, "gpu": 600_000, "celebahq": 12_000_000, "celebahq_1gpu": 12_000_000,
+    "celebahq_v1": 19_000_000, "celeba_128": 10_000_000,
+}  # fmt: skip
+"""Images that the discriminator sees."""
 
 
 @pytest.mark.parametrize("preset", experiment.PRESETS)

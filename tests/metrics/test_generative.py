@@ -101,22 +101,28 @@ def test_pyramid():
     np.testing.assert_allclose(coarse, images, atol=1e-3)
 
 
-def test_sliced_wasserstein_by_loops():
-    """The same draws: places of the real set, then of the generated, level by level, then directions."""
-    rng = np.random.default_rng(0)
-    sets = [rng.integers(0, 256, (3, 32, 32, 3)).astype(np.uint8) for _ in range(2)]
-    found = generative.sliced_wasserstein(*sets, patches=5, repeats=2, directions=4, seed=1)
-    draws, described = np.random.default_rng(1), []
-    for images in sets:
-        levels = []
-        for level in generative.laplacian_pyramid(images, 2):
-            places = [draws.integers(0, level.shape[1] - 6, (3, 5)) for _ in range(2)]
-            patches = [level[i, y : y + 7, x : x + 7] for i in range(3) for y, x in zip(*(p[i] for p in places))]
-            stacked = np.stack(patches).astype(np.float64)
-            stacked = (stacked - stacked.mean((0, 1, 2))) / stacked.std((0, 1, 2))
-            levels.append(stacked.transpose(0, 3, 1, 2).reshape(15, -1))
-        described.append(levels)
+def test_sliced_wasserstein_by_loops(monkeypatch):
+    """Patches are drawn from parts of two images, directions after them; the loops repeat the same draws."""
+    monkeypatch.setattr(generative, "PYRAMIDS", 2)
+    rng, sets, described = np.random.default_rng(0), [], []
+    for seed in range(2):
+        images = rng.integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+        sets.append(generative.Patches(32, patches=4, seed=seed))
+        draws, levels = np.random.default_rng(seed), {32: [], 16: []}
+        for part in (images[:3], images[3:]):
+            sets[-1].add(part)
+            for some in (part[:2], part[2:]) if len(part) > 2 else (part,):
+                for level in generative.laplacian_pyramid(some, 2):
+                    places = [draws.integers(0, level.shape[1] - 6, (len(some), 4)) for _ in range(2)]
+                    for i in range(len(some)):
+                        cut = (level[i, y : y + 7, x : x + 7] for y, x in zip(*(p[i] for p in places), strict=True))
+                        levels[level.shape[1]] += list(cut)
+        stacked = [np.stack(level).astype(np.float64) for level in levels.values()]
+        stacked = [(x - x.mean((0, 1, 2))) / x.std((0, 1, 2)) for x in stacked]
+        described.append([x.transpose(0, 3, 1, 2).reshape(20, -1) for x in stacked])
+    found = generative.sliced_wasserstein(*sets, repeats=2, directions=4, seed=1)
     assert list(found) == [32, 16]
+    draws = np.random.default_rng(1)
     for level, a, b in zip(found, *described, strict=True):
         total = []
         for _ in range(2):
@@ -177,8 +183,12 @@ def test_bad_input(features):
         generative.frechet_distance(Moments.of(features[0]), Moments.of(features[1][:, :5]))
     with pytest.raises(ValueError, match="expected more than 3"):
         generative.precision_recall(features[0], features[1][:3])
-    images = np.zeros((2, 24, 24, 3), np.uint8)
-    with pytest.raises(ValueError, match="images of 24 pixels, expected a multiple of 16"):
-        generative.sliced_wasserstein(images, images)
-    with pytest.raises(ValueError, match="expected \\[N, S, S, 3\\] of both"):
-        generative.sliced_wasserstein(images, images[:1])
+    with pytest.raises(ValueError, match="images of 24 pixels, expected a power of two, 16 or more"):
+        generative.Patches(24)
+    one, other = generative.Patches(16), generative.Patches(16)
+    with pytest.raises(ValueError, match=r"images \(2, 16, 16, 1\), expected \[N, 16, 16, 3\]"):
+        one.add(np.zeros((2, 16, 16, 1), np.uint8))
+    one.add(np.zeros((2, 16, 16, 3), np.uint8))
+    other.add(np.zeros((1, 16, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match="256 and 128 patches, expected as many"):
+        generative.sliced_wasserstein(one, other)

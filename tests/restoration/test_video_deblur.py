@@ -204,6 +204,7 @@ def test_the_experiment_learns(gopro, tmp_path):
     config.update_from_flattened_dict(
         {
             "data.source": "path", "data.path": str(gopro), "data.clip": 2, "data.crop": 8, "model.width": 4,
+            "model.residual": False, "optim.schedule.warmup": 0,
             "train.batch_size": 4, "train.steps": 30, "train.log_every": 10, "train.devices": 1,
         }
     )  # fmt: skip
