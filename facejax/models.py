@@ -765,12 +765,14 @@ MODELS: Mapping[str, Model] = {
     ),
     **{
         f"pggan_{name}": Model(
-            f"facejax.generation.pggan:{make}", parameters, shape, "summed over the layers of the authors' code",
-            f"PG-GAN's {make.lower().rpartition('_')[2]} of 1024 pixels with all its images' layers",
+            f"facejax.generation.pggan:{make}", parameters, shape, "summed over the layers of the authors' code", about
         )
-        for name, make, parameters, shape in (
-            ("generator", "Generator", 23_079_115, (512,)),
-            ("discriminator", "Discriminator", 23_087_249, (1024, 1024, 3)),
+        for name, make, parameters, shape, about in (
+            ("generator", "Generator", 23_079_115, (512,), "PG-GAN's generator, 1024 pixels, all image layers"),
+            ("discriminator", "Discriminator", 23_087_249, (1024, 1024, 3), "PG-GAN's discriminator, 1024 pixels"),
+            ("generator_128", "celeba_128_generator", 13_629_810, (512,), "PG-GAN's small generator, 128 pixels"),
+            ("discriminator_128", "celeba_128_discriminator", 13_636_897, (128, 128, 3),
+             "PG-GAN's small discriminator, 128 pixels"),
         )
     },
     "prnet": Model(
