@@ -47,7 +47,11 @@ from facejax.train.claims import Claim
 BASE = {
     "seed": 0,
     "data": asdict(PositionFaces()),
-    "model": {"width": 4, "dtype": "float32"},  # of the first layer; of the computation
+    "model": {
+        "width": 4,  # of the first layer
+        "momentum": 0.9,  # of batch norm's running averages
+        "dtype": "float32",  # of the computation
+    },
     "loss": {"weighted": True},  # False: all texels of the face weigh the same
     "optim": {
         "name": "adam",
@@ -65,7 +69,7 @@ PRESETS = {
     "uniform": {"loss.weighted": False},
     "full": {
         "data": {"image_size": 256, "workers": 8},
-        "model.width": 16,
+        "model": {"width": 16, "momentum": 0.999},
         "optim.schedule": {
             "kind": "step", "peak": 1e-4, "warmup": 0, "boundaries": tuple(i / 6 for i in range(1, 6)),
         },
@@ -92,7 +96,7 @@ def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
     data, options = PositionFaces(**config.data), Options(**config.train)
     size, layout = data.image_size, data.layout
-    net = prnet.Net(config.model.width, jnp.dtype(config.model.dtype))
+    net = prnet.Net(config.model.width, config.model.momentum, jnp.dtype(config.model.dtype))
     tx = optim.from_config(config.optim, options.steps)
     weights = layout.weights if config.loss.weighted else layout.mask * (layout.weights.sum() / layout.mask.sum())
 

@@ -25,7 +25,7 @@ from facejax.nn.norm import BatchNorm
 Dtype = Any
 RANGE = 1.1
 """Largest coordinate of a position map, in sides of the crop."""
-NORM = {"momentum": 0.999, "epsilon": 1e-3}
+EPSILON = 1e-3  # of batch norm
 GLOROT = nn.initializers.glorot_uniform()
 
 
@@ -36,12 +36,14 @@ class ResidualBlock(nn.Module):
       features: output channels.
       stride: of the 4x4 convolution and of the shortcut.
       block: constructor of a convolution with batch norm and ReLU.
+      momentum: of the last batch norm.
       dtype: of the computation.
     """
 
     features: int
     stride: int
     block: Any
+    momentum: float
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -53,7 +55,8 @@ class ResidualBlock(nn.Module):
         y = linear(self.features, (1, 1), name="conv3")(y)
         if self.stride > 1 or x.shape[-1] != self.features:
             x = linear(self.features, (1, 1), (self.stride, self.stride), name="shortcut")(x)
-        return nn.relu(BatchNorm(**NORM, dtype=self.dtype, name="bn")(x + y, train=train))
+        norm = BatchNorm(momentum=self.momentum, epsilon=EPSILON, dtype=self.dtype, name="bn")
+        return nn.relu(norm(x + y, train=train))
 
 
 class Net(nn.Module):
@@ -61,10 +64,12 @@ class Net(nn.Module):
 
     Attributes:
       width: of the first layer; 32 times as many at the smallest maps.
+      momentum: of batch norm's running averages.
       dtype: of the computation.
     """
 
     width: int = 16
+    momentum: float = 0.999
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -73,11 +78,13 @@ class Net(nn.Module):
         side = images.shape[1]
         if images.ndim != 4 or images.shape[2] != side or side % 32 or not side:
             raise ValueError(f"PRNet: images {images.shape}, expected [N, S, S, 3] with S a multiple of 32")
-        block = partial(ConvNorm, padding="SAME", kernel_init=GLOROT, dtype=self.dtype, **NORM)
+        norm = {"momentum": self.momentum, "epsilon": EPSILON, "dtype": self.dtype}
+        block = partial(ConvNorm, padding="SAME", kernel_init=GLOROT, **norm)
         x = block(self.width, 4, name="stem")(images, train=train)
         for level in range(1, 6):
             for i, stride in enumerate((2, 1), 1):
-                residual = ResidualBlock(self.width << level, stride, block, self.dtype, name=f"block{level}_{i}")
+                width, name = self.width << level, f"block{level}_{i}"
+                residual = ResidualBlock(width, stride, block, self.momentum, self.dtype, name=name)
                 x = residual(x, train=train)
         layers = [(self.width << 5, 1)]
         for level, repeats in ((4, 3), (3, 3), (2, 3), (1, 2), (0, 2)):
@@ -87,7 +94,7 @@ class Net(nn.Module):
                 features, (4, 4), (stride, stride), "SAME", use_bias=False, kernel_init=GLOROT, dtype=self.dtype,
                 name=f"up{i}",
             )(x)  # fmt: skip
-            x = BatchNorm(**NORM, dtype=self.dtype, name=f"up{i}_bn")(x, train=train)
+            x = BatchNorm(**norm, name=f"up{i}_bn")(x, train=train)
             x = nn.relu(x) if i < len(layers) + 3 else nn.sigmoid(x.astype(jnp.float32))
         return x
 

@@ -70,7 +70,7 @@ def test_outputs_and_gradients(size):
     with jax.enable_x64(True):
         variables = jax.jit(lambda k: net.init(k, jnp.zeros((1, 32, 32, 3)), train=False))(jax.random.key(0))
         variables = jax.tree.map(lambda x: np.asarray(x + 0.2 * rng.uniform(size=x.shape)), variables)
-        net = prnet.Net(WIDTH, jnp.float64)
+        net = prnet.Net(WIDTH, dtype=jnp.float64)
         run = lambda x: net.apply(variables, x, train=False).astype(jnp.float64)  # noqa: E731
         found, slope = run(images), jax.jit(jax.grad(lambda x: (run(x) ** 2).sum()))(images)
     given = torch.tensor(images, requires_grad=True)
