@@ -42,7 +42,7 @@ BASE = {
     "loss": {
         "auxiliary": True,  # False: the squared error of the landmarks alone
         "rarity": True,  # whether rare kinds of faces weigh more
-        "floor": 0.0,  # least factor of the landmark error; the paper has none
+        "floor": 1.0,  # least factor of the landmark error; the paper has none
         "angles": 0.1,  # weight of the squared error of the angles; the paper has none
     },
     "optim": {
@@ -66,7 +66,7 @@ def published(kind: str, landmarks: int, images: int, normalizer: str) -> dict[s
             "augment": asdict(Augmentation(rotation=30.0, scale=0.12, shift=0.1, colour=0.0)),
         },
         "model.width": 1.0,
-        "loss.angles": 0.0,
+        "loss": {"angles": 0.0, "floor": 0.0},
         "optim.schedule": {"kind": "constant", "peak": 1e-4, "warmup": 0},
         "train": {"batch_size": 256, "steps": 500 * 10 * images // 256},
         "eval": {"normalizer": normalizer, "limit": 0.1},

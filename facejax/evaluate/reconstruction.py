@@ -200,7 +200,7 @@ def overlays(test: Faces, found: Surfaces, face: LinearFace, rows: np.ndarray, z
 
 def marked(image: np.ndarray, points: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
     """A copy of an image [H, W, 3] with points [L, 2] in red, and true ones in green below them."""
-    image = np.ascontiguousarray(image)
+    image = np.array(image, order="C")
     for marks, colour in ((truth, (60, 220, 60)), (points, (255, 40, 40))):
         for x, y in () if marks is None else marks:
             cv2.circle(image, (round(float(x) - 0.5), round(float(y) - 0.5)), 1, colour, -1)
