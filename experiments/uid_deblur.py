@@ -46,6 +46,7 @@ BASE = {
         "width": 8,  # channels of the first layers
         "blocks": 1,  # residual blocks of every encoder and generator besides the shared ones
         "code_size": 8,  # numbers of a blur code; 0: content and blur are not disentangled
+        "noise": 1.0,  # standard deviation of the noise on contents in training
         "patch_width": 8,  # channels of the first layer of the discriminators
         "patch_layers": 3,  # their layers of stride 2
         "scales": 1,  # image sizes at which they look
@@ -127,7 +128,7 @@ def build(config: ConfigDict) -> Experiment:
     if loss.random and size % 2:
         raise ValueError(f"train.batch_size is {size}: expected an even number, half of it for random codes")
     dtype = jnp.dtype(model.dtype)
-    net = UID(model.width, model.blocks, model.code_size, dtype)
+    net = UID(model.width, model.blocks, model.code_size, model.noise, dtype)
     judge = Discriminator(model.patch_width, model.patch_layers, model.scales, dtype)
     random = loss.random and model.code_size > 0
     names = JUDGES if random else JUDGES[:2]

@@ -51,6 +51,9 @@ PARTS = {
     "facejax.quality.qan_pp": {"SharedPReLU"},
     "facejax.quality.ser_fiq": {"OnTop"},  # as wide as there are training people
     "facejax.recognition.groupface": {"GroupDecision"},
+    "facejax.restoration.uid_deblur": {
+        "BlurEncoder", "Content", "Decoder", "Encoder", "Generator", "PoolingBlock", "ReflectConv", "ResidualBlock",
+    },
     "facejax.restoration.video_deblur": {"Blending", "Cell", "ResidualBlock"},
 }  # fmt: skip
 """Modules that are no architectures of their own."""

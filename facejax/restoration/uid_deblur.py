@@ -100,27 +100,25 @@ class Content(nn.Module):
 
     width: int
     blocks: int
+    noise: float
     dtype: Dtype
 
     def setup(self) -> None:
         self.sharp, self.blurred = (Encoder(self.width, self.blocks, self.dtype) for _ in range(2))
         self.shared = ResidualBlock(self.dtype)
 
-    def __call__(self, sharp: jax.Array, blurred: jax.Array, noisy: bool) -> tuple[jax.Array, jax.Array]:
-        """Images of both domains, equally many -> contents [N, H/4, W/4, 4 width], with normal noise if `noisy`."""
+    def __call__(self, sharp: jax.Array, blurred: jax.Array) -> list[jax.Array]:
+        """Images of both domains, equally many -> both contents [N, H/4, W/4, 4 width], with noise."""
         x = self.shared(jnp.concatenate([self.sharp(sharp), self.blurred(blurred)]))
-        return tuple(jnp.split(self._noise(x, noisy), 2))
-
-    def of_blurred(self, blurred: jax.Array) -> jax.Array:
-        """The contents of blurred images alone, without noise."""
-        return self.shared(self.blurred(blurred))
+        return jnp.split(x + self.noise * jax.random.normal(self.make_rng("noise"), x.shape, x.dtype), 2)
 
     def of_sharp(self, sharp: jax.Array) -> jax.Array:
-        """The contents of sharp images alone, without noise."""
+        """The contents of sharp images, without noise."""
         return self.shared(self.sharp(sharp))
 
-    def _noise(self, x: jax.Array, noisy: bool) -> jax.Array:
-        return x + jax.random.normal(self.make_rng("noise"), x.shape, x.dtype) if noisy else x
+    def of_blurred(self, blurred: jax.Array) -> jax.Array:
+        """The contents of blurred images, without noise."""
+        return self.shared(self.blurred(blurred))
 
 
 class BlurEncoder(nn.Module):
@@ -240,16 +238,18 @@ class UID(nn.Module):
       width: channels of the first layers; contents have four times as many.
       blocks: residual blocks of every encoder and generator besides the shared ones.
       code_size: Z, numbers of a blur code; 0: content and blur are not disentangled.
+      noise: standard deviation of the normal noise that training adds to the contents.
       dtype: of the computation; images and codes are float32.
     """
 
     width: int = 64
     blocks: int = 3
     code_size: int = 8
+    noise: float = 1.0
     dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
-        self.content = Content(self.width, self.blocks, self.dtype)
+        self.content = Content(self.width, self.blocks, self.noise, self.dtype)
         self.blur_encoder = BlurEncoder(self.width, self.code_size, self.dtype) if self.code_size else None
         self.generator = Generator(self.blocks, self.dtype)
 
@@ -272,19 +272,19 @@ class UID(nn.Module):
 
     def translate(self, sharp: jax.Array, blurred: jax.Array) -> Translated:
         """All that the first update needs; draws from the streams "noise" and "code"."""
-        content_sharp, content_blurred = self.content(sharp, blurred, noisy=True)
+        content_sharp, content_blurred = self.content(sharp, blurred)
         code = self.blur_code(blurred)
         twice = jnp.concatenate([self._drawn(code)] * 2)
         deblurred, sharp_again = self._halves(self.generator.deblur, content_blurred, content_sharp, twice)
         made, blurred_again = self._halves(self.generator.blur, content_sharp, content_blurred, twice)
-        of_deblurred, of_made = self.content(deblurred, made, noisy=True)
+        of_deblurred, of_made = self.content(deblurred, made)
         again = self._drawn(self.blur_code(made))
         cycles = self.generator.deblur(of_made, again), self.generator.blur(of_deblurred, again)
         return Translated(deblurred, sharp_again, made, blurred_again, *cycles, code)
 
     def translate_random(self, sharp: jax.Array, blurred: jax.Array) -> Random:
         """All that the second update needs; the same keys give the same contents as in `translate`."""
-        content_sharp, content_blurred = self.content(sharp, blurred, noisy=True)
+        content_sharp, content_blurred = self.content(sharp, blurred)
         code = jax.random.normal(self.make_rng("random"), (len(sharp), self.code_size))
         made = self.generator.blur(content_sharp, code)
         return Random(self.generator.deblur(content_blurred, code), made, code, self.blur_code(made).mean)
