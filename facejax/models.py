@@ -628,6 +628,14 @@ MODELS: Mapping[str, Model] = {
         "facejax.restoration.video_deblur:OVD", 721_219, (5, 256, 256, 3), "zzh-tech/ESTRNN without blending",
         "STRCNN: OVD without dynamic temporal blending", {"blending": False},
     ),
+    "uid_gan": Model(
+        "facejax.restoration.uid_deblur:UID", 19_926_902, (128, 128, 3), "the authors' code",
+        "UID-GAN: encoders of content and blur, generators of sharp and blurred images",
+    ),
+    "uid_gan_discriminator": Model(
+        "facejax.restoration.uid_deblur:Discriminator", 8_271_171, (128, 128, 3), "the authors' code",
+        "UID-GAN's discriminator of patches at three scales",
+    ),
     "retinanet_resnet50": _detector(
         "retinanet:retinanet_resnet50", 37_968_692, 800, "torchvision, with P6 from C5", "RetinaNet, 80 classes"
     ),

@@ -61,6 +61,9 @@ PARTS = {
     "facejax.quality.ser_fiq": {"OnTop"},  # as wide as there are training people
     "facejax.recognition.groupface": {"GroupDecision"},
     "facejax.reconstruction.tddfa": {"Cascade", "FourConvolutions"},  # the paper's widths are not published
+    "facejax.restoration.uid_deblur": {
+        "BlurEncoder", "Content", "Decoder", "Encoder", "Generator", "PoolingBlock", "ReflectConv", "ResidualBlock",
+    },
     "facejax.restoration.video_deblur": {"Blending", "Cell", "ResidualBlock"},
     "facejax.restoration.fsrnet": {"Bottleneck", "HourglassModule", "ResidualBlock"},
     "facejax.restoration.super_resolution": {"ResidualDenseBlock"},

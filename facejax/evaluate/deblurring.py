@@ -142,3 +142,66 @@ def assess_videos(
         },
         images={f"Video: {degraded}, restored, true": strip},
     )
+
+
+def assess_images(images: Triple, degraded: str = "blurred") -> Report:
+    """Compares restored images [N, H, W, 3] with the true ones: "psnr", "psnr_degraded", "ssim", "ssim_degraded"."""
+    found = scores(images)
+    order = np.argsort(found["psnr_degraded"])
+    shown = order[np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)]
+    return summary(found) | Report(
+        {},
+        figures={
+            "From the strongest blur to the weakest": comparison_figure(Triple(*(x[shown] for x in images)), degraded),
+            "PSNR by strength of the blur": gain_figure(found, degraded),
+        },
+    )
+
+
+def assess_transfer(
+    transfer: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    reblur: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    blurred: np.ndarray,
+    sharp: np.ndarray,
+    kernels: np.ndarray,
+) -> Report:
+    """Whether the blur of one image can be given to another.
+
+    Args:
+      transfer: (sharp images, blurred images of other scenes) -> the sharp images with the blur of the others.
+      reblur: (a sharp image, a kernel) -> the image that this should give.
+      blurred, sharp: [N, H, W, 3] uint8.
+      kernels: [N, ...] of the blurred images.
+
+    Returns:
+      "transfer_psnr": of the result with respect to the sharp image with the other's kernel; "transfer_gain": how far
+      this is above the PSNR with respect to the same image with a third image's kernel, dB; about 0 if the code does
+      not matter. The picture shows the sharp image, the blurred one, the result, and what it should be.
+    """
+    others, thirds = (np.roll(np.arange(len(sharp)), shift) for shift in (1, 2))
+    made = transfer(sharp, blurred[others])
+    wanted, wrong = (
+        np.stack([reblur(image, kernels[i]) for image, i in zip(sharp, rows, strict=True)]) for rows in (others, thirds)
+    )
+    right, confused = (metrics.psnr(made, truth) for truth in (wanted, wrong))
+    rows = [np.concatenate(list(x[: 2 * SHOWN]), 1) for x in (sharp, blurred[others], made, wanted)]
+    return Report(
+        {"transfer_psnr": mean_finite(right), "transfer_gain": float(np.mean(right - confused))},
+        images={"Sharp, blurred, blur of the second given to the first, what this should be": np.concatenate(rows)},
+    )
+
+
+def explained(features: np.ndarray, kernels: np.ndarray) -> float:
+    """R^2 of a linear fit of motion (length times the cosine and sine of twice the angle) to features [N, D].
+
+    Kernels are [N, 2], lengths and angles. Each half of the images is predicted by the fit to the other half.
+    """
+    length, angle = kernels.T
+    wanted = length[:, None] * np.stack([np.cos(2 * angle), np.sin(2 * angle)], 1)
+    known = np.concatenate([features, np.ones((len(features), 1))], 1)
+    half = np.arange(len(known)) % 2 == 0
+    error = 0.0
+    for rows in (half, ~half):
+        fit = np.linalg.solve(known[rows].T @ known[rows] + 1e-3 * np.eye(known.shape[1]), known[rows].T @ wanted[rows])
+        error += np.square(known[~rows] @ fit - wanted[~rows]).sum()
+    return float(1 - error / np.square(wanted - wanted.mean(0)).sum())

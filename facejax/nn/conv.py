@@ -54,12 +54,16 @@ class Conv(nn.Module):
 
 
 class ConvTranspose(nn.Module):
-    """PyTorch's ConvTranspose2d: output size (H - 1) * stride + kernel - 2 * padding."""
+    """PyTorch's ConvTranspose2d: output size (H - 1) * stride + kernel - 2 * padding.
+
+    `padding` is cropped on every side, or ((top, bottom), (left, right)). What PyTorch's output_padding adds is cropped
+    less at the bottom and at the right.
+    """
 
     features: int
     kernel_size: int | tuple[int, int]
     strides: int | tuple[int, int] = 1
-    padding: int = 0
+    padding: int | Sequence[tuple[int, int]] = 0
     use_bias: bool = False
     kernel_init: Initializer = nn.initializers.lecun_normal()
     dtype: Dtype = jnp.float32
@@ -69,7 +73,7 @@ class ConvTranspose(nn.Module):
         """[N, H, W, C] -> [N, H', W', features]."""
         size, stride = pair(self.kernel_size), pair(self.strides)
         kernel = self.param("kernel", self.kernel_init, (*size, x.shape[-1], self.features))
-        cut = ((self.padding, self.padding),) * 2
+        cut = ((self.padding, self.padding),) * 2 if isinstance(self.padding, int) else self.padding
         x = ops.conv_transpose(x.astype(self.dtype), kernel.astype(self.dtype), stride, cut)
         if self.use_bias:
             x = x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)

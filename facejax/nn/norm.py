@@ -60,6 +60,7 @@ class BatchNorm(nn.Module):
 
 LayerNorm = partial(nn.LayerNorm, use_fast_variance=False)
 GroupNorm = partial(nn.GroupNorm, epsilon=1e-5, use_fast_variance=False)
+InstanceNorm = partial(nn.InstanceNorm, epsilon=1e-5, use_scale=False, use_bias=False, use_fast_variance=False)
 
 
 class PReLU(nn.Module):

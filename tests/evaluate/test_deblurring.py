@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from facejax.data.unpaired import blur
 from facejax.data.videos import ArrayVideo, Pair
 from facejax.evaluate import deblurring
 from facejax.evaluate.deblurring import Triple
@@ -74,3 +75,43 @@ def test_comparison_of_single_images():
     np.testing.assert_allclose(
         figure.axes[7].images[0].get_array(), np.abs(images.restored[0].astype(float) - images.truth[0]).mean(-1)
     )
+
+
+def test_images():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(40, 216, (6, 16, 16, 3), np.uint8)
+    blurred = (truth + rng.integers(-30, 30, truth.shape)).astype(np.uint8)
+    report = deblurring.assess_images(Triple(blurred, truth, truth))
+    assert report.metrics["psnr"] == np.inf and report.metrics["psnr_degraded"] < 30
+    assert "without 6 that equal the truth" in report.notes["psnr"]
+    assert len(report.figures) == 2
+
+
+def test_transfer_of_blur():
+    """A perfect transfer, and one that ignores the code."""
+    rng = np.random.default_rng(0)
+    sharp = rng.integers(0, 256, (5, 12, 12, 3), np.uint8)
+    kernels = np.stack([rng.uniform(3, 8, 5), rng.uniform(0, np.pi, 5)], 1)
+    blurred = np.stack([blur(image, *kernel) for image, kernel in zip(sharp, kernels, strict=True)])
+
+    def perfect(images, others):
+        used = [int(np.abs(blurred.astype(int) - other).sum((1, 2, 3)).argmin()) for other in others]
+        return np.stack([blur(image, *kernels[i]) for image, i in zip(images, used, strict=True)])
+
+    report = deblurring.assess_transfer(perfect, lambda x, k: blur(x, *k), blurred, sharp, kernels)
+    assert report.metrics["transfer_psnr"] == np.inf and report.metrics["transfer_gain"] == np.inf
+    nothing = deblurring.assess_transfer(lambda images, _: images, lambda x, k: blur(x, *k), blurred, sharp, kernels)
+    assert abs(nothing.metrics["transfer_gain"]) < 1.5
+    (picture,) = nothing.images.values()
+    np.testing.assert_array_equal(picture[:12], np.concatenate(list(sharp), 1))
+    np.testing.assert_array_equal(picture[12:24, :12], blurred[4])
+
+
+def test_explained_motion():
+    rng = np.random.default_rng(0)
+    kernels = np.stack([rng.uniform(3, 8, 200), rng.uniform(0, np.pi, 200)], 1)
+    direction = kernels[:, :1] * np.stack([np.cos(2 * kernels[:, 1]), np.sin(2 * kernels[:, 1])], 1)
+    mixed = direction @ rng.normal(size=(2, 4)) + 5
+    assert deblurring.explained(mixed, kernels) > 0.999
+    assert deblurring.explained(rng.normal(size=(200, 4)), kernels) < 0.1
+    assert deblurring.explained(mixed, kernels + np.array([0, np.pi])) > 0.999
