@@ -14,8 +14,8 @@ nn, F = torch.nn, torch.nn.functional
 
 pytestmark = pytest.mark.parity
 WIDTH, BLOCKS, CODE = 4, 1, 3
-SIZES = [(16, 24), (20, 12), (28, 20)]
-"""Contents of 4 x 6, 5 x 3 and 7 x 5."""
+SIZES = [(16, 24), (20, 36), (28, 20)]
+"""Contents of 4 x 6, 5 x 9 and 7 x 5."""
 
 
 def mirrored(conv, x, padding):

@@ -173,14 +173,14 @@ def test_each_update_moves_its_own_players():
     rng = np.random.default_rng(0)
     batch = {k: rng.integers(0, 256, v.shape).astype(np.uint8) for k, v in run.batch_of("both").items()}
     assert [run.step_name(number) for number in (1, 2, 3, 4)] == ["discriminators", "both"] * 2
-    state, first = executor.step(executor.init(0), executor.put(batch))
+    state, first = executor.step(executor.init(0), executor.put(batch), "discriminators")
     moved = {
         name: jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max() > 0, state.params[name], start[name])
         for name in start
     }
     assert all(jax.tree.leaves(moved.pop("judges")))
     assert not any(jax.tree.leaves(moved))
-    state, second = executor.step(state, executor.put(batch))
+    state, second = executor.step(state, executor.put(batch), "both")
     assert set(first) == {"discriminators"} and {"adversarial", "regression"} < set(second)
     assert np.abs(np.asarray(state.params["content"]["sharp"]["conv0"]["conv"]["kernel"])
                   - start["content"]["sharp"]["conv0"]["conv"]["kernel"]).max() > 1e-5  # fmt: skip
