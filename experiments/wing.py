@@ -52,11 +52,11 @@ BASE = {
     "optim": {
         "name": "adam", "momentum": 0.9, "weight_decay": 0.0,
         "schedule": {
-            "kind": "cosine", "peak": 1e-3, "warmup": 20, "boundaries": (),
+            "kind": "cosine", "peak": 2e-3, "warmup": 20, "boundaries": (),
             "end": 0.0,  # least learning rate
         },
     },
-    "train": asdict(Options(batch_size=32, steps=800)),
+    "train": asdict(Options(batch_size=16, steps=1600)),
     "eval": asdict(Evaluation()),
 }  # fmt: skip
 
