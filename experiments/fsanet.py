@@ -38,7 +38,7 @@ from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": asdict(AttributeImages(attribute="pose", task="landmarks", image_size=32, margin=0.2)),
+    "data": asdict(AttributeImages(attribute="pose", task="landmarks", image_size=32, margin=0.2, augment=False)),
     "model": {
         "name": "fsanet",  # or "ssrnet", SSR-Net for three angles
         "scorings": ("conv",),  # of the networks whose mean is the answer: "conv", "variance", "none"
@@ -50,16 +50,16 @@ BASE = {
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
-        "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 0, "boundaries": ()},
+        "schedule": {"kind": "cosine", "peak": 5e-3, "warmup": 0, "boundaries": ()},
     },
-    "train": asdict(Options(batch_size=32, steps=500)),
+    "train": asdict(Options(batch_size=32, steps=400)),
     "eval": {
         **asdict(Evaluation()),
         "weights": "",  # folder of the authors' files; nothing is trained then
     },
 }
 HEADS = {
-    "kind": "300w_lp", "path": "300W_LP", "test_path": "AFLW2000", "image_size": 64, "margin": 0.6,
+    "kind": "300w_lp", "path": "300W_LP", "test_path": "AFLW2000", "image_size": 64, "margin": 0.6, "augment": True,
 }  # fmt: skip
 PRESETS = {
     "synthetic": {},
