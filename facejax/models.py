@@ -767,6 +767,10 @@ MODELS: Mapping[str, Model] = {
             ("025", 0.25, 229_006),
         )
     },
+    "fab": Model(
+        "facejax.alignment.fab:FAB", 2_907_580, (3, 256, 256, 3), "the layers of the authors' code",
+        "FAB, 68 landmarks in blurred videos",
+    ),
     "lab_estimator": Model(
         "facejax.alignment.lab:BoundaryEstimator", 36_159_860, (256, 256, 3), "our layers, the graph of a port",
         "LAB's boundary heatmaps by four stacked hourglasses with message passing",

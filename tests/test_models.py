@@ -19,6 +19,9 @@ from facejax.train.dry_run import count
 
 NO_WINGS = {"data", "interop", "metrics", "morphable", "nn", "ops", "train"}
 PARTS = {
+    "facejax.alignment.fab": {
+        "Deblur", "DynamicFusion", "LandmarkNet", "ResidualBlock", "StructurePredictor",
+    },
     "facejax.alignment.lab": {
         "Bottleneck", "Discriminator", "Fusion", "Hourglass", "LandmarkRegressor", "MessagePassing",
     },
