@@ -12,6 +12,7 @@ separate training of the three parts. It publishes neither weights nor numbers; 
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import cv2
@@ -49,8 +50,13 @@ BASE = {
         "boundary": 0.1,
         "image": 0.1,
     },
-    "optim": {"name": "adam", "weight_decay": 0.0, "schedule": {"kind": "cosine", "peak": 3e-3, "warmup": 20}},
-    "train": asdict(Options(batch_size=8, steps=300)),
+    "pretraining": 1500,  # first steps, of the landmark network alone
+    "optim": {
+        "name": "adam",
+        "weight_decay": 0.0,
+        "schedule": {"kind": "step", "peak": 2e-3, "warmup": 20, "boundaries": (0.7, 0.97), "factor": 0.5},
+    },
+    "train": asdict(Options(batch_size=8, steps=1700)),
     "eval": asdict(Evaluation(batch_size=12)),
 }
 PRESETS = {
@@ -69,7 +75,8 @@ PRESETS = {
             "momentum": 0.9997,
         },
         "loss": {"landmarks": 1.0, "boundary": 1.0, "image": 1.0},
-        "optim": {"weight_decay": 1e-4, "schedule": {"kind": "constant", "peak": 3e-5, "warmup": 0}},
+        "pretraining": 0,
+        "optim": {"weight_decay": 1e-4, "schedule": {"kind": "constant", "peak": 3e-5, "warmup": 0, "boundaries": ()}},
         "train": {"batch_size": 1, "steps": 660_000, "devices": 1},
         "eval": {"normalizer": "inter_ocular"},
     },
@@ -86,6 +93,10 @@ CLAIM = (
 )
 
 
+STEPS = ("landmarks", "whole")
+"""Kinds of steps: the landmark network on every frame by itself, and everything."""
+
+
 def get_config(preset: str = "synthetic") -> ConfigDict:
     """The configuration of a preset."""
     return app.preset(BASE, PRESETS, preset)
@@ -97,6 +108,7 @@ def build(config: ConfigDict) -> Experiment:
     model, batch, size = dict(config.model), config.train.batch_size, config.data.image_size
     temporal, model["dtype"] = model.pop("temporal"), jnp.dtype(model["dtype"])
     net = fab.FAB(landmarks=data.landmarks, **model)
+    steps = STEPS if temporal else STEPS[:1]
     tx = optim.from_config(config.optim, config.train.steps)
 
     def init(rng: jax.Array) -> TrainState:
@@ -106,11 +118,11 @@ def build(config: ConfigDict) -> Experiment:
             variables = dict(net.init(rng, jnp.zeros((1, 1, size, size, 3)), method="alone"))
         return TrainState.create(rng, variables.pop("params"), tx, model_state=variables)
 
-    def loss_fn(params: Any, model_state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
+    def loss_fn(whole: bool, params: Any, model_state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
         del rng
         video, truth, variables = batch["blurred"] / 255.0, batch["points"], {"params": params, **model_state}
         terms, updated = {}, {}
-        if temporal:
+        if whole:
             found, updated = net.apply(variables, video, train=True, mutable=["batch_stats"])
             points, later = found.points, slice(2, None)  # the first two frames have neither boundary nor image
             drawn = jax.vmap(lambda p: net.apply(variables, p, video.shape[2:4], method="draw"), 1, 1)(truth)
@@ -160,9 +172,13 @@ def build(config: ConfigDict) -> Experiment:
     return Experiment(
         evaluate=evaluate,
         init=init,
-        train_step=supervised_step(loss_fn, tx, microbatches=config.train.microbatches),
+        train_step={
+            name: supervised_step(partial(loss_fn, name == "whole"), tx, microbatches=config.train.microbatches)
+            for name in steps
+        },
+        choose=lambda number: steps[-1] if number > config.pretraining else steps[0],
         train_data=lambda: data.batches(batch, config.seed),
-        batch=data.shapes(batch),
+        batch=dict.fromkeys(steps, data.shapes(batch)),
     )
 
 

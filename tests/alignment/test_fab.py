@@ -160,11 +160,17 @@ def test_one_step_trains_every_part():
     """Also the features that only the next frame reads."""
     run = experiment.build(settings("synthetic", **{"optim.schedule.warmup": 0}))
     state = jax.jit(run.init)(jax.random.key(0))
-    step = jax.jit(jax.vmap(run.train_step, in_axes=(None, 0, None), out_axes=(None, 0), axis_name=AXIS))
+    steps = {
+        name: jax.jit(jax.vmap(step, in_axes=(None, 0, None), out_axes=(None, 0), axis_name=AXIS))
+        for name, step in run.train_step.items()
+    }
     rng = np.random.default_rng(0)
     batch = {name: rng.integers(0, 255, (1, 2, 4, 16, 16, 3)).astype(np.uint8) for name in ("blurred", "sharp")}
     batch["points"] = rng.uniform(2, 14, (1, 2, 4, 68, 2)).astype(np.float32)
-    after, metrics = step(state, batch, jax.random.key(1))
+    first, _ = steps["landmarks"](state, batch, jax.random.key(1))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), first.params, state.params)
+    assert moved["detector"]["conv"]["kernel"] and not any(jax.tree.leaves([moved["structure"], moved["deblurring"]]))
+    after, metrics = steps["whole"](state, batch, jax.random.key(1))
     assert set(metrics) == {"boundary_loss", "image_loss", "landmark_loss"}
     parts = {("structure", "conv1"), ("deblurring", "features"), ("deblurring", "fusion"), ("detector", "conv")}
     for part, layer in parts:
@@ -172,6 +178,14 @@ def test_one_step_trains_every_part():
         assert max(jax.tree.leaves(moves)) > 0, layer
     old, new = (jax.tree.leaves(s.model_state["batch_stats"]) for s in (state, after))
     assert not np.array_equal(old[0], new[0])
+
+
+def test_pretraining_comes_first_and_only_where_there_is_more_to_train():
+    config = experiment.get_config()
+    kinds = [experiment.build(config).choose(n) for n in (1, 1500, 1501)]
+    assert kinds == ["landmarks", "landmarks", "whole"]
+    config.model.temporal = False
+    assert experiment.build(config).choose(1501) == "landmarks"
 
 
 def test_smoke_of_single_frames(moving_faces, tmp_path):
