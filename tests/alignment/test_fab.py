@@ -91,7 +91,7 @@ def test_boundaries_are_summed_and_pass_no_gradient():
     options = {"sigma": 1.0, "samples": 8, "ends": "natural", "rounded": True}
     wanted = boundaries.boundary_maps(points, (16, 24), **options).sum(-1, keepdims=True)
     np.testing.assert_allclose(NET.draw(points, (16, 24)), wanted, atol=1e-6)
-    assert (jax.grad(lambda p: NET.draw(p, (16, 24)).sum())(points) == 0).all()
+    assert (jax.jit(jax.grad(lambda p: NET.draw(p, (16, 24)).sum()))(points) == 0).all()
 
 
 def test_streaming_equals_the_whole_clip(whole, variables, video):
@@ -124,7 +124,7 @@ def test_known_landmarks_replace_the_first_ones(whole, variables, video):
 
 def test_the_residual_adds_the_frame(whole, variables, video):
     net = dataclasses.replace(NET, residual=True)
-    found = net.apply(variables, video[:, :3], train=False)
+    found = jax.jit(lambda video: net.apply(variables, video, train=False))(video[:, :3])
     np.testing.assert_allclose(found.image[:, 2] - video[:, 2], whole[1].image[:, 2], atol=1e-5)
 
 
