@@ -144,7 +144,7 @@ def build(config: ConfigDict) -> Experiment:
     size, net, critic = data.image_size, NETS[config.model.name](dtype=jnp.dtype(config.model.dtype)), asl2d.Critic()
     adam = optim.optimizer("adam", config.critic.rate, momentum=config.critic.b1)
     players = {"net": optim.from_config(config.optim, options.steps), "critic": adam}
-    tx = optax.multi_transform(players, {name: name for name in players})
+    tx = optax.multi_transform(players, dict(zip(players, players, strict=True)))
     place = partial(asl2d.projected, size=size, convention=data.convention)
 
     def init(rng: jax.Array, start: Any = None) -> TrainState:
@@ -170,9 +170,8 @@ def build(config: ConfigDict) -> Experiment:
             given = lax.stop_gradient(features)
             return critic.apply({"params": params}, given, parameters, train=True, rngs={"dropout": key})
 
-        if "landmarks68" in batch:
-            points = batch["landmarks68"]
-        else:
+        points = batch.get("landmarks68")
+        if points is None:
             points = place(target, marks, whitening)
             points = points + data.noise * size * jax.random.normal(noise, points.shape)
         inputs = asl2d.stacked(normalize.bgr_symmetric(batch["image"]), points)
@@ -182,10 +181,9 @@ def build(config: ConfigDict) -> Experiment:
         found, variables = regress(variables, inputs)
         parameters, features = found["parameters"], found["features"]
         known = parameters[:count]
-        weighed = {"scale": loss.scale} if loss.scale else {}
         seen = tddfa.resampled(face, vertices, loss.points)
         losses = {
-            "parameters": tddfa.wpdc(known, target, seen, whitening, **weighed),
+            "parameters": tddfa.wpdc(known, target, seen, whitening, scale=loss.scale or None),
             "landmarks_3d": asl2d.landmark_loss_3d(known, target, marks, whitening, size),
         }
         judged = jnp.zeros(count)
@@ -247,9 +245,8 @@ def build(config: ConfigDict) -> Experiment:
         real = evaluation.aflw2000_report(benchmark, evaluation.aflw2000_points(benchmark, found, size))
         if report is None:
             return real
-        real.arrays.clear()
-        real.metrics = {f"aflw2000_{name}": value for name, value in real.metrics.items()}
-        return report | real
+        named = {f"aflw2000_{name}": value for name, value in real.metrics.items()}
+        return report | Report(named, tables=real.tables)
 
     def train_data() -> Any:
         evaluated.benchmark()  # missing files are an error now, not after the training
@@ -288,9 +285,10 @@ def faces_report(test: Faces, seen: np.ndarray, vectors: np.ndarray, face: Linea
     pairs = zip(found.vertices[:, every], true.vertices[:, every], boxes, strict=True)
     report.metrics["icp"] = 100 * float(np.mean([reconstruction.icp_error(*pair) for pair in pairs]))
     rows = evaluation.spread(report.arrays["errors"])
-    drawn = [evaluation.marked(test.images[i], asl2d.eighteen(seen[i])) for i in rows]
+    large = test.images[rows].repeat(3, 1).repeat(3, 2)
+    drawn = [evaluation.marked(image, 3 * asl2d.eighteen(seen[i])) for image, i in zip(large, rows, strict=True)]
     maps = np.asarray(asl2d.landmark_map(jnp.asarray(seen[rows]), size))
-    maps = np.repeat(np.uint8(127.5 * maps + 127.5), 3, -1)
+    maps = np.uint8(127.5 * maps + 127.5).repeat(3, 1).repeat(3, 2).repeat(3, 3)
     report.images["Input: detected points, and their map"] = image_grid(np.concatenate([drawn, maps]), len(rows))
     report.notes["nme_3d"] = "mean distance of the 68 landmarks in 3D, the lowest z 0 in both, over the box, all faces"
     report.notes["icp"] = "mean distance of about 500 vertices to the nearest true one after ICP, over the mesh's box"
