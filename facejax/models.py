@@ -787,6 +787,11 @@ MODELS: Mapping[str, Model] = {
              "PG-GAN's small discriminator, 128 pixels"),
         )
     },
+    "asl2d_resnet50": Model(
+        "facejax.reconstruction.asl2d:Net", 23_638_206, (120, 120, 4), "summed over the layers of the authors' code",
+        "2DASL's ResNet-50 of a crop and the map of its landmarks, 62 parameters of a face",
+        converter=INTEROP + "torchvision:load",
+    ),
     "prnet": Model(
         "facejax.reconstruction.prnet:Net", 13_353_618, (256, 256, 3), "the layers of the authors' code",
         "PRNet, crops to position maps",

@@ -25,6 +25,7 @@ PARTS = {
     "facejax.alignment.lab": {
         "Bottleneck", "Discriminator", "Fusion", "Hourglass", "LandmarkRegressor", "MessagePassing",
     },
+    "facejax.reconstruction.asl2d": {"Critic"},  # its input is not published
     "facejax.reconstruction.prnet": {"ResidualBlock"},
     "facejax.alignment.pfld": {"Auxiliary", "Bottleneck", "Net"},
     "facejax.alignment.adaptive_wing": {"ConvBlock", "CoordConv", "Hourglass"},

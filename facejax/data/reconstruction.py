@@ -48,6 +48,7 @@ class Faces(NamedTuple):
       visible68: [N, 68] bool, landmarks that the camera sees.
       yaw: [N] degrees.
       roi: [N, 4] the square around each face that is cropped.
+      person: [N] int, who is in the pictures.
     """
 
     images: np.ndarray
@@ -56,6 +57,7 @@ class Faces(NamedTuple):
     visible68: np.ndarray
     yaw: np.ndarray
     roi: np.ndarray
+    person: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +118,7 @@ class ReconstructionFaces:
         moved = crops.crop_parameters(known.parameters, known.roi, size, height)
         marks = crops.crop_points(known.landmarks68, known.roi, size)
         whole = np.tile(np.float32([0, 0, size, size]), (len(images), 1))
-        return Faces(np.stack(images), moved, marks.astype(np.float32), known.visible68, known.yaw, whole)
+        return Faces(np.stack(images), moved, marks.astype(np.float32), known.visible68, known.yaw, whole, known.person)
 
     def whitening(self) -> Whitening:
         """Mean and deviation of the training vectors: measured on jittered crops, or those of the published file."""
@@ -237,6 +239,7 @@ def _load(data: ReconstructionFaces, split: str) -> Faces:
         visible68=np.stack([e["visible68"] for e in examples]),
         yaw=np.degrees(np.stack([e["pose"][1] for e in examples])),
         roi=crops.roi_from_landmarks(marks),
+        person=np.array([e["person"] for e in examples]),
     )
 
 

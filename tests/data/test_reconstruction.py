@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from facejax.data import reconstruction
-from facejax.data.readers.aflw2000_crops import Aflw2000Crops
+from facejax.data.readers.aflw2000_crops import Aflw2000Crops, read_detections
 from facejax.data.readers.tddfa_crops import TrainingCrops
 from facejax.data.reconstruction import Jitter, ReconstructionFaces, crop, whole_pixel_crop
 from facejax.data.synthetic.faces import png
@@ -69,6 +69,7 @@ def test_batches_move_everything_together(data):
 def test_fewer_people(data):
     few = ReconstructionFaces(people=2)
     assert len(few.load("train").images) == 4
+    np.testing.assert_array_equal(few.load("train").person, [0, 0, 1, 1])
     assert len(few.load("test").images) == 12
 
 
@@ -189,3 +190,34 @@ def test_aflw2000(test_data, tmp_path):
         Aflw2000Crops(tmp_path)
     with pytest.raises(ValueError, match=r"crops.list: not readable"):
         Aflw2000Crops(tmp_path / "nothing")
+
+
+def test_some_of_aflw2000(test_data):
+    known = Aflw2000Crops(test_data / "aflw2000")
+    rows = np.array([1999, 3])
+    part = known.subset(rows)
+    assert (len(part), len(known)) == (2, 2000)
+    np.testing.assert_array_equal(part.images(np.arange(2)), known.images(rows))
+    for name in ("roi", "landmarks68", "depths", "reannotated", "signed_yaw", "yaw", "yaw_aflw"):
+        np.testing.assert_array_equal(getattr(part, name), getattr(known, name)[rows])
+
+
+def test_detections(tmp_path):
+    points = np.arange(2 * 136, dtype=np.float32).reshape(2, 68, 2)
+    lines = [",".join([name, *map(str, row.ravel())]) for name, row in zip("cb", points, strict=True)]
+    path = tmp_path / "detected.txt"
+    path.write_text("\n".join(lines) + "\n")
+    rows, found = read_detections(path, ["a", "b", "c"])
+    np.testing.assert_array_equal(rows, [1, 2])
+    np.testing.assert_array_equal(found, points[::-1])
+    with pytest.raises(ValueError, match="no line for any of the 1 pictures"):
+        read_detections(path, ["a"])
+    for damaged, sentence in (
+        (lines[0] + ",1", "line 1: expected a name and 136 numbers"),
+        (lines[0].replace(",7.0,", ",nan,"), "line 1: expected finite numbers"),
+    ):
+        path.write_text(damaged)
+        with pytest.raises(ValueError, match=sentence):
+            read_detections(path, ["c"])
+    with pytest.raises(ValueError, match="not readable"):
+        read_detections(tmp_path / "nothing", ["c"])

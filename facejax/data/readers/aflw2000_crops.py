@@ -5,8 +5,10 @@ Pictures: AFLW2000-3D_crop of XgTu/2DASL or cleardusk/3DDFA; arrays: test.config
 
 from __future__ import annotations
 
+import copy
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -62,6 +64,14 @@ class Aflw2000Crops:
         found = [self._image(int(i)) for i in rows]
         return np.stack([transforms.resize(image, size, size) for image in found])
 
+    def subset(self, rows: np.ndarray) -> Aflw2000Crops:
+        """The crops of some rows [M] alone, in their order."""
+        part = copy.copy(self)
+        part.names = [self.names[i] for i in rows]
+        for name in ("roi", "landmarks68", "depths", "reannotated", "signed_yaw", "yaw", "yaw_aflw"):
+            setattr(part, name, getattr(self, name)[rows])
+        return part
+
     def to_originals(self, points: np.ndarray) -> np.ndarray:
         """Points [N, L, 2] of the crops (pixels, the first one's centre at 0.5) in the coordinates of the labels.
 
@@ -91,6 +101,40 @@ class Aflw2000Crops:
         if image.shape != (SIZE, SIZE, 3):
             raise ValueError(f"{path}: {image.shape[0]} x {image.shape[1]} pixels, expected {SIZE} x {SIZE}")
         return image
+
+
+def read_detections(path: str | os.PathLike[str], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Detected landmarks of pictures, as in 2DASL's detect_testData_1998.txt: lines "name,x0,y0,x1,y1,...".
+
+    Args:
+      path: the file.
+      names: of the pictures; those without a line are left out.
+
+    Returns:
+      rows: [M] indices of the pictures with landmarks.
+      points: [M, 68, 2] as in the file, which gives whole pixels of the crops, counted from 0.
+
+    Raises:
+      ValueError: the file is not readable, a line is damaged, or no picture has one.
+    """
+    found, path = {}, pathlib.Path(path).expanduser()
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: not readable: {error}") from error
+    for number, line in enumerate(lines, 1):
+        name, *values = line.strip().split(",")
+        try:
+            points = np.array(values, np.float32).reshape(68, 2)
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number}: expected a name and 136 numbers") from error
+        if not np.isfinite(points).all():
+            raise ValueError(f"{path}: line {number}: expected finite numbers")
+        found[name] = points
+    rows = [i for i, name in enumerate(names) if name in found]
+    if not rows:
+        raise ValueError(f"{path}: no line for any of the {len(names)} pictures")
+    return np.array(rows), np.stack([found[names[i]] for i in rows])
 
 
 def _array(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
