@@ -56,9 +56,9 @@ BASE = {
     "optim": {
         "name": "adam",
         "weight_decay": 0.0,
-        "schedule": {"kind": "cosine", "peak": 5e-3, "warmup": 20, "boundaries": (), "factor": 0.5},
+        "schedule": {"kind": "cosine", "peak": 2e-3, "warmup": 20, "boundaries": (), "factor": 0.5},
     },
-    "train": asdict(Options(batch_size=16, steps=250)),
+    "train": asdict(Options(batch_size=16, steps=1000)),
     "eval": {
         "batch_size": 60,  # crops a call
         "path": "",  # folder of the crops of AFLW2000-3D, to evaluate on them too

@@ -173,7 +173,7 @@ def test_num_classes_is_the_number_of_classes():
         ),
         (
             lambda: facejax.load_pretrained("vgg19", "x"),
-            r"no converter of published weights for vgg19; models with a converter: edsr_baseline_x2, .*, vgg16$",
+            r"no converter of published weights for vgg19; models with a converter: asl2d_resnet50, .*, vgg16$",
         ),
         *(
             (

@@ -16,10 +16,6 @@ from facejax.data import landmark_images, pipeline, sources, streams
 from facejax.data.landmark_images import Augmentation, LandmarkImages
 from facejax.data.pipeline import Load
 from facejax.data.reconstruction import LAYOUT, Faces, Jitter, ReconstructionFaces, cropped_batch
-from facejax.morphable.crops import FACEJAX, Convention
-
-PUBLISHED = Convention(-0.5, 0.5, 0)
-"""How the vertices of the vectors of 3DDFA's published crops become pixels whose first one has its centre at 0.5."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +39,6 @@ class AssistedFaces(ReconstructionFaces):
         super().__post_init__()
         if self.kind == "crops" and not self.wild:
             raise ValueError("data.wild is empty: kind crops needs the folder of the faces with landmarks alone")
-
-    @property
-    def convention(self) -> Convention:
-        """From vertices of the vectors to pixels, the first one's centre at 0.5."""
-        return FACEJAX if self.kind == "face_world" else PUBLISHED
 
     def others(self) -> Faces:
         """The face world's training pictures of people whose parameters are not used."""

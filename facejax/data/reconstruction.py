@@ -162,6 +162,11 @@ class ReconstructionFaces:
         )
 
     @property
+    def convention(self) -> crops.Convention:
+        """From vertices of the vectors to pixels, the first one's centre at 0.5."""
+        return crops.FACEJAX if self.kind == "face_world" else crops.PUBLISHED
+
+    @property
     def jitter(self) -> Jitter:
         return Jitter(self.shift, self.scale)
 

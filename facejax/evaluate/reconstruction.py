@@ -52,9 +52,15 @@ def regress(predict: Callable[[Any, jax.Array], Any], variables: Any, images: np
     return map_batches(predict, variables, images, batch_size)
 
 
-def surfaces(face: LinearFace, vectors: np.ndarray, size: int, batch_size: int = 128) -> Surfaces:
+def surfaces(
+    face: LinearFace,
+    vectors: np.ndarray,
+    size: int,
+    batch_size: int = 128,
+    convention: crops.Convention = crops.FACEJAX,
+) -> Surfaces:
     """Faces of vectors [N, D] in crops of `size` pixels."""
-    found = map_batches(lambda f, v: crops.to_image(reconstruct(f, v), size), face, vectors, batch_size)
+    found = map_batches(lambda f, v: crops.to_image(reconstruct(f, v), size, convention), face, vectors, batch_size)
     return Surfaces(found[:, np.asarray(face.landmarks68), :2], found)
 
 

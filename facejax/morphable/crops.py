@@ -26,6 +26,8 @@ V1 = Convention(0, 1, 0)
 """3DDFA: y = size + 1 - y; the first pixel's centre is (1, 1)."""
 V2 = Convention(-1, 0, -1)
 """3DDFA_V2: x and z one less, y = size - y; the first pixel's centre is (0, 0)."""
+PUBLISHED = Convention(-0.5, 0.5, 0)
+"""The vectors of 3DDFA's published crops, which agree with V1 and V2, with the first pixel's centre at (0.5, 0.5)."""
 FACE3D = Convention(0, -1, 0)
 """face3d and PRNet: y = size - y - 1; the first pixel's centre is (0, 0)."""
 

@@ -151,7 +151,7 @@ def regressor(
         if benchmark is None:
             return report
         vectors = evaluation.aflw2000_surfaces(benchmark, predict, given, size, evaluated.batch_size)
-        points = evaluation.surfaces(_marks(face), vectors, size).landmarks68
+        points = evaluation.surfaces(_marks(face), vectors, size, convention=data.convention).landmarks68
         real = evaluation.aflw2000_report(benchmark, evaluation.aflw2000_points(benchmark, points, size))
         return real if report is None else report | _renamed(real)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from facejax.data import reconstruction
-from facejax.data.assisted import PUBLISHED, AssistedFaces
+from facejax.data.assisted import AssistedFaces
 from facejax.data.readers.landmarks import write_pts
 from facejax.data.synthetic.faces import png
 from facejax.morphable import crops
@@ -93,4 +93,8 @@ def test_published_crops_and_photographs(published):
 def test_convention_of_published_vectors():
     vertices = np.array([[3.0, 5.0, 0.0]])
     first = crops.to_image(vertices, 120, crops.V1)
-    np.testing.assert_allclose(crops.to_image(vertices, 120, PUBLISHED)[..., :2], first[..., :2] - 0.5)
+    np.testing.assert_allclose(crops.to_image(vertices, 120, crops.PUBLISHED)[..., :2], first[..., :2] - 0.5)
+    second = crops.to_image(vertices, 120, crops.V2)
+    np.testing.assert_allclose(crops.to_image(vertices, 120, crops.PUBLISHED)[..., :2], second[..., :2] + 0.5)
+    kinds = {kind: reconstruction.ReconstructionFaces(kind).convention for kind in ("face_world", "crops")}
+    assert kinds == {"face_world": crops.FACEJAX, "crops": crops.PUBLISHED}

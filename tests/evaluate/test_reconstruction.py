@@ -8,7 +8,7 @@ from facejax.data.readers.aflw2000_crops import Aflw2000Crops
 from facejax.data.reconstruction import Faces
 from facejax.evaluate import reconstruction as evaluation
 from facejax.evaluate.reconstruction import Surfaces
-from facejax.morphable import parameters
+from facejax.morphable import crops, parameters
 from facejax.morphable.parameters import Layout, LinearFace, Parameters
 from facejax.ops import rotation
 
@@ -40,7 +40,14 @@ def test(face):
     true = evaluation.surfaces(face, vectors, SIZE)
     images = rng.integers(0, 255, (N, SIZE, SIZE, 3)).astype(np.uint8)
     whole = np.tile(np.float32([0, 0, SIZE, SIZE]), (N, 1))
-    return Faces(images, vectors, true.landmarks68, np.ones((N, 68), bool), yaw, whole)
+    return Faces(images, vectors, true.landmarks68, np.ones((N, 68), bool), yaw, whole, np.arange(N))
+
+
+def test_surfaces_follow_the_convention(face, test):
+    usual, other = (
+        evaluation.surfaces(face, test.parameters, SIZE, convention=c) for c in (crops.FACEJAX, crops.PUBLISHED)
+    )
+    np.testing.assert_allclose(other.landmarks68 - usual.landmarks68, np.full((N, 68, 2), [-0.5, 0.5]), atol=1e-4)
 
 
 def test_the_truth_has_no_error(face, test):
