@@ -50,7 +50,7 @@ BASE = {
         "weight_decay": 1e-6,
         "schedule": {"kind": "cosine", "peak": 2e-3, "warmup": 20, "boundaries": ()},
     },
-    "train": asdict(Options(batch_size=32, steps=300)),
+    "train": asdict(Options(batch_size=32, steps=1000)),
     "eval": {
         **asdict(Evaluation()),
         "weights": "",  # ONNX file of the published network, to evaluate in place of the trained one
