@@ -42,7 +42,7 @@ BASE = {
         "depth": 4,  # layers of stride 2
         "segments": True,  # whether there is a segmentation decoder
         "shares": True,  # whether its maps are shown to the face decoder
-        "first_norm": False,  # whether the first convolution has a norm, as in the paper
+        "outer_norm": False,  # whether the layers next to images have a norm, as in the paper
         "patch_width": 16,  # channels of the first layer of the discriminators
         "patch_layers": 2,  # their layers of stride 2
         "dtype": "float32",  # of the computation
@@ -52,13 +52,13 @@ BASE = {
         "local_adversarial": 1.0,  # weight of the discriminator of the glasses' region
         "error": 100.0,  # weight of the absolute error of the image
         "local_error": 200.0,  # weight of that of the glasses' region
-        "segmentation": 3.0,  # weight of the masks' cross-entropy
+        "segmentation": 30.0,  # weight of the masks' cross-entropy
         "identity": 5.0,  # weight of the squared difference of the recogniser's features
         "by_area": True,  # whether the local error is divided by the region's area
     },
     "recogniser": asdict(Recogniser(image_size=48)),
     "crop": (0.0, 0.0, 1.0),  # top, left and side of what the recogniser sees, in parts of the image's side
-    "optim": asdict(Adam(2e-4, 0.5, 0.999)),
+    "optim": asdict(Adam(2e-3, 0.5, 0.999)),
     "train": asdict(Options(batch_size=8, steps=400)),
     "eval": {"batch_size": 60},  # images a call
 }
@@ -70,7 +70,9 @@ PRESETS = {
     "add": {"data.task": "add"},
     "celeba": {
         "data": {"source": "celeba", "path": "celeba", "image_size": 256, "workers": 8},
-        "model": {"width": 64, "depth": 5, "first_norm": True, "patch_width": 64, "patch_layers": 3},
+        "model": {"width": 64, "depth": 5, "outer_norm": True, "patch_width": 64, "patch_layers": 3},
+        "loss": {"segmentation": 3.0},
+        "optim": {"rate": 2e-4},
         "recogniser": {"name": "iresnet34", "embedding_size": 512, "dropout": 0.0, "image_size": 112},
         "crop": (0.2, 0.16, 0.68),
         "train": {"batch_size": 16, "steps": 200_000},
@@ -95,7 +97,7 @@ def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
     data, model, loss, batch_size = GlassesImages(**config.data), config.model, config.loss, config.train.batch_size
     dtype, adds, size = jnp.dtype(model.dtype), data.task == "add", data.image_size
-    net = ByeGlasses(model.width, model.depth, model.segments, model.shares, model.first_norm, dtype)
+    net = ByeGlasses(model.width, model.depth, model.segments, model.shares, model.outer_norm, dtype)
     judge = PatchDiscriminator(model.patch_width, model.patch_layers, dtype)
     recogniser = Recogniser(**config.recogniser)
     extractor, photographs = recogniser.backbone(), data.source == "celeba"
@@ -198,7 +200,7 @@ def build(config: ConfigDict) -> Experiment:
     return Experiment(
         evaluate=evaluate,
         init=init,
-        prepare=(lambda: recogniser.embedder(0, **options).variables) if loss.identity else None,
+        prepare=lambda: recogniser.embedder(0, **options).variables,
         train_step=step,
         train_data=lambda: data.batches(batch_size, config.seed),
         batch={k: jax.ShapeDtypeStruct((batch_size, *shape), types.get(k, jnp.uint8)) for k, shape in fields.items()},

@@ -43,7 +43,7 @@ class Encoder(nn.Module):
     """Convolutions of stride 2 with instance norm and leaky ReLU."""
 
     widths: tuple[int, ...]
-    first_norm: bool
+    outer_norm: bool
     dtype: Dtype
 
     @nn.compact
@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         """[N, H, W, C] -> maps at strides 2, 4, ..."""
         maps = []
         for i, width in enumerate(self.widths):
-            norm = bool(i) or self.first_norm
+            norm = bool(i) or self.outer_norm
             options = {"use_bias": not norm, "kernel_init": NORMAL, "dtype": self.dtype, "name": f"conv{i}"}
             x = Conv(width, 3, 2, 1, **options)(x)
             x = InstanceNorm(dtype=self.dtype, name=f"norm{i}")(x) if norm else x
@@ -64,6 +64,7 @@ class Decoder(nn.Module):
 
     widths: tuple[int, ...]
     channels: int
+    outer_norm: bool
     dtype: Dtype
 
     @nn.compact
@@ -81,8 +82,10 @@ class Decoder(nn.Module):
         for i, width in enumerate(self.widths):
             if i:
                 x = jnp.concatenate([x, maps[-1 - i], *shared[i - 1 : i]], -1)
-            up = ConvTranspose(width, 3, 2, ((1, 0), (1, 0)), kernel_init=NORMAL, dtype=self.dtype, name=f"up{i}")
-            x = InstanceNorm(dtype=self.dtype, name=f"norm{i}")(up(x))
+            norm = i < len(self.widths) - 1 or self.outer_norm
+            options = {"use_bias": not norm, "kernel_init": NORMAL, "dtype": self.dtype, "name": f"up{i}"}
+            x = ConvTranspose(width, 3, 2, ((1, 0), (1, 0)), **options)(x)
+            x = InstanceNorm(dtype=self.dtype, name=f"norm{i}")(x) if norm else x
             found.append(x := nn.leaky_relu(x, SLOPE))
         x = jnp.concatenate([x, *shared[-1:]], -1)
         out = ConvTranspose(self.channels, 3, 1, 1, use_bias=True, kernel_init=NORMAL, dtype=self.dtype, name="out")
@@ -97,7 +100,8 @@ class ByeGlasses(nn.Module):
       depth: layers of stride 2.
       segments: whether there is a segmentation decoder.
       shares: whether the face decoder sees the segmentation decoder's maps.
-      first_norm: whether the first convolution has a norm, as in the paper; it hides how bright the image is.
+      outer_norm: whether the first convolution and the last transposed ones have a norm, as in the paper; these hide
+        brightness and colour of an image as a whole.
       dtype: of the computation; outputs are float32.
     """
 
@@ -105,7 +109,7 @@ class ByeGlasses(nn.Module):
     depth: int = 5
     segments: bool = True
     shares: bool = True
-    first_norm: bool = True
+    outer_norm: bool = True
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -126,17 +130,19 @@ class ByeGlasses(nn.Module):
             raise ValueError(
                 "ByeGlasses: shares without segments: expected a segmentation decoder to share the maps of"
             )
+        if style is not None and self.outer_norm:
+            raise ValueError("ByeGlasses: a style with outer_norm: expected outer_norm False, as the norm removes it")
         x = images
         if style is not None:
             code = jnp.broadcast_to(style[:, None, None], (*images.shape[:3], style.shape[1]))
             x = jnp.concatenate([x, code.astype(x.dtype)], -1)
         widths = tuple(min(self.width << i, 8 * self.width) for i in range(self.depth))
-        maps = Encoder(widths, self.first_norm, self.dtype, name="encoder")(x)
+        maps = Encoder(widths, self.outer_norm, self.dtype, name="encoder")(x)
         upward = (*widths[-2::-1], self.width)
         masks, shared = jnp.zeros((*images.shape[:3], 0)), []
         if self.segments:
-            masks, shared = Decoder(upward, 2, self.dtype, name="segmentation")(maps, [])
-        face, _ = Decoder(upward, 3, self.dtype, name="face")(maps, shared if self.shares else [])
+            masks, shared = Decoder(upward, 2, self.outer_norm, self.dtype, name="segmentation")(maps, [])
+        face, _ = Decoder(upward, 3, self.outer_norm, self.dtype, name="face")(maps, shared if self.shares else [])
         return Output(jnp.tanh(face), masks)
 
 
