@@ -792,6 +792,14 @@ MODELS: Mapping[str, Model] = {
         "2DASL's ResNet-50 of a crop and the map of its landmarks, 62 parameters of a face",
         converter=INTEROP + "torchvision:load",
     ),
+    "byeglassesgan": Model(
+        "facejax.generation.byeglassesgan:ByeGlasses", 16_558_277, (256, 256, 3), "our layers: ELEGANT's widths",
+        "ByeGlassesGAN's generator: faces without their glasses, masks of glasses and face",
+    ),
+    "byeglassesgan_discriminator": Model(
+        "facejax.generation.byeglassesgan:PatchDiscriminator", 2_764_737, (256, 256, 3), "pix2pix's layers, no norm",
+        "ByeGlassesGAN's discriminator of 70 x 70 pixels",
+    ),
     "prnet": Model(
         "facejax.reconstruction.prnet:Net", 13_353_618, (256, 256, 3), "the layers of the authors' code",
         "PRNet, crops to position maps",

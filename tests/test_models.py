@@ -58,6 +58,7 @@ PARTS = {
     "facejax.foundations.transformer": {"FeedForward", "Layer", "Recurrent"},  # `Recurrent` is a baseline of ours
     "facejax.foundations.vib": {"VIBHead"},
     "facejax.graph.gat": {"GATLayer"},
+    "facejax.generation.byeglassesgan": {"Decoder", "Encoder"},
     "facejax.graph.graphsage": {
         "GCNAggregator", "LSTMAggregator", "MaxPoolAggregator", "MeanAggregator", "MeanPoolAggregator",
     },
