@@ -52,6 +52,7 @@ BASE = {
         "share": 0.5,  # part of the inputs that are morphs, 0..1
         "neighbours": 40,  # most similar faces that a face is morphed with
         "distance": 10.0,  # weight of the landmarks in that similarity
+        "blend": False,  # keep the first face's surroundings, by gradient-domain blending
     },
     "optim": {
         "name": "adam",
@@ -69,7 +70,7 @@ PRESETS = {
         "data": {"kind": "folder", "path": "normal", "image_size": 224, "workers": 8},
         "recogniser": {**PUBLISHED, "image_size": 112},
         "model": {"shared": 1024, "hidden": (800, 800), "channels": (256, 128, 64, 32, 32)},
-        "morph.neighbours": 200,
+        "morph": {"neighbours": 200, "blend": True},
         "optim.schedule.peak": 1e-3,
         "train": {"batch_size": 32, "steps": 100_000, "devices": 1, "eval_every": 10_000},
     },
@@ -114,6 +115,13 @@ def build(config: ConfigDict) -> Experiment:
     def render(faces: Normalized, mean: jax.Array) -> jax.Array:
         return warped(faces.textures, size * mean[None], size * faces.landmarks)
 
+    def photographed(between: Normalized, first: Normalized, mean: jax.Array) -> jax.Array:
+        images = render(between, mean)
+        if not morph.blend:
+            return images
+        masks = jax.vmap(lambda points: normalized_face.hull(size * points, size))(between.landmarks)
+        return jax.vmap(normalized_face.poisson_blend)(images, render(first, mean), masks)
+
     def decode(params: Any, features: jax.Array, mean: jax.Array) -> Normalized:
         found = net.apply({"params": params}, features)
         return Normalized(mean + found.offsets, found.texture)
@@ -135,7 +143,7 @@ def build(config: ConfigDict) -> Experiment:
             between = normalized_face.morph(weights, wanted, of_batch(batch, "other_", size))
             chosen = jax.random.bernoulli(choice, morph.share, (len(images),))
             pick = jax.vmap(jnp.where)
-            images = pick(chosen, render(between, mean), images)
+            images = pick(chosen, photographed(between, wanted, mean), images)
             wanted = Normalized(*(pick(chosen, a, b) for a, b in zip(between, wanted, strict=True)))
         features, embedding = identify(variables, images)
         found = decode(params, features, mean)

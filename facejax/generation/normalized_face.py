@@ -197,6 +197,14 @@ def morph(rng: jax.Array, first: Normalized, second: Normalized) -> Normalized:
     )
 
 
+def hull(points: jax.Array, side: int, directions: int = 64) -> jax.Array:
+    """[side, side] bool: pixels whose centre lies in the convex hull of points [n, 2], seen from so many directions."""
+    angles = 2 * jnp.pi * jnp.arange(directions) / directions
+    ways = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+    x, y = jnp.meshgrid(jnp.arange(side) + 0.5, jnp.arange(side) + 0.5)
+    return jnp.all(jnp.stack([x, y], -1) @ ways <= jnp.max(points @ ways, 0), -1)
+
+
 def poisson_blend(source: jax.Array, target: jax.Array, mask: jax.Array, *, steps: int = 200) -> jax.Array:
     """The target, with the gradients of the source where the mask is set (Perez et al., SIGGRAPH 2003).
 

@@ -121,6 +121,16 @@ def test_poisson_blending():
     np.testing.assert_allclose(blend(target + 3, target, mask), target, atol=1e-3)
 
 
+def test_hull():
+    """Of a turned square the pixels inside, beside OpenCV's distance to the polygon."""
+    points = np.float32([[9, 2], [16, 9], [9, 16], [2, 9], [9, 9]])
+    outline = points[:4].reshape(-1, 1, 2)
+    expected = [[cv2.pointPolygonTest(outline, (x + 0.5, y + 0.5), True) for x in range(18)] for y in range(18)]
+    found, expected = np.asarray(system.hull(points, 18)), np.array(expected)
+    assert found[expected > 0.1].all() and not found[expected < -0.1].any()
+    assert not system.hull(points, 18).all()
+
+
 def test_spread_of_outputs():
     person = np.array([1, 1, 4, 4])
     outputs = np.array([0.0, 2.0, 10.0, 12.0])[:, None] * np.ones((4, 6))
