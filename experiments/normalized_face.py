@@ -25,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from facejax.data import normalize
-from facejax.data.normal_faces import NormalFaces, textures
+from facejax.data.normal_faces import NormalFaces
 from facejax.evaluate import normalization
 from facejax.generation import normalized_face
 from facejax.generation.normalized_face import Decoder, Normalized
@@ -47,7 +47,7 @@ BASE = {
         "smoothing": 1e-4,  # of the spline, for landmarks that nearly coincide
         "dtype": "float32",  # of the computation
     },
-    "loss": {"landmarks": 1.0, "texture": 1.0, "identity": 0.1},  # weights
+    "loss": {"landmarks": 1.0, "texture": 1.0, "identity": 0.03},  # weights
     "morph": {
         "share": 0.5,  # part of the inputs that are morphs, 0..1
         "neighbours": 40,  # most similar faces that a face is morphed with
@@ -110,10 +110,10 @@ def build(config: ConfigDict) -> Experiment:
     recogniser = given.backbone()
     net = Decoder(68, size, model.shared, model.hidden, model.channels, jnp.dtype(model.dtype))
     identify = functools.partial(identity, recogniser, recogniser_size, model.layer)
-    warped = functools.partial(normalized_face.warped, order=model.order, smoothing=model.smoothing)
+    warp_options = {"order": model.order, "smoothing": model.smoothing}
 
     def render(faces: Normalized, mean: jax.Array) -> jax.Array:
-        return warped(faces.textures, size * mean[None], size * faces.landmarks)
+        return normalized_face.warped(faces.textures, size * mean[None], size * faces.landmarks, **warp_options)
 
     def photographed(between: Normalized, first: Normalized, mean: jax.Array) -> jax.Array:
         images = render(between, mean)
@@ -122,21 +122,26 @@ def build(config: ConfigDict) -> Experiment:
         masks = jax.vmap(lambda points: normalized_face.hull(size * points, size))(between.landmarks)
         return jax.vmap(normalized_face.poisson_blend)(images, render(first, mean), masks)
 
-    def decode(params: Any, features: jax.Array, mean: jax.Array) -> Normalized:
+    def decode(params: Any, features: jax.Array, model_state: Any) -> Normalized:
         found = net.apply({"params": params}, features)
-        return Normalized(mean + found.offsets, found.texture)
+        points = model_state["mean_landmarks"] + model_state["deviation"] * found.offsets
+        return Normalized(points, model_state["mean_texture"] + found.texture)
 
     def init(rng: jax.Array, start: Any = None) -> TrainState:
         pictures = jnp.zeros((1, recogniser_size, recogniser_size, 3))
         if start is None:
-            variables = recogniser.init(rng, pictures, train=False)
-            start = {"recogniser": variables, "mean_landmarks": jnp.zeros((68, 2))}
+            start = {
+                "recogniser": recogniser.init(rng, pictures, train=False),
+                "mean_landmarks": jnp.zeros((68, 2)),
+                "deviation": jnp.ones(()),
+                "mean_texture": jnp.zeros((size, size, 3)),
+            }
         features, _ = jax.eval_shape(identify, start["recogniser"], pictures)
         params = net.init(rng, jnp.zeros(features.shape))["params"]
         return TrainState.create(rng, params, tx, model_state=start)
 
     def loss_fn(params: Any, model_state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
-        variables, mean = model_state["recogniser"], model_state["mean_landmarks"]
+        variables, mean, unit = (model_state[name] for name in ("recogniser", "mean_landmarks", "deviation"))
         wanted, images = of_batch(batch, "", size), normalize.symmetric(batch["image"])
         if morph.share:
             weights, choice = jax.random.split(rng)
@@ -146,9 +151,9 @@ def build(config: ConfigDict) -> Experiment:
             images = pick(chosen, photographed(between, wanted, mean), images)
             wanted = Normalized(*(pick(chosen, a, b) for a, b in zip(between, wanted, strict=True)))
         features, embedding = identify(variables, images)
-        found = decode(params, features, mean)
+        found = decode(params, features, model_state)
         losses = {
-            "landmarks": normalized_face.landmark_loss(found.landmarks, wanted.landmarks),
+            "landmarks": normalized_face.landmark_loss(found.landmarks / unit, wanted.landmarks / unit),
             "texture": normalized_face.texture_loss(found.textures, wanted.textures),
         }
         if config.loss.identity:
@@ -158,16 +163,20 @@ def build(config: ConfigDict) -> Experiment:
         return total.mean(), (model_state, {name: Mean.of(values) for name, values in losses.items()})
 
     def train_data() -> Any:
-        people = data.load("train")
-        found = textures(people, model.smoothing, model.order)
-        faces = Normalized(people.landmarks / size, np.asarray(normalize.symmetric(found)))
+        found = data.textures(**warp_options)
+        faces = Normalized(data.load("train").landmarks / size, np.asarray(normalize.symmetric(found)))
         similar = normalized_face.neighbours(faces, morph.neighbours, morph.distance)
         return data.batches(found, similar, config.train.batch_size, config.seed)
 
     def prepare() -> Any:
         embedder = given.embedder(0, image_size=recogniser_size, data_dir=data.data_dir)
-        mean = data.load("train").mean_landmarks / size
-        return {"recogniser": embedder.variables, "mean_landmarks": jnp.asarray(mean)}
+        landmarks = data.load("train").landmarks / size
+        mean_face = {
+            "mean_landmarks": landmarks.mean(0),
+            "deviation": normalized_face.deviation(landmarks),
+            "mean_texture": normalize.symmetric(data.textures(**warp_options)).mean(0),
+        }
+        return {"recogniser": embedder.variables, **jax.tree.map(jnp.asarray, mean_face)}
 
     def evaluate(state: TrainState) -> Report:
         test, train, variables = data.load("test"), data.load("train"), state.model_state["recogniser"]
@@ -175,7 +184,7 @@ def build(config: ConfigDict) -> Experiment:
 
         def made(given_state: Any, features: jax.Array) -> dict[str, jax.Array]:
             params, model_state = given_state
-            found = decode(params, features, model_state["mean_landmarks"])
+            found = decode(params, features, model_state)
             return {"image": render(found, model_state["mean_landmarks"]), "landmarks": size * found.landmarks}
 
         def seen(variables: Any, images: jax.Array) -> jax.Array:

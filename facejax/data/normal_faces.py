@@ -105,11 +105,18 @@ class NormalFaces:
         """The people of "train" or "test"; the most recent results stay in memory."""
         return _load(self, split)
 
+    def textures(self, *, order: int = 1, smoothing: float = 0.0) -> np.ndarray:
+        """[P, S, S, 3] uint8: the training people's normalised faces, warped to the mean landmarks.
+
+        `order` and `smoothing` are those of `facejax.ops.spline.warp`.
+        """
+        return _textures(self, order, smoothing)
+
     def batches(self, textures: np.ndarray, neighbours: np.ndarray, batch_size: int, seed: int) -> Any:
         """Endless training batches, see `loader`.
 
         Args:
-          textures: [P, S, S, 3] uint8 of the training people, see `textures`.
+          textures: [P, S, S, 3] uint8 of the training people, as from the method of that name.
           neighbours: [P, k] int, people to pair each with.
           batch_size, seed: see `facejax.data.pipeline.train_batches`.
         """
@@ -160,6 +167,15 @@ def _load(data: NormalFaces, split: str) -> People:
     return _rendered(data, split) if data.kind == "face_world" else _averaged(data, split)
 
 
+@functools.lru_cache(maxsize=2)
+def _textures(data: NormalFaces, order: int, smoothing: float) -> np.ndarray:
+    move = jax.jit(functools.partial(spline.warp, order=order, smoothing=smoothing))
+    people = data.load("train")
+    pairs = zip(people.images, people.landmarks, strict=True)
+    found = [move(np.float32(image), points, people.mean_landmarks) for image, points in pairs]
+    return np.rint(np.stack(found)).astype(np.uint8)
+
+
 def _rendered(data: NormalFaces, split: str) -> People:
     tasks = (dataclasses.replace(task, image_size=data.image_size) for task in (NORMAL, PHOTOGRAPHS))
     opened = (faces.load(task, split, data.data_dir or None) for task in tasks)
@@ -202,17 +218,3 @@ def aligned(picture: pathlib.Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     image = transforms.decode(picture.read_bytes(), upright=False)
     moved = points @ matrix[:, :2].T + matrix[:, 2] + 0.5
     return transforms.warp(image, matrix, (size, size), cv2.BORDER_REPLICATE), moved.astype(np.float32)
-
-
-def textures(people: People, smoothing: float, order: int) -> np.ndarray:
-    """[P, S, S, 3] uint8: normalised faces warped to the mean landmarks, the frame of the decoder's textures."""
-    move = jax.jit(functools.partial(spline.warp, smoothing=smoothing, order=order))
-    mean = people.mean_landmarks
-    found = [move(np.float32(x), points, mean) for x, points in zip(people.images, people.landmarks, strict=True)]
-    return np.rint(np.stack(found)).astype(np.uint8)
-
-
-def rows_of(people: People, count: int) -> Sequence[int]:
-    """One photograph each of `count` people, spread evenly."""
-    chosen = np.linspace(0, len(people.images) - 1, min(count, len(people.images))).round().astype(int)
-    return [int(np.flatnonzero(people.person == p)[0]) for p in chosen]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from facejax.data.normal_faces import People, rows_of
+from facejax.data.normal_faces import People
 from facejax.metrics import landmarks as metrics
 from facejax.ops.vectors import unit_rows
 from facejax.train import Report, image_grid
@@ -103,8 +103,8 @@ def assess(
 def rows(people: People, outputs: np.ndarray, of_means: np.ndarray) -> np.ndarray:
     """A row for each of some people: photographs, their outputs, the output of the mean features, the true face."""
     shown = []
-    for first in rows_of(people, SHOWN):
-        person = people.person[first]
+    count = len(people.images)
+    for person in np.linspace(0, count - 1, min(SHOWN, count)).round().astype(int):
         mine = np.resize(np.flatnonzero(people.person == person), PHOTOGRAPHS)
         shown += [*people.photographs[mine], *outputs[mine], of_means[person], people.images[person]]
     return image_grid(np.stack(shown), 2 * PHOTOGRAPHS + 2)

@@ -7,7 +7,8 @@ landmarks, which a differentiable spline warp brings to those of the person. Sin
 light and expression, the decoder learns from normalised faces alone. Morphs of similar faces make more of them.
 
 There is no official code. Choices that the paper leaves open: width of the shared layer, two hidden layers of 800 for
-the landmarks, landmarks as offsets from their mean, He's normal initialisation, weights of the losses.
+the landmarks, He's normal initialisation, weights of the losses. Also a choice: both branches give differences from the
+mean face, landmarks in units of their deviation, and the last layers begin near 0.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 he_transposed = nn.initializers.variance_scaling(8.0, "fan_in", "truncated_normal")
 """He's of a stride of 2, which leaves a quarter of the kernel to each pixel."""
 
+small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
+
 DOUBLINGS = 4
 
 
@@ -47,11 +50,10 @@ class LandmarkNet(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        """[N, D] -> [N, n, 2] float32 offsets from the mean landmarks, in sides of the image."""
+        """[N, D] -> [N, n, 2] float32 offsets from the mean landmarks, in units of `deviation`."""
         x = features.astype(self.dtype)
         for i, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, kernel_init=he_normal, dtype=self.dtype, name=f"hidden{i}")(x))
-        small = nn.initializers.variance_scaling(1e-4, "fan_in", "truncated_normal")
         x = nn.Dense(2 * self.landmarks, kernel_init=small, dtype=self.dtype, name="out")(x)
         return x.reshape(-1, self.landmarks, 2).astype(jnp.float32)
 
@@ -71,7 +73,7 @@ class TextureNet(nn.Module):
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
-        """[N, D] -> [N, S, S, 3] float32 in the range of the training images, -1..1, which is not enforced."""
+        """[N, D] -> [N, S, S, 3] float32 differences from the mean texture."""
         side = self.image_size // 2**DOUBLINGS
         if self.image_size % 2**DOUBLINGS or not side or len(self.channels) != DOUBLINGS + 1:
             raise ValueError(
@@ -84,15 +86,15 @@ class TextureNet(nn.Module):
         for i, width in enumerate(others):  # cropped as TensorFlow's "SAME"
             up = ConvTranspose(width, 5, 2, ((1, 2), (1, 2)), True, he_transposed, self.dtype, name=f"up{i}")
             x = nn.relu(up(x))
-        return Conv(3, 1, use_bias=True, dtype=self.dtype, name="out")(x).astype(jnp.float32)
+        return Conv(3, 1, use_bias=True, kernel_init=small, dtype=self.dtype, name="out")(x).astype(jnp.float32)
 
 
 class Decoded(NamedTuple):
     """What the decoder makes of features.
 
     Attributes:
-      offsets: [N, n, 2] of the landmarks from their mean, in sides of the image.
-      texture: [N, S, S, 3] in the frame of the mean landmarks, about -1..1.
+      offsets: [N, n, 2] of the landmarks from their mean, in units of `deviation`.
+      texture: [N, S, S, 3] difference from the mean texture, in the frame of the mean landmarks.
     """
 
     offsets: jax.Array
@@ -136,8 +138,13 @@ def warped(images: jax.Array, source: jax.Array, target: jax.Array, **options: A
     return move(images, source, target)
 
 
+def deviation(landmarks: np.ndarray) -> np.float32:
+    """Root mean square of all coordinates of landmarks [P, n, 2] about their means, which scales the decoder's."""
+    return np.float32(np.sqrt(np.mean((landmarks - landmarks.mean(0)) ** 2)))
+
+
 def landmark_loss(found: jax.Array, truth: jax.Array) -> jax.Array:
-    """Mean squared error of landmarks [N, n, 2]: [N]."""
+    """Mean squared error of landmarks [N, n, 2], here in units of `deviation`: [N]."""
     return jnp.mean((found - truth) ** 2, (1, 2))
 
 

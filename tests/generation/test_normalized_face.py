@@ -63,6 +63,7 @@ def test_losses_by_hand():
     np.testing.assert_allclose(system.landmark_loss(a, b), ((a - b) ** 2).mean((1, 2)), rtol=1e-5)
     x, y = rng.normal(size=(2, 3, 4, 4, 3)).astype(np.float32)
     np.testing.assert_allclose(system.texture_loss(x, y), abs(x - y).mean((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(system.deviation(a), np.std(a - a.mean(0)), rtol=1e-6)
     e = np.float32([[3, 0], [1, 1], [-2, 0]])
     np.testing.assert_allclose(
         system.identity_loss(e, np.float32([[1, 0], [1, 0], [5, 0]])), [0, 1 - 0.5**0.5, 2], atol=1e-6
@@ -159,6 +160,8 @@ def world():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(normal_faces.faces, "load", load)
         yield
+    normal_faces._load.cache_clear()
+    normal_faces._textures.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +198,7 @@ def test_people_and_their_textures(config):
     assert (people.images.shape, people.photographs.shape) == ((8, 16, 16, 3), (16, 16, 16, 3))
     np.testing.assert_array_equal(people.images[people.person[:8]], people.photographs[:8])
     np.testing.assert_array_equal(people.landmarks[people.person[8]], np.float32(person(0)["landmarks68"]))
-    faces = normal_faces.textures(people, 1e-4, 1)
+    faces = data.textures(smoothing=1e-4)
     means = np.broadcast_to(people.mean_landmarks, people.landmarks.shape)
     back = system.warped(np.float32(faces), means, people.landmarks, smoothing=1e-4)
     assert abs(back - people.images).mean() < abs(np.float32(faces) - people.images).mean()
