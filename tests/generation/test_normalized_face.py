@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import normalized_face as experiment
-from facejax.data import normal_faces
+from facejax.data import normal_faces, transforms
 from facejax.data.readers.landmarks import write_pts
 from facejax.data.synthetic import factors
 from facejax.data.synthetic.faces import png
@@ -235,6 +235,9 @@ def test_a_folder_of_people(tmp_path, config):
     train, test = data.load("train"), data.load("test")
     assert (len(train.images), len(test.images)) == (3, 1)
     np.testing.assert_array_equal(train.person, [0, 0, 1, 1, 2, 2])
+    for points in train.landmarks:  # the centres of five points agree, from pixels' corners
+        centre = transforms.five_points(points).mean(0) - 0.5
+        np.testing.assert_allclose(centre, transforms.template(112).mean(0), atol=1e-3)
     inner = (slice(None), slice(30, 90), slice(30, 90))
     pairs = train.photographs.reshape(3, 2, 112, 112, 3).astype(int)
     assert abs(pairs[:, 0] - pairs[:, 1])[inner].mean() < 1.5  # aligned, the shifted pictures are the same
