@@ -39,7 +39,7 @@ BASE = {
     "data": asdict(NormalFaces()),
     "recogniser": asdict(Recogniser(image_size=48)),
     "model": {
-        "layer": "pooled",  # of the recogniser: "pooled", the mean of its last map, or "embedding"
+        "layer": "embedding",  # of the recogniser: "embedding", or "pooled", the mean of its last map
         "shared": 128,  # width of the layer before both branches; 0: none
         "hidden": (128, 128),  # widths of the landmark branch
         "channels": (128, 64, 32, 16, 16),  # of the texture branch, at a sixteenth of the side and at each double
@@ -69,7 +69,7 @@ PRESETS = {
     "full": {
         "data": {"kind": "folder", "path": "normal", "image_size": 224, "workers": 8},
         "recogniser": {**PUBLISHED, "image_size": 112},
-        "model": {"shared": 1024, "hidden": (800, 800), "channels": (256, 128, 64, 32, 32)},
+        "model": {"layer": "pooled", "shared": 1024, "hidden": (800, 800), "channels": (256, 128, 64, 32, 32)},
         "morph": {"neighbours": 200, "blend": True},
         "optim.schedule.peak": 1e-3,
         "train": {"batch_size": 32, "steps": 100_000, "devices": 1, "eval_every": 10_000},
@@ -143,13 +143,12 @@ def build(config: ConfigDict) -> Experiment:
     def loss_fn(params: Any, model_state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
         variables, mean, unit = (model_state[name] for name in ("recogniser", "mean_landmarks", "deviation"))
         wanted, images = of_batch(batch, "", size), normalize.symmetric(batch["image"])
-        if morph.share:
-            weights, choice = jax.random.split(rng)
-            between = normalized_face.morph(weights, wanted, of_batch(batch, "other_", size))
-            chosen = jax.random.bernoulli(choice, morph.share, (len(images),))
-            pick = jax.vmap(jnp.where)
-            images = pick(chosen, photographed(between, wanted, mean), images)
-            wanted = Normalized(*(pick(chosen, a, b) for a, b in zip(between, wanted, strict=True)))
+        if count := round(morph.share * len(images)):
+            first = Normalized(*(x[:count] for x in wanted))
+            other = Normalized(*(x[:count] for x in of_batch(batch, "other_", size)))
+            between = normalized_face.morph(rng, first, other)
+            images = jnp.concatenate([photographed(between, first, mean), images[count:]])
+            wanted = Normalized(*(jnp.concatenate([a, b[count:]]) for a, b in zip(between, wanted, strict=True)))
         features, embedding = identify(variables, images)
         found = decode(params, features, model_state)
         losses = {
