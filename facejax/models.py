@@ -775,6 +775,18 @@ MODELS: Mapping[str, Model] = {
         "facejax.alignment.lab:BoundaryEstimator", 36_159_860, (256, 256, 3), "our layers, the graph of a port",
         "LAB's boundary heatmaps by four stacked hourglasses with message passing",
     ),
+    "normalized_face": Model(
+        "facejax.generation.normalized_face:Decoder", 55_146_085, (1024,), LAYERS,
+        "Decoder of identity features: landmarks and texture of a normalised face",
+    ),
+    "normalized_face_texture": Model(
+        "facejax.generation.normalized_face:TextureNet", 52_531_555, (1024,), LAYERS,
+        "Its texture branch, 224 pixels",
+    ),
+    "normalized_face_landmarks": Model(
+        "facejax.generation.normalized_face:LandmarkNet", 1_564_930, (1024,), LAYERS,
+        "Its landmark branch, 65 points",
+    ),
     **{
         f"pggan_{name}": Model(
             f"facejax.generation.pggan:{make}", parameters, shape, "summed over the layers of the authors' code", about

@@ -121,6 +121,8 @@ def _subjaxprs(eqn: Any) -> list[Any]:
     """The jaxprs that an equation calls: the default branch of a choice by platform, no custom derivative rules."""
     if platforms := eqn.params.get("branches_platforms"):
         return [eqn.params["branches"][platforms.index(None)].jaxpr]
+    if eqn.primitive.name == "custom_linear_solve":
+        return [eqn.params["jaxprs"].solve.jaxpr]
     if eqn.primitive.name.startswith("custom_"):
         called = eqn.params.get("call_jaxpr") or eqn.params.get("fun_jaxpr")
         return [getattr(called, "jaxpr", called)]

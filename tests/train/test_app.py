@@ -168,6 +168,13 @@ def test_flops_are_counted_through_loops_and_calls():
     assert flops(jaxpr) == 5 * 2 * 16 * 8 * 8 + 2 * 6 * 6 * 4 * 9 * 2
 
 
+def test_a_linear_solve_is_followed():
+    """It holds only triangular solves, which are not counted, and matrices that are."""
+    jaxpr = jax.make_jaxpr(lambda a, b: jnp.linalg.solve(a, b) @ b.T)(jnp.eye(3), jnp.ones((3, 2))).jaxpr
+    assert flops(jaxpr) == 2 * 3 * 3 * 2
+    assert peak_bytes(jaxpr) >= 4 * (9 + 6)
+
+
 @pytest.mark.parametrize("groups", [1, 4, 16])
 def test_flops_of_a_convolution_and_its_gradients(groups):
     """With strides and groups, the gradients of images and of the kernel each cost as much as the convolution."""
