@@ -9,7 +9,7 @@
 The last is the published size, 224 pixels, on one GPU. DIR/person holds frontal, neutral, evenly lit photographs of a
 person, each with 68 landmarks in a .pts file of its name; the authors collected about 12,000 of 1,000 people, which are
 not public. FaceNet's NN2 is not public either: `recogniser.weights` is a state dict of arcface_torch, whose pooled maps
-take the place of its 1024 features. The paper's evaluation are distances of FaceNet's embeddings; steps, batch and rate
+take the place of its 1024 features. The paper measures distances of FaceNet's embeddings; steps, batch and rate
 are not published.
 """
 
