@@ -81,6 +81,7 @@ class StyleProtocol:
 
     Attributes:
       pairs: paths of the perceptual path length; published 100,000 (StyleGAN2: 50,000); 0 leaves it out.
+      space: "w" or "z", where the paths of the one number "ppl" lie; all are reported.
       epsilon: step along a path; small networks in float32 need more than the published 1e-4.
       crop: compare the middle of the face only, as published.
       images: generated images of separability (published 200,000, of which half, the surest, are used) and of the table
@@ -89,9 +90,14 @@ class StyleProtocol:
     """
 
     pairs: int = 1000
+    space: str = "w"
     epsilon: float = 1e-2
     crop: bool = False
     images: int = 500
+
+    def __post_init__(self) -> None:
+        if self.space not in ("w", "z"):
+            raise ValueError(f"styles.space is {self.space!r}: expected w or z")
 
     def assess(self, net: StyleNet, data: GenerationImages, extractor: Extractor) -> Report:
         """Measures a generator.
@@ -102,8 +108,8 @@ class StyleProtocol:
           extractor: of the features that are compared.
 
         Returns:
-          "ppl_SPACE_PLACES", path lengths in Z and W, at full paths and at their ends; "separability_SPACE"; tables of
-          mixed styles and truncation, and their pictures.
+          "ppl" and "ppl_SPACE_PLACES", path lengths in Z and W, at full paths and at their ends; "separability_SPACE";
+          tables of mixed styles and truncation, and their pictures.
         """
         report, features = pictures(net), Features(extractor, net.batch_size)
         if self.pairs:
@@ -134,6 +140,7 @@ class StyleProtocol:
                     draw, net.variables, extractor, both, between=between, full=full, **settings
                 )
         about = f"perceptual path length of {self.pairs} paths, {extractor.name} features in place of LPIPS, steps of "
+        found = {"ppl": found[f"ppl_{self.space}_full"], **found}
         return Report(found, notes={"ppl": about + f"{self.epsilon}; not comparable with published ones"})
 
     def truncation(self, net: StyleNet, features: Features, data: GenerationImages) -> Report:

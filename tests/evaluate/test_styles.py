@@ -118,4 +118,5 @@ def test_path_lengths_are_those_of_the_spaces(report):
     slopes = ((features(t + 0.01) - features(t)) ** 2).sum(1) / 1e-4
     np.testing.assert_allclose(report.metrics["ppl_w_full"], slopes.mean(), rtol=0.02)
     assert set(report.metrics) >= {f"ppl_{space}_{places}" for space in "zw" for places in ("full", "end")}
+    assert report.metrics["ppl"] == report.metrics["ppl_w_full"] != report.metrics["ppl_z_full"]
     np.testing.assert_allclose(styles.lerp(ends[0], ends[1], np.ones(40)), ends[1])

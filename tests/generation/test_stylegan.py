@@ -249,6 +249,7 @@ def test_bad_settings():
         ({"model.version": 3}, "model.version is 3: expected 1 or 2"),
         ({"loss.kind": "hinge"}, "loss.kind is 'hinge': expected one of logistic, wgan_gp"),
         ({"model.version": 2, "loss.r1_interval": 0}, "the regulariser r1 has an interval of 0 steps"),
+        ({"styles.space": "y"}, "styles.space is 'y': expected w or z"),
         ({"data.image_size": 48}, "data.image_size is 48: expected a power of two"),
     ):
         config = experiment.get_config()
@@ -258,8 +259,8 @@ def test_bad_settings():
 
 
 SHOWN = {
-    "synthetic": 16_000, "no_mapping": 16_000, "no_mixing": 16_000, "stylegan2": 8_000, "gpu": 600_000,
-    "ffhq_1024": 25_000_000, "celebahq": 25_000_000, "ffhq_1024_v2": 25_000_000,
+    "synthetic": 16_000, "paths_in_z": 16_000, "no_mapping": 16_000, "no_mixing": 16_000, "stylegan2": 8_000,
+    "gpu": 600_000, "ffhq_1024": 25_000_000, "celebahq": 25_000_000, "ffhq_1024_v2": 25_000_000,
 }  # fmt: skip
 """Images that the discriminator sees."""
 
