@@ -229,6 +229,16 @@ def test_the_report(executor):
     assert {x.shape for x in report.images.values()} == {(5 * 32, 6 * 32, 3)}
 
 
+def test_glasses_are_added_with_the_style_of_the_truth():
+    run = experiment.build(config_of("add"))
+    report = run.evaluate(run.init(jax.random.key(0), run.prepare()))
+    assert {"psnr_glasses", "pasted_identity"} < set(report.metrics)
+    assert not any(name.startswith("rendered") for name in report.metrics)
+    removed = experiment.GlassesImages(image_size=32).pairs()
+    first, truth = (report.images["drawn_sheet"][row * 32 : (row + 1) * 32, :32] for row in (0, 2))
+    assert any((first == x).all() and (truth == y).all() for x, y in zip(removed.bare, removed.worn, strict=True))
+
+
 @pytest.mark.parametrize("preset", ["celeba", "no_segmentation", "add"])
 def test_presets_dry_run(preset):
     config = experiment.get_config(preset)
