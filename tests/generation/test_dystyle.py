@@ -1,13 +1,22 @@
 """DyStyle's network by hand, its masks, its losses, its run, its presets."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import dystyle as experiment
+from facejax.data import factor_faces
+from facejax.data.factor_faces import FactorFaces
+from facejax.evaluate import editing
 from facejax.generation import dystyle
+from facejax.recipes import editing as recipe
+from facejax.recipes.gan import GENERATOR, GanState
+from facejax.train import Options, app, checkpoint
+from facejax.train.dry_run import dry_run
 
 N, L, D, A = 5, 3, 4, 3
 NET = dystyle.DyStyle(A, L, D, (6, 5))
@@ -101,8 +110,8 @@ def test_gradients_by_hand(variables):
 
 
 def test_untrained_changes_nothing():
-    made = NET.init(jax.random.key(0), CODES, VALUES, ACTIVE)
-    np.testing.assert_array_equal(NET.apply(made, CODES, VALUES, ACTIVE), CODES)
+    made = jax.jit(NET.init)(jax.random.key(0), CODES, VALUES, ACTIVE)
+    np.testing.assert_array_equal(apply(made, CODES, VALUES, ACTIVE), CODES)
 
 
 def test_nothing_active_changes_nothing(variables):
@@ -264,3 +273,161 @@ def test_concatenation(variables):
     np.testing.assert_array_equal(found[3], CODES[3])
     nonsense = np.where(ACTIVE, VALUES, np.nan)
     np.testing.assert_array_equal(net.apply(made, CODES, nonsense, ACTIVE), found)
+
+
+FACES = FactorFaces(image_size=16, shapes=3, layers=4, train=64, test=16)
+
+
+def test_codes_of_known_factors():
+    """The map to codes is inverted; a layer's change moves the factors by its share; values are uniform."""
+    vectors = FACES.draw("test")
+    codes = np.asarray(FACES.codes(vectors))
+    assert codes.shape == (16, 4, 8)
+    np.testing.assert_allclose(FACES.vectors(codes), vectors, atol=1e-5)
+    other = np.asarray(FACES.codes(vectors[::-1]))
+    mixed = np.concatenate([other[:, :1], codes[:, 1:]], 1)
+    place = np.append(np.linspace(0, 3, 5), [1, 1, 1])
+    weight = np.exp(-0.5 * (np.arange(4)[:, None] - place) ** 2)
+    share = weight[0] / weight.sum(0)
+    np.testing.assert_allclose(FACES.vectors(mixed), share * vectors[::-1] + (1 - share) * vectors, atol=1e-5)
+    values = np.asarray(FACES.values(np.random.default_rng(0).normal(size=(4000, 8))))
+    np.testing.assert_allclose(np.percentile(values[:, 0], [25, 50, 75]), [-0.5, 0, 0.5], atol=0.06)
+    assert set(np.unique(values[:, 2])) == {-1, 1}
+    assert len(np.unique(FACES.draw("train"))) > 500
+    with pytest.raises(ValueError, match=r"data.attributes has 'hat': expected some of yaw, pitch"):
+        FactorFaces(attributes=("yaw", "hat"))
+    with pytest.raises(ValueError, match=r"data.slope is 0: expected above 0 to 1"):
+        FactorFaces(slope=0)
+
+
+def test_perfect_edits_and_factors(monkeypatch):
+    head = SimpleNamespace(identity_std=np.ones(5), albedo_std=np.ones(4), expressions=dict.fromkeys(("a", "jaw_open")))
+    monkeypatch.setattr(factor_faces, "procedural", lambda: head)
+    vectors = FACES.draw("test")
+    values = np.where(FACES.binary, -np.asarray(FACES.values(vectors)), 0.5).astype(np.float32)
+    active = np.random.default_rng(0).random((16, 5)) < 0.5
+    changed = FACES.changed(vectors, values, active)
+    np.testing.assert_array_equal(changed[:, 5:], vectors[:, 5:])
+    wanted = np.where(active, values, FACES.values(vectors))
+    np.testing.assert_allclose(FACES.values(changed), wanted, atol=1e-5)
+    factors = FACES.factors(changed)
+    np.testing.assert_allclose(factors["pose"][:, 1], 0.6 * wanted[:, 0], atol=1e-5)
+    np.testing.assert_array_equal(factors["glasses"] > 0.5, wanted[:, 2] > 0)
+    assert factors["hair_colour"][wanted[:, 4].argmax()].sum() > factors["hair_colour"][wanted[:, 4].argmin()].sum()
+    np.testing.assert_allclose(factors["expression_strength"][:, 1], 0.45 * (wanted[:, 1] + 1), atol=1e-5)
+    np.testing.assert_array_equal(factors["identity"], np.pad(vectors[:, 5:].clip(-2, 2), ((0, 0), (0, 2))))
+
+
+def test_measures_of_edits_by_hand():
+    binary = (False, True)
+    before, after = np.array([[0.0, 1.0], [0.5, -2.0], [0.2, 3.0]]), np.array([[0.4, 1.0], [0.1, 2.0], [0.2, -1.0]])
+    values, active = np.array([[0.5, 1], [1, 1], [0, -1]]), np.array([[1, 0], [0, 1], [0, 0]], bool)
+    found = editing.edit_metrics(before, after, values, active, binary)
+    joint = np.mean([0.1 / 2, 0, 0.4 / 2, 0, 0, 1])
+    expected = {"control_error": 0.1, "drift": 0.2, "accuracy": 1, "kept": 0.5, "joint": joint}
+    assert found == pytest.approx(expected)
+    (row,) = editing.by_count(before, after, values, active, binary)
+    assert row["edited"] == 1 and row["faces"] == 2 and row["drift"] == pytest.approx(0.4)
+    ramps, only = editing.sweeps(2, binary, 3)
+    assert ramps.tolist() == [[-1, -1], [0, 1], [1, 1]] * 3
+    assert only.tolist() == [[True, False]] * 3 + [[False, True]] * 3 + [[True, False]] * 3
+
+
+def blocks(faces, vectors):
+    """In place of the renderer: bars whose brightness is the attributes'."""
+    values = np.asarray(faces.values(vectors))
+    images = np.repeat(values, -(-faces.image_size // values.shape[1]), 1)[:, : faces.image_size]
+    images = np.broadcast_to(images[:, None, :, None], (len(vectors), faces.image_size, faces.image_size, 3))
+    return np.rint((images + 1) * 127.5).astype(np.uint8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FactorFaces, "render", blocks)
+        patch.setattr(recipe, "NETS", {"training": ((4,), 3), "held_out": ((3,), 3)})
+        yield
+
+
+def tiny(preset, **changes):
+    config = experiment.get_config(preset)
+    small = {
+        "data.image_size": 16, "data.shapes": 3, "data.layers": 4, "data.train": 64, "data.test": 16,
+        "data.attributes": ("yaw", "mouth", "glasses", "skin", "hair"), "predictor.steps": 2, "predictor.batch_size": 8,
+        "model.hidden": (8,), "train.batch_size": 16, "train.steps": 2, "train.devices": 2, "eval.images": 16,
+        "eval.batch_size": 8,
+    }  # fmt: skip
+    with config.ignore_type():
+        config.update_from_flattened_dict({**small, **changes})
+    return config
+
+
+def test_run(tmp_path):
+    config = tiny("contrastive", **{"model.dtype": "bfloat16"})
+    state, report = app.run(config, experiment.build, workdir=tmp_path, quiet=True)
+    assert {"drift", "control_error", "true_drift", "perfect_drift", "identity", "pixel_error"} < report.metrics.keys()
+    assert all(np.isfinite(value) for value in report.metrics.values())
+    assert set(state.params) == {"editor"} and set(state.model_state) == {"held_out"}
+    sheet, rows = report.images.values()
+    assert sheet.shape == (6 * 16, 9 * 16, 3) and rows.shape == (3 * 16, 8 * 16, 3)
+
+
+@pytest.mark.parametrize("name", ["directions", "projected"])
+def test_run_of_directions(name):
+    """Where the map to codes is a rotation, a code tells its factors: conditional directions change nothing else."""
+    config = tiny(name, **{"data.slope": 1.0, "data.train": 500})
+    state, report = app.run(config, experiment.build, quiet=True)
+    assert state is None
+    assert report.metrics["true_control_error"] < 0.3
+    assert report.metrics["true_drift"] < (0.03 if name == "projected" else 0.2)
+
+
+@pytest.fixture(scope="module")
+def stylegan(tmp_path_factory):
+    """The folder of a run of StyleGAN2, and its averaged generator."""
+    net = recipe.Generator(resolution=4, latent_size=6, base=16, largest=4, mapping_layers=1).net
+    params = {GENERATOR: jax.jit(net.init)(jax.random.key(3), jnp.zeros((1, 6)))["params"]}
+    state = GanState.begin(jax.random.key(0), params, {}, 4)
+    folder = tmp_path_factory.mktemp("stylegan")
+    saver = checkpoint.Checkpointer(folder / "checkpoints", 1, 0.0)
+    saver.save(state, iter(()), checkpoint.Progress(step=0))
+    saver.close()
+    return str(folder), params[GENERATOR]
+
+
+def test_run_with_a_generator(stylegan):
+    """Codes of a trained StyleGAN2, with predictors of rendered faces before it."""
+    changes = {"resolution": 4, "latent_size": 6, "base": 16, "largest": 4, "mapping_layers": 1}
+    changes = {f"generator.{name}": value for name, value in changes.items()}
+    changes |= {"generator.workdir": stylegan[0], "data.image_size": 8, "data.layers": 2}
+    config = tiny("gpu", **changes)
+    made = experiment.build(config)
+    state = jax.jit(made.init)(jax.random.key(0), made.prepare())
+    assert {"training", "held_out", "generator"} == state.model_state.keys()
+    jax.tree.map(np.testing.assert_array_equal, state.model_state["generator"]["params"], stylegan[1])
+    metrics = made.evaluate(state).metrics
+    assert metrics["drift"] == 0 and metrics["kept"] == 1 and "true_drift" not in metrics
+    assert metrics["control_error"] > 0 and metrics["identity"] == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"holds \(4, 4, 4\) as .*const: expected \(4, 4, 2\), of StyleGAN2"):
+        experiment.build(tiny("gpu", **{**changes, "generator.largest": 2})).prepare()
+    with pytest.raises(ValueError, match=r"data.layers is 5: expected 2, the generator's"):
+        experiment.build(tiny("gpu", **{**changes, "data.layers": 5}))
+    with pytest.raises(ValueError, match=r"generator.workdir is empty: expected a finished run"):
+        experiment.build(tiny("gpu", **{**changes, "generator.workdir": ""})).prepare()
+
+
+@pytest.mark.parametrize("preset", experiment.PRESETS)
+def test_presets(preset):
+    config = experiment.get_config(preset)
+    made = experiment.build(config)
+    if made.train_step is None:
+        assert preset in ("directions", "projected")
+        return
+    costs = dry_run(made, Options(**config.train))
+    expected = {"gpu": 52_556_800 + 10 * 788_480, "ffhq": 94_602_240 + 18 * 788_480}
+    layers, width = config.data.layers, config.generator.latent_size
+    if preset in expected:
+        assert (layers, width) == ({"gpu": 10, "ffhq": 18}[preset], 512)
+        assert costs["parameters"] == expected[preset]
+    else:
+        assert costs["parameters"] == pytest.approx(264_960, rel=0.1)
