@@ -261,6 +261,12 @@ def _chains(width: int) -> tuple[Any, ...]:
     return *_array(width), *_array(width), jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)
 
 
+def _edit(layers: int, size: int, attributes: int) -> tuple[Any, ...]:
+    import jax.numpy as jnp
+
+    return jnp.zeros((1, layers, size)), jnp.zeros((1, attributes)), jnp.ones((1, attributes), bool)
+
+
 INPUTS = {
     "array": _array,
     "vector_and_key": _vector_and_key,
@@ -271,6 +277,7 @@ INPUTS = {
     "pairs_of_nodes": _pairs_of_nodes,
     "subgraphs": _subgraphs,
     "chains": _chains,
+    "edit": _edit,
 }
 """Kind of inputs -> the call arguments of a batch of one, from `Model.input_shape`."""
 
@@ -833,6 +840,10 @@ MODELS: Mapping[str, Model] = {
              "summed over the layers of the authors' code", "StyleGAN2's discriminator, configuration F"),
         )
     },
+    "dystyle": Model(
+        "facejax.generation.dystyle:DyStyle", 151_372_800, (18, 512, 9), "our layers, the paper gives no widths",
+        "DyStyle, edits of nine attributes in W+ of 1024 pixels", inputs="edit",
+    ),
     "prnet": Model(
         "facejax.reconstruction.prnet:Net", 13_353_618, (256, 256, 3), "the layers of the authors' code",
         "PRNet, crops to position maps",

@@ -57,6 +57,7 @@ PARTS = {
     "facejax.foundations.deformable": {"DeformablePSRoIPool", "DeformableRoIPool"},
     "facejax.foundations.transformer": {"FeedForward", "Layer", "Recurrent"},  # `Recurrent` is a baseline of ours
     "facejax.foundations.vib": {"VIBHead"},
+    "facejax.generation.dystyle": {"Concatenation", "Expert", "LayerEditor"},  # `Concatenation` is a baseline of ours
     "facejax.generation.stylegan": {"Epilogue", "Mapping", "Synthesis"},
     "facejax.generation.stylegan2": {"ModulatedConv", "StyledConv", "Synthesis"},
     "facejax.graph.gat": {"GATLayer"},
