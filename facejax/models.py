@@ -787,6 +787,27 @@ MODELS: Mapping[str, Model] = {
              "PG-GAN's small discriminator, 128 pixels"),
         )
     },
+    **{
+        f"{name}_{size}": Model(f"facejax.generation.{make}", parameters, shape, source, f"{about}, {size} pixels")
+        for name, size, make, parameters, shape, source, about in (
+            ("stylegan_generator", 1024, "stylegan:Generator", 26_219_627, (512,), "the authors' listing",
+             "StyleGAN's generator, all image layers"),
+            ("stylegan_discriminator", 1024, "stylegan:Discriminator", 23_087_249, (1024, 1024, 3),
+             "summed over the layers of the authors' code", "StyleGAN's discriminator"),
+            ("stylegan2_generator", 1024, "stylegan2:Generator", 30_370_060, (512,),
+             "summed over the layers of the authors' code", "StyleGAN2's generator, configuration F"),
+            ("stylegan2_discriminator", 1024, "stylegan2:Discriminator", 29_012_513, (1024, 1024, 3),
+             "summed over the layers of the authors' code", "StyleGAN2's discriminator, configuration F"),
+            ("stylegan_generator", 256, "stylegan:ffhq_256_generator", 26_086_229, (512,),
+             "summed over the layers of the authors' code", "StyleGAN's generator, all image layers"),
+            ("stylegan_discriminator", 256, "stylegan:ffhq_256_discriminator", 23_052_353, (256, 256, 3),
+             "summed over the layers of the authors' code", "StyleGAN's discriminator"),
+            ("stylegan2_generator", 256, "stylegan2:ffhq_256_generator", 30_034_338, (512,),
+             "summed over the layers of the authors' code", "StyleGAN2's generator, configuration F"),
+            ("stylegan2_discriminator", 256, "stylegan2:ffhq_256_discriminator", 28_864_129, (256, 256, 3),
+             "summed over the layers of the authors' code", "StyleGAN2's discriminator, configuration F"),
+        )
+    },
     "prnet": Model(
         "facejax.reconstruction.prnet:Net", 13_353_618, (256, 256, 3), "the layers of the authors' code",
         "PRNet, crops to position maps",

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from facejax.ops import pooling, scaled_conv
+from facejax.ops import fir, pooling, scaled_conv
 
 Dtype = Any
 GAIN = float(np.sqrt(2))
@@ -25,6 +25,7 @@ CONVOLUTIONS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "same": scaled_conv.conv,
     "up": scaled_conv.upscale_conv,
     "down": scaled_conv.conv_downscale,
+    "smooth_down": fir.conv_downscale,
 }
 
 
@@ -59,8 +60,9 @@ class EqualizedConv(nn.Module):
 
     Attributes:
       features: output channels.
-      kernel_size: side of the kernel, odd; 3 where the scale changes.
-      scale: "same"; "up" (`scaled_conv.upscale_conv`) or "down" (`scaled_conv.conv_downscale`).
+      kernel_size: side of the kernel, odd; 3 for the scales "up" and "down".
+      scale: "same"; "up" (`scaled_conv.upscale_conv`), "down" (`scaled_conv.conv_downscale`) or "smooth_down"
+        (`fir.conv_downscale`).
       gain, multiplier, use_bias, dtype: as of `EqualizedDense`.
     """
 
