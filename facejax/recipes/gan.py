@@ -192,6 +192,21 @@ def filmed(state: GanState, steps: int, draw: Callable[[jax.Array], jax.Array], 
     return state.replace(frames=lax.cond(jnp.any(due == state.step), add, lambda: state.frames))
 
 
+def film(state: GanState) -> Report:
+    """The strip of progress: each row after another eighth of the training."""
+    frames = np.asarray(state.frames)
+    strip = image_grid(frames.reshape(-1, *frames.shape[2:]), FACES)
+    return Report({}, images={f"Progress of seeds 0 to {FACES - 1}, row by row": strip})
+
+
+def merged(new: Mapping[str, Any], old: Mapping[str, Any]) -> Params:
+    """`new` with the leaves of `old` in place of its own, at any depth."""
+    both = dict(new)
+    for name, part in old.items():
+        both[name] = merged(both.get(name, {}), part) if isinstance(part, Mapping) else part
+    return both
+
+
 @dataclasses.dataclass(frozen=True)
 class Growth:
     """The `growth` section: the schedule of a GAN whose images grow.
@@ -345,9 +360,9 @@ class Progressive:
         """The state with the parameters that the stage adds, and new optimizers."""
         params, model_state = self.gan.init(jax.random.fold_in(state.rng, stage.resolution), stage.resolution)
         state = state.replace(
-            params={player: {**own, **state.params[player]} for player, own in params.items()},
-            model_state={**model_state, **state.model_state},
-            ema={GENERATOR: {**params[GENERATOR], **state.ema[GENERATOR]}},
+            params=merged(params, state.params),
+            model_state=merged(model_state, state.model_state),
+            ema=merged({GENERATOR: params[GENERATOR]}, state.ema),
         )
         return self._restarted(state)
 
@@ -392,9 +407,7 @@ class Progressive:
     def evaluate(self, state: GanState) -> Report:
         """The protocol's report, with the strip of progress: each row after another eighth of the training."""
         report = self.evaluation.assess(*self.drawn(state), self.gan.latent_size, self.data)
-        frames = np.asarray(state.frames)
-        strip = image_grid(frames.reshape(-1, *frames.shape[2:]), FACES)
-        return report | Report({}, images={f"Progress of seeds 0 to {FACES - 1}, row by row": strip})
+        return report | film(state)
 
     def _step(self, stage: Stage) -> Any:
         optimizer = dataclasses.replace(self.adam, rate=stage.rate).make()

@@ -80,6 +80,12 @@ def test_decay_of_the_average():
     np.testing.assert_allclose(gan.average_decay(10_000, 32), 0.99778, rtol=1e-5)
 
 
+def test_layers_are_added_at_any_depth():
+    new = {"a": {"x": 1, "y": 2}, "b": {"z": {"v": 3}}, "c": 4}
+    assert gan.merged(new, {"a": {"x": 10}, "c": 40}) == {"a": {"x": 10, "y": 2}, "b": {"z": {"v": 3}}, "c": 40}
+    assert new["a"] == {"x": 1, "y": 2}
+
+
 def draw(average, model_state, latents, resolution, alpha):
     """A colour for every latent vector."""
     return jnp.broadcast_to((latents @ average["w"])[:, None, None], (len(latents), resolution, resolution, 3))
