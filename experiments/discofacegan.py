@@ -51,7 +51,7 @@ BASE = {
     "seed": 0,
     "data": asdict(ModelAlignedImages(zoom=discofacegan.ZOOM)),
     "model": asdict(Model()),
-    "loss": asdict(Loss()),
+    "loss": asdict(Loss(gamma=0.5)),
     "autoencoders": asdict(Autoencoding()),
     "perception": asdict(Perception()),
     "average": 0.99,  # of the generator: decay of a step; 1 or more: half-life in images
@@ -84,8 +84,8 @@ PRESETS = {
             "base": 8192,
             "largest": 512,
         },
-        "loss": {"contrastive_after": 15_000_000},
-        "autoencoders": {"epochs": 400, "rate": 1e-4},
+        "loss": {"gamma": 10.0, "contrastive_after": 15_000_000},
+        "autoencoders": {"epochs": 400, "rate": 1e-4, "gamma": 1.0},
         "perception.name": "rnet",
         "average": 10_000,
         "growth": {
@@ -95,7 +95,7 @@ PRESETS = {
             "rates": (1e-3, 1e-3, 1e-3, 1e-3, 1.5e-3, 2e-3),
         },
         "optim.rate": 1e-3,
-        "train": {"batch_size": 16, "steps": 1_000_000, "devices": 4},
+        "train": {"batch_size": 16, "steps": 1_055_466, "devices": 4},
         "eval": {"images": 50_000, "batch_size": 64},
     },
 }

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from facejax.data import normalize
 from facejax.evaluate.generation import latents
@@ -66,16 +67,20 @@ def fit(
       rate: learning rate, or a schedule.
       seed: of batches and keys.
     """
-    tx = optax.adam(rate)
+    tx, (flat, unravel) = optax.adam(rate), ravel_pytree(params)  # one array instead of many small ones
 
-    def step(carry: Any, key: jax.Array) -> Any:
-        params, state = carry
-        chosen = jax.random.randint(key, (batch_size,), 0, rows)
-        updates, state = tx.update(jax.grad(loss)(params, chosen, jax.random.fold_in(key, 1)), state)
-        return (optax.apply_updates(params, updates), state), None
+    @jax.jit
+    def step(flat: jax.Array, state: Any, number: jax.Array) -> Any:
+        first, second = jax.random.split(jax.random.fold_in(jax.random.key(seed), number))
+        chosen = jax.random.randint(first, (batch_size,), 0, rows)
+        grads = jax.grad(lambda flat: loss(unravel(flat), chosen, second))(flat)
+        updates, state = tx.update(grads, state)
+        return optax.apply_updates(flat, updates), state
 
-    keys = jax.random.split(jax.random.key(seed), steps)
-    return jax.jit(lambda carry: jax.lax.scan(step, carry, keys)[0][0])((params, tx.init(params)))
+    state = tx.init(flat)
+    for number in range(steps):
+        flat, state = step(flat, state, number)
+    return unravel(flat)
 
 
 def fit_reader(net: SmallNet, images: np.ndarray, coefficients: np.ndarray, fitting: Fitting, seed: int) -> Any:

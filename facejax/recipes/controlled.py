@@ -155,9 +155,9 @@ class Autoencoding:
       gamma: deviation of the coefficients, whitened, at the beginning; 1 ends in constant decoders in a short training.
     """
 
-    epochs: int = 30
+    epochs: int = 20
     batch_size: int = 64
-    rate: float = 1e-3
+    rate: float = 2e-3
     gamma: float = 0.1
 
     def fit(self, model: Model, coefficients: np.ndarray, seed: int) -> dict[str, Any]:
@@ -407,9 +407,8 @@ class Players:
         image, mask, _ = rendered(face, coefficients, layout, self.resolution)
         if self.resolution <= loss.pixels_until:
             return {"pixels": loss.pixels * discofacegan.pixel_loss(fake, image, mask)}
-        found = self.disco.see(frozen, fake)
-        masked = self.disco.see(frozen, (fake + 1) * mask - 1)
-        goal = self.disco.see(frozen, image)
+        several = jnp.concatenate([fake, (fake + 1) * mask - 1, image])
+        found, masked, goal = split(self.disco.see(frozen, several), 3)
         wanted = discofacegan.landmarks(face, coefficients, layout)
         weight = loss.landmarks_later if self.contrastive else loss.landmarks
         identity = discofacegan.identity_loss(masked.identity, goal.identity, loss.floor)
@@ -429,10 +428,19 @@ class Players:
         light = discofacegan.pairs(third, latents[1:], "light", model.latents)
         inputs = self.disco.inputs(frozen, jnp.concatenate([latents, expression, light]))
         fake = self.draw(params, inputs)
-        sides = [rendered(face, inputs[i : i + 1, : model.layout.size], model.layout, self.resolution) for i in (0, 2)]
-        moved = discofacegan.expression_pair_loss(fake[:1], fake[2:3], *sides, face)
-        lit = discofacegan.light_pair_loss(*(self.disco.see(frozen, fake[i : i + 1]) for i in (1, 3)))
+        of_expression = jnp.array([0, 2])
+        made = rendered(face, inputs[of_expression, : model.layout.size], model.layout, self.resolution)
+        first, second = split(fake[of_expression], 2)
+        moved = discofacegan.expression_pair_loss(first, second, *split(made, 2), face)
+        lit = discofacegan.light_pair_loss(*split(self.disco.see(frozen, fake[1::2]), 2))
         return {"expression_pair": loss.expression_pair * moved, "light_pair": loss.light_pair * lit}
+
+
+def split(tree: Any, parts: int) -> list[Any]:
+    """Equal parts of a tuple of arrays, or of an array, along the first axis."""
+    if isinstance(tree, jax.Array):
+        return jnp.split(tree, parts)
+    return [type(tree)(*each) for each in zip(*(jnp.split(x, parts) for x in tree), strict=True)]
 
 
 def read_variables(path: str, shapes: Any) -> Any:
