@@ -844,6 +844,25 @@ MODELS: Mapping[str, Model] = {
         "facejax.generation.dystyle:DyStyle", 151_372_800, (18, 512, 9), "our layers, the paper gives no widths",
         "DyStyle, edits of nine attributes in W+ of 1024 pixels", inputs="edit",
     ),
+    "discofacegan_generator": Model(
+        "facejax.generation.discofacegan:Generator", 25_970_517, (286,), "summed over the layers of the authors' code",
+        "DiscoFaceGAN's generator, 256 pixels, of 254 coefficients and 32 numbers of noise",
+    ),
+    **{
+        f"discofacegan_{name}": Model(
+            "facejax.generation.discofacegan:Decoder", parameters, (latents,),
+            "summed over the layers of the authors' code", f"DiscoFaceGAN's decoder of the {name}",
+            {"outputs": outputs, "width": width},
+        )
+        for name, parameters, latents, outputs, width in (
+            ("identity", 673_440, 128, 160, 512), ("expression", 156_480, 32, 64, 256), ("light", 38_683, 16, 27, 128),
+            ("pose", 2_339, 3, 3, 32),
+        )
+    },
+    "rnet": Model(
+        "facejax.generation.discofacegan:RNet", 24_034_625, (224, 224, 3), "torchvision's trunk and seven linear heads",
+        "R-Net, 257 numbers of a face model from an image",
+    ),
     "prnet": Model(
         "facejax.reconstruction.prnet:Net", 13_353_618, (256, 256, 3), "the layers of the authors' code",
         "PRNet, crops to position maps",

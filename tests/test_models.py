@@ -58,6 +58,7 @@ PARTS = {
     "facejax.foundations.transformer": {"FeedForward", "Layer", "Recurrent"},  # `Recurrent` is a baseline of ours
     "facejax.foundations.vib": {"VIBHead"},
     "facejax.generation.dystyle": {"Concatenation", "Expert", "LayerEditor"},  # `Concatenation` is a baseline of ours
+    "facejax.generation.discofacegan": {"Autoencoder", "SmallNet"},
     "facejax.generation.stylegan": {"Epilogue", "Mapping", "Synthesis"},
     "facejax.generation.stylegan2": {"ModulatedConv", "StyledConv", "Synthesis"},
     "facejax.graph.gat": {"GATLayer"},
