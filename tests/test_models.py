@@ -69,6 +69,7 @@ PARTS = {
     "facejax.quality.qan_pp": {"SharedPReLU"},
     "facejax.quality.ser_fiq": {"OnTop"},  # as wide as there are training people
     "facejax.recognition.groupface": {"GroupDecision"},
+    "facejax.recipes.editing": {"Predictor"},  # of ours, for rendered faces
     "facejax.reconstruction.tddfa": {"Cascade", "FourConvolutions"},  # the paper's widths are not published
     "facejax.restoration.uid_deblur": {
         "BlurEncoder", "Content", "Decoder", "Encoder", "Generator", "PoolingBlock", "ReflectConv", "ResidualBlock",
