@@ -195,6 +195,22 @@ def faces_folder(tmp_path_factory):
     return root
 
 
+FEW = {"train": 40, "test": 12}
+"""People of the face world's `landmarks` and `attributes` in tests."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_people_with_landmarks():
+    import dataclasses
+
+    from facejax.data.synthetic import faces
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("landmarks", "attributes"):
+            patch.setitem(faces.TASKS, name, dataclasses.replace(faces.TASKS[name], **FEW))
+        yield
+
+
 SMALL_WORLD = {
     "recognition": {"train": 8, "test": 2, "per_person": 8},
     "recognition_other": {"train": 8, "test": 2, "per_person": 8},

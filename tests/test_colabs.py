@@ -26,9 +26,16 @@ from facejax.data.synthetic import scenes
 few = dataclasses.replace(scenes.SCENES["scenes_128"], train=16, test=4, people=(4, 2), views=1, head=64)
 scenes.SCENES["scenes_128"] = few
 """
+PEOPLE = """
+import dataclasses
+
+from facejax.data.synthetic import faces
+
+for name in ("landmarks", "attributes"):
+    faces.TASKS[name] = dataclasses.replace(faces.TASKS[name], train=40, test=12)
+"""
 FACES = """
 from facejax.data import pipeline
-from facejax.data.synthetic import faces
 
 load = faces.load
 
@@ -70,11 +77,13 @@ video_deblur.BASE["model"].update(width=4, unroll=False)
 FIRST = {
     "arcface": SMALL,
     "clustering": SMALL,
+    "deconvnet": PEOPLE,
     "detection": FEW,
-    "face_geometry": FACES + GEOMETRY,
-    "generation": FACES + STYLES,
+    "face_geometry": PEOPLE + FACES + GEOMETRY,
+    "generation": PEOPLE + FACES + STYLES,
     "recognition": SMALL,
-    "restoration": FACES + RESTORED,
+    "restoration": PEOPLE + FACES + RESTORED,
+    "vib": PEOPLE,
 }
 """Cells that come before a notebook's own: small networks, few scenes, no people of VirFace's to be rendered, and for
 all tasks with faces the first ones of the task that the tests of landmarks render anyway."""
