@@ -84,9 +84,11 @@ class StyleProtocol:
       space: "w" or "z", where the paths of the one number "ppl" lie; all are reported.
       epsilon: step along a path; small networks in float32 need more than the published 1e-4.
       crop: compare the middle of the face only, as published.
-      images: generated images of separability (published 200,000, of which half, the surest, are used) and of the table
-        of truncation, pairs of that of mixed styles; 0 leaves them out. Separability and mixed styles need the face
-        world, whose factors are known.
+      images: generated images of the table of truncation, pairs of that of mixed styles; 0 leaves both out.
+      separable: generated images of separability, of which half, the surest, are used; published 200,000; 0 leaves it
+        out. With few images for each latent number any halves can be separated.
+
+    Mixed styles and separability need the face world, whose factors are known.
     """
 
     pairs: int = 1000
@@ -94,6 +96,7 @@ class StyleProtocol:
     epsilon: float = 1e-2
     crop: bool = False
     images: int = 500
+    separable: int = 4000
 
     def __post_init__(self) -> None:
         if self.space not in ("w", "z"):
@@ -116,9 +119,10 @@ class StyleProtocol:
             report |= self.path_lengths(net, extractor)
         if self.images:
             report |= self.truncation(net, features, data)
-        if self.images and data.source == "face_world":
+        if data.source == "face_world" and (self.images or self.separable):
             readers = Readers.fit(data, features)
-            report |= self.mixing(net, readers) | self.separability(net, readers)
+            report |= self.mixing(net, readers) if self.images else Report({})
+            report |= self.separability(net, readers) if self.separable else Report({})
         return report
 
     def path_lengths(self, net: StyleNet, extractor: Extractor) -> Report:
@@ -170,7 +174,7 @@ class StyleProtocol:
 
     def separability(self, net: StyleNet, readers: Readers) -> Report:
         """Separability of the factors' halves in Z and W."""
-        seeds = range(self.images)
+        seeds = range(self.separable)
         styles = net.styles(seeds)
         found = readers.probabilities(net.images(styles))
         spaces = {"z": generation.latents(seeds, net.latent_size), "w": styles[:, 0]}

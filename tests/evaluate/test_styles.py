@@ -59,7 +59,7 @@ class FaceWorld(GenerationImages):
 
 @pytest.fixture(scope="module")
 def report():
-    return StyleProtocol(pairs=40, images=60).assess(NET, FaceWorld(image_size=SIZE), EXTRACTOR)
+    return StyleProtocol(pairs=40, images=60, separable=80).assess(NET, FaceWorld(image_size=SIZE), EXTRACTOR)
 
 
 def test_mixed_styles(report):

@@ -259,7 +259,7 @@ def test_bad_settings():
 
 
 SHOWN = {
-    "synthetic": 16_000, "paths_in_z": 16_000, "no_mapping": 16_000, "no_mixing": 16_000, "stylegan2": 8_000,
+    "synthetic": 16_000, "paths_in_z": 16_000, "no_mapping": 16_000, "no_mixing": 16_000, "stylegan2": 16_000,
     "gpu": 600_000, "ffhq_1024": 25_000_000, "celebahq": 25_000_000, "ffhq_1024_v2": 25_000_000,
 }  # fmt: skip
 """Images that the discriminator sees."""
