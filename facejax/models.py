@@ -122,12 +122,13 @@ def variable_shapes(name: str, **options: Any) -> Any:
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def load_pretrained(name: str, path: str | os.PathLike[str], **options: Any) -> Any:
+def load_pretrained(name: str, path: str | os.PathLike[str], key: str | None = None, **options: Any) -> Any:
     """Variables in the model's layout from a file of published weights; of a detector, a `facejax.predictor.Predictor`.
 
     Args:
       name: one of `list_models()`.
       path: the file as its authors publish it; see the `converter` of `model_info(name)`.
+      key: of the state dict in a PyTorch file that holds several, such as "state_dict_ema".
       **options: as in `create_model`, for weights of other settings; and settings of the detector, such as `lowest`.
 
     Returns:
@@ -135,7 +136,7 @@ def load_pretrained(name: str, path: str | os.PathLike[str], **options: Any) -> 
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the model has no converter, or the file does not match the model.
+      ValueError: the model has no converter, or one without keys, or the file does not match the model.
     """
     model = model_info(name)
     converter = model.converter
@@ -144,14 +145,18 @@ def load_pretrained(name: str, path: str | os.PathLike[str], **options: Any) -> 
         raise ValueError(f"there is no converter of published weights for {name}; models with a converter: {known}")
     if not any(map(os.path.isfile, (path, f"{os.fspath(path)}.index"))):  # a TensorFlow checkpoint has files PATH.*
         raise FileNotFoundError(f"there is no file {os.fspath(path)}: expected published weights of {name}")
+    load = _find(converter)
+    if key is not None and "key" not in inspect.signature(load).parameters:
+        raise ValueError(f"{name}: key is {key!r}, but the published file is no dict of PyTorch")
+    chosen = {} if key is None else {"key": key}
     if model.detector is None:
-        return _find(converter)(path, variable_shapes(name, **options))
+        return load(path, variable_shapes(name, **options), **chosen)
     from facejax.predictor import Predictor
 
     fields = {field.name for field in dataclasses.fields(_find(model.detector.constructor))} - {"net"}
     settings = {option: options.pop(option) for option in fields & set(options)}
     detector = _made(_with(model.detector, {"net": create_model(name, **options), **settings}))
-    return Predictor(detector, _find(converter)(path, variable_shapes(name, **options)))
+    return Predictor(detector, load(path, variable_shapes(name, **options), **chosen))
 
 
 def _check(name: str, options: Mapping[str, Any]) -> None:

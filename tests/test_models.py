@@ -223,9 +223,9 @@ def test_weights_of_arcface_torch_round_trip(monkeypatch, tmp_path):
     kernels |= {f"{n}.{part}": (8,) for n in norms for part in ("weight", "bias", "running_mean", "running_var")}
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in kernels.items()}
     tensors["features.weight"] = np.ones(8, np.float32)
-    monkeypatch.setattr(arcface_torch, "read_weights", lambda path, key: tensors)
+    monkeypatch.setattr(arcface_torch, "read_weights", lambda path, key: {"net": tensors}[key])
     (tmp_path / "file.pth").touch()
-    variables = facejax.load_pretrained("iresnet18", tmp_path / "file.pth", **options)
+    variables = facejax.load_pretrained("iresnet18", tmp_path / "file.pth", "net", **options)
     assert jax.tree.map(np.shape, variables) == jax.tree.map(lambda leaf: leaf.shape, shapes)
     np.testing.assert_array_equal(variables["params"]["conv1"]["kernel"], tensors["conv1.weight"].transpose(2, 3, 1, 0))
 
@@ -244,6 +244,12 @@ def test_weights_that_are_not_there(name, tmp_path):
         sentence = rf"^there is no file {path}: expected published weights of {name}$"
         with pytest.raises(FileNotFoundError, match=sentence):
             facejax.load_pretrained(name, path)
+
+
+def test_a_key_of_a_file_without_keys(tmp_path):
+    (tmp_path / "ssrnet.h5").touch()
+    with pytest.raises(ValueError, match=r"^ssrnet\w*: key is 'net', but the published file is no dict of PyTorch$"):
+        facejax.load_pretrained(models.list_models("ssrnet*")[0], tmp_path / "ssrnet.h5", key="net")
 
 
 def fresh(code):

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from facejax.interop.damage import unreadable
 from facejax.interop.names import add, flat
+
+_ORDERS = {
+    r"(dense|(depthwise_)?conv\dd(_transpose)?)(_\d+)?": ("kernel", "bias"),
+    r"separable_conv\dd(_\d+)?": ("depthwise_kernel", "pointwise_kernel", "bias"),
+    r"batch_normalization(_\d+)?": ("gamma", "beta", "moving_mean", "moving_variance"),
+}
+"""Weights of a layer in the order of a .weights.h5 file, by the layer's class."""
 
 
 def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """All weights of a Keras 2 HDF5 file, by "layer/.../weight:0"; nested models keep their path.
+    """All weights of a Keras 2 or 3 HDF5 file, by "layer/.../weight" without the ":0" of Keras 2.
+
+    Nested models keep their path. Those of a .weights.h5 file, which has numbers, get names where their layer is dense,
+    a convolution or a batch norm with both scale and bias.
 
     Raises:
       ValueError: not an HDF5 file, or a file without weights.
@@ -22,17 +34,26 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
 
     def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset) and "optimizer_weights" not in name:
+        if isinstance(item, h5py.Dataset) and name.partition("/")[0] not in ("optimizer_weights", "optimizer"):
+            name = _named(name, item.parent) if item.parent.name.endswith("/vars") else name.removesuffix(":0")
             add(found, name.removeprefix("model_weights/"), np.asarray(item))
 
     try:
         with h5py.File(path, "r") as file:
             file.visititems(visit)
     except Exception as error:
-        raise ValueError(f"{path}: not a readable Keras HDF5 file: {error}") from error
+        raise unreadable(path, "Keras HDF5 file", error) from error
     if not found:
         raise ValueError(f"{path}: no weights found, expected at least one")
     return found
+
+
+def _named(name: str, weights: Any) -> str:
+    """layers/conv2d_1/vars/0 of the layer "stem" -> layers/stem/kernel."""
+    *outer, kind, _, number = name.split("/") if name.count("/") > 1 else ("", *name.split("/"))
+    order = next((names for pattern, names in _ORDERS.items() if re.fullmatch(pattern, kind)), ())
+    biased = len(order) - len(weights) <= ("bias" in order)
+    return "/".join([*outer, str(weights.attrs.get("name", kind)), order[int(number)] if order and biased else number])
 
 
 def read_onnx(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -42,7 +63,7 @@ def read_onnx(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     `optimize=False` for the numbers of the state dict.
 
     Raises:
-      ValueError: not an ONNX file, a file without weights, or one with external data files.
+      ValueError: not an ONNX file, a file without weights, or one whose external data file is not beside it.
     """
     import onnx
     from onnx import numpy_helper
@@ -50,6 +71,7 @@ def read_onnx(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     try:
         graph = onnx.load(os.fspath(path), load_external_data=False).graph
+        _load_external(graph, os.path.dirname(os.fspath(path)))
         constants = [
             (node.output[0], attribute.t)
             for node in graph.node
@@ -58,8 +80,6 @@ def read_onnx(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             if attribute.name == "value"
         ]
         weights = [(t.name, t) for t in graph.initializer]
-        if any(t.data_location == onnx.TensorProto.EXTERNAL for _, t in weights + constants):
-            raise ValueError("weights in external data files, expected all in this file")
         for name, tensor in weights:
             add(found, name, numpy_helper.to_array(tensor))
         for name, tensor in constants:
@@ -67,10 +87,25 @@ def read_onnx(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             if array.ndim and array.dtype.kind == "f":
                 add(found, name, array)
     except Exception as error:
-        raise ValueError(f"{path}: not a readable ONNX file: {error}") from error
+        raise unreadable(path, "ONNX file", error) from error
     if not found:
-        raise ValueError(f"{path}: no initialisers found, expected at least one")
+        raise unreadable(path, "ONNX file", "no initialisers found, expected at least one")
     return found
+
+
+def _load_external(graph: Any, folder: str) -> None:
+    from onnx import TensorProto
+    from onnx.external_data_helper import load_external_data_for_tensor
+
+    for tensor in graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            if not os.path.isfile(os.path.join(folder, place)):
+                raise ValueError(
+                    f"its weights are in {place!r}, expected beside it (or export again with external_data=False)"
+                )
+            load_external_data_for_tensor(tensor, folder)
+            tensor.data_location = TensorProto.DEFAULT
 
 
 def onnx_convolutions(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
@@ -88,7 +123,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except Exception as error:
-        raise ValueError(f"{path}: not a readable safetensors file: {error}") from error
+        raise unreadable(path, "safetensors file", error) from error
 
 
 def write_safetensors(path: str | os.PathLike[str], variables: Mapping[str, Any]) -> None:

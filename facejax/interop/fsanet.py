@@ -60,11 +60,11 @@ def file_of(folder: str | os.PathLike[str], scoring: str, aggregation: str = "ca
 
 def _laid_out(name: str, tensor: np.ndarray) -> np.ndarray:
     """Depthwise kernels [H, W, C, 1] become [H, W, 1, C]; the 1x1 kernel of the scores and the centres lose an axis."""
-    if name.endswith("depthwise_kernel:0"):
+    if name.endswith("depthwise_kernel"):
         return tensor.swapaxes(2, 3)
-    if re.search(r"conv2d_7/kernel:0$", name) and tensor.shape[:2] == (1, 1):
+    if re.search(r"conv2d_7/kernel$", name) and tensor.shape[:2] == (1, 1):
         return tensor[0, 0]
-    return tensor[0] if name.endswith("kernel_W2:0") else tensor
+    return tensor[0] if name.endswith("kernel_W2") else tensor
 
 
 def trunk_rules() -> list[Rule]:
@@ -74,9 +74,9 @@ def trunk_rules() -> list[Rule]:
         place = f"trunk/{('first', 'second')[number // 7]}{number % 7}"
         theirs = rf"separable_conv2d_{number + 1}"
         found += [
-            Rule(rf"(?:.*/)?{theirs}/depthwise_kernel:0", f"params/{place}_depthwise/kernel"),
-            Rule(rf"(?:.*/)?{theirs}/pointwise_kernel:0", f"params/{place}_pointwise/conv/kernel"),
-            Rule(rf"(?:.*/)?{theirs}/bias:0", f"params/{place}_pointwise/conv/bias"),
+            Rule(rf"(?:.*/)?{theirs}/depthwise_kernel", f"params/{place}_depthwise/kernel"),
+            Rule(rf"(?:.*/)?{theirs}/pointwise_kernel", f"params/{place}_pointwise/conv/kernel"),
+            Rule(rf"(?:.*/)?{theirs}/bias", f"params/{place}_pointwise/conv/bias"),
             *batch_norm(f"batch_normalization_{number + 1}", f"{place}_pointwise/bn/norm"),
         ]
     for number in range(6):
@@ -95,4 +95,4 @@ def head_rules(mapped: bool) -> list[Rule]:
     for stage in range(3):
         found += layer(f"delta_s{stage + 1}", f"stretch_{stage}")
         found += layer(f"local_delta_stage{stage + 1}", f"shift_{stage}")
-    return found + [Rule(rf"(?:.*/)?{theirs}:0", f"params/aggregate/{ours}") for theirs, ours in AGGREGATES.items()]
+    return found + [Rule(rf"(?:.*/)?{theirs}", f"params/aggregate/{ours}") for theirs, ours in AGGREGATES.items()]

@@ -74,8 +74,9 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
       template: variables or their shapes, from `jax.eval_shape` of a model's init.
 
     Raises:
-      ValueError: tensors are missing, unused, duplicate or of another shape; the message lists ten of them. If batch
-        norms alone are missing and biases alone unused, it names the exporter's option.
+      ValueError: tensors are missing, unused, duplicate or of another shape; the message lists ten of them, with the
+        likely cause where all are of one kind. If batch norms alone are missing and biases alone unused, it names the
+        exporter's option.
     """
     wanted, tree = flat(template), jax.tree.structure(template)
     found: dict[str, np.ndarray] = {}
@@ -110,8 +111,22 @@ def convert(tensors: Mapping[str, np.ndarray], rules: Sequence[Rule], template: 
     wrong += [f"missing: {name} {tuple(wanted[name].shape)}" for name in missing]
     if wrong:
         more = f"; and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ValueError(f"the weights do not match the model in {len(wrong)} places: " + "; ".join(wrong[:10]) + more)
+        listed = "; ".join(wrong[:10]) + more
+        raise ValueError(f"the weights do not match the model{_cause(wrong, found)} in {len(wrong)} places: {listed}")
     return tree.unflatten([np.asarray(found[name], leaf.dtype) for name, leaf in wanted.items()])
+
+
+def _cause(wrong: Sequence[str], found: Mapping[str, Any]) -> str:
+    """What differences of one kind alone tell."""
+    kinds = {text.partition(":")[0] for text in wrong}
+    if not found and "unused" in kinds:
+        return " (no name is one of this architecture's)"
+    causes = {
+        "missing": " (the file holds a part of the model)",
+        "unused": " (the file holds more than the model)",
+        "shape": " (the names agree: another width, embedding or number of classes)",
+    }
+    return causes[kinds.pop()] if len(kinds) == 1 and kinds <= causes.keys() else ""
 
 
 def _folded(missing: Sequence[str], wanted: Mapping[str, Any], wrong: Sequence[str]) -> bool:

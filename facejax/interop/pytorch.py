@@ -12,12 +12,14 @@ import os
 import pathlib
 import pickle
 import struct
+import warnings
 import zipfile
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from facejax.interop.damage import unreadable
 from facejax.interop.names import add
 
 _DTYPES = {
@@ -43,16 +45,28 @@ _VIEWS = {
     "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
     "float8_e5m2": ml_dtypes.float8_e5m2,
     "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+    "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
+    "complex32": np.dtype([("real", np.float16), ("imag", np.float16)]),
 }
 """Types without a storage of their own."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+KEYS = ("state_dict", "model_state_dict", "model", "net", "params", "state_dict_ema", "model_ema", "params_ema", "ema")
+"""Usual keys of state dicts; of several in one file, the first is read."""
+_TRAINING = ("optim", "scheduler", "lr_scheduler", "scaler", "rng", "loss", "criterion")
+"""Beginnings of keys whose tensors are no weights."""
 
 
 def read_weights(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
-    """As `read_state_dict`, without the prefixes of `PREFIXES` that all names share."""
+    """As `read_state_dict`, without the prefixes of `PREFIXES` that all names share.
+
+    Where only a path can be given, as on the command line, FILE:KEY stands for both.
+    """
+    if key is None and not os.path.exists(path):
+        file, _, last = os.fspath(path).rpartition(":")
+        path, key = (file, last) if os.path.isfile(file) else (path, None)
     tensors = read_state_dict(path, key)
     while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in tensors)), ""):
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -64,36 +78,51 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dic
 
     Args:
       path: a file of `torch.save`.
-      key: key of the state dict in the saved dict ("state_dict", "net"); None: all tensors, without the outermost key
-        if only one entry contains tensors.
+      key: key of the state dict in the saved dict; None: the first of `KEYS` in it, with a warning if there are others,
+        or the only entry with tensors, or all tensors.
 
     Raises:
-      ValueError: another format, a damaged file, or no tensors. Objects other than tensors and plain containers are
-        not made: nothing stands for them.
+      ValueError: another format, a damaged file, or no tensors. Objects other than tensors, modules and plain
+        containers are not made: nothing stands for them. A module, as `torch.save(model)` writes it, is read as its
+        state dict.
     """
     path = pathlib.Path(path)
     try:
         loaded = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable PyTorch checkpoint: {error}") from error
+        raise unreadable(path, "PyTorch checkpoint", error) from error
     except Exception as error:  # damaged pickles raise various exceptions
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path}: not a readable PyTorch checkpoint: {reason}") from error
+        raise unreadable(path, "PyTorch checkpoint", f"{type(error).__name__}: {error}") from error
     if key is not None:
         if not isinstance(loaded, dict) or key not in loaded:
-            raise ValueError(f"{path}: no key {key!r}, expected a saved dict with it")
+            keys = ", ".join(map(repr, _state_dicts(loaded))) or "none"
+            raise ValueError(f"{path}: no key {key!r}, expected a saved dict with it; its keys with tensors: {keys}")
         loaded = loaded[key]
-    elif isinstance(loaded, dict):
-        inner = [v for v in loaded.values() if isinstance(v, dict) and _has_tensors(v)]
-        if len(inner) == 1 and not any(isinstance(v, np.ndarray) for v in loaded.values()):
-            loaded = inner[0]
     try:
-        tensors = _flatten(loaded)
-    except ValueError as error:
+        tensors = _flatten(_chosen(loaded, path) if key is None else loaded)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     if not tensors:
         raise ValueError(f"{path}: no tensors found, expected at least one")
     return tensors
+
+
+def _state_dicts(loaded: Any) -> list[str]:
+    items = loaded.items() if isinstance(loaded, dict) else ()
+    return [k for k, v in items if isinstance(k, str) and isinstance(v, dict) and _has_tensors(v)]
+
+
+def _chosen(loaded: Any, path: pathlib.Path) -> Any:
+    """The state dict in a checkpoint of a training run, at any depth."""
+    while inner := _state_dicts(loaded):
+        usual = next((key for key in KEYS if key in inner), None)
+        others = [key for key in inner if key != usual and not key.startswith(_TRAINING)]
+        if usual and others:
+            warnings.warn(f"{path}: reads {usual!r}, not {', '.join(map(repr, others))}; key selects", stacklevel=4)
+        if not usual and (len(inner) > 1 or any(isinstance(v, np.ndarray) for v in loaded.values())):
+            break
+        loaded = loaded[usual or inner[0]]
+    return loaded
 
 
 @dataclasses.dataclass
@@ -132,14 +161,16 @@ class _Tensor:
             return np.zeros(self.size, data.dtype)
         strides = [s * data.itemsize for s in self.stride]
         view = np.ndarray(self.size, data.dtype, data.view(np.uint8), self.offset * data.itemsize, strides)
+        if view.dtype.names:
+            view = view["real"].astype(np.float32) + 1j * view["imag"].astype(np.float32)
         view = np.conj(view) if "conj" in self.bits else view.copy()
         return -view if "neg" in self.bits else view
 
 
 class _Inert(dict):
-    """Stands for every name that a pickle refers to, and for what it would make; arguments and state are not used.
+    """Stands for every name that a pickle refers to, and for what it would make; arguments are not used.
 
-    Entries that the pickle sets, as those of a defaultdict, are kept.
+    Entries that the pickle sets, as those of a defaultdict, are kept; of the state, the tensors and parts of a module.
     """
 
     def __new__(cls, *_: Any, **__: Any) -> _Inert:
@@ -148,8 +179,10 @@ class _Inert(dict):
     def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
-    def __setstate__(self, _: Any) -> None:
-        pass
+    def __setstate__(self, state: Any) -> None:
+        for part in ("_parameters", "_buffers", "_modules"):
+            if isinstance(state, dict) and isinstance(state.get(part), dict):
+                self.update(state[part])
 
     def append(self, _: Any) -> None:
         pass
@@ -190,7 +223,9 @@ class _Unpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"pickle refers to {module}.{name}, expected dense tensors of known types")
         return _Inert
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module":  # (_, class, file, source code), of legacy files
+            return _Inert
         kind, dtype, key, _, numel, *view = pid
         if kind != "storage" or not isinstance(numel, int) or dtype not in _DTYPES or (view and view[0] is not None):
             raise pickle.UnpicklingError(f"pickle refers to {kind!r}, expected a storage")
@@ -222,6 +257,8 @@ def _read_zip(path: pathlib.Path) -> Any:
         names = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
         if len(names) != 1:
             raise ValueError("the archive contains no data.pkl")
+        if any("/code/" in name for name in archive.namelist()):
+            raise ValueError("a TorchScript archive, expected a state dict: save model.state_dict()")
         root = names[0][: -len("data.pkl")]
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("the byte order is not little-endian")

@@ -35,7 +35,7 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
 
 def rgb(tensors: Mapping[str, np.ndarray], layers: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The tensors with the input channels of the named layers' kernels [H, W, 3, F] in reverse order."""
-    first = tuple(f"{layer}/{part}kernel:0" for layer in layers for part in ("", "depthwise_", "pointwise_"))
+    first = tuple(f"{layer}/{part}kernel" for layer in layers for part in ("", "depthwise_", "pointwise_"))
     return {name: x[:, :, ::-1] if name.endswith(first) and x.ndim == 4 else x for name, x in tensors.items()}
 
 
@@ -66,11 +66,11 @@ def rules() -> list[Rule]:
 
 def layer(theirs: str, ours: str) -> list[Rule]:
     """Kernel and bias of a layer; `theirs` is an expression that matches its name."""
-    return [Rule(rf"(?:.*/)?{theirs}/{part}:0", f"params/{ours}/{part}") for part in ("kernel", "bias")]
+    return [Rule(rf"(?:.*/)?{theirs}/{part}", f"params/{ours}/{part}") for part in ("kernel", "bias")]
 
 
 def batch_norm(theirs: str, ours: str) -> list[Rule]:
     """Scale, bias and statistics of a batch norm."""
     places = {k: f"params/{ours}/{v}" for k, v in SCALES.items()}
     places |= {k: f"batch_stats/{ours}/{v}" for k, v in STATISTICS.items()}
-    return [Rule(rf"(?:.*/)?{theirs}/{part}:0", place) for part, place in places.items()]
+    return [Rule(rf"(?:.*/)?{theirs}/{part}", place) for part, place in places.items()]

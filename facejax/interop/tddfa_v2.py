@@ -11,12 +11,13 @@ from facejax.interop.pytorch import read_weights
 LAYERS = ("2_1", "2_2", "3_1", "3_2", "4_1", "4_2", *(f"5_{i}" for i in range(1, 7)), "6")
 
 
-def load(path: str | os.PathLike[str], template: Any) -> Any:
+def load(path: str | os.PathLike[str], template: Any, key: str | None = None) -> Any:
     """Variables from mb05_120x120.pth or mb1_120x120.pth.
 
     Args:
       path: the file.
       template: variables of `tddfa_v2.mb05()` or `mb1()`, or their shapes.
+      key: of the state dict in the checkpoint, if it contains several.
 
     Raises:
       ValueError: the file is not of this network.
@@ -30,7 +31,7 @@ def load(path: str | os.PathLike[str], template: Any) -> Any:
             Rule(rf"{head}\.weight", f"params/{head}/kernel", "linear"),
             Rule(rf"{head}\.bias", f"params/{head}/bias"),
         ]
-    return convert(read_weights(path), rules, template)
+    return convert(read_weights(path, key), rules, template)
 
 
 def _conv_norm(conv: str, norm: str, target: str) -> list[Rule]:

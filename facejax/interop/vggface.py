@@ -42,6 +42,6 @@ def resnet50_rules() -> list[Rule]:
             ]
     rules = [Rule(r"(.*/)?(classifier|dense|fc)[^/]*/.*", "", dropped="of a dense layer")]
     for theirs, conv, norm in layers:
-        rules.append(Rule(rf"(.*/)?{theirs}/kernel:0", f"params/{conv}/kernel"))
-        rules += [Rule(rf"(.*/)?{theirs}/bn/{name}:0", place.format(norm)) for name, place in STATISTICS.items()]
+        rules.append(Rule(rf"(.*/)?{theirs}/kernel", f"params/{conv}/kernel"))
+        rules += [Rule(rf"(.*/)?{theirs}/bn/{name}", place.format(norm)) for name, place in STATISTICS.items()]
     return rules

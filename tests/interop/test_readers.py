@@ -148,7 +148,7 @@ def test_keras_onnx_and_safetensors(tmp_path):
     with h5py.File(tmp_path / "k.h5", "w") as file:
         file["model_weights/conv/conv/kernel:0"] = np.ones((3, 3, 1, 2))
         file["optimizer_weights/m"] = np.zeros(3)
-    assert set(files.read_keras(tmp_path / "k.h5")) == {"conv/conv/kernel:0"}
+    assert set(files.read_keras(tmp_path / "k.h5")) == {"conv/conv/kernel"}
     tensor = onnx.numpy_helper.from_array(np.arange(6.0).reshape(2, 3), "w")
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor])), tmp_path / "o.onnx")
     np.testing.assert_array_equal(files.read_onnx(tmp_path / "o.onnx")["w"], np.arange(6.0).reshape(2, 3))
@@ -218,8 +218,8 @@ def test_dropped_tensors_must_be_what_the_model_assumes():
 
 def test_dropped_dense_layers_are_dense():
     rules = vggface.resnet50_rules()
-    with pytest.raises(ValueError, match=r"unused: fc1/kernel:0 \(3, 3, 2, 2\), because it is not of a dense layer"):
-        convert({"fc1/kernel:0": np.zeros((3, 3, 2, 2)), "fc2/kernel:0": np.zeros((2, 2))}, rules, {})
+    with pytest.raises(ValueError, match=r"unused: fc1/kernel \(3, 3, 2, 2\), because it is not of a dense layer"):
+        convert({"fc1/kernel": np.zeros((3, 3, 2, 2)), "fc2/kernel": np.zeros((2, 2))}, rules, {})
 
 
 def test_unknown_tensors_of_gat_are_reported():
@@ -339,3 +339,118 @@ def test_a_mismatch_lists_ten_names():
         convert({f"odd{i}": np.zeros(2) for i in range(300)}, [], {})
     assert str(error.value).count("unused") == 10
     assert str(error.value).endswith("; and 290 more")
+
+
+def test_one_state_dict_of_several_is_chosen_and_named(tmp_path):
+    names, path = ("a", "b", "c"), tmp_path / "m.pt"
+    views = {name: {f"module.{name}": View("0", 1, 0, (1,), (1,))} for name in names}
+    data = {"0": np.zeros(1, np.float32).tobytes()}
+    saved = {"state_dict_ema": views["b"], "state_dict": views["a"], "optimizer": views["c"]}
+    checkpoint(path, saved, data)
+    with pytest.warns(UserWarning, match=r"m\.pt: reads 'state_dict', not 'state_dict_ema'; key selects$"):
+        assert list(read_weights(path)) == ["a"]
+    assert list(read_weights(path, "state_dict_ema")) == list(read_weights(f"{path}:state_dict_ema")) == ["b"]
+    with pytest.raises(ValueError, match=r"its keys with tensors: 'state_dict_ema', 'state_dict', 'optimizer'$"):
+        read_weights(f"{path}:odd")
+    checkpoint(path, {"encoder": views["a"], "decoder": views["b"]}, data)
+    assert list(read_weights(path)) == ["encoder.module.a", "decoder.module.b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"\n<!DOCTYPE html>", "it is a web page, expected the file itself"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "it is a pointer of Git LFS, expected the file itself"),
+    ],
+)
+@pytest.mark.parametrize("read", [files.read_keras, files.read_onnx, files.read_safetensors, read_state_dict])
+def test_accidents_of_downloads(tmp_path, read, content, message):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(ValueError, match=f"file: not a readable .*: {message}"):
+        read(tmp_path / "file")
+
+
+def test_other_formats_cut_short(tmp_path):
+    array = np.ones((30, 30), np.float32)
+    with h5py.File(tmp_path / "k.h5", "w") as file:
+        file["a/kernel"] = array
+    tensor = onnx.numpy_helper.from_array(array, "w")
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor])), tmp_path / "o.onnx")
+    files.write_safetensors(tmp_path / "s.safetensors", {"a": array})
+    for name, read in {
+        "k.h5": files.read_keras,
+        "o.onnx": files.read_onnx,
+        "s.safetensors": files.read_safetensors,
+    }.items():
+        path = tmp_path / name
+        assert read(path)
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(ValueError, match=rf"{name}: .* \(a download cut short\?\)$"):
+            read(path)
+
+
+def test_external_data_of_onnx(tmp_path):
+    """As PyTorch's exporter writes it by default."""
+    tensor = onnx.numpy_helper.from_array(np.arange(600.0).reshape(2, 300), "w")
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], [tensor]))
+    path, data = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
+    onnx.save_model(model, path, save_as_external_data=True, location=data.name, size_threshold=0)
+    np.testing.assert_array_equal(files.read_onnx(path)["w"], np.arange(600.0).reshape(2, 300))
+    data.write_bytes(data.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"m\.onnx: .*\(a download cut short\?\)$"):
+        files.read_onnx(path)
+    data.unlink()
+    with pytest.raises(
+        ValueError, match=r"weights are in 'm\.onnx\.data', expected beside it .*external_data=False\)$"
+    ):
+        files.read_onnx(path)
+
+
+def test_keras_3(tmp_path):
+    """The layouts that Keras 3.15 writes."""
+    with h5py.File(tmp_path / "k.h5", "w") as file:
+        file["model_weights/stem/sequential/stem/kernel"] = np.ones((3, 3, 1, 2))
+        file["optimizer_weights/adam/sequential_stem_kernel_momentum"] = np.zeros((3, 3, 1, 2))
+    assert set(files.read_keras(tmp_path / "k.h5")) == {"stem/sequential/stem/kernel"}
+    layers = {
+        "conv2d": ("stem", 1), "conv2d_1": ("second", 2), "separable_conv2d": ("third", 2), "dense": ("out", 2),
+        "batch_normalization": ("bn", 4), "batch_normalization_1": ("plain_bn", 3), "odd": ("own", 1),
+    }  # fmt: skip
+    path = tmp_path / "k.weights.h5"
+    with h5py.File(path, "w") as file:
+        for group, (name, count) in layers.items():
+            for i in range(count):
+                file[f"layers/functional/layers/{group}/vars/{i}"] = np.full(2, i)
+            file[f"layers/functional/layers/{group}/vars"].attrs["name"] = name
+        for i in range(12):
+            file[f"optimizer/vars/{i}"] = np.zeros(2)
+    found = {name.removeprefix("layers/functional/layers/"): x for name, x in files.read_keras(path).items()}
+    norm = ("gamma", "beta", "moving_mean", "moving_variance")
+    expected = {
+        "stem": ["kernel"], "second": ["kernel", "bias"], "third": ["depthwise_kernel", "pointwise_kernel"],
+        "out": ["kernel", "bias"], "bn": norm, "plain_bn": "012", "own": "0",
+    }  # fmt: skip
+    numbered = {f"{layer}/{weight}": i for layer, names in expected.items() for i, weight in enumerate(names)}
+    assert {name: int(x[0]) for name, x in found.items()} == numbered
+
+
+@pytest.mark.parametrize(
+    ("changes", "dropped", "cause"),
+    [
+        (
+            {"fc.weight": np.zeros((6, 8))},
+            (),
+            r"the model \(the names agree: another width, .*\) in 1 places: shape: fc.weight",
+        ),
+        ({"more.weight": np.zeros(2)}, (), r"\(the file holds more than the model\) in 1 places: unused: more"),
+        ({}, ("fc.weight",), r"\(the file holds a part of the model\) in 1 places: missing: params/fc/kernel"),
+        ({"more.weight": np.zeros(2)}, ("fc.weight",), "the model in 2 places: unused: more"),
+    ],
+)
+def test_a_mismatch_of_one_kind_names_its_cause(changes, dropped, cause):
+    given = {name: x for name, x in tensors(**changes).items() if name not in dropped}
+    with pytest.raises(ValueError, match=cause):
+        convert(given, RULES, TEMPLATE)
+    with pytest.raises(ValueError, match=r"\(no name is one of this architecture's\) in 6 places: unused: blocks.0.w"):
+        convert({"blocks.0.w": np.zeros(2)}, RULES, TEMPLATE)
