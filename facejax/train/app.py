@@ -37,7 +37,7 @@ GetConfig = Callable[[str], ConfigDict]
 Build = Callable[[ConfigDict], Experiment]
 
 MAY_CHANGE = (
-    r"train\.(steps|log_every|eval_every|save_every|save_seconds|keep|parallel|devices)",
+    r"train\.(steps|log_every|eval_every|save_every|save_seconds|keep|parallel|devices|on_bad)",
     r"data\.(workers|threads|data_dir)",
     r"eval\..*",
 )
@@ -101,6 +101,7 @@ def main(get_config: GetConfig, build: Build) -> None:
         "Folder for checkpoints, logs and report.html; a run found there resumes. Empty saves nothing.",
     )
     dry = flags.DEFINE_bool("dry_run", False, "Print the preset's parameters, memory and operations, then exit.")
+    check = flags.DEFINE_bool("check_data", False, "Decode all training images, list those that do not, then exit.")
     eval_only = flags.DEFINE_bool("eval_only", False, "Evaluate the newest checkpoint of --workdir, then exit.")
     average = flags.DEFINE_integer(
         "average", 1, "With --eval_only: average the parameters of this many newest checkpoints."
@@ -129,6 +130,9 @@ def main(get_config: GetConfig, build: Build) -> None:
                     raise ValueError("--dry_run: this preset trains nothing: expected one that does")
                 print(describe(dry_run(experiment, Options(**config_flag.value.train))))
                 return
+            if check.value:
+                check_data(build(config_flag.value))
+                return
             options = {
                 "name": f"{name}:{chosen}",
                 "workdir": workdir.value or None,
@@ -148,6 +152,22 @@ def main(get_config: GetConfig, build: Build) -> None:
 
     sys.modules["__main__"].__doc__ = usage.replace("%", "%%")  # absl applies % formatting to it
     absl_app.run(start, argv)
+
+
+def check_data(experiment: Experiment) -> None:
+    """Decodes all training images, and held-out ones of the same files, and prints a line for each that is bad.
+
+    Raises:
+      ValueError: there are bad images, or the experiment trains on no image files.
+    """
+    data = experiment.train_data() if experiment.train_data else None
+    count, flaws = data.check_images() if hasattr(data, "check_images") else (0, [])
+    if not count:
+        raise ValueError("--check_data: this preset reads no image files: expected one that does")
+    print("".join(f"{flaw}\n" for flaw in flaws), end="")
+    if flaws:
+        raise ValueError(f"{len(flaws)} of {count} images are bad (--config.train.on_bad=skip trains without them)")
+    print(f"all {count} images decode")
 
 
 def run(

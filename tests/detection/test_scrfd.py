@@ -223,7 +223,7 @@ def test_published_weights(test_data):
             np.testing.assert_allclose(found.boxes[found.mask] / scale, expected[:, :4], atol=0.01)
             np.testing.assert_allclose(found.scores[found.mask], expected[:, 4], atol=1e-5)
             np.testing.assert_allclose(found.points[found.mask] / scale, recorded[f"{name}_dets_kps"], atol=0.01)
-    with pytest.raises(ValueError, match="the weights do not match the model .*in 2 places: shape"):
+    with pytest.raises(ValueError, match=r"the weights do not match the model .*in 2 places: shape"):
         other = jax.tree.map(lambda x: x, template)
         other["params"]["outputs0"]["cls"] = {
             "kernel": jax.ShapeDtypeStruct((3, 3, 64, 4), jnp.float32), "bias": jax.ShapeDtypeStruct((4,), jnp.float32),
