@@ -108,7 +108,7 @@ def main(get_config: GetConfig, build: Build) -> None:
     )
     seeds = flags.DEFINE_integer("seeds", 0, "Run this many seeds, each in its own folder, and print mean and spread.")
     arrays = flags.DEFINE_string(
-        "save_arrays", None, "Folder for the evaluation's arrays (embeddings, ...) as .npy files."
+        "save_arrays", None, "Folder for the evaluation's arrays (embeddings, ...) as .npy files; labels as text, too."
     )
     debug = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     coordinator = flags.DEFINE_string("coordinator", None, "Multi-host: host:port of process 0, or 'auto'.")
@@ -267,6 +267,8 @@ def _finish(
         target.mkdir(parents=True, exist_ok=True)
         for key, array in report.arrays.items():
             np.save(target / f"{key}.npy", array)
+            if np.ndim(array) == 1 and array.dtype.kind in "iu":
+                np.savetxt(target / f"{key}.txt", array, "%d")
     if not quiet:
         width = max(map(len, report.metrics))
         print("\n".join(f"{key:{width}}  {value:.4f}" for key, value in report.metrics.items()))
