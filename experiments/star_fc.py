@@ -4,6 +4,8 @@
     python -m experiments.star_fc --config=edges      # without intimacy; components trains nothing
     python -m experiments.star_fc --config=ms1m --config.data.path=DIR     # DIR/features/*.bin, DIR/labels/*.meta
     python -m experiments.star_fc ... --eval_only --config.eval.test=part3_test     # a trained run, other identities
+    python -m experiments.star_fc --config=files --config.data.path=DIR --config.data.train=A --config.eval.test=B \
+        --save_arrays=OUT       # your features; without DIR/labels/B.meta no scores, the clusters in OUT/clusters.txt
 
 Published (authors' README, MS1M part 1): pairwise F 91.97. The threshold of P(same) has the best pairwise F on labelled
 identities kept from training (0.7 in the paper); that of the intimacy is a setting.
@@ -27,6 +29,7 @@ from facejax.data import pipeline
 from facejax.data.synthetic import embeddings
 from facejax.data.synthetic.embeddings import Embeddings
 from facejax.evaluate.clustering import NeighbourGraph, choose, spread
+from facejax.evaluate.verification import census
 from facejax.metrics import clustering
 from facejax.ops import knn
 from facejax.ops.graph import Graph
@@ -58,6 +61,7 @@ PRESETS = {
     "synthetic": {},
     "edges": {"intimacy": -1.0},
     "components": {"method": "components", "train.steps": 0},
+    "files": {"data": {"source": "files", "width": 512}},  # DIR/features/NAME.bin, DIR/labels/NAME.meta
     "ms1m": {
         "data": {"source": "files", "width": 256},
         "graph": {"k": 80, "chunk": 2**20},
@@ -100,16 +104,20 @@ def build(config: ConfigDict) -> Experiment:
         ends = net.apply(variables, jnp.asarray(here.features), whole, chunk=graph.chunk, method=net.ends)
         edges = star_fc.directed_edges(near)
         probability = np.asarray(star_fc.edge_probabilities(net, variables, ends, edges, chunk=2**14))
-        count, shared = len(here.labels), config.intimacy
+        count, shared = len(here.features), config.intimacy
         return lambda score: star_fc.cluster(edges, probability, count, score=score, shared=shared)
 
     def evaluate(state: TrainState | None) -> Report:
-        tuning, unseen = labelled()[1], data.unseen(config.seed, embeddings.HeldOut(**config.eval))
+        tuning = labelled()[1]
+        unseen = data.unseen(config.seed, embeddings.HeldOut(**config.eval), unlabelled=True)
         score, figure = choose(tuning.labels, clusterer(tuning, state), np.linspace(0.02, 0.98, 49))
         found = clusterer(unseen, state)(score)
+        figures, arrays = {"Threshold, chosen on labelled identities": figure}, {"clusters": np.asarray(found)}
+        if unseen.labels is None:
+            counts = {"clusters": len(np.unique(found)), "images": len(found), "score": score}
+            return Report(counts, figures=figures, arrays=arrays)
         metrics = clustering.report(unseen.labels, found) | {"score": score, "people": len(np.unique(unseen.labels))}
-        figures = {"Threshold, chosen on labelled identities": figure}
-        return Report(metrics, figures=figures, arrays={"clusters": found})
+        return Report(metrics, {"Held-out images": [census(unseen.labels)]}, figures, arrays=arrays)
 
     if config.method == "components":
         return Experiment(evaluate)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import pathlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from flax import struct
 
 from facejax.data import transforms
+from facejax.data.decoding import ImageFile
 from facejax.detection.base import Detections, Detector, gathered
 
 Picture = Any
@@ -44,10 +44,7 @@ def opened(picture: Picture) -> np.ndarray:
     if isinstance(picture, bytes):
         return transforms.decode(picture)
     if isinstance(picture, (str, os.PathLike)):
-        try:
-            return transforms.decode(pathlib.Path(picture).read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{os.fspath(picture)}: {error}") from error
+        return transforms.decode(ImageFile.read(picture))
     if not isinstance(picture, (np.ndarray, jax.Array)):
         raise ValueError(f"an image is a {type(picture).__name__}: expected an array, a path or the bytes of a file")
     image = np.asarray(picture)

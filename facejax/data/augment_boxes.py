@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from facejax.data import transforms
+from facejax.data.decoding import ImageFile
 
 Rng = np.random.Generator
 Colour = tuple[int, int, int]
@@ -75,10 +76,10 @@ class Picture:
 
 def decoded(example: Mapping[str, Any]) -> np.ndarray:
     """The stored image of an example as uint8 RGB; ValueError with its name if it does not decode."""
-    try:
-        return transforms.decode(example["image"], upright=False)
-    except ValueError as error:
-        raise ValueError(f"{example.get('name')}: {error}") from error
+    image = example["image"]
+    if not isinstance(image, ImageFile):
+        image = ImageFile(image, str(example.get("name", "")))
+    return transforms.decode(image, upright=False)
 
 
 def opened(example: Mapping[str, Any]) -> Picture:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from facejax.data import pipeline, readers, sources, transforms
+from facejax.data.decoding import ImageFile
 from facejax.data.distortions import DISTORTIONS
 
 RATED, PADDING = -1, -2
@@ -101,7 +102,7 @@ def load_rated(size: int, total: int) -> pipeline.Load:
     def load(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
         rows = []
         for example, rng in zip(examples, rngs, strict=True):
-            image = transforms.decode(pathlib.Path(example["path"]).read_bytes())
+            image = transforms.decode(ImageFile.read(example["path"]))
             rows.append(_example(crop(image, size, rng, example["path"]), 0, RATED, example["opinion"]))
         rows += (total - len(rows)) * [_example(np.zeros((size, size, 3), np.uint8), 0, PADDING, 0)]
         return pipeline.stacked_batch(rows, rngs)
@@ -135,7 +136,7 @@ class Crops:
 
         @functools.lru_cache(maxsize=1)
         def crops_of(number: int) -> list[np.ndarray]:
-            image, rng = transforms.decode(paths[number].read_bytes()), np.random.default_rng([seed, number])
+            image, rng = transforms.decode(ImageFile.read(paths[number])), np.random.default_rng([seed, number])
             return [crop(image, size, rng, str(paths[number])) for _ in range(count)]
 
         self._at = lambda place: crops_of(place // count)[place % count]

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from facejax.data import pipeline, streams, transforms
+from facejax.data.decoding import ImageFile
 from facejax.data.pipeline import Source
 from facejax.data.readers.folder import SUFFIXES, natural
 from facejax.data.synthetic import faces
@@ -160,7 +161,7 @@ class Pictures:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self.paths[index]
-        return {"image": path.read_bytes(), "name": str(path)}
+        return {"image": ImageFile.read(path), "name": str(path)}
 
 
 def check_size(size: int, name: str) -> None:

@@ -223,7 +223,7 @@ class Annotated:
         face, points = self._faces.faces[index], self._faces.faces[index].points
         visible = np.ones(len(points), bool) if face.visible is None else face.visible
         return {
-            "image": face.picture.read_bytes(),
+            "image": face.encoded(),
             "points": points,
             "visible": visible,
             "region": square(face.box.reshape(2, 2) if self._crop == "box" else points),

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from facejax.data import pipeline, sources, transforms
+from facejax.data.decoding import ImageFile
 from facejax.data.readers.folder import ImageFolder
 from facejax.data.readers.landmarks import read_pts
 from facejax.data.synthetic import faces
@@ -215,6 +216,6 @@ def aligned(picture: pathlib.Path, size: int) -> tuple[np.ndarray, np.ndarray]:
     """
     points = read_pts(picture.with_suffix(".pts"), 68)
     matrix = transforms.similarity_transform(transforms.five_points(points), transforms.template(size))
-    image = transforms.decode(picture.read_bytes(), upright=False)
+    image = transforms.decode(ImageFile.read(picture), upright=False)
     moved = points @ matrix[:, :2].T + matrix[:, 2] + 0.5
     return transforms.warp(image, matrix, (size, size), cv2.BORDER_REPLICATE), moved.astype(np.float32)

@@ -13,7 +13,9 @@ import functools
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from typing import Any, Protocol
 
 import grain
@@ -22,6 +24,11 @@ import numpy as np
 from absl import flags
 
 from facejax.data import transforms
+from facejax.data.decoding import BadImage
+
+_REPLACED = "replaced"
+"""Key under which a batch counts the examples that did not decode, until `Batches` takes it out."""
+CHECKED_AT_ONCE = 4096
 
 
 class Source(Protocol):
@@ -65,31 +72,27 @@ def train_batches(
         raise ValueError(f"a batch of {batch_size} does not divide among {count} processes")
     if len(source) < batch_size:
         raise ValueError(f"the data has {len(source)} examples, fewer than one batch of {batch_size}")
-    dataset = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .batch(batch_size, drop_remainder=True)
-        .repeat()
-        .random_map(_LoadBatch(source, load, index, count))
-    )
-    return Batches(dataset, len(source), batch_size, threads, workers)
+    dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().batch(batch_size, drop_remainder=True).repeat()
+    return Batches(dataset, _LoadBatch(source, load, index, count), batch_size, threads, workers)
 
 
 class Batches:
     """An iterator over the batches of this process; see `train_batches`.
 
     Args:
-      dataset: a Grain MapDataset of batches, endless.
-      length: number of examples in an epoch, before the incomplete last batch is dropped.
+      dataset: a Grain MapDataset of the indices of global batches, endless.
+      load: what makes the batches from indices.
       batch_size: size of the global batch.
       threads, workers: as in `train_batches`.
+
+    Attributes:
+      replaced: number of examples of the batches so far in whose place others stand, see `replace_bad`.
     """
 
-    def __init__(self, dataset: grain.MapDataset, length: int, batch_size: int, threads: int, workers: int):
-        self._dataset, self._length, self._batch_size = dataset, length, batch_size
+    def __init__(self, dataset: grain.MapDataset, load: _LoadBatch, batch_size: int, threads: int, workers: int):
+        self._dataset, self._load, self._length, self._batch_size = dataset, load, len(load.source), batch_size
         self._threads, self._workers = threads, workers
-        self._done, self._iterator = 0, None
+        self._done, self._iterator, self.replaced = 0, None, 0
 
     def __iter__(self) -> Batches:
         return self
@@ -99,7 +102,30 @@ class Batches:
             self._iterator = self._start()
         batch = next(self._iterator)
         self._done += 1
+        self.replaced += int(batch.pop(_REPLACED, 0))
         return batch
+
+    def replace_bad(self) -> None:
+        """Puts other examples of a batch in place of those whose image does not decode, before the first batch.
+
+        A warning names each of them.
+        """
+        self._load = dataclasses.replace(self._load, replace=True)
+
+    def check_images(self) -> tuple[int, list[str]]:
+        """Decodes all image files of the source, or of the larger one that it is a part of.
+
+        Returns:
+          (number of image files, a sentence for each example with one that does not decode).
+        """
+        source, count, flaws = getattr(self._load.source, "whole", self._load.source), 0, []
+        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(source), CHECKED_AT_ONCE):
+                rows = range(start, min(start + CHECKED_AT_ONCE, len(source)))
+                for images, flaw in pool.map(functools.partial(_check, source), rows):
+                    count += images
+                    flaws += filter(None, [flaw])
+        return count, flaws
 
     def get_state(self) -> dict[str, int]:
         """The position: examples read by all processes, the size of the global batch, the length of the data."""
@@ -132,7 +158,7 @@ class Batches:
 
     def _start(self) -> grain.DatasetIterator:
         options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=2 * self._threads)
-        dataset = self._dataset[self._done :].to_iter_dataset(options)
+        dataset = self._dataset.random_map(self._load)[self._done :].to_iter_dataset(options)
         if self._workers:
             if not flags.FLAGS.is_parsed():  # in notebooks and scripts: Grain reads its absl flags
                 flags.FLAGS.mark_as_parsed()
@@ -190,14 +216,50 @@ class _LoadBatch(grain.transforms.RandomMap):
     load: Load
     process_index: int
     process_count: int
+    replace: bool = False
 
     def random_map(self, indices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         _end_with_parent()
         width = len(indices) // self.process_count
         mine = slice(self.process_index * width, (self.process_index + 1) * width)
         seeds = rng.integers(0, 2**63, size=len(indices))[mine]
+        try:
+            return self._loaded(indices[mine], seeds)
+        except BadImage:
+            if not self.replace:
+                raise
+        good = [i for i in range(width) if self._is_good(indices[mine][i], seeds[i])]
+        if not good:
+            raise ValueError(f"none of the {width} images of a batch decodes")
+        rows = [i if i in good else good[i % len(good)] for i in range(width)]
+        batch = self._loaded(indices[mine][rows], seeds[rows])
+        return {**batch, _REPLACED: np.array(width - len(good))}
+
+    def _loaded(self, indices: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
         generators = [np.random.Generator(np.random.Philox(key=int(seed))) for seed in seeds]
-        return self.load(fetch(self.source, indices[mine]), generators)
+        return self.load(fetch(self.source, indices), generators)
+
+    def _is_good(self, index: int, seed: int) -> bool:
+        try:
+            self._loaded(np.array([index]), np.array([seed]))
+        except BadImage as error:
+            warnings.warn(f"{error}; another image of its batch takes its place", stacklevel=2)
+            return False
+        return True
+
+
+def _check(source: Source, index: int) -> tuple[int, str]:
+    """The number of encoded images of an example, and what is wrong with them, "" if nothing."""
+    try:
+        example = source[index]
+        found = example.get("image") if isinstance(example, Mapping) else None
+        found = found if isinstance(found, list | tuple) else [found]
+        encoded = [x for x in found if isinstance(x, bytes)]
+        for image in encoded:
+            transforms.decode(image)
+    except (ValueError, OSError) as error:
+        return 1, str(error)
+    return len(encoded), ""
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from facejax.data import pipeline, transforms
+from facejax.data import decoding, pipeline, transforms
 from facejax.data.landmarks import MIRROR_68
 from facejax.data.pipeline import Load, Source
 from facejax.data.readers.folder import SUFFIXES
@@ -77,9 +77,7 @@ def decoded(encoded: bytes, name: str) -> np.ndarray:
     Raises:
       ValueError: the file does not decode, has more than 8 bits, or an alpha channel.
     """
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED) if encoded else None
-    if image is None:
-        raise ValueError(f"{name}: does not decode: expected an image file such as PNG or JPEG")
+    image = decoding.pixels(decoding.ImageFile(encoded, name), cv2.IMREAD_UNCHANGED)
     if image.dtype != np.uint8:
         raise ValueError(f"{name}: an image of {image.dtype}: expected 8 bits a channel")
     if image.ndim == 3 and image.shape[2] != 3:

@@ -34,10 +34,14 @@ class Subset:
       source: examples with "image" and a class.
       rows: [M] int, indices of the examples.
       labels: [M] int, classes that replace the examples' own.
+
+    Attributes:
+      whole: the source that it is a part of, directly or not.
     """
 
     def __init__(self, source: Source, rows: Sequence[int], labels: Sequence[int] | None = None):
         self._source, self._rows, self.labels = source, rows, labels
+        self.whole = getattr(source, "whole", source)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -56,10 +60,14 @@ class Part:
     Args:
       source: the examples.
       rows: [M] int, indices of those in the part.
+
+    Attributes:
+      whole: as of `Subset`.
     """
 
     def __init__(self, source: Source, rows: Sequence[int]):
         self._source, self._rows = source, rows
+        self.whole = getattr(source, "whole", source)
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,6 +26,18 @@ class _Streams:
     def set_state(self, state: list[Any]) -> None:
         for stream, part in zip(self._streams, state, strict=True):
             stream.set_state(part)
+
+    @property
+    def replaced(self) -> int:
+        return sum(stream.replaced for stream in self._streams)
+
+    def replace_bad(self) -> None:
+        for stream in self._streams:
+            stream.replace_bad()
+
+    def check_images(self) -> tuple[int, list[str]]:
+        counts, flaws = zip(*(stream.check_images() for stream in self._streams), strict=True)
+        return sum(counts), list(itertools.chain(*flaws))
 
     def close(self) -> None:
         for stream in self._streams:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from facejax.data import decoding
+
 cv2.setNumThreads(0)
 
 ARCFACE_TEMPLATE = np.array(
@@ -14,21 +16,18 @@ ARCFACE_TEMPLATE = np.array(
 
 
 def decode(encoded: bytes, *, upright: bool = True) -> np.ndarray:
-    """Decodes an image (PNG, JPEG, PGM, ...) to uint8 RGB [H, W, 3].
+    """Decodes an image (see `decoding.FORMATS`) to uint8 RGB [H, W, 3].
 
     Args:
-      encoded: content of the image file.
+      encoded: content of the image file; errors name the origin of a `decoding.ImageFile`.
       upright: rotate and mirror the image as its EXIF orientation says. False where coordinates (boxes, keypoints,
         landmarks) belong to the image: annotations refer to the stored pixels.
 
     Raises:
-      ValueError: the image does not decode.
+      BadImage: the image does not decode.
     """
     flags = cv2.IMREAD_COLOR if upright else cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
-    if image is None:
-        raise ValueError(f"an image of {len(encoded)} bytes does not decode: expected a PNG, JPEG or PGM file")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(decoding.pixels(encoded, flags), cv2.COLOR_BGR2RGB)
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

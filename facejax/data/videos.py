@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import cv2
 import numpy as np
 
-from facejax.data import pipeline, transforms
+from facejax.data import decoding, pipeline, transforms
 from facejax.data.readers.folder import image_files, listed
 from facejax.data.synthetic import faces
 
@@ -161,10 +161,7 @@ def read_frame(path: pathlib.Path) -> np.ndarray:
     Raises:
       ValueError: the file does not decode, has another depth than 8 bits, or an alpha channel.
     """
-    data = np.frombuffer(path.read_bytes(), np.uint8)
-    image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
-    if image is None:
-        raise ValueError(f"{path}: {len(data)} bytes do not decode: expected a PNG or JPEG image")
+    image = decoding.pixels(decoding.ImageFile.read(path), cv2.IMREAD_UNCHANGED)
     if image.dtype != np.uint8:
         raise ValueError(f"{path}: {8 * image.dtype.itemsize} bits a channel: expected 8")
     if image.ndim == 3 and image.shape[2] != 3:

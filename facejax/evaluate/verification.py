@@ -90,6 +90,7 @@ def verify_held_out(source: Source | None, image_size: int, embed: Embed) -> Rep
             "Held-out people": image_grid(images[: 8 * 12], 12),
             "Most similar impostors": hardest_impostors(images[some], features[some], labels[some]),
         },
+        tables={"Held-out images": [census(labels)]},
         arrays={"embeddings": features, "labels": labels},
         notes=CONVENTION,
     )
@@ -97,7 +98,7 @@ def verify_held_out(source: Source | None, image_size: int, embed: Embed) -> Rep
 
 def verify_packs(packs: str, image_size: int, embed: Embed) -> Report:
     """The 10-fold protocol on InsightFace's .bin packs: `packs` are paths with commas between; `embed` as above."""
-    metrics, arrays = {}, {}
+    metrics, arrays, rows = {}, {}, []
     for name, images, same in read_packs(packs, image_size):
         features = embed(images)
         distances = verification.squared_distances(features[::2], features[1::2])
@@ -105,7 +106,16 @@ def verify_packs(packs: str, image_size: int, embed: Embed) -> Report:
             metrics[f"{name}_accuracy"] = float(verification.kfold_accuracy(distances, same).mean)
         metrics[f"{name}_genuine_cosine"] = float(1 - distances[same].mean() / 2)
         arrays[f"{name}_embeddings"] = features
-    return Report(metrics, arrays=arrays)
+        genuine = int(same.sum())
+        rows.append({"pack": name, "images": len(images), "genuine pairs": genuine, "others": len(same) - genuine})
+    return Report(metrics, {"Packs": rows}, arrays=arrays)
+
+
+def census(labels: np.ndarray) -> dict[str, int]:
+    """Row of a table: numbers of people and images in labels [N], and of their pairs of one person and of two."""
+    counts = np.unique(labels, return_counts=True)[1]
+    genuine, pairs = int((counts * (counts - 1) // 2).sum()), len(labels) * (len(labels) - 1) // 2
+    return {"people": len(counts), "images": len(labels), "genuine pairs": genuine, "impostor pairs": pairs - genuine}
 
 
 def read_packs(packs: str, image_size: int) -> Iterable[tuple[str, np.ndarray, np.ndarray]]:

@@ -37,7 +37,7 @@ GetConfig = Callable[[str], ConfigDict]
 Build = Callable[[ConfigDict], Experiment]
 
 MAY_CHANGE = (
-    r"train\.(steps|log_every|eval_every|save_every|save_seconds|keep|parallel|devices)",
+    r"train\.(steps|log_every|eval_every|save_every|save_seconds|keep|parallel|devices|on_bad)",
     r"data\.(workers|threads|data_dir)",
     r"eval\..*",
 )
@@ -101,13 +101,14 @@ def main(get_config: GetConfig, build: Build) -> None:
         "Folder for checkpoints, logs and report.html; a run found there resumes. Empty saves nothing.",
     )
     dry = flags.DEFINE_bool("dry_run", False, "Print the preset's parameters, memory and operations, then exit.")
+    check = flags.DEFINE_bool("check_data", False, "Decode all training images, list those that do not, then exit.")
     eval_only = flags.DEFINE_bool("eval_only", False, "Evaluate the newest checkpoint of --workdir, then exit.")
     average = flags.DEFINE_integer(
         "average", 1, "With --eval_only: average the parameters of this many newest checkpoints."
     )
     seeds = flags.DEFINE_integer("seeds", 0, "Run this many seeds, each in its own folder, and print mean and spread.")
     arrays = flags.DEFINE_string(
-        "save_arrays", None, "Folder for the evaluation's arrays (embeddings, ...) as .npy files."
+        "save_arrays", None, "Folder for the evaluation's arrays (embeddings, ...) as .npy files; labels as text, too."
     )
     debug = flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
     coordinator = flags.DEFINE_string("coordinator", None, "Multi-host: host:port of process 0, or 'auto'.")
@@ -129,6 +130,9 @@ def main(get_config: GetConfig, build: Build) -> None:
                     raise ValueError("--dry_run: this preset trains nothing: expected one that does")
                 print(describe(dry_run(experiment, Options(**config_flag.value.train))))
                 return
+            if check.value:
+                check_data(build(config_flag.value))
+                return
             options = {
                 "name": f"{name}:{chosen}",
                 "workdir": workdir.value or None,
@@ -148,6 +152,22 @@ def main(get_config: GetConfig, build: Build) -> None:
 
     sys.modules["__main__"].__doc__ = usage.replace("%", "%%")  # absl applies % formatting to it
     absl_app.run(start, argv)
+
+
+def check_data(experiment: Experiment) -> None:
+    """Decodes all training images, and held-out ones of the same files, and prints a line for each that is bad.
+
+    Raises:
+      ValueError: there are bad images, or the experiment trains on no image files.
+    """
+    data = experiment.train_data() if experiment.train_data else None
+    count, flaws = data.check_images() if hasattr(data, "check_images") else (0, [])
+    if not count:
+        raise ValueError("--check_data: this preset reads no image files: expected one that does")
+    print("".join(f"{flaw}\n" for flaw in flaws), end="")
+    if flaws:
+        raise ValueError(f"{len(flaws)} of {count} images are bad (--config.train.on_bad=skip trains without them)")
+    print(f"all {count} images decode")
 
 
 def run(
@@ -247,6 +267,8 @@ def _finish(
         target.mkdir(parents=True, exist_ok=True)
         for key, array in report.arrays.items():
             np.save(target / f"{key}.npy", array)
+            if np.ndim(array) == 1 and array.dtype.kind in "iu":
+                np.savetxt(target / f"{key}.txt", array, "%d")
     if not quiet:
         width = max(map(len, report.metrics))
         print("\n".join(f"{key:{width}}  {value:.4f}" for key, value in report.metrics.items()))

@@ -44,6 +44,8 @@ class Options:
       microbatches: slices per device batch for gradient accumulation.
       parallel: "shard_map" or "pmap".
       devices: number of visible devices to use; 0 uses all.
+      on_bad: what an image that does not decode does: "error" ends the run; "skip" puts another of its batch in its
+        place, and the log counts them as "replaced".
     """
 
     batch_size: int
@@ -56,11 +58,14 @@ class Options:
     microbatches: int = 1
     parallel: str = "shard_map"
     devices: int = 0
+    on_bad: str = "error"
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "steps", "log_every", "save_every", "keep", "microbatches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: expected 1 or more")
+        if self.on_bad not in ("error", "skip"):
+            raise ValueError(f"train.on_bad is {self.on_bad!r}: expected 'error' or 'skip'")
 
 
 class Window:
@@ -183,6 +188,9 @@ def train(
             start = experiment.prepare() if experiment.prepare and saved is None else None
             iterator = experiment.train_data() if experiment.train_data else itertools.repeat({})
             stack.callback(getattr(iterator, "close", lambda: None))
+            skips = options.on_bad == "skip" and hasattr(iterator, "replace_bad")
+            if skips:
+                iterator.replace_bad()
             if workdir is not None:
                 checkpointer = Checkpointer(workdir / "checkpoints", options.keep, options.save_seconds)
                 stack.callback(_close, checkpointer)
@@ -228,7 +236,8 @@ def train(
                 logger.advance(done)
                 last = done == options.steps
                 if last or done % options.log_every == 0:
-                    logger.train(done, window.means(), options.batch_size)
+                    counts = {"replaced": iterator.replaced} if skips else {}
+                    logger.train(done, {**window.means(), **counts}, options.batch_size)
                 due = last or bool(options.eval_every and done % options.eval_every == 0)
                 stop = termination.asked(done) and not last
                 if last or stop or (done % options.save_every == 0 and checkpointer and checkpointer.due()):

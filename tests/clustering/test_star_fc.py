@@ -7,6 +7,7 @@ import pytest
 
 from experiments import star_fc as experiment
 from facejax.clustering import star_fc
+from facejax.data.readers import learn_to_cluster
 from facejax.data.synthetic import embeddings
 from facejax.evaluate.clustering import spread
 from facejax.ops import knn, vectors
@@ -174,6 +175,30 @@ def test_arrays_have_their_own_width(tmp_path):
     state, report = app.run(config, experiment.build, quiet=True)
     assert {x.shape[0] for x in jax.tree.leaves(state.params)} & {2 * 21}
     assert 0 < report.metrics["pairwise_f"] <= 1
+
+
+def test_features_without_labels_are_clustered(tmp_path):
+    for folder in ("features", "labels"):
+        (tmp_path / folder).mkdir()
+    for number, name in enumerate(("known", "new")):
+        people = embeddings.hypersphere(12, number, width=16)
+        people.features.tofile(tmp_path / "features" / f"{name}.bin")
+        np.savetxt(tmp_path / "labels" / f"{name}.meta", people.labels, "%d")
+    config = experiment.get_config("files")
+    files = {"data.path": str(tmp_path), "data.width": 16, "data.train": "known", "eval.test": "new", "graph.k": 6}
+    config.update_from_flattened_dict({**files, "method": "components"})
+    _, labelled = app.run(config, experiment.build, quiet=True, save_arrays=tmp_path / "labelled")
+    row = labelled.tables["Held-out images"][0]
+    assert row["people"] == 12 and row["images"] == len(people.labels)
+    (tmp_path / "labels" / "new.meta").unlink()
+    _, report = app.run(config, experiment.build, quiet=True, save_arrays=tmp_path / "new")
+    assert report.metrics["images"] == len(people.labels) and "pairwise_f" not in report.metrics
+    written = learn_to_cluster.read_labels(tmp_path / "new" / "clusters.txt", len(people.labels))
+    np.testing.assert_array_equal(written, np.load(tmp_path / "labelled" / "clusters.npy"))
+    assert len(np.unique(written)) == report.metrics["clusters"] == labelled.metrics["clusters"]
+    (tmp_path / "labels" / "known.meta").unlink()
+    with pytest.raises(FileNotFoundError, match=r"known\.meta"):
+        app.run(config, experiment.build, quiet=True)
 
 
 def sampler(learnt, **changes):

@@ -1,7 +1,11 @@
+import contextlib
+
+import cv2
 import numpy as np
 import pytest
 
-from facejax.data import pipeline
+from facejax.data import pipeline, sources, streams
+from facejax.data.decoding import BadImage, ImageFile
 
 
 def load(examples, rngs):
@@ -95,3 +99,59 @@ def test_impossible_batch_sizes_raise():
         batches(1, size=51)
     with pytest.raises(ValueError, match="batch of 6 does not divide among 4 processes"):
         batches(1, (0, 4))
+
+
+class Pictures:
+    """Images whose grey level is their number; those in `bad` do not decode."""
+
+    def __init__(self, count, bad):
+        self.count, self.bad = count, bad
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        encoded = cv2.imencode(".png", np.full((2, 2), index, np.uint8))[1].tobytes()
+        return {"image": ImageFile(encoded[: 20 if index in self.bad else None], f"picture {index}"), "label": index}
+
+
+def numbers(examples, rngs):
+    images = np.stack([sources.image(e, 2) for e in examples])
+    return {"number": images[:, 0, 0, 0].astype(int), "draw": np.array([rng.random() for rng in rngs])}
+
+
+def test_another_image_of_the_batch_takes_the_place_of_a_bad_one():
+    def found(bad, skip=True):
+        iterator = pipeline.train_batches(Pictures(12, bad), numbers, 4, seed=0, process=(0, 1))
+        if skip:
+            iterator.replace_bad()
+        with contextlib.closing(iterator):
+            batches = [next(iterator) for _ in range(3)]
+        return batches, iterator.replaced
+
+    none = found((), skip=False)
+    with pytest.warns(UserWarning, match=r"^picture 7: an image of 20 bytes .*; another image of its batch"):
+        bad = found((3, 7))
+    with pytest.raises(BadImage, match=r"picture [37]: an image of 20 bytes does not decode"):
+        found((3, 7), skip=False)
+    with pytest.raises(ValueError, match="none of the 4 images of a batch decodes"), pytest.warns(UserWarning):
+        found(range(12))
+    assert (bad[1], none[1]) == (2, 0)
+    for batch, whole in zip(bad[0], none[0], strict=True):
+        assert batch.keys() == {"number", "draw"}
+        good = ~np.isin(whole["number"], (3, 7))
+        for name in batch:
+            np.testing.assert_array_equal(batch[name][good], whole[name][good])
+        rows = [batch["number"][good].tolist().index(n) for n in batch["number"]]
+        np.testing.assert_array_equal(batch["draw"], batch["draw"][good][rows])
+
+
+def test_all_bad_images_are_found_at_once():
+    source = sources.Part(sources.Subset(Pictures(12, (3, 7)), range(10)), range(5))  # the whole source is read
+    iterator = pipeline.train_batches(source, numbers, 4, seed=0, process=(0, 1))
+    both = streams.Zip(iterator, pipeline.train_batches(range(8), load, 4, seed=0, process=(0, 1)))
+    count, flaws = both.check_images()
+    assert count == 12
+    assert [flaw.partition(":")[0] for flaw in flaws] == ["picture 3", "picture 7"]
+    both.replace_bad()
+    assert both.replaced == 0

@@ -93,8 +93,8 @@ def spoilt(kind, images):
             ".png", np.concatenate([bgr, bgr[..., :1]], -1)
         )[1].tobytes(),
         "6 x 7 pixels: expected 6 x 8, as the first frame": lambda: faces.png(images[0][:, :-1]),
-        "30 bytes do not decode": lambda: faces.png(images[0])[:30],
-        "0 bytes do not decode": lambda: b"",
+        "an image of 30 bytes does not decode": lambda: faces.png(images[0])[:30],
+        "an image of 0 bytes does not decode": lambda: b"",
     }[kind]()
 
 
@@ -102,7 +102,8 @@ def spoilt(kind, images):
     "fault",
     [
         "16 bits a channel: expected 8", "4 channels: expected RGB or grey without alpha",
-        "6 x 7 pixels: expected 6 x 8, as the first frame", "30 bytes do not decode", "0 bytes do not decode",
+        "6 x 7 pixels: expected 6 x 8, as the first frame",
+        "an image of 30 bytes does not decode", "an image of 0 bytes does not decode",
     ],
 )  # fmt: skip
 def test_a_bad_frame_in_the_middle_is_named(tmp_path, fault):

@@ -24,3 +24,16 @@ def test_many_images_need_no_matrix_of_all_pairs(monkeypatch):
     assert part["rank1"] == whole["rank1"] and part["tar_at_far_1e-2"] == whole["tar_at_far_1e-2"]
     assert abs(part["equal_error_rate"] - whole["equal_error_rate"]) < 0.05
     assert abs(part["genuine_angle"] - whole["genuine_angle"]) < 5
+
+
+def test_census_counts_pairs():
+    labels = np.array([3, 3, 3, 5, 5, 9])
+    same = labels[:, None] == labels
+    upper = np.triu(np.ones((6, 6), bool), 1)
+    expected = {
+        "people": 3,
+        "images": 6,
+        "genuine pairs": (same & upper).sum(),
+        "impostor pairs": (~same & upper).sum(),
+    }
+    assert verification.census(labels) == expected

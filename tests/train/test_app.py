@@ -1,5 +1,6 @@
 """The command line: presets, overrides, workdirs, dry runs; claims, reports and optimizers."""
 
+import dataclasses
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 import types
 
 import chex
+import cv2
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,10 +19,13 @@ import optax
 import pytest
 from PIL import Image, ImageSequence
 
+from facejax.data import pipeline
+from facejax.data.decoding import BadImage, ImageFile
 from facejax.ops.conv import conv, conv_transpose
 from facejax.train import Experiment, Options, Report, app, optim, train
 from facejax.train.claims import Claim, Runs, check_same, gains, measure, verdict
 from facejax.train.dry_run import dry_run, flops, peak_bytes
+from facejax.train.logging import read_metrics
 from facejax.train.report import FRAME_MILLISECONDS, _image_png, curves, image_grid, new_figure, write_html
 
 PROGRAM = str(pathlib.Path(__file__).with_name("toy.py"))
@@ -61,11 +66,50 @@ def test_presets(toy):
         (["--config.train.stps=3"], "unknown field --config.train.stps (did you mean 'train.steps'?)"),
         (["--config=nothing.py:x"], "--config: there is no file nothing.py"),
         (["dropout"], "unexpected word 'dropout': expected flags, such as --config=PRESET (see --help)"),
+        (["--check_data"], "--check_data: this preset reads no image files: expected one that does"),
         (["--average=2"], "--average=2: expected --eval_only beside it, training averages no checkpoints"),
     ],
 )
 def test_invalid_flags_raise(flags, message):
     assert message in refused(*flags)
+
+
+def test_check_data_lists_bad_images(capsys):
+    good = cv2.imencode(".png", np.zeros((2, 2), np.uint8))[1].tobytes()
+    images = [{"image": ImageFile(good, "a.png")}, {"image": [ImageFile(good), ImageFile(good[:9], "b.png")]}] * 2
+
+    def check(images):
+        app.check_data(Experiment(None, train_data=lambda: pipeline.train_batches(images, None, 2, seed=0)))
+
+    with pytest.raises(
+        ValueError, match=r"^2 of 4 images are bad \(--config\.train\.on_bad=skip trains without them\)$"
+    ):
+        check(images)
+    assert [line[:8] for line in capsys.readouterr().out.splitlines()] == ["b.png: a"] * 2
+    check(images[::2])
+    assert capsys.readouterr().out == "all 2 images decode\n"
+
+
+def test_bad_images_are_replaced_and_counted(tmp_path, toy, monkeypatch):
+    whole = toy.load
+
+    def load(examples, rngs):
+        if any(e["label"] == 3 for e in examples):
+            raise BadImage("an image of label 3")
+        return whole(examples, rngs)
+
+    monkeypatch.setattr(toy, "load", load)
+    config = toy.get_config()
+    config.train.update(steps=2, log_every=1, eval_every=0, batch_size=64)
+    experiment = dataclasses.replace(toy.build(config), evaluate=lambda state: Report({"x": 0.0}))
+    with pytest.raises(BadImage, match="label 3"):
+        train(experiment, Options(**config.train), seed=0, quiet=True)
+    with pytest.warns(UserWarning, match="label 3; another image of its batch takes its place"):
+        train(experiment, Options(**{**config.train, "on_bad": "skip"}), seed=0, quiet=True, workdir=tmp_path)
+    first, second, _ = read_metrics(tmp_path / "metrics.jsonl")
+    assert 0 < first["train/replaced"] < second["train/replaced"]
+    with pytest.raises(ValueError, match=r"train\.on_bad is 'drop': expected 'error' or 'skip'"):
+        Options(8, 8, on_bad="drop")
 
 
 def test_a_workdir_of_another_run_raises(tmp_path):

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from facejax.data import transforms
+from facejax.data.decoding import ImageFile
 
 SIZE = 120
 
@@ -85,7 +86,7 @@ class Aflw2000Crops:
         """The file of a picture. Raises ValueError if it is not readable."""
         path = self._path(index)
         try:
-            return path.read_bytes()
+            return ImageFile.read(path)
         except OSError as error:
             raise ValueError(f"{path}: not a readable picture: {error}") from error
 

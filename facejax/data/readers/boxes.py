@@ -21,6 +21,8 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
+from facejax.data.decoding import BadImage, ImageFile
+
 Path = str | pathlib.Path
 
 VOC_CLASSES = (
@@ -81,7 +83,7 @@ class BoxImages:
     def __getitem__(self, index: int) -> dict[str, Any]:
         image = self._images[index]
         fields = {f.name: getattr(image, f.name) for f in dataclasses.fields(image) if f.name != "picture"}
-        return {"image": image.picture.read_bytes(), **{k: v for k, v in fields.items() if v is not None}}
+        return {"image": ImageFile.read(image.picture), **{k: v for k, v in fields.items() if v is not None}}
 
 
 def without_area(boxes: np.ndarray) -> np.ndarray:
@@ -244,7 +246,10 @@ def from_catalogue(example: Mapping[str, Any], voc: bool = False) -> dict[str, A
     """
     faces = "faces" in example
     objects = example["faces" if faces else "objects"]
-    width, height = Image.open(io.BytesIO(example["image"])).size
+    try:
+        width, height = Image.open(io.BytesIO(example["image"])).size
+    except OSError as error:
+        raise BadImage(f"{getattr(example['image'], 'origin', 'an image')}: {error}") from error
     boxes = np.asarray(objects["bbox"], float).reshape(-1, 4)[:, [1, 0, 3, 2]] * [width, height, width, height]
     boxes[:, :2] -= voc
     count = len(boxes)
@@ -291,7 +296,7 @@ class Catalogue:
         base = name.partition("/")[0]
         if base not in CATALOGUE_SPLITS:
             raise ValueError(f"tfds set {name!r}: expected one of {', '.join(CATALOGUE_SPLITS)}")
-        self._voc, decoders = base == "voc", {"image": tfds.decode.SkipDecoding()}
+        self._name, self._voc, decoders = name, base == "voc", {"image": tfds.decode.SkipDecoding()}
         try:
             builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
             self._parts = [builder.as_data_source(part, decoders=decoders) for part in CATALOGUE_SPLITS[base][split]]
@@ -308,4 +313,5 @@ class Catalogue:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index}: expected 0 to {len(self) - 1}")
         part = bisect.bisect(self._ends, index)
-        return from_catalogue(self._parts[part][index - self._ends[part] + len(self._parts[part])], self._voc)
+        example = self._parts[part][index - self._ends[part] + len(self._parts[part])]
+        return from_catalogue({**example, "image": ImageFile(example["image"], f"{self._name}, {index}")}, self._voc)

@@ -6,7 +6,9 @@ import pathlib
 import re
 from typing import Any
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".pgm", ".ppm", ".bmp", ".webp"}
+from facejax.data.decoding import ImageFile
+
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".pgm", ".ppm", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".avif"}
 
 
 class ImageFolder:
@@ -47,7 +49,7 @@ class ImageFolder:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"image": self.paths[index].read_bytes(), "label": self.labels[index]}
+        return {"image": ImageFile.read(self.paths[index]), "label": self.labels[index]}
 
 
 def image_files(folder: pathlib.Path) -> list[pathlib.Path]:

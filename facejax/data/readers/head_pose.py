@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from facejax.data.decoding import ImageFile
 from facejax.data.readers import matlab
 from facejax.data.readers.landmarks import Face, FaceImages, Path, beside, floats, read_lines
 
@@ -108,7 +109,7 @@ class Catalogue:
         if name not in ("the300w_lp", "aflw2k3d"):
             raise ValueError(f"tfds set {name!r}: expected the300w_lp or aflw2k3d")
         try:
-            builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+            builder, self._name = tfds.builder(name, data_dir=data_dir, file_format="array_record"), name
             self._source = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
         except Exception as error:  # tfds raises various exceptions
             raise ValueError(
@@ -119,7 +120,8 @@ class Catalogue:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return from_catalogue(self._source[index])
+        example = self._source[index]
+        return from_catalogue({**example, "image": ImageFile(example["image"], f"{self._name}, {index}")})
 
 
 def from_catalogue(example: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
+from facejax.data.decoding import ImageFile
 from facejax.data.readers import matlab
 from facejax.data.readers.boxes import inside
 from facejax.data.readers.folder import SUFFIXES
@@ -69,6 +70,11 @@ class Face:
     age: float | None = None
     person: str | None = None
 
+    def encoded(self) -> ImageFile:
+        """The encoded image; its origin is the path, or the name of the face."""
+        origin = str(self.picture) if isinstance(self.picture, pathlib.Path) else self.name
+        return ImageFile(self.picture.read_bytes(), origin)
+
 
 class FaceImages:
     """Faces as examples: the fields of `Face` that are not None, with the encoded image under "image"."""
@@ -82,7 +88,7 @@ class FaceImages:
     def __getitem__(self, index: int) -> dict[str, Any]:
         face = self.faces[index]
         fields = {f.name: getattr(face, f.name) for f in dataclasses.fields(face) if f.name != "picture"}
-        return {"image": face.picture.read_bytes(), **{k: v for k, v in fields.items() if v is not None}}
+        return {"image": face.encoded(), **{k: v for k, v in fields.items() if v is not None}}
 
 
 def read_lines(path: Path, limit: int = TEXT_BYTES) -> list[str]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import io
 
+from facejax.data.decoding import ImageFile
+
 PERSON = 1
 """COCO's category id of persons."""
 
@@ -50,7 +52,7 @@ class PeopleSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         person = self.people[index]
         fields = {f.name: getattr(person, f.name) for f in dataclasses.fields(person) if f.name != "picture"}
-        return {"image": person.picture.read_bytes(), **fields}
+        return {"image": ImageFile.read(person.picture), **fields}
 
 
 class CocoPeople:

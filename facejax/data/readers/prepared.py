@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from facejax.data.decoding import ImageFile
+
 
 class PreparedImages:
     """Random access to encoded images and labels.
@@ -51,7 +53,11 @@ class PreparedImages:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self._source[index]
+        return self._named(self._source[index], index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        return list(self._source.__getitems__(indices))
+        return list(map(self._named, self._source.__getitems__(indices), indices))
+
+    def _named(self, example: dict[str, Any], index: int) -> dict[str, Any]:
+        name = self.names[index] if self.names else f"image {index}"
+        return {**example, "image": ImageFile(example["image"], f"{self.folder}: {name}")}

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from facejax.data import text
+from facejax.data.decoding import ImageFile
 
 MAGIC = 0xCED7230A
 _WORD = struct.Struct("<I")
@@ -65,7 +66,7 @@ class RecordFile:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         labels, body = self._header(self._keys[index])
-        return {"image": body, "label": int(labels[0])}
+        return {"image": ImageFile(body, f"{self._path}, record {self._keys[index]}"), "label": int(labels[0])}
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from facejax.data import transforms
+from facejax.data.decoding import ImageFile
 from facejax.morphable.parameters import Whitening
 from facejax.morphable.tddfa_files import read_pickle
 
@@ -52,7 +53,7 @@ class TrainingCrops:
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = self._folder / self.names[index]
         try:
-            image = transforms.decode(path.read_bytes(), upright=False)
+            image = transforms.decode(ImageFile.read(path), upright=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not a readable picture: {error}") from error
         if image.shape != (SIZE, SIZE, 3):

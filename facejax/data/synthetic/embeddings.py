@@ -21,12 +21,12 @@ class Embeddings:
 
     Attributes:
       views: [V, N, D] float32 of length 1: the same images embedded by V recognition networks.
-      labels: [N] identities, from 0.
+      labels: [N] identities, from 0; None where they are unknown.
       quality: [N], 0 (poor) to 1.
     """
 
     views: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     quality: np.ndarray
 
     @property
@@ -89,12 +89,15 @@ class Source:
             return read(self.path, self.train, self.width)
         return self._simulate(self.labelled, seed + 1000)
 
-    def unseen(self, seed: int, held_out: HeldOut) -> Embeddings:
-        """The held-out identities; with "arrays", the other half."""
+    def unseen(self, seed: int, held_out: HeldOut, *, unlabelled: bool = False) -> Embeddings:
+        """The held-out identities; with "arrays", the other half.
+
+        With "files" and `unlabelled`, the file of their labels may be missing.
+        """
         if self.source == "arrays":
             return split(self._arrays(), 0.5, seed)[1]
         if self.source == "files":
-            return read(self.path, held_out.test, self.width)
+            return read(self.path, held_out.test, self.width, unlabelled=unlabelled)
         return self._simulate(held_out.people, seed)
 
     def _simulate(self, people: int, seed: int) -> Embeddings:
@@ -118,7 +121,7 @@ def split(people: Embeddings, part: float, seed: int) -> tuple[Embeddings, Embed
     return tuple(Embeddings(people.views[:, m], people.labels[m], people.quality[m]) for m in (first, ~first))
 
 
-def read(path: str, names: str, width: int) -> Embeddings:
+def read(path: str, names: str, width: int, *, unlabelled: bool = False) -> Embeddings:
     """Reads learn-to-cluster's `path`/features/NAME.bin, and `path`/labels/NAME.meta of the first NAME.
 
     A NAME with a folder, FOLDER/NETWORK, is CDP's: `path`/FOLDER/features/NETWORK.bin and `path`/FOLDER/meta.txt.
@@ -127,6 +130,7 @@ def read(path: str, names: str, width: int) -> Embeddings:
       path: folder.
       names: one NAME per network, separated by commas.
       width: features per embedding.
+      unlabelled: the file of labels may be missing.
 
     Raises:
       ValueError: the files differ in the number of rows.
@@ -136,8 +140,9 @@ def read(path: str, names: str, width: int) -> Embeddings:
     for file, view in zip(files, views, strict=True):
         if len(view) != len(views[0]):
             raise ValueError(f"{file}: {len(view)} rows: expected {len(views[0])} as in {files[0]}")
-    people = learn_to_cluster.read_labels(labels[0], len(views[0]))
-    return Embeddings(np.stack(views), people, np.ones(len(people), np.float32))
+    unknown = unlabelled and not labels[0].exists()
+    people = None if unknown else learn_to_cluster.read_labels(labels[0], len(views[0]))
+    return Embeddings(np.stack(views), people, np.ones(len(views[0]), np.float32))
 
 
 def _files(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, pathlib.Path]:

@@ -1,0 +1,71 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from facejax.data import decoding, readers, transforms
+from facejax.data.decoding import BadImage, ImageFile
+
+
+@pytest.fixture(scope="module")
+def picture():
+    y, x = np.mgrid[:40, :56]
+    return Image.fromarray(np.stack([4 * x, 5 * y, 255 - 3 * x], -1).astype(np.uint8))
+
+
+def content(picture, kind, **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["GIF", "TIFF", "JPEG", "PNG", "WEBP", "BMP", "AVIF", "PPM"])
+def test_formats(picture, kind):
+    encoded = content(picture, kind)
+    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"), int)
+    assert np.abs(transforms.decode(encoded) - expected).max() <= 1
+    for share in (0.2, 0.6, 0.9):
+        with pytest.raises(BadImage, match="bytes does not decode"):
+            transforms.decode(encoded[: int(share * len(encoded))])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "AVIF"])
+def test_pillow_reads_what_opencv_is_built_without(picture, kind, monkeypatch):
+    encoded = content(
+        picture, kind, **({"append_images": [picture.rotate(180)], "save_all": True} if kind == "GIF" else {})
+    )
+    expected = transforms.decode(encoded)
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: None)
+    np.testing.assert_array_equal(transforms.decode(encoded), expected)
+    with pytest.raises(BadImage):
+        transforms.decode(content(picture, "PNG"))
+
+
+def test_a_jpeg_cut_short_is_refused_whatever_opencv_does(picture, monkeypatch):
+    """OpenCV before 5.0 fills the rest with grey. A thumbnail has an end of its own; some files go on after theirs."""
+    exif = b"Exif\0\0" + content(picture, "JPEG")
+    whole = content(picture, "JPEG", exif=exif)
+    progressive = content(picture, "JPEG", progressive=True)
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: np.zeros((2, 2, 3), np.uint8))
+    for good in (whole, progressive, whole + b"\0" * 9, whole[:-2] + b"\xff\xff\xd9", whole[:2] + b"\xff" + whole[2:]):
+        assert decoding.pixels(good, cv2.IMREAD_COLOR).shape == (2, 2, 3)
+    for cut in (whole[:-1], whole[: len(exif) + 100], whole[:30], whole[:3], progressive[: len(progressive) // 2]):
+        with pytest.raises(BadImage, match=f"^an image of {len(cut)} bytes does not decode: a JPEG cut short$"):
+            transforms.decode(cut)
+
+
+def test_errors_name_the_file_or_the_record(picture, tmp_path):
+    (tmp_path / "ann").mkdir()
+    for name in ("a.jfif", "b.gif", "c.tif"):
+        (tmp_path / "ann" / name).write_bytes(content(picture, {"a": "JPEG", "b": "GIF", "c": "TIFF"}[name[0]]))
+    (tmp_path / "ann" / "d.png").write_bytes(b"x" * 700)
+    source = readers.read(tmp_path)
+    assert [transforms.decode(source[i]["image"]).shape for i in range(3)] == [(40, 56, 3)] * 3
+    with pytest.raises(
+        BadImage, match=rf"^{tmp_path}/ann/d\.png: an image of 700 bytes does not decode: expected a JPEG"
+    ):
+        transforms.decode(source[3]["image"])
+    with pytest.raises(BadImage, match=r"^train\.rec, record 7: an image of 0 bytes"):
+        transforms.decode(ImageFile(b"", "train.rec, record 7"))
