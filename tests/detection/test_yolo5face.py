@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from experiments import yolo5face as experiment
 from facejax.detection import yolo5face
@@ -76,6 +75,9 @@ def brute_matches(truth, n, stride, anchors, rows, columns):
     return found
 
 
+ciou = jax.jit(box.ciou)
+
+
 def brute_losses(detector, raw, truth, point_loss):
     """Sums and divisors of all terms, match by match."""
     sums, start = {}, 0
@@ -90,7 +92,7 @@ def brute_losses(detector, raw, truth, point_loss):
                 t = 1 / (1 + np.exp(-part["boxes"][at]))
                 centre, side = 2 * t[:2] - 0.5 + [j, i], (2 * t[2:]) ** 2 * anchors[a] / stride
                 predicted = np.float32([*(centre - side / 2), *(centre + side / 2)])
-                overlap = float(box.ciou(predicted, truth.boxes[n, g] / stride))
+                overlap = float(ciou(predicted, truth.boxes[n, g] / stride))
                 box_sum[0] += 1 - overlap
                 box_sum[1] += 1
                 goal[at] = max(overlap, 0)
@@ -113,11 +115,29 @@ def numpy_wing(x):
     return np.where(size < 10, 10 * np.log(1 + size / 2), size - (10 - 10 * np.log(6)))
 
 
+def compiled(detector):
+    """(raw, truth) -> ((sum of all terms, terms), slopes of the sum)."""
+
+    def loss(raw, truth):
+        terms = detector.losses(raw, truth, SIZE)
+        return sum(term.value() for term in terms.values()), terms
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@pytest.fixture(scope="module")
+def wing_losses():
+    return compiled(model())
+
+
 @pytest.mark.parametrize("name, point_loss", [("wing", numpy_wing), ("l2", np.square)])
-def test_losses_equal_brute_force(name, point_loss):
+def test_losses_equal_brute_force(name, point_loss, wing_losses):
     detector, truth = model(point_loss=name), scene(0)
     raw = random_raw(detector, 1)
-    terms = jax.jit(lambda raw: detector.losses(raw, truth, SIZE))(raw)
+    if name == "wing":
+        (_, terms), _ = wing_losses(raw, truth)
+    else:
+        terms = jax.jit(detector.losses, static_argnums=2)(raw, truth, SIZE)
     brute = brute_losses(detector, raw, truth, point_loss)
     for key, (total, count) in brute.items():
         np.testing.assert_allclose(terms[key].total.sum(), total, rtol=2e-5, err_msg=key)
@@ -129,17 +149,15 @@ def test_losses_equal_brute_force(name, point_loss):
 
 def test_samples_equal_brute_force():
     detector, several = model(), 0
+    samples = jax.jit(jax.vmap(yolo5face.samples, (0, 0, None, None, None)))
     for seed in range(3):
         truth = scene(seed, faces=8)
         for stride, anchors, rows, columns in levels(detector):
-            for n in range(3):
-                found = yolo5face.samples(truth.boxes[n], truth.mask[n], anchors, (rows, columns), stride)
-                taken = [
-                    (a, *found.cell[k, g, ::-1].tolist(), g)
-                    for k, a, g in np.argwhere(np.asarray(found.valid)).tolist()
-                ]
+            found = jax.device_get(samples(truth.boxes, truth.mask, anchors, (rows, columns), stride))
+            for n, (cell, valid) in enumerate(zip(found.cell, found.valid, strict=True)):
+                taken = [(a, *cell[k, g, ::-1].tolist(), g) for k, a, g in np.argwhere(valid).tolist()]
                 assert taken == brute_matches(truth, n, stride, anchors, rows, columns)
-                several = max(several, np.asarray(found.valid).sum((0, 1)).max())
+                several = max(several, valid.sum((0, 1)).max())
     assert several == 9  # three cells and three anchors
 
 
@@ -153,7 +171,7 @@ def test_the_last_write_stays():
 def test_zero_decodes_to_the_anchors():
     detector = model(threshold=1.0, lowest=0.0, count=3000)
     raw = jax.tree.map(np.zeros_like, random_raw(detector, 0, images=1))
-    found = detector.decode(raw, SIZE)
+    found = jax.device_get(jax.jit(detector.decode, static_argnums=1)(raw, SIZE))
     mask = np.asarray(found.mask[0])
     count = sum(h * w * len(a) for _, a, h, w in levels(detector))
     assert mask.sum() == count
@@ -186,7 +204,7 @@ def test_targets_decode_to_the_truth():
                 raw["points"][n, at] = (truth.points[n, g] - np.array([j, i]) * stride) / anchors[a]
                 done.add((n, g))
         start += rows * columns * 3
-    found = detector.decode(raw, SIZE)
+    found = jax.device_get(jax.jit(detector.decode, static_argnums=1)(raw, SIZE))
     assert len(done) >= 4
     for n in range(2):
         real = np.asarray(found.mask[n])
@@ -199,28 +217,20 @@ def test_targets_decode_to_the_truth():
             np.testing.assert_allclose(found.points[n][real][distance.argmin()], truth.points[n, g], atol=1e-2)
 
 
-def test_images_without_faces_train():
-    detector, truth = model(), jax.tree.map(np.zeros_like, scene(0))
-    raw = random_raw(detector, 1)
-
-    def loss(raw):
-        return sum(term.value() for term in detector.losses(raw, truth, SIZE).values())
-
-    value, slopes = jax.value_and_grad(loss)(raw)
+def test_images_without_faces_train(wing_losses):
+    (value, _), slopes = wing_losses(random_raw(model(), 1), jax.tree.map(np.zeros_like, scene(0)))
     chex.assert_tree_all_finite(slopes)
     assert value > 0 and not np.asarray(slopes["boxes"]).any() and not np.asarray(slopes["points"]).any()
 
 
-def test_gradients():
+@pytest.mark.parametrize("name", ["scores", "points"])
+def test_gradients(name, wing_losses):
     """Finite differences of all terms; the overlap is a constant in the objectness' target and in CIoU's weight."""
-    detector, truth = model(), scene(2)
-    raw = random_raw(detector, 3)
-
-    def loss(scores, points):
-        terms = detector.losses({**raw, "scores": scores, "points": points}, truth, SIZE)
-        return sum(term.value() for term in terms.values()) / 100
-
-    check_grads(jax.jit(loss), (raw["scores"], raw["points"]), 1, modes=["rev"], rtol=2e-2, atol=1e-2)
+    truth, raw, step = scene(2), random_raw(model(), 3), 1 / 2048
+    direction = np.random.default_rng(4).normal(size=raw[name].shape).astype(np.float32)
+    slopes = wing_losses(raw, truth)[1][name]
+    ends = [float(wing_losses({**raw, name: raw[name] + s * direction}, truth)[0][0]) for s in (-step, step)]
+    assert (ends[1] - ends[0]) / (2 * step) == pytest.approx(float((slopes * direction).sum()), rel=2e-2, abs=1)
 
 
 def test_wing():
@@ -235,8 +245,8 @@ def test_wing():
 @pytest.mark.parametrize("size", [(96, 128), (75, 101), (61, 45)])
 def test_network_and_anchors_have_one_layout(size):
     detector, images = model(), jnp.zeros((1, *size, 3))
-    variables = jax.eval_shape(lambda k: detector.net.init(k, images, train=False), jax.random.key(0))
-    raw = jax.eval_shape(lambda v: detector.net.apply(v, images, train=False), variables)
+    made = functools.partial(detector.net.init_with_output, train=False)
+    raw, _ = jax.eval_shape(made, jax.random.key(0), images)
     wanted = random_raw(detector, 0, 1, size)
     assert {name: x.shape for name, x in raw.items()} == {name: x.shape for name, x in wanted.items()}
     found = jax.eval_shape(lambda raw: detector.decode(raw, size), raw)
@@ -261,14 +271,16 @@ def smoke(folder, preset="synthetic", **changes):
     config.update_from_flattened_dict(
         {
             "data.kind": "retinaface", "data.path": str(folder), "data.image_size": 64, "data.max_boxes": 8,
-            "train.steps": 2, "train.batch_size": 8, "train.log_every": 1, "eval.batch_size": 8, **changes,
+            "train.steps": 2, "train.batch_size": 4, "train.log_every": 1, "train.devices": 1, "eval.batch_size": 4,
+            **changes,
         }
     )  # fmt: skip
     return config
 
 
 def test_smoke(monkeypatch, faces_folder, tmp_path):
-    monkeypatch.setitem(experiment.NETS, "tiny", functools.partial(yolo5face.Net, TRUNK, (8, 8, 8)))
+    trunk = functools.partial(yolo5face.ShuffleTrunk, 8, (8, 16, 16), (1, 1, 1))
+    monkeypatch.setitem(experiment.NETS, "tiny", functools.partial(yolo5face.Net, trunk, (8, 8, 8)))
     _, report = app.run(smoke(faces_folder), experiment.build, workdir=tmp_path / "run", quiet=True)
     assert {"ap", "ap_tiny", "nme", "precision", "recall"} <= set(report.metrics)
     assert (tmp_path / "run" / "report.html").stat().st_size > 20_000
@@ -280,7 +292,7 @@ PARAMETERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", full_but(experiment.PRESETS, "synthetic", "wider_n", "wider_s6"))
+@pytest.mark.parametrize("preset", full_but(experiment.PRESETS, "synthetic", "wider_s6"))
 def test_presets_dry_run(preset):
     config = experiment.get_config(preset)
     costs = dry_run(experiment.build(config), Options(**config.train))

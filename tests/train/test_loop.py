@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -49,15 +50,17 @@ def fingerprint(workdir):
     return step, hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest()
 
 
-FLAGS = ["--config=dropout", "--config.train.steps=80", "--config.test.step_seconds=0.02"]
+STEPS, KILLS = 60, 6
+FLAGS = ["--config=dropout", f"--config.train.steps={STEPS}", "--config.test.step_seconds=0.02"]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
+    """A workdir, what its parameters are, its log."""
     workdir = tmp_path_factory.mktemp("whole")
     code, _, err = finish(start(workdir, *FLAGS))
     assert code == 0, err
-    return fingerprint(workdir), (workdir / "metrics.jsonl").read_text()
+    return workdir, fingerprint(workdir), (workdir / "metrics.jsonl").read_text()
 
 
 def saved_steps(workdir):
@@ -66,9 +69,9 @@ def saved_steps(workdir):
 
 
 def test_sigkill_at_any_moment_loses_nothing(tmp_path, uninterrupted):
-    """Ten kills after a number of checkpoints, every second one during a save."""
-    rng, kills = random.Random(0), 0
-    while kills < 10:
+    """Kills after a number of checkpoints, every second one during a save."""
+    rng = random.Random(0)
+    for kills in range(KILLS):
         process = start(tmp_path, *FLAGS)
         before, seen_writing = set(saved_steps(tmp_path)), False
         deadline = time.monotonic() + 60
@@ -80,17 +83,16 @@ def test_sigkill_at_any_moment_loses_nothing(tmp_path, uninterrupted):
                     time.sleep(rng.random() * 0.05)
                 seen_writing = writing
                 break
-            time.sleep(0.0005)
+            time.sleep(0.002)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        assert process.returncode == -signal.SIGKILL, "the run ended before ten kills"
+        assert process.returncode == -signal.SIGKILL, f"the run ended before {KILLS} kills"
         assert seen_writing or kills % 2 == 0
-        kills += 1
     code, _, err = finish(start(tmp_path, *FLAGS))
     assert code == 0, err
-    assert fingerprint(tmp_path) == uninterrupted[0]
-    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
+    assert fingerprint(tmp_path) == uninterrupted[1]
+    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[2]
 
 
 def test_a_truncated_log_reports_its_new_length(tmp_path):
@@ -117,36 +119,39 @@ def test_a_log_that_lost_entries_keeps_its_whole_lines(tmp_path, capsys):
     assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_saves_and_gives_its_exit_code(tmp_path, uninterrupted, number):
-    process = start(tmp_path, *FLAGS, "--config.train.save_every=1000")
-    while not (tmp_path / "metrics.jsonl").exists() or not (tmp_path / "metrics.jsonl").read_text():
-        time.sleep(0.01)
-        assert process.poll() is None
-    process.send_signal(number)
-    asked = time.monotonic()
-    code, _, err = finish(process)
-    assert code == 128 + number, err
-    assert f"stopped after step {max(map(int, saved_steps(tmp_path)))}: the same command goes on from there" in err
-    assert "Traceback" not in err
-    assert time.monotonic() - asked < 10
-    assert max(map(int, saved_steps(tmp_path))) < 80
-    code, _, err = finish(start(tmp_path, *FLAGS, "--config.train.save_every=1000"))
-    assert code == 0, err
-    assert fingerprint(tmp_path) == uninterrupted[0]
-    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[1]
+def logged(workdir):
+    log = workdir / "metrics.jsonl"
+    return len(log.read_text().splitlines()) if log.exists() else 0
 
 
-def test_a_second_run_on_one_workdir_is_refused(tmp_path):
-    process = start(tmp_path, *FLAGS)
-    while not saved_steps(tmp_path):
-        time.sleep(0.05)
-        assert process.poll() is None
-    code, _, err = finish(start(tmp_path, *FLAGS))
+def test_signals_save_and_give_their_exit_codes_and_a_second_run_is_refused(tmp_path, uninterrupted):
+    """One run, ended three times; another one is started on its workdir while it is halted in its last part."""
+    flags, ended_at = [*FLAGS, "--config.train.save_every=1000", "--config.test.step_seconds=0.05"], 0
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, None):
+        before, process = logged(tmp_path), start(tmp_path, *flags)
+        while logged(tmp_path) <= before:
+            time.sleep(0.01)
+            assert process.poll() is None
+        process.send_signal(number or signal.SIGSTOP)
+        if number is None:
+            break
+        asked = time.monotonic()
+        code, _, err = finish(process)
+        assert code == 128 + number, err
+        step = max(map(int, saved_steps(tmp_path)))
+        assert f"stopped after step {step}: the same command goes on from there" in err
+        assert "Traceback" not in err
+        assert time.monotonic() - asked < 10
+        assert ended_at < step < STEPS
+        ended_at = step
+    code, _, err = finish(start(tmp_path, *flags))
     assert code == 1
     assert f"another run uses {tmp_path}: wait for its end or choose another --workdir" in err
+    process.send_signal(signal.SIGCONT)
     code, _, err = finish(process)
     assert code == 0, err
+    assert fingerprint(tmp_path) == uninterrupted[1]
+    assert (tmp_path / "metrics.jsonl").read_text() == uninterrupted[2]
 
 
 def test_workers_end_with_a_killed_parent(tmp_path):
@@ -176,11 +181,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(toy, tmp_path):
         train(toy.build(config), options(), seed=0, quiet=True)
 
 
-def test_a_full_disk_raises_and_keeps_the_last_checkpoint(toy, tmp_path):
-    code, _, err = finish(start(tmp_path, "--config.train.steps=6", "--config.test.step_seconds=0.05"))
-    assert code == 0, err
-    before = fingerprint(tmp_path)
-    limited = start(tmp_path, "--config.train.steps=400", "--config.test.step_seconds=0.05")
+def test_a_full_disk_raises_and_keeps_the_last_checkpoint(tmp_path, uninterrupted):
+    shutil.copytree(uninterrupted[0], tmp_path, dirs_exist_ok=True)
+    limited = start(tmp_path, *FLAGS, "--config.train.steps=400")
     resource.prlimit(limited.pid, resource.RLIMIT_FSIZE, (2000, 2000))
     code, _, err = finish(limited)
     assert code == 1
@@ -188,8 +191,8 @@ def test_a_full_disk_raises_and_keeps_the_last_checkpoint(toy, tmp_path):
         line for line in err.splitlines() if line.startswith("experiments.")
     ]  # Python may print warnings after it
     assert f"could not be written to {tmp_path}/checkpoints" in message
-    assert f"the last good checkpoint is {tmp_path}/checkpoints/6" in message
-    assert fingerprint(tmp_path) == before
+    assert f"the last good checkpoint is {tmp_path}/checkpoints/{STEPS}" in message
+    assert fingerprint(tmp_path) == uninterrupted[1]
 
 
 @pytest.mark.smoke

@@ -120,11 +120,14 @@ def build(config):
         )
         return Slowly(batches, config.test.step_seconds) if config.test.step_seconds else batches
 
+    @jax.jit
+    def classified(state, image):
+        variables = {"params": state.params["net"], "batch_stats": state.model_state}
+        return (net.apply(variables, image, train=False) @ state.params["head"][:classes].T).argmax(1)
+
     def evaluate(state):
         data = load([Source(64, 1, classes)[i] for i in range(64)], [np.random.default_rng(i) for i in range(64)])
-        variables = {"params": state.params["net"], "batch_stats": state.model_state}
-        logits = net.apply(variables, data["image"], train=False) @ np.asarray(state.params["head"])[:classes].T
-        return Report({"accuracy": float((logits.argmax(1) == data["label"]).mean())})
+        return Report({"accuracy": float((classified(state, data["image"]) == data["label"]).mean())})
 
     batch = {"image": image, "label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.int32)}
     return Experiment(evaluate, init, train_step, train_data, batch, sharded)
@@ -147,5 +150,6 @@ class Slowly:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    sys.modules["torch"] = None  # TensorBoard's writer imports it where it can, which takes a third of a short run
     sys.modules["__main__"].__spec__ = None
     app.main(get_config, build)
