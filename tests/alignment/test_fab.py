@@ -162,7 +162,8 @@ def settings(preset, **changes):
     config = experiment.get_config(preset)
     config.update_from_flattened_dict(
         {
-            **{f"model.{name}": value for name, value in SMALL.items()}, "model.samples": 8, "data.image_size": 16,
+            **{f"model.{name}": value for name, value in SMALL.items()}, "model.samples": 8, "model.blocks": 1,
+            "model.widths": (2,), "data.image_size": 16,
             "data.windows": (1, 3), "data.period": 1, "data.clip": 4, "data.test_clip": 4, "train.batch_size": 8,
             "train.steps": 1, "train.log_every": 1, "train.devices": 1, **changes,
         }
