@@ -1,5 +1,7 @@
 """UID-GAN: parts at full size, codes, contents, losses, one training step, presets, bad input."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,19 @@ from facejax.train import Options, app, parallel
 from facejax.train.dry_run import count, dry_run
 
 NET = UID(width=4, blocks=0, code_size=3)
+RNGS = {name: jax.random.key(i) for i, name in enumerate(("noise", "code", "random"))}
+PARTS = {
+    "of_sharp": lambda net, x: net.content.of_sharp(x),
+    "of_blurred": lambda net, x: net.content.of_blurred(x),
+    "deblur": lambda net, x, code: net.generator.deblur(x, code),
+    "reblur": lambda net, x, code: net.generator.blur(x, code),
+    "code": lambda net, x: net.blur_code(x).mean,
+}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(part, variables, *inputs):
+    return NET.apply(variables, *inputs, method=PARTS[part])
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +60,12 @@ def test_the_last_block_of_the_encoders_and_the_first_of_the_generators_are_shar
     params = jax.tree.map(jnp.array, variables["params"])
     params["content"]["sharp"] = params["content"]["blurred"]
     params["generator"]["sharp"] = params["generator"]["blurred"]
-
-    def run(method, *inputs):
-        return NET.apply({"params": params}, *inputs, method=method)
-
-    content = run(lambda net, x: net.content.of_blurred(x), images[0])
-    np.testing.assert_allclose(run(lambda net, x: net.content.of_sharp(x), images[0]), content, atol=1e-5)
-    code = jnp.ones((2, 3))
-    made = [run(lambda net, x, z: net.generator.deblur(x, z), content, code),
-            run(lambda net, x, z: net.generator.blur(x, z), content, code)]  # fmt: skip
+    alike, code = {"params": params}, jnp.ones((2, 3))
+    content = run("of_blurred", alike, images[0])
+    np.testing.assert_allclose(run("of_sharp", alike, images[0]), content, atol=1e-5)
+    made = [run(name, alike, content, code) for name in ("deblur", "reblur")]
     np.testing.assert_allclose(*made, atol=1e-5)
-    assert np.abs(made[0] - run(lambda net, x, z: net.generator.deblur(x, z), content, 0 * code)).max() > 1e-3
+    assert np.abs(made[0] - run("deblur", alike, content, 0 * code)).max() > 1e-3
 
 
 def test_translations_by_hand(images, variables):
@@ -64,12 +74,7 @@ def test_translations_by_hand(images, variables):
     silent, net = jax.tree.map(jnp.array, variables), NET.clone(noise=0.0)
     silent["params"]["blur_encoder"]["log_variance"]["bias"] -= 200
 
-    def run(method):
-        return lambda *inputs: net.apply(silent, *inputs, method=method)
-
-    of_sharp, of_blurred = run(lambda net, x: net.content.of_sharp(x)), run(lambda net, x: net.content.of_blurred(x))
-    deblur, reblur = (run(lambda net, *x, name=name: getattr(net.generator, name)(*x)) for name in ("deblur", "blur"))
-    code_of = run(lambda net, x: net.blur_code(x).mean)
+    of_sharp, of_blurred, deblur, reblur, code_of = (functools.partial(run, part, silent) for part in PARTS)
     code = code_of(blurred)
     expected = {
         "deblurred": deblur(of_blurred(blurred), code),
@@ -80,14 +85,15 @@ def test_translations_by_hand(images, variables):
     again = code_of(expected["blurred"])
     expected["sharp_cycle"] = deblur(of_blurred(expected["blurred"]), again)
     expected["blurred_cycle"] = reblur(of_sharp(expected["deblurred"]), again)
-    rngs = {name: jax.random.key(i) for i, name in enumerate(("noise", "code", "random"))}
-    found = net.apply(silent, sharp, blurred, method="translate", rngs=rngs)
+    methods = {"translate": (sharp, blurred), "translate_random": (sharp, blurred), "__call__": (blurred,),
+               "transferred": (sharp, blurred)}  # fmt: skip
+    made = jax.jit(lambda: [net.apply(silent, *x, method=method, rngs=RNGS) for method, x in methods.items()])()
+    found, random, deblurred, transferred = made
     for name, image in expected.items():
         np.testing.assert_allclose(getattr(found, name), image, atol=2e-4, err_msg=name)
         assert np.abs(image).max() > 0.01, name
-    np.testing.assert_allclose(run(None)(blurred), expected["deblurred"], atol=2e-4)
-    np.testing.assert_allclose(run("transferred")(sharp, blurred), expected["blurred"], atol=2e-4)
-    random = net.apply(silent, sharp, blurred, method="translate_random", rngs=rngs)
+    np.testing.assert_allclose(deblurred, expected["deblurred"], atol=2e-4)
+    np.testing.assert_allclose(transferred, expected["blurred"], atol=2e-4)
     np.testing.assert_allclose(random.deblurred, deblur(of_blurred(blurred), random.code), atol=2e-4)
     np.testing.assert_allclose(random.blurred, reblur(of_sharp(sharp), random.code), atol=2e-4)
     np.testing.assert_allclose(random.found, code_of(random.blurred), atol=2e-4)
@@ -98,16 +104,17 @@ def test_noise_and_draws(images, variables):
     """Contents are noisy in training only; codes have their variance."""
     sharp, blurred = images
 
-    def drawn(seed, method="translate"):
-        rngs = {name: jax.random.fold_in(jax.random.key(seed), i) for i, name in enumerate(("noise", "code", "random"))}
-        return NET.apply(variables, sharp, blurred, method=method, rngs=rngs)
+    @jax.jit
+    def drawn(seed):
+        rngs = {name: jax.random.fold_in(jax.random.key(seed), i) for i, name in enumerate(RNGS)}
+        contents = NET.apply(variables, sharp, blurred, method=lambda net, *x: net.content(*x), rngs=rngs)
+        return contents, NET.apply(variables, sharp, blurred, method="translate", rngs=rngs).deblurred
 
-    rngs = {"noise": jax.random.key(0)}
-    contents = NET.apply(variables, sharp, blurred, method=lambda net, *x: net.content(*x), rngs=rngs)
-    plain = NET.apply(variables, blurred, method=lambda net, x: net.content.of_blurred(x))
+    contents, deblurred = drawn(0)
+    plain = run("of_blurred", variables, blurred)
     spread = contents[1] - plain
     assert abs(float(spread.mean())) < 0.1 and 0.9 < float(spread.std()) < 1.1
-    assert np.abs(drawn(0).deblurred - drawn(1).deblurred).max() > 1e-3
+    assert np.abs(deblurred - drawn(1)[1]).max() > 1e-3
     code = Code(jnp.full((4000, 2), 3.0), jnp.full((4000, 2), np.log(4.0)))
     samples = NET.apply(variables, code, method=lambda net, code: net._drawn(code), rngs={"code": jax.random.key(0)})
     np.testing.assert_allclose([samples.mean(), samples.std()], [3, 2], atol=0.1)
@@ -115,14 +122,18 @@ def test_noise_and_draws(images, variables):
 
 def test_without_a_code_the_network_is_a_plain_translator(images):
     net = UID(width=4, blocks=0, code_size=0)
-    variables = jax.jit(lambda: net.init(jax.random.key(0), images[0]))()
+
+    @jax.jit
+    def made():
+        variables = net.init(jax.random.key(0), images[0])
+        both = [net.apply(variables, *images, method=m, rngs=RNGS) for m in ("translate", "translate_random")]
+        return variables, both[0].code, [translated.deblurred for translated in both]
+
+    variables, code, deblurred = made()
     assert set(variables["params"]) == {"content", "generator"}
-    rngs = {name: jax.random.key(i) for i, name in enumerate(("noise", "code", "random"))}
-    found = net.apply(variables, *images, method="translate", rngs=rngs)
-    random = net.apply(variables, *images, method="translate_random", rngs=rngs)
-    np.testing.assert_allclose(random.deblurred, found.deblurred, atol=1e-5)  # both updates see the same noise
-    assert found.code.mean.shape == (2, 0) and found.deblurred.shape == images[0].shape
-    np.testing.assert_array_equal(divergence(found.code), 0)
+    np.testing.assert_allclose(*deblurred, atol=1e-5)  # both updates see the same noise
+    assert code.mean.shape == (2, 0) and deblurred[0].shape == images[0].shape
+    np.testing.assert_array_equal(divergence(code), 0)
 
 
 def test_losses_by_hand():
@@ -145,9 +156,9 @@ def test_losses_by_hand():
 
 def test_vgg_features_are_those_before_the_third_relu_of_the_third_stage(images):
     vgg = VGG((1, 1, 3), (3, 3, 4))
-    variables = vgg.init(jax.random.key(0), images[0], train=False)
-    found = uid_deblur.vgg_features(vgg, variables["params"], images[0])
-    relu = vgg.apply(variables, images[0], train=False, features=True)["relu3_3"]
+    variables = jax.jit(lambda: vgg.init(jax.random.key(0), images[0], train=False))()
+    found = jax.jit(lambda: uid_deblur.vgg_features(vgg, variables["params"], images[0]))()
+    relu = jax.jit(lambda: vgg.apply(variables, images[0], train=False, features=True)["relu3_3"])()
     assert (np.asarray(found) < 0).any()
     np.testing.assert_array_equal(jax.nn.relu(found), relu)
 
@@ -157,45 +168,50 @@ def config_of(preset="synthetic", **changes):
     config.update_from_flattened_dict(
         {
             "data.source": "text", "data.image_size": 16, "model.width": 4, "model.blocks": 0, "model.patch_width": 4,
-            "model.patch_layers": 2, "train.batch_size": 4, "train.steps": 2, "train.devices": 1, **changes,
+            "model.patch_layers": 1, "model.scales": 1, "train.batch_size": 4, "train.steps": 2, "train.devices": 1,
+            **changes,
         }
     )  # fmt: skip
     return config
 
 
-def test_each_update_moves_its_own_players():
-    """Discriminators always; encoders and generators in every second step; random codes never move the blur encoder."""
-    config = config_of(**{"loss.random": True, "optim.generator_every": 2, "optim.weight_decay": 0.0})
-    config.update_from_flattened_dict({f"loss.{name}": 0.0 for name in ("cycle", "again", "divergence", "perceptual")})
-    run = experiment.build(config)
-    executor = parallel.make_executor(run, "shard_map", 1)
-    start = jax.tree.map(np.asarray, executor.init(0).params)
-    rng = np.random.default_rng(0)
-    batch = {k: rng.integers(0, 256, v.shape).astype(np.uint8) for k, v in run.batch_of("both").items()}
+@pytest.fixture(scope="module")
+def trained():
+    """(the run, parameters at its start, executor, state and metrics after each of two steps)."""
+    run = experiment.build(config_of(**{"loss.random": True, "optim.generator_every": 2, "optim.weight_decay": 0.0}))
+    executor, batches, states, metrics = parallel.make_executor(run, "shard_map", 1), run.train_data(), [], []
+    state = executor.init(0)
+    start = jax.tree.map(np.asarray, state.params)
+    for number in (1, 2):
+        state, found = executor.step(state, executor.put(next(batches)), run.step_name(number))
+        states.append(jax.tree.map(np.asarray, state.params))
+        metrics.append(jax.device_get(found))
+    batches.close()
+    return run, start, executor.local(state), states, metrics
+
+
+def test_each_update_moves_its_own_players(trained):
+    """Discriminators always; encoders and generators in every second step."""
+    run, start, _, (first, second), metrics = trained
     assert [run.step_name(number) for number in (1, 2, 3, 4)] == ["discriminators", "both"] * 2
-    state, first = executor.step(executor.init(0), executor.put(batch), "discriminators")
-    moved = {
-        name: jax.tree.map(lambda a, b: np.abs(np.asarray(a) - b).max() > 0, state.params[name], start[name])
-        for name in start
-    }
+    moved = {name: jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, first[name], start[name]) for name in start}
     assert all(jax.tree.leaves(moved.pop("judges")))
     assert not any(jax.tree.leaves(moved))
-    state, second = executor.step(state, executor.put(batch), "both")
-    assert set(first) == {"discriminators"} and {"adversarial", "regression"} < set(second)
-    assert np.abs(np.asarray(state.params["content"]["sharp"]["conv0"]["conv"]["kernel"])
-                  - start["content"]["sharp"]["conv0"]["conv"]["kernel"]).max() > 1e-5  # fmt: skip
+    assert set(metrics[0]) == {"discriminators"} and {"adversarial", "regression"} < set(metrics[1])
+    kernels = [params["content"]["sharp"]["conv0"]["conv"]["kernel"] for params in (second, start)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 1e-5
 
 
-def test_the_experiment_runs_and_measures_the_transfer(monkeypatch, tmp_path):
-    _, report = app.run(config_of(**{"train.steps": 3}), experiment.build, quiet=True, workdir=str(tmp_path / "run"))
+def test_the_experiment_measures_the_transfer(trained, tmp_path):
+    report = trained[0].evaluate(trained[2])
     assert next(iter(report.metrics)) == "psnr"
     assert {"psnr_degraded", "ssim", "transfer_psnr", "transfer_gain", "code_r2", "content_r2"} < set(report.metrics)
     assert report.metrics["psnr"] < report.metrics["psnr_degraded"]
     (picture,) = report.images.values()
     assert picture.shape == (4 * 16, 8 * 16, 3)
-    assert (tmp_path / "run/report.html").stat().st_size > 20_000
-    _, known = app.run(config_of("blurred"), experiment.build, quiet=True)
+    _, known = app.run(config_of("blurred"), experiment.build, quiet=True, workdir=str(tmp_path / "run"))
     assert known.metrics["psnr"] == known.metrics["psnr_degraded"] == report.metrics["psnr_degraded"]
+    assert (tmp_path / "run/report.html").stat().st_size > 20_000
 
 
 @pytest.mark.parametrize("preset", ["celeba", "no_code"])
