@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -47,8 +48,19 @@ def problem():
 def randomized(variables, seed=0):
     """Parameters far from zero, biases too."""
     leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten([jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
+    rng = np.random.default_rng(seed)
+    return tree.unflatten([rng.normal(size=x.shape).astype(np.float32) for x in leaves])
+
+
+def run(net, variables, x, graph):
+    """Outputs of a network, compiled with the graph as an argument."""
+    return jax.jit(lambda v, x, g: net.apply(v, x, g, train=False))(variables, x, graph)
+
+
+def start(net, x, graph):
+    """Variables far from zero, of a network for these inputs."""
+    shapes = jax.eval_shape(lambda key: net.init(key, x, graph, train=False), jax.random.key(0))
+    return randomized(shapes)
 
 
 def test_a_neighborhood_is_a_set(problem):
@@ -61,7 +73,7 @@ def test_a_neighborhood_is_a_set(problem):
 def test_a_layer_equals_dense_matrices_in_values_and_gradients(problem, concat, skip):
     graph, adjacency, features = problem
     net = gat.GATLayer(4, 3, concat=concat, skip=skip)
-    params = randomized(net.init(jax.random.key(0), features, graph, train=False)["params"])
+    params = start(net, features, graph)["params"]
 
     def ours(params, x):
         return jnp.sum(jnp.cos(net.apply({"params": params}, x, graph, train=False)))
@@ -69,25 +81,26 @@ def test_a_layer_equals_dense_matrices_in_values_and_gradients(problem, concat, 
     def reference(params, x):
         return jnp.sum(jnp.cos(dense_layer(params, x, adjacency, concat, skip)))
 
-    gradients = [jax.value_and_grad(f, argnums=(0, 1))(params, jnp.asarray(features)) for f in (ours, reference)]
+    slopes = (jax.jit(jax.value_and_grad(f, argnums=(0, 1))) for f in (ours, reference))
+    gradients = [slope(params, jnp.asarray(features)) for slope in slopes]
     chex.assert_trees_all_close(*gradients, rtol=1e-4, atol=1e-4)
 
 
-def test_sparse_features_give_the_same(problem):
+def test_sparse_features_and_a_graph_passed_through_jit_give_the_same(problem):
     graph, _, features = problem
     net = gat.GAT(3)
-    variables = randomized(net.init(jax.random.key(0), features, graph, train=False))
-    dense, sparse = (
-        net.apply(variables, x, graph, train=False) for x in (features, gcn.SparseFeatures.from_dense(features))
-    )
-    np.testing.assert_allclose(dense, sparse, rtol=1e-5, atol=1e-5)
+    variables = start(net, features, graph)
+    expected = jax.jit(lambda x: net.apply(variables, x, graph, train=False))(features)
+    for x in (features, gcn.SparseFeatures.from_dense(features)):
+        np.testing.assert_allclose(run(net, variables, x, graph), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_attention(problem):
     graph, adjacency, features = problem
     net = gat.GATLayer(4, 3)
-    variables = randomized(net.init(jax.random.key(0), features, graph, train=False))
+    variables = start(net, features, graph)
 
+    @functools.partial(jax.jit, static_argnums=1)
     def attention(variables, net=net):
         return net.apply(variables, features, graph, train=False, mutable="intermediates")[1]["intermediates"][
             "attention"
@@ -112,8 +125,9 @@ def test_permuted_nodes_give_permuted_outputs(problem):
     place = np.argsort(order)
     moved = gat.neighborhood(place[np.asarray(graph.source)], place[np.asarray(graph.destination)], 13)
     net = gat.GAT(3)
-    variables = randomized(net.init(jax.random.key(0), features, graph, train=False))
-    a, b = (net.apply(variables, x, g, train=False) for x, g in ((features, graph), (features[order], moved)))
+    variables = start(net, features, graph)
+    apply = jax.jit(lambda x, g: net.apply(variables, x, g, train=False))
+    a, b = (apply(x, g) for x, g in ((features, graph), (features[order], moved)))
     np.testing.assert_allclose(a[order], b, rtol=1e-4, atol=1e-5)
 
 
@@ -121,13 +135,14 @@ def test_padding_edges_and_edgeless_nodes_have_finite_gradients():
     graph = graphs.make_graph(np.array([0, 1, 2, 0]), np.array([0, 0, 2, 2]), 3, np.array([1, 1, 0, 0]))
     net = gat.GATLayer(2, 2)
     x = jnp.arange(12.0).reshape(3, 4)
-    params = randomized(net.init(jax.random.key(0), x, graph, train=False)["params"])
+    params = start(net, x, graph)["params"]
 
     def total(params, x):
-        return net.apply({"params": params}, x, graph, train=False)
+        out = net.apply({"params": params}, x, graph, train=False)
+        return jnp.sum(out**2), out
 
-    np.testing.assert_allclose(total(params, x)[1:], jnp.tile(params["bias"].reshape(-1), (2, 1)), rtol=1e-6)
-    gradient = jax.grad(lambda p, x: jnp.sum(total(p, x) ** 2), argnums=(0, 1))(params, x)
+    (_, out), gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(params, x)
+    np.testing.assert_allclose(out[1:], np.tile(params["bias"].reshape(-1), (2, 1)), rtol=1e-6)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
 
 
@@ -135,26 +150,30 @@ def test_dropout_is_drawn_for_each_head_and_each_place(problem):
     graph, _, features = problem
     ones = jnp.ones_like(features)
 
-    def layer(x, seed, **fields):
-        net = gat.GATLayer(1, 2, dropout=0.5, constant=True, **fields)
-        params = jax.tree.map(jnp.ones_like, net.init(jax.random.key(0), x, graph, train=False))
-        params["params"]["bias"] *= 0
-        return net.apply(params, x, graph, train=True, rngs={"dropout": jax.random.key(seed)})
+    net = gat.GATLayer(1, 2, dropout=0.5, constant=True)
+    params = jax.tree.map(np.ones_like, start(net, ones, graph))
+    params["params"]["bias"] *= 0
 
-    draws = np.stack([layer(ones, seed) for seed in range(400)])
+    def layer(x, seeds):
+        def one(seed):
+            return net.apply(params, x, graph, train=True, rngs={"dropout": jax.random.key(seed)})
+
+        return np.asarray(jax.jit(jax.vmap(one))(jnp.arange(seeds)))
+
+    draws = layer(ones, 400)
     assert not np.allclose(draws[..., 0], draws[..., 1])
     np.testing.assert_allclose(draws.mean(), 7, rtol=0.05)  # the mean is kept
     # the lonely node: Binomial(7, 1/2) * 2, and two more draws that keep it or not, each doubling what is kept
     np.testing.assert_allclose((draws[:, -1] == 0).mean(), 0.75, atol=0.06)
-    sparse = np.stack([layer(gcn.SparseFeatures.from_dense(np.asarray(ones)), seed) for seed in range(50)])
+    sparse = layer(gcn.SparseFeatures.from_dense(np.asarray(ones)), 50)
     assert not np.allclose(sparse[..., 0], sparse[..., 1])
 
 
 def test_average_of_heads(problem):
     graph, _, features = problem
     joined, mean = gat.GATLayer(4, 3), gat.GATLayer(4, 3, concat=False)
-    variables = randomized(joined.init(jax.random.key(0), features, graph, train=False))
-    a, b = (net.apply(variables, features, graph, train=False) for net in (joined, mean))
+    variables = start(joined, features, graph)
+    a, b = (run(net, variables, features, graph) for net in (joined, mean))
     np.testing.assert_allclose(a.reshape(13, 3, 4).mean(1), b, rtol=1e-5, atol=1e-5)
 
 
@@ -176,7 +195,8 @@ def test_parameter_counts(net, features, parameters):
 
 def test_weights_of_a_head_are_glorot_of_that_head():
     graph = gat.neighborhood(np.zeros(0, int), np.zeros(0, int), 2)
-    params = gat.GATLayer(8, 50).init(jax.random.key(0), jnp.zeros((2, 100)), graph, train=False)["params"]
+    init = jax.jit(lambda key: gat.GATLayer(8, 50).init(key, jnp.zeros((2, 100)), graph, train=False))
+    params = init(jax.random.key(0))["params"]
     for name, fans in (("kernel", 108), ("source", 9), ("destination", 9)):
         assert np.abs(params[name]).max() == pytest.approx(np.sqrt(6 / fans), rel=0.05)
 
@@ -194,11 +214,12 @@ def test_batches_of_graphs_are_one_graph_side_by_side():
     net = gat.GAT(4, (5, 6), (3, 2, 2), skip=True)
     whole = train.graph
     assert (np.diff(whole.destination) >= 0).all()
-    variables = randomized(net.init(jax.random.key(0), train.features[0], whole.replace(num_nodes=20), train=False))
-    together = net.apply(variables, train.features.reshape(60, -1), whole, train=False)
+    variables = start(net, train.features.reshape(60, -1), whole)
+    together = run(net, variables, train.features.reshape(60, -1), whole)
+    apply = jax.jit(lambda x, g: net.apply(variables, x, g, train=False))
     for i in range(3):
         one = jax.tree.map(lambda x, i=i: x[i : i + 1], train)
-        alone = net.apply(variables, one.features[0], one.graph, train=False)
+        alone = apply(one.features[0], one.graph)
         np.testing.assert_allclose(together[20 * i : 20 * i + 20], alone, rtol=1e-4, atol=1e-4)
 
 
@@ -208,6 +229,10 @@ def smoke(preset="synthetic", **changes):
         {"data.nodes": 200, "optim.epochs_per_step": 4, "train.steps": 3, "optim.runs": 2, **changes}
     )
     return config
+
+
+def unevaluated(config):
+    return dataclasses.replace(experiment.build(config), evaluate=lambda state: Report({}))
 
 
 def validation_losses(folder):
@@ -235,12 +260,12 @@ def test_smoke_of_the_inductive_task():
 def test_stopping_by_both_criteria_and_the_kept_weights(tmp_path):
     """At learning rate 0 loss and score stay constant, which is no reason to stop; at rate 3 the loss grows."""
     config = smoke(**{"optim.learning_rate": 0.0, "optim.patience": 3, "optim.runs": 1})
-    state, _ = app.run(config, experiment.build, quiet=True)
+    state, _ = app.run(config, unevaluated, quiet=True)
     assert int(state.model_state["epochs"][0]) == 12
     config.update_from_flattened_dict(
         {"optim.learning_rate": 3.0, "optim.epochs_per_step": 1, "train.steps": 40, "train.log_every": 1}
     )
-    state, _ = app.run(config, experiment.build, workdir=tmp_path, quiet=True)
+    state, _ = app.run(config, unevaluated, workdir=tmp_path, quiet=True)
     logged = validation_losses(tmp_path)
     epochs, losses = int(state.model_state["epochs"][0]), list(logged.values())
     assert epochs < 40
@@ -252,20 +277,10 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path):
     config = smoke(**{"data.nodes": 100, "train.save_seconds": 0.0})
     states = []
     for folder, steps in ((tmp_path, 1), (tmp_path, 3), (None, 3)):
-        run = dataclasses.replace(experiment.build(config), evaluate=lambda state: Report({}))
         options = Options(**dict(config.train) | {"steps": steps})
-        states.append(train(run, options, seed=0, workdir=folder, quiet=True)[0])
+        states.append(train(unevaluated(config), options, seed=0, workdir=folder, quiet=True)[0])
     for name in ("params", "opt_state", "model_state"):
         chex.assert_trees_all_equal(getattr(states[1], name), getattr(states[2], name))
-
-
-def test_graph_passes_through_jit(problem):
-    graph, _, features = problem
-    net = gat.GAT(3)
-    variables = randomized(net.init(jax.random.key(0), features, graph, train=False))
-    for x in (features, gcn.SparseFeatures.from_dense(features)):
-        found = jax.jit(lambda g, x: net.apply(variables, x, g, train=False))(graph, x)
-        np.testing.assert_allclose(found, net.apply(variables, x, graph, train=False), rtol=1e-4, atol=1e-5)
 
 
 def write_ppi(folder, split, sizes, damage=()):
@@ -354,7 +369,8 @@ def test_the_authors_trained_network(cora, test_data):
     template = jax.eval_shape(lambda key: net.init(key, features, graph, train=False), jax.random.key(0))
     variables = tensorflow.gat(tensorflow.read_checkpoint(folder / "mod_cora.ckpt", WEIGHTS), template)
     reference = np.load(folder / "reference.npz")
-    logits, inner = net.apply(variables, features, graph, train=False, mutable="intermediates")
+    apply = jax.jit(lambda v: net.apply(v, features, graph, train=False, mutable="intermediates"))
+    logits, inner = apply(variables)
     inner = inner["intermediates"]
     np.testing.assert_allclose(logits, reference["logits"], atol=1e-4)
     np.testing.assert_allclose(inner["embeddings"][0], reference["hidden"], atol=1e-4)
