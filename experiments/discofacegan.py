@@ -79,6 +79,7 @@ PRESETS = {
             "widths": (512, 256, 128, 32),
             "vertices": 0,
             "bfm": ("01_MorphableModel.mat", "Model_Exp.mat"),
+            "whitened": False,
             "style_size": 512,
             "mapping_layers": 8,
             "base": 8192,
@@ -142,7 +143,7 @@ def progressive(config: ConfigDict, contrastive: bool = False) -> Progressive:
 
     def draw(average: Any, frozen: Any, latents: jax.Array, resolution: int, alpha: Any) -> jax.Array:
         inputs = disco.inputs(frozen, latents)
-        return Players(disco, resolution, alpha, False).draw({GENERATOR: average}, inputs)
+        return Players(disco, resolution, alpha, False).draw({GENERATOR: average}, frozen, inputs)
 
     return Progressive(
         Gan(disco.model.latents.size, disco.init, plays, draw),
@@ -231,13 +232,13 @@ def controlled(config: ConfigDict, state: Any) -> Controlled:
         return disco.inputs(variables["frozen"], latents)
 
     def identities(variables: Any, latents: jax.Array) -> jax.Array:
-        return of_identity(variables, decode(variables, latents))
+        return of_identity(variables, disco.whitened(variables["frozen"], decode(variables, latents)))
 
     latents = generation.latents(range(config.control.images), disco.model.latents.size)
     average = map_batches(identities, variables, latents, config.control.batch_size).mean(0)
 
     def draw(variables: Any, given: tuple[jax.Array, jax.Array]) -> jax.Array:
-        inputs, psi = given
+        inputs, psi = disco.whitened(variables["frozen"], given[0]), given[1]
         styles = stylegan.repeated(run(variables, "map", inputs), net.layers)
         styles = discofacegan.truncated(styles, of_identity(variables, inputs), average, psi[:, None, None])
         images = run(variables, "synthesize", styles, alpha=alpha)

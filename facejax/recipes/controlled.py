@@ -39,6 +39,7 @@ class Model:
       widths: of the autoencoders' hidden layers, of identity, expression, light and pose.
       vertices: of the face model, about; 0: all.
       bfm: files of the Basel face model and its expressions, see `facejax.morphable.bfm`; empty: the procedural head.
+      whitened: the generator sees whitened coefficients, not coefficients as they are; a short training needs that.
       style_size: W, and the width of the mapping network.
       mapping_layers: of the mapping network.
       base, largest: feature maps at 2 pixels, half as many at each double, and at most so many.
@@ -57,8 +58,9 @@ class Model:
     widths: tuple[int, ...] = (128, 64, 64, 32)
     vertices: int = 700
     bfm: tuple[str, ...] = ()
-    style_size: int = 64
-    mapping_layers: int = 4
+    whitened: bool = True
+    style_size: int = 96
+    mapping_layers: int = 2
     base: int = 128
     largest: int = 64
     group: int = 4
@@ -298,21 +300,25 @@ class Disco:
     seed: int
 
     def prepare(self) -> dict[str, Any]:
-        """{"decoders", "perception", "face"}: trained or read."""
+        """{"decoders", "whitening", "perception", "face"}: trained or read."""
         layout, face = self.model.layout, self.model.face()
         if self.data.source == "face_world":
             coefficients = true_coefficients(self.data, "train", layout)
         else:
             coefficients = self.data.coefficients(layout.size)
         if self.perception.name == "rnet":
-            perception = read_variables(self.perception.weights, self._shapes()["perception"])
+            perception = read_variables(self.perception.weights, self.empty()["perception"])
         elif self.data.source == "face_world":
             images = self.data.pictures("train")
             perception = self.perception.fit(layout, face, images, coefficients, self.seed)
         else:
             raise ValueError("perception.name is small: expected rnet, for images whose coefficients are estimates")
         decoders = self.autoencoding.fit(self.model, coefficients, self.seed)
-        return {"decoders": decoders, "perception": perception, "face": face}
+        mean, std = coefficients.mean(0), np.maximum(coefficients.std(0), 1e-6)
+        if not self.model.whitened:
+            mean, std = np.zeros_like(mean), np.ones_like(std)
+        whitening = {"mean": jnp.asarray(mean), "std": jnp.asarray(std)}
+        return {"decoders": decoders, "whitening": whitening, "perception": perception, "face": face}
 
     def init(self, rng: jax.Array, resolution: int) -> tuple[Params, dict[str, Any]]:
         """Parameters by player, and zeros in place of what `prepare` gives."""
@@ -322,10 +328,11 @@ class Disco:
             GENERATOR: generator.init(first, jnp.zeros((1, generator.latent_size))),
             DISCRIMINATOR: discriminator.init(second, jnp.zeros((1, resolution, resolution, 3))),
         }
-        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self._shapes())
-        return {player: variables["params"] for player, variables in made.items()}, empty
+        frozen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.empty())
+        return {player: variables["params"] for player, variables in made.items()}, frozen
 
-    def _shapes(self) -> dict[str, Any]:
+    def empty(self) -> dict[str, Any]:
+        """Shapes of what `prepare` gives."""
         layout, sizes = self.model.layout, self.model.latents._asdict()
         size = RNET_SIZE if self.perception.name == "rnet" else self.data.image_size
         key, image = jax.random.key(0), jnp.zeros((1, size, size, 3))
@@ -334,11 +341,19 @@ class Disco:
             for name, net in self.model.autoencoders().items()
         }
         perception = jax.eval_shape(self.perception.net(layout).init, key, image)
-        return {"decoders": decoders, "perception": perception, "face": self.model.face_shapes()}
+        whitening = dict.fromkeys(("mean", "std"), jax.ShapeDtypeStruct((layout.size,), jnp.float32))
+        face = self.model.face_shapes()
+        return {"decoders": decoders, "whitening": whitening, "perception": perception, "face": face}
 
     def inputs(self, frozen: Any, latents: jax.Array) -> jax.Array:
-        """Latents [N, Z] to the generator's inputs [N, D + noise]."""
+        """Latents [N, Z] to coefficients and noise [N, D + noise]."""
         return discofacegan.inputs(frozen["decoders"], latents, self.model.latents, self.model.layout)
+
+    def whitened(self, frozen: Any, inputs: jax.Array) -> jax.Array:
+        """What the generator sees of coefficients and noise [N, D + noise]."""
+        noise, whitening = inputs[:, self.model.layout.size :], frozen["whitening"]
+        coefficients = (inputs[:, : self.model.layout.size] - whitening["mean"]) / whitening["std"]
+        return jnp.concatenate([coefficients, noise], 1)
 
     def see(self, frozen: Any, images: jax.Array) -> discofacegan.Seen:
         """What the perception net sees in images."""
@@ -363,8 +378,9 @@ class Players:
     alpha: Any
     contrastive: bool
 
-    def draw(self, params: Params, inputs: jax.Array, rng: jax.Array | None = None) -> jax.Array:
-        """Images of the generator's inputs; without `rng` their noise is the same."""
+    def draw(self, params: Params, frozen: Any, inputs: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        """Images of coefficients and noise; without `rng` the layers' noise is the same in all."""
+        inputs = self.disco.whitened(frozen, inputs)
         rngs = {} if rng is None else {stylegan.NOISE: rng}
         generator = self.disco.model.networks(self.resolution)[0]
         return generator.apply({"params": params[GENERATOR]}, inputs, alpha=self.alpha, rngs=rngs)
@@ -382,7 +398,7 @@ class Players:
         """The discriminator's loss with its penalty."""
         first, second = jax.random.split(rng)
         real, score = batch["image"], self.score(params)
-        fake = self.draw(params, self.disco.inputs(frozen, self.latents(first, len(real))), second)
+        fake = self.draw(params, frozen, self.disco.inputs(frozen, self.latents(first, len(real))), second)
         losses = stylegan.discriminator_loss(score, real, fake)
         losses += stylegan.r1_penalty(score, real, self.disco.loss.gamma)
         return losses.mean(), (frozen, {"discriminator_loss": Mean.of(losses)})
@@ -391,7 +407,7 @@ class Players:
         """The generator's loss."""
         first, second, third = jax.random.split(rng, 3)
         inputs = self.disco.inputs(frozen, self.latents(first, len(batch["image"])))
-        fake = self.draw(params, inputs, second)
+        fake = self.draw(params, frozen, inputs, second)
         terms = {"generator_loss": stylegan.generator_loss(self.score(params), fake)}
         if self.disco.loss.imitative:
             terms |= self.imitative(frozen, inputs[:, : self.disco.model.layout.size], fake)
@@ -427,7 +443,7 @@ class Players:
         expression = discofacegan.pairs(second, latents[:1], "expression", model.latents)
         light = discofacegan.pairs(third, latents[1:], "light", model.latents)
         inputs = self.disco.inputs(frozen, jnp.concatenate([latents, expression, light]))
-        fake = self.draw(params, inputs)
+        fake = self.draw(params, frozen, inputs)
         of_expression = jnp.array([0, 2])
         made = rendered(face, inputs[of_expression, : model.layout.size], model.layout, self.resolution)
         first, second = split(fake[of_expression], 2)
