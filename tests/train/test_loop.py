@@ -145,9 +145,9 @@ def test_signals_save_and_give_their_exit_codes_and_a_second_run_is_refused(tmp_
         assert ended_at < step < STEPS
         ended_at = step
     code, _, err = finish(start(tmp_path, *flags))
+    process.send_signal(signal.SIGCONT)
     assert code == 1
     assert f"another run uses {tmp_path}: wait for its end or choose another --workdir" in err
-    process.send_signal(signal.SIGCONT)
     code, _, err = finish(process)
     assert code == 0, err
     assert fingerprint(tmp_path) == uninterrupted[1]
