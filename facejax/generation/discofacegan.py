@@ -247,27 +247,29 @@ def make_face(model: MorphableModel, layout: Layout, vertices: int = 0) -> Face:
         rows = rows[coarse]
     rows = np.concatenate([rows, np.asarray(model.landmarks68)])
 
-    def basis(whole: jax.Array, std: jax.Array, count: int) -> jax.Array:
-        return whole[rows, :, :count] * std[:count]
+    def basis(whole: jax.Array, std: jax.Array, count: int) -> np.ndarray:
+        return np.asarray(whole)[rows, :, :count] * np.asarray(std)[:count]
 
-    height, width = model.albedo_mean.shape[:2]
-    texels = jnp.concatenate([model.albedo_mean[..., None], model.albedo_basis[..., : layout.texture]], -1)
-    points = model.uv[rows] * jnp.array([width, height])
-    sampled = 255 * bilinear_sample(texels.reshape(height, width, -1), points).reshape(len(rows), 3, -1)
-    return Face(
-        mean=model.mean_shape[rows] - face_centre(model),
+    mean, *bases = (np.asarray(x) for x in (model.albedo_mean, model.albedo_basis[..., : layout.texture]))
+    texels = np.concatenate([mean[..., None], *bases], -1)
+    points = np.asarray(model.uv)[rows] * np.float32(mean.shape[1::-1])
+    sampled = 255 * np.asarray(jax.jit(bilinear_sample)(texels.reshape(*mean.shape[:2], -1), points))
+    sampled = sampled.reshape(len(rows), 3, -1)
+    made = Face(
+        mean=np.asarray(model.mean_shape)[rows] - face_centre(model),
         shape=basis(model.identity_basis, model.identity_std, layout.shape),
         expression=basis(model.expression_basis, model.expression_std, layout.expression),
         colour=sampled[..., 0],
-        texture=sampled[..., 1:] * model.albedo_std[: layout.texture],
-        triangles=jnp.asarray(triangles, jnp.float32),
-        front=jnp.ones(len(rows)),
+        texture=sampled[..., 1:] * np.asarray(model.albedo_std)[: layout.texture],
+        triangles=triangles,
+        front=np.ones(len(rows)),
     )
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), made)
 
 
-def face_centre(model: MorphableModel) -> jax.Array:
+def face_centre(model: MorphableModel) -> np.ndarray:
     """[3] the point of the model that is the origin of its `Face`: the mean of its region's mean shape."""
-    return model.mean_shape[face_region(model)].mean(0)
+    return np.asarray(model.mean_shape)[face_region(model)].mean(0)
 
 
 class Mesh(NamedTuple):

@@ -169,11 +169,16 @@ class Autoencoding:
         """
         nets, places = model.autoencoders(self.gamma), model.layout.slices()
         sizes, mean, std = model.latents._asdict(), coefficients.mean(0), coefficients.std(0) + 1e-6
-        data = {name: jnp.asarray(((coefficients - mean) / std)[:, places[name]]) for name in nets}
-        params = {
-            name: net.init(jax.random.fold_in(jax.random.key(seed), i), data[name][:1], jnp.zeros((1, sizes[name])))
-            for i, (name, net) in enumerate(nets.items())
-        }
+        data = {name: ((coefficients - mean) / std)[:, places[name]] for name in nets}
+        data = jax.tree.map(jnp.asarray, data)
+
+        @jax.jit
+        def init(key: jax.Array) -> Any:
+            keys = jax.random.split(key, len(nets))
+            return {
+                name: net.init(own, data[name][:1], jnp.zeros((1, sizes[name])))
+                for (name, net), own in zip(nets.items(), keys, strict=True)
+            }
 
         def loss(params: Any, chosen: jax.Array, key: jax.Array) -> jax.Array:
             total = 0.0
@@ -188,8 +193,8 @@ class Autoencoding:
         def rate(count: jax.Array) -> jax.Array:
             return self.rate * 0.5 ** (8 * count // (3 * steps))
 
-        found = control.fit(loss, params, len(coefficients), steps, self.batch_size, rate, seed)
-        decoders = {name: part["params"]["decoder"] for name, part in found.items()}
+        found = control.fit(loss, init(jax.random.key(seed)), len(coefficients), steps, self.batch_size, rate, seed)
+        decoders = {name: jax.tree.map(np.asarray, part["params"]["decoder"]) for name, part in found.items()}
         for name, layers in decoders.items():
             last, place = layers["Dense_3"], places[name]
             bias = last["bias"] * std[place] + mean[place]
@@ -267,17 +272,19 @@ def true_coefficients(data: ModelAlignedImages, split: str, layout: Layout) -> n
     Its light is fitted by the renderer's, which is applied to colours that are not linear.
     """
     truth = data.truth(split)
-    pose = discofacegan.angles_of(rotation.from_euler(jnp.asarray(truth.pose)))
 
-    @jax.jit
     def shades(normals: jax.Array, light: jax.Array) -> jax.Array:
         given = lighting.directional_light(light[:3], light[3:6], light[6:])
         return lighting.shade(normals.T, given).T ** (1 / GAMMA)
 
-    every = jax.jit(jax.vmap(lambda light: discofacegan.light_coefficients(lambda normals: shades(normals, light))))
+    @jax.jit
+    def converted(pose: jax.Array, light: jax.Array) -> Any:
+        every = jax.vmap(lambda light: discofacegan.light_coefficients(lambda normals: shades(normals, light)))
+        return discofacegan.angles_of(rotation.from_euler(pose)), every(light)
+
     parts = (
         truth.identity[:, : layout.shape], truth.albedo[:, : layout.texture], truth.expression[:, : layout.expression],
-        pose, every(jnp.asarray(truth.light)),
+        *converted(truth.pose, truth.light),
     )  # fmt: skip
     return np.concatenate([np.asarray(part, np.float32) for part in parts], 1)
 
