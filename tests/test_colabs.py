@@ -38,14 +38,7 @@ FACES = """
 from facejax.data import pipeline
 
 load = faces.load
-
-
-def few(task, split, folder=None):
-    found = pipeline.fetch(load("landmarks", split, folder), range(64))
-    return [{"person": 0, "image": [face["image"] for face in found]}] if task == "video_sharp" else found
-
-
-faces.load = few
+faces.load = lambda task, *place: pipeline.fetch(load("landmarks", *place), range(64))
 """
 GEOMETRY = """
 from experiments import tddfa, wing
@@ -66,13 +59,11 @@ stylegan.BASE["eval"].update(images=32, batch_size=32)
 stylegan.BASE["styles"].update(pairs=32, images=32)
 """
 RESTORED = """
-from experiments import super_resolution, video_deblur
+from experiments import super_resolution
 from facejax.restoration.super_resolution import EDSR
 
 super_resolution.NETS["edsr_small"] = lambda **options: EDSR(features=4, blocks=1, residual_scale=1.0, **options)
 super_resolution.BASE["data"]["patch"] = 16
-video_deblur.BASE["data"]["crop"], video_deblur.BASE["train"]["batch_size"] = 16, 1
-video_deblur.BASE["model"].update(width=4, unroll=False)
 """
 FIRST = {
     "arcface": SMALL,
@@ -105,7 +96,7 @@ PRINTED = {
 
 
 @pytest.mark.parametrize("path", sorted(COLABS.glob("*.ipynb")), ids=lambda p: p.stem)
-def test_notebook_runs(path, monkeypatch):
+def test_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.setenv("FACEJAX_COLAB_STEPS", "3")
     monkeypatch.setenv("PYTHONPATH", str(COLABS.parent))
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -113,7 +104,7 @@ def test_notebook_runs(path, monkeypatch):
     assert all(not cell.get("outputs") for cell in notebook.cells)
     notebook.cells.insert(0, nbformat.v4.new_code_cell(FIRST.get(path.stem, "")))
     done = NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(COLABS)}}
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     texts = [str(output) for cell in done.cells for output in cell.get("outputs", [])]
     assert any(PRINTED[path.stem] in text for text in texts)
