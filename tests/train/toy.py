@@ -121,13 +121,14 @@ def build(config):
         return Slowly(batches, config.test.step_seconds) if config.test.step_seconds else batches
 
     @jax.jit
-    def classified(state, image):
-        variables = {"params": state.params["net"], "batch_stats": state.model_state}
-        return (net.apply(variables, image, train=False) @ state.params["head"][:classes].T).argmax(1)
+    def classified(variables, head, image):
+        return (net.apply(variables, image, train=False) @ head[:classes].T).argmax(1)
 
     def evaluate(state):
         data = load([Source(64, 1, classes)[i] for i in range(64)], [np.random.default_rng(i) for i in range(64)])
-        return Report({"accuracy": float((classified(state, data["image"]) == data["label"]).mean())})
+        variables = {"params": state.params["net"], "batch_stats": state.model_state}
+        answers = classified(variables, np.asarray(state.params["head"]), data["image"])  # the head may be sharded
+        return Report({"accuracy": float((answers == data["label"]).mean())})
 
     batch = {"image": image, "label": jax.ShapeDtypeStruct((config.train.batch_size,), jnp.int32)}
     return Experiment(evaluate, init, train_step, train_data, batch, sharded)
