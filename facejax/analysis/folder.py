@@ -96,23 +96,13 @@ class Folder:
           picture: the annotated photograph, uint8 RGB [H, W, 3].
           note: a sentence about the file.
         """
-        record: dict[str, Any] = {"file": file, "width": faces.size[0], "height": faces.size[1]}
-        if note:
-            record["note"] = note
+        record: dict[str, Any] = {"file": file, **({"note": note} if note else {}), **described(faces, self._count)}
         if picture is not None:
             record["picture"] = f"pictures/{self._count:08d}_{pathlib.PurePath(file).stem[:80]}.jpg"
             _write_image(self.path / record["picture"], picture, [cv2.IMWRITE_JPEG_QUALITY, 88])
-        record["faces"] = []
-        for i in range(len(faces)):
-            face: dict[str, Any] = {"id": self._count + i, "box": _rounded(faces.boxes[i], 2)}
-            face["score"] = _rounded(faces.scores[i], 4)
-            for name in ("points", "landmarks", "pose", "age", "quality"):
-                if getattr(faces, name) is not None:
-                    face[name] = _rounded(getattr(faces, name)[i], 4 if name == "quality" else 2)
-            if faces.crops is not None:
-                face["crop"] = f"crops/{self._count + i:08d}.png"
-                _write_image(self.path / face["crop"], faces.crops[i], [cv2.IMWRITE_PNG_COMPRESSION, 1])
-            record["faces"].append(face)
+        for face, crop in zip(record["faces"], () if faces.crops is None else faces.crops, strict=False):
+            face["crop"] = f"crops/{face['id']:08d}.png"
+            _write_image(self.path / face["crop"], crop, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         if faces.embeddings is not None:
             self._set_dimension(faces.embeddings.shape[1])
             self._rows.write(np.ascontiguousarray(faces.embeddings, "<f4").tobytes())
@@ -153,6 +143,19 @@ class Folder:
     def _line(self, record: Mapping[str, Any]) -> None:
         self._lines.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._lines.flush()
+
+
+def described(faces: Faces, first: int = 0) -> dict[str, Any]:
+    """What a line says of a photograph: its size, and the faces with ids from `first` on."""
+    found = []
+    for i in range(len(faces)):
+        face: dict[str, Any] = {"id": first + i, "box": _rounded(faces.boxes[i], 2)}
+        face["score"] = _rounded(faces.scores[i], 4)
+        for name in ("points", "landmarks", "pose", "age", "quality"):
+            if getattr(faces, name) is not None:
+                face[name] = _rounded(getattr(faces, name)[i], 4 if name == "quality" else 2)
+        found.append(face)
+    return {"width": faces.size[0], "height": faces.size[1], "faces": found}
 
 
 def read_run(out: str | os.PathLike[str]) -> dict[str, Any]:

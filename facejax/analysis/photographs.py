@@ -15,7 +15,9 @@ from facejax.data.decoding import ImageFile
 
 MAX_PIXELS = 100_000_000
 """Pixels of the largest photograph that is decoded by default; it takes about ten bytes a pixel."""
-SUFFIXES = frozenset(".jpg .jpeg .jpe .png .webp .gif .tif .tiff .bmp .avif .pgm .ppm .pnm".split())
+SUFFIXES = frozenset(
+    [".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".pgm", ".ppm", ".pnm"]
+)
 """Files that are looked at in a folder; files that are named are looked at whatever their name."""
 
 
@@ -35,7 +37,9 @@ def read(path: str | os.PathLike[str], max_pixels: int = MAX_PIXELS) -> tuple[np
     return image, f"it has {frames} pictures, of which the first was analysed" if frames > 1 else ""
 
 
-def files(paths: Sequence[str | os.PathLike[str]], leave_out: str | os.PathLike[str] | None = None) -> list[pathlib.Path]:
+def files(
+    paths: Sequence[str | os.PathLike[str]], leave_out: str | os.PathLike[str] | None = None
+) -> list[pathlib.Path]:
     """The files among `paths`, and the image files in the folders among them, at any depth; in order, each once.
 
     Args:
