@@ -1,8 +1,6 @@
 """Photographs in, faces with everything out: a detector, alignment, and networks that look at each face.
 
-analyzer = FaceAnalyzer.from_weights(["weights"])
-faces = analyzer("photo.jpg")
-faces.boxes, faces.embeddings, faces.pose
+`FaceAnalyzer.from_weights(["weights"])("photo.jpg").boxes`, and so on; see `Faces`.
 """
 
 from __future__ import annotations
@@ -51,8 +49,8 @@ class FaceAnalyzer:
     another; the faces of all photographs of a list go through them together.
 
     Args:
-      detector: a `Predictor` of one class, or one with its name. If it finds no points, `landmarks` must be a stage: the
-        five points are then taken from the 68.
+      detector: a `Predictor` of one class, or one with its name. If it finds no points, `landmarks` must be a stage:
+        the five points are then taken from the 68.
       recogniser, landmarks, pose, age, quality, mesh: stages, or None; one stage may serve several.
       size: side of the square that the detector sees, pixels.
       tiled: photographs with a longer side than this are searched in tiles at their own scale; 0: none.

@@ -19,11 +19,12 @@ class Faces:
       boxes: [F, 4] float32 corners x0, y0, x1, y1; they may exceed the photograph.
       scores: [F] float32 of the detector, 0..1.
       points: [F, 5, 2] float32: eyes, nose tip and mouth corners, from the photograph's left.
-      crops: [F, 112, 112, 3] uint8 RGB, aligned to the template of `facejax.data.transforms`; black beyond the photograph.
+      crops: [F, 112, 112, 3] uint8 RGB, aligned to the template of `facejax.data.transforms`; black where
+        the photograph ends.
       embeddings: [F, D] float32 of unit length.
       landmarks: [F, 68, 2] float32, the 68 points of iBUG's scheme.
-      pose: [F, 3] float32, yaw, pitch and roll in degrees, the labels of `facejax.metrics.pose`: a positive yaw turns the
-        face to the photograph's left, a positive pitch up, a positive roll clockwise.
+      pose: [F, 3] float32, yaw, pitch and roll in degrees, the labels of `facejax.metrics.pose`: a positive yaw turns
+        the face to the photograph's left, a positive pitch up, a positive roll clockwise.
       age: [F] float32, years.
       quality: [F] float32, higher is better; 0..1 where the measure has that range.
       meshes: [F, V, 3] float32; z in pixels towards the viewer, from an origin of its own.

@@ -79,7 +79,7 @@ class Folder:
                                  "expected the same, or another folder")  # fmt: skip
         for name in ("crops", "pictures"):
             (path / name).mkdir(exist_ok=True)
-        lines, rows = (open(path / name, "ab+") for name in ("faces.jsonl", "embeddings.f32"))
+        lines, rows = ((path / name).open("ab+") for name in ("faces.jsonl", "embeddings.f32"))
         try:
             fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

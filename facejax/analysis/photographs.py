@@ -57,7 +57,7 @@ def files(
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
         inside = [p for p in inside if p.is_file() and (skipped is None or skipped not in p.resolve().parents)]
         if not inside:
-            raise ValueError(f"{path}: no image files, expected at least one of {', '.join(sorted(SUFFIXES))}")
+            raise ValueError(f"{path}: no image files, expected at least one of {', '.join(NAMES)}")
         for p in inside:
             found.setdefault(p.resolve(), p)
     return list(found.values())
@@ -74,6 +74,7 @@ def _checked(content: ImageFile, max_pixels: int) -> int:
         return 1
     if size[0] * size[1] > max_pixels:
         raise ValueError(
-            f"{content.origin}: a photograph of {size[0]} x {size[1]} pixels, expected at most {max_pixels} (max_pixels)"
+            f"{content.origin}: a photograph of {size[0]} x {size[1]} pixels, expected at most {max_pixels} in all "
+            "(max_pixels)"
         )
     return frames
