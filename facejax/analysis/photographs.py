@@ -15,9 +15,8 @@ from facejax.data.decoding import ImageFile
 
 MAX_PIXELS = 100_000_000
 """Pixels of the largest photograph that is decoded by default; it takes about ten bytes a pixel."""
-SUFFIXES = frozenset(
-    [".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".pgm", ".ppm", ".pnm"]
-)
+NAMES = ("jpg", "jpeg", "jpe", "png", "webp", "gif", "tif", "tiff", "bmp", "avif", "pgm", "ppm", "pnm")
+SUFFIXES = frozenset(f".{name}" for name in NAMES)
 """Files that are looked at in a folder; files that are named are looked at whatever their name."""
 
 

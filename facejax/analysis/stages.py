@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from facejax.analysis.crops import Aligned, Enlarged, Regions, Roi, Rule, Square
+from facejax.backbones.iresnet import EmbeddingHead
 from facejax.data import normalize
 from facejax.morphable import crops, parameters
 from facejax.morphable.parameters import LinearFace, Whitening
@@ -160,8 +161,6 @@ def dropout_quality(
       dropout: probability.
       sha256: see `Stage`.
     """
-    from facejax.backbones.iresnet import EmbeddingHead
-
     head = EmbeddingHead(net.embedding_size, dropout)
     trained = {
         kind: {layer: tree[layer] for layer in ("bn2", "fc", "features") if layer in tree}
@@ -185,9 +184,7 @@ def pfld(net: nn.Module, variables: Any, *, name: str = "PFLD", sha256: str = ""
     """The published PFLD: 68 landmarks, relative to a square of 1.2 times the box's shorter side."""
 
     def apply(variables: Any, images: jax.Array) -> Outputs:
-        found = net.apply(variables, normalize.unit(images), train=False)
-        points = found["landmarks"] if isinstance(found, Mapping) else found
-        return {"landmarks": points.reshape(len(images), 68, 2)}
+        return {"landmarks": net.apply(variables, normalize.unit(images), train=False)["points"]}
 
     def placed(outputs: Outputs, regions: Regions) -> Outputs:
         low, high = regions.rects[:, None, :2], regions.rects[:, None, 2:]
@@ -221,10 +218,8 @@ def tddfa_v2(
         return {"pose": angles, "meshes": mesh, "landmarks": mesh[:, face.landmarks68, :2]}
 
     def placed(outputs: Outputs, regions: Regions) -> Outputs:
-        places = {
-            name: crops.uncrop_points(outputs[name], regions.rects, rule.side) for name in ("meshes", "landmarks")
-        }
-        return outputs | places
+        places = ("meshes", "landmarks")
+        return outputs | {name: crops.uncrop_points(outputs[name], regions.rects, rule.side) for name in places}
 
     return Stage(name, rule, apply, (variables, face, whitening), placed, sha256)
 

@@ -81,10 +81,10 @@ def _scrfd(name: str, width: int) -> dict[str, Any]:
     return {"roles": ("detector",), "model": f"scrfd_{name}_kps", "marks": marks}
 
 
-def _fsanet(scoring: str, file: str, sha256: str, size: int, vectors: int, **lists: Any) -> Published:
+def _fsanet(scoring: str, sha256: str, size: int, vectors: int, **lists: Any) -> Published:
     marks = {"caps/W": (3, vectors, 16, 64), **lists.get("marks", {})}
     return Published(
-        f"FSA-Net capsule, {scoring} scoring", ("pose",), f"fsanet_capsule_{scoring}", f"{FSANET}{file}",
+        f"FSA-Net capsule, {scoring} scoring", ("pose",), f"fsanet_capsule_{scoring}", FSANET,
         "code Apache-2.0; 300W-LP: research", sha256, size, marks, lists.get("absent", ()),
     )  # fmt: skip
 
@@ -145,23 +145,20 @@ PUBLISHED: tuple[Published, ...] = (
         "7d7bbd5c6a1d9272e58d9773898284a1905d872eba9a662df9b5f20f1ba6f83e", 2_987_921,
         {"dw_pool.weight": (64, 1, 3, 3), "fc.weight": (136, 176)},
     ),
-    _fsanet("conv", "fsanet_capsule_3_16_2_21_5/fsanet_capsule_3_16_2_21_5.h5",
-            "51814906b845474e329d4c935636e03475a7d5c675c35e233b69588ef007f67b", 1_060_480, 21,
+    _fsanet("conv", "51814906b845474e329d4c935636e03475a7d5c675c35e233b69588ef007f67b", 1_060_480, 21,
             marks={"conv2d_7/kernel": (1, 1, 64, 1)}),
-    _fsanet("variance", "fsanet_var_capsule_3_16_2_21_5/fsanet_var_capsule_3_16_2_21_5.h5",
-            "64b8163d0102e52da7c42906e03b6d8065c34aac56111eea914413d6698f07a1", 1_058_864, 21,
+    _fsanet("variance", "64b8163d0102e52da7c42906e03b6d8065c34aac56111eea914413d6698f07a1", 1_058_864, 21,
             absent=("conv2d_7/kernel",)),
-    _fsanet("none", "fsanet_noS_capsule_3_16_2_192_5/fsanet_noS_capsule_3_16_2_192_5.h5",
-            "eca4f66b69a0ab1f6c9b0535429c00834197af0094004f761c754d52e67becac", 2_880_096, 192),
+    _fsanet("none", "eca4f66b69a0ab1f6c9b0535429c00834197af0094004f761c754d52e67becac", 2_880_096, 192),
     Published(
-        "SSR-Net, age", ("age",), "ssrnet", "shamangary/SSR-Net pre-trained/ morph2_ssrnet_3_3_3_64_1.0_1.0.h5",
+        "SSR-Net, age", ("age",), "ssrnet", "shamangary/SSR-Net pre-trained/",
         "code Apache-2.0; MORPH II: research",
         "0ad001c42cc2425ffaebd7d374983eba5c89e4f695ab10431c4c95573dc69f4d", 326_368,
         {"pred_age_stage1/kernel": None, "local_delta_stage3/kernel": None},
     ),
     Published(
         "SSR-Net, gender", ("gender",), "ssrnet_gender",
-        "shamangary/SSR-Net pre-trained/ morph_gender_ssrnet_3_3_3_64_1.0_1.0.h5",
+        "shamangary/SSR-Net pre-trained/",
         "code Apache-2.0; MORPH II: research",
         "da8f77eadb15653360bde466691eb77516e4c5e0ba5b603959b4c27aa86eeff5", 326_344,
         {"pred_stage1/kernel": (6, 3), "local_delta_stage3/kernel": (6, 3)},
@@ -381,12 +378,8 @@ def _looks(path: pathlib.Path) -> str:
         if row.marks
     ]
     share, name = max(near, key=lambda pair: pair[0])
-    hint = (
-        f"it looks most like {name}, of which it lacks tensors or has them in other shapes"
-        if share
-        else "see facejax weights"
-    )
-    return f"{len(shapes)} tensors that fit no network of the table; {hint}"
+    hint = f"it looks most like {name}, but lacks tensors or has others" if share else "see facejax weights"
+    return f"{len(shapes)} tensors that fit no network of the table: {hint}"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -402,9 +395,8 @@ def run(arguments: argparse.Namespace) -> int:
     lines = [("NAME", "ROLE", "INSTALLED", "ADDRESS", "TERMS", "SHA-256")]
     for row in PUBLISHED:
         places = [str(file.path) for file in found if file.row is row]
-        lines.append(
-            (row.name, ", ".join(row.roles), ", ".join(places) or "-", row.address, row.terms, row.sha256 or "-")
-        )
+        where = (", ".join(places) or "-", row.address, row.terms, row.sha256 or "-")
+        lines.append((row.name, ", ".join(row.roles), *where))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
