@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -52,7 +53,7 @@ class FaceAnalyzer:
       detector: a `Predictor` of one class, or one with its name. If it finds no points, `landmarks` must be a stage:
         the five points are then taken from the 68.
       recogniser, landmarks, pose, age, quality, mesh: stages, or None; one stage may serve several.
-      size: side of the square that the detector sees, pixels.
+      size: side of the square that the detector sees, pixels; None: the `size` of the `Predictor`.
       tiled: photographs with a longer side than this are searched in tiles at their own scale; 0: none.
       max_pixels: larger photographs are refused.
 
@@ -70,14 +71,16 @@ class FaceAnalyzer:
         quality: Stage | None = None,
         mesh: Stage | None = None,
         *,
-        size: int = 640,
+        size: int | None = None,
         tiled: int = 0,
         max_pixels: int = photographs.MAX_PIXELS,
     ):
         self.detector = detector if isinstance(detector, NamedDetector) else NamedDetector(detector)
         given = dict(zip(SLOTS, (recogniser, landmarks, pose, age, quality, mesh), strict=True))
         self.stages: dict[str, Stage] = {slot: stage for slot, stage in given.items() if stage is not None}
-        self.size, self.tiled, self.max_pixels = size, tiled, max_pixels
+        self.size = self.detector.predict.size if size is None else size
+        self.tiled, self.max_pixels = tiled, max_pixels
+        self._workers = ThreadPoolExecutor(os.cpu_count())
         faces = self.detector.predict.detector
         if faces.classes != 1 or faces.points not in (0, 5):
             raise ValueError(f"{self.detector.name} finds {faces.classes} classes with {faces.points} points: "
@@ -86,10 +89,9 @@ class FaceAnalyzer:
         if not self._points and landmarks is None:
             raise ValueError(f"{self.detector.name} finds no points: expected a stage of landmarks beside it")
         for slot, stage in self.stages.items():
-            side = stage.rule.side
-            made = jax.eval_shape(stage.apply, stage.variables, jax.ShapeDtypeStruct((1, side, side, 3), np.uint8))
-            if SLOTS[slot] not in made:
-                raise ValueError(f"{slot} is {stage.name}, which gives {', '.join(made)}: expected {SLOTS[slot]}")
+            gives = stage.gives or tuple(stage.shapes)
+            if SLOTS[slot] not in gives:
+                raise ValueError(f"{slot} is {stage.name}, which gives {', '.join(gives)}: expected {SLOTS[slot]}")
 
     @classmethod
     def from_weights(cls, paths: str | os.PathLike[str] | Iterable[Any], *, demo: bool = False, **options: Any) -> Any:
@@ -199,7 +201,8 @@ class FaceAnalyzer:
                 start += size
                 where = {k: (np.float32(r.matrices[rows]), np.float32(r.limits[rows])) for k, r in enumerate(regions)}
                 cropped = dict(zip(rules, cut(packed, pixels.places[owner[rows]], where, rules), strict=True))
-                parts.append(([stage(cropped[stage.rule]) for stage in unique], cropped.get(Aligned())))
+                outputs = list(self._workers.map(lambda stage, crops=cropped: stage(crops[stage.rule]), unique))
+                parts.append((outputs, cropped.get(Aligned())))
             found = {
                 stage: stage.placed(
                     {name: _joined([outputs[i][name] for outputs, _ in parts], len(boxes)) for name in parts[0][0][i]},
@@ -223,9 +226,7 @@ class FaceAnalyzer:
         """The attributes of a photograph without faces."""
         found = {"points": np.zeros((0, 5, 2), np.float32), "crops": np.zeros((0, 112, 112, 3), np.uint8)}
         for slot, stage in self.stages.items():
-            side, name = stage.rule.side, SLOTS[slot]
-            made = jax.eval_shape(stage.apply, stage.variables, jax.ShapeDtypeStruct((1, side, side, 3), np.uint8))
-            found[name] = np.zeros((0, *made[name].shape[1:]), np.float32)
+            found[SLOTS[slot]] = np.zeros((0, *stage.shapes[SLOTS[slot]]), np.float32)
         return found
 
 

@@ -39,7 +39,7 @@ def common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", action="append", default=[], metavar="PATH",
                         help="file or folder of published weights, found by content; may be repeated")  # fmt: skip
     parser.add_argument("--demo", action="store_true", help="small networks of this project in place of weights")
-    parser.add_argument("--size", type=int, default=640, help="side of the detector's input, pixels (default 640)")
+    parser.add_argument("--size", type=int, help="side of the detector's input, pixels; default: the detector's")
     parser.add_argument("--tiled", type=int, default=0, metavar="SIDE",
                         help="look in tiles at photographs with a longer side than this, pixels; 0: never")  # fmt: skip
     parser.add_argument("--max_pixels", type=int, default=100_000_000, help="refuse photographs of more pixels")

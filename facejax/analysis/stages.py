@@ -45,6 +45,7 @@ class Stage:
       variables: of the network.
       placed: (outputs, regions) -> outputs in pixels of the photograph.
       sha256: of the file that the variables are from; "" for variables of no file.
+      gives: names of the outputs; empty: `apply` is traced for them.
     """
 
     name: str
@@ -53,6 +54,13 @@ class Stage:
     variables: Any
     placed: Callable[[Outputs, Regions], Outputs] = lambda outputs, _: outputs
     sha256: str = ""
+    gives: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name of an output -> its shape for one face."""
+        crops = jax.ShapeDtypeStruct((1, self.rule.side, self.rule.side, 3), np.uint8)
+        return {name: made.shape[1:] for name, made in jax.eval_shape(self.apply, self.variables, crops).items()}
 
     @functools.cached_property
     def _call(self) -> Callable[[jax.Array], Outputs]:
@@ -112,7 +120,8 @@ def recogniser(
         found = {"embeddings": vectors.unit(raw.astype(jnp.float32))}
         return found | ({"quality": magface.magnitude(raw)} if magnitudes else {})
 
-    return Stage(name, Aligned(), apply, variables, sha256=sha256)
+    gives = ("embeddings", "quality") if magnitudes else ("embeddings",)
+    return Stage(name, Aligned(), apply, variables, sha256=sha256, gives=gives)
 
 
 def quality(
@@ -143,7 +152,7 @@ def quality(
             images = jax.image.resize(images, (len(images), size, size, 3), "linear")
         return {"quality": scale * net.apply(variables, images, train=False).reshape(len(images))}
 
-    return Stage(name, Aligned(), apply, variables, sha256=sha256)
+    return Stage(name, Aligned(), apply, variables, sha256=sha256, gives=("quality",))
 
 
 def dropout_quality(
@@ -177,7 +186,7 @@ def dropout_quality(
         embeddings = ser_fiq.stochastic_embeddings(drop, jax.random.key(0), masks)
         return {"quality": ser_fiq.rescaled(ser_fiq.robustness(embeddings))}
 
-    return Stage(name, Aligned(), apply, (variables, trained), sha256=sha256)
+    return Stage(name, Aligned(), apply, (variables, trained), sha256=sha256, gives=("quality",))
 
 
 def pfld(net: nn.Module, variables: Any, *, name: str = "PFLD", sha256: str = "") -> Stage:
@@ -190,7 +199,7 @@ def pfld(net: nn.Module, variables: Any, *, name: str = "PFLD", sha256: str = ""
         low, high = regions.rects[:, None, :2], regions.rects[:, None, 2:]
         return {"landmarks": low + outputs["landmarks"] * (high - low)}
 
-    return Stage(name, Square(112, 1.2), apply, variables, placed, sha256)
+    return Stage(name, Square(112, 1.2), apply, variables, placed, sha256, ("landmarks",))
 
 
 def tddfa_v2(
@@ -221,7 +230,7 @@ def tddfa_v2(
         places = ("meshes", "landmarks")
         return outputs | {name: crops.uncrop_points(outputs[name], regions.rects, rule.side) for name in places}
 
-    return Stage(name, rule, apply, (variables, face, whitening), placed, sha256)
+    return Stage(name, rule, apply, (variables, face, whitening), placed, sha256, ("pose", "meshes", "landmarks"))
 
 
 def fsanet(nets: Sequence[nn.Module], variables: Sequence[Any], *, name: str = "FSA-Net", sha256: str = "") -> Stage:
@@ -234,7 +243,7 @@ def fsanet(nets: Sequence[nn.Module], variables: Sequence[Any], *, name: str = "
         found = [net.apply(v, images, train=False) for net, v in zip(nets, variables, strict=True)]
         return {"pose": sum(found) / len(found)}
 
-    return Stage(name, Enlarged(64, 0.6), apply, tuple(variables), sha256=sha256)
+    return Stage(name, Enlarged(64, 0.6), apply, tuple(variables), sha256=sha256, gives=("pose",))
 
 
 def ssrnet(net: nn.Module, variables: Any, *, name: str = "SSR-Net", sha256: str = "") -> Stage:
@@ -243,4 +252,4 @@ def ssrnet(net: nn.Module, variables: Any, *, name: str = "SSR-Net", sha256: str
     def apply(variables: Any, images: jax.Array) -> Outputs:
         return {"age": net.apply(variables, images.astype(jnp.float32), train=False).reshape(len(images))}
 
-    return Stage(name, Enlarged(64, 0.4), apply, variables, sha256=sha256)
+    return Stage(name, Enlarged(64, 0.4), apply, variables, sha256=sha256, gives=("age",))
