@@ -212,7 +212,7 @@ def identify(path: str | os.PathLike[str]) -> Published | None:
         shapes = tensor_shapes(path)
     except ValueError:
         return None
-    return next((row for row in PUBLISHED if row.marks and _fits(row, shapes)), None)
+    return next((row for row in PUBLISHED if row.marks and fits(row, shapes)), None)
 
 
 def tensor_shapes(path: str | os.PathLike[str]) -> dict[str, Shape]:
@@ -357,7 +357,7 @@ def _ends(name: str, end: str) -> bool:
     return name == end or name.endswith(("/" + end, "." + end))
 
 
-def _fits(row: Published, shapes: Mapping[str, Shape]) -> bool:
+def fits(row: Published, shapes: Mapping[str, Shape]) -> bool:
     def has(end: str, shape: Shape | None = None) -> bool:
         return any(_ends(name, end) and shape in (None, found) for name, found in shapes.items())
 
