@@ -19,7 +19,6 @@ import json
 import os
 import pathlib
 import sys
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -106,7 +105,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             found.add_parser(subparsers)
             added.append(module)
     arguments = parser.parse_args(argv)
-    warnings.filterwarnings("ignore", message="Image size", category=Warning)
     compiled = _counting() if getattr(arguments, "verbose", False) else None
     try:
         code = importlib.import_module(COMMANDS[arguments.command]).run(arguments)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,8 +66,10 @@ def files(
 def _checked(content: ImageFile, max_pixels: int) -> int:
     """The number of pictures in a file; ValueError where the first has too many pixels."""
     try:
-        with Image.open(io.BytesIO(content)) as opened:
-            size, frames = opened.size, getattr(opened, "n_frames", 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the budget is ours
+            with Image.open(io.BytesIO(content)) as opened:
+                size, frames = opened.size, getattr(opened, "n_frames", 1)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{content.origin}: a photograph beyond any budget of pixels: {error}") from error
     except Exception:  # damaged files raise various exceptions; decoding tells what is wrong

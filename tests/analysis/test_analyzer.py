@@ -225,7 +225,7 @@ def test_crops_are_those_of_opencv(scene):
 
 
 def test_similarity_of_the_crop():
-    """As least squares by `transforms.similarity_transform`, whose inverse the region is; degenerate points are none."""
+    """The inverse of the least-squares transform; points in one place give finite numbers."""
     points = np.random.default_rng(0).normal(size=(1, 5, 2)) * 40 + 300
     matrix = Aligned()(np.zeros((1, 4)), points, (9, 9)).matrices[0]
     forward = transforms.similarity_transform(points[0], transforms.template(112))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from typing import ClassVar
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from facejax.data.synthetic.faces import png
 class Toy:
     """Finds as many faces as the mean brightness says, without a network."""
 
-    settings = {"size": 64, "tiled": 0}
+    settings: ClassVar = {"size": 64, "tiled": 0}
 
     def __init__(self, name="toy"):
         self.identity = {"detector": {"name": name, "sha256": "0" * 64}}
@@ -180,7 +181,7 @@ def odd(tmp_path, turned_jpeg):
     """Unusual photographs, and files that are none."""
     root = tmp_path / "odd"
     root.mkdir()
-    gradient = np.tile(np.linspace(0, 255, 40).astype(np.uint8)[None, :, None], (30, 1, 3))
+    gradient = np.tile(np.linspace(0, 200, 40).astype(np.uint8)[None, :, None], (30, 1, 3))
     frames = [Image.fromarray(np.full((9, 9, 3), v, np.uint8)) for v in (70, 200)]
     jpeg = encoded(Image.fromarray(gradient), "JPEG")
     contents = {
