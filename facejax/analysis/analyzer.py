@@ -146,7 +146,7 @@ class FaceAnalyzer:
         if not isinstance(photos, (list, tuple)):
             return self([photos])[0]
         images = [self._opened(photo) for photo in photos]
-        found = [self._detected(image) for image in images]
+        found = list(self._workers.map(self._detected, images))
         sizes = [image.shape[1::-1] for image in images]
         counts = [len(boxes) for boxes, *_ in found]
         boxes, scores, points = (np.concatenate(parts) for parts in zip(*found, strict=True))

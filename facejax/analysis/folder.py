@@ -15,13 +15,12 @@ the folder is opened again.
 from __future__ import annotations
 
 import collections
-import contextlib
 import fcntl
 import json
 import os
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -34,8 +33,8 @@ from facejax.analysis import draw, photographs
 from facejax.analysis.faces import Faces
 
 FORMAT = 1
-AHEAD = 4
-"""Photographs that are decoded before their turn, and results that wait to be written."""
+WORKERS = min(4, os.cpu_count() or 1)
+"""Photographs that are analysed side by side: on a CPU, the networks leave a part of the cores idle."""
 
 
 class Folder:
@@ -209,38 +208,34 @@ def analyse(
     Returns:
       The number of unreadable files; each is named on standard error.
     """
-    out = pathlib.Path(out)
-    with Folder.open(out, analyzer.identity, analyzer.settings) as folder, contextlib.ExitStack() as stack:
+    out, failed = pathlib.Path(out), 0
+
+    def work(file: pathlib.Path) -> tuple[Faces, np.ndarray, str]:
+        photo, note = photographs.read(file, max_pixels)
+        faces = analyzer(photo)
+        return faces, draw.annotated(photo, faces), note
+
+    with Folder.open(out, analyzer.identity, analyzer.settings) as folder:
         known = {record["file"]: record for record in folder.records()}
         files = photographs.files(paths, leave_out=out)
         left = [file for file in files if "faces" not in known.get(relative(file, out), {})]
-        bar = stack.enter_context(tqdm(total=len(files), initial=len(files) - len(left), unit="photo",
-                                       disable=not progress))  # fmt: skip
-        reader, writer = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
-        failed, waiting = 0, collections.deque[Future[None]]()
-
-        def store(name: str, photo: np.ndarray, note: str, found: Faces) -> None:
-            folder.append(name, found, draw.annotated(photo, found), note)
-
-        for file, content in _ahead(reader, left, max_pixels):
-            name = relative(file, out)
-            try:
-                photo, note = content.result()
-                found = analyzer(photo)
-            except (ValueError, OSError) as error:
-                failed += 1
-                sentence = " ".join(str(error).split())
-                tqdm.write(sentence if str(file) in sentence else f"{file}: {sentence}", file=sys.stderr)
-                _drain(waiting, 0)
-                if known.get(name, {}).get("error") != sentence:
-                    folder.failed(name, sentence)
-            else:
-                if note:
-                    tqdm.write(f"{file}: {note}", file=sys.stderr)
-                waiting.append(writer.submit(store, name, photo, note, found))
-                _drain(waiting, AHEAD)
-            bar.update()
-        _drain(waiting, 0)
+        done = len(files) - len(left)
+        with tqdm(total=len(files), initial=done, unit="photo", disable=not progress) as bar:
+            for file, result in ahead(work, left):
+                name = relative(file, out)
+                try:
+                    faces, picture, note = result.result()
+                except (ValueError, OSError) as error:
+                    failed += 1
+                    sentence = " ".join(str(error).split())
+                    tqdm.write(sentence if str(file) in sentence else f"{file}: {sentence}", file=sys.stderr)
+                    if known.get(name, {}).get("error") != sentence:
+                        folder.failed(name, sentence)
+                else:
+                    if note:
+                        tqdm.write(f"{file}: {note}", file=sys.stderr)
+                    folder.append(name, faces, picture, note)
+                bar.update()
     return failed
 
 
@@ -249,21 +244,19 @@ def relative(file: str | os.PathLike[str], out: str | os.PathLike[str]) -> str:
     return pathlib.PurePath(os.path.relpath(os.path.abspath(file), os.path.abspath(out))).as_posix()
 
 
-def _ahead(
-    reader: ThreadPoolExecutor, files: Sequence[pathlib.Path], max_pixels: int
-) -> Iterator[tuple[pathlib.Path, Future[tuple[np.ndarray, str]]]]:
-    """The files with their photographs and notes, some of which are read before their turn."""
-    pending = collections.deque[tuple[pathlib.Path, Future[tuple[np.ndarray, str]]]]()
-    for file in files:
-        pending.append((file, reader.submit(photographs.read, file, max_pixels)))
-        if len(pending) > AHEAD:
-            yield pending.popleft()
-    yield from pending
-
-
-def _drain(waiting: collections.deque[Future[None]], length: int) -> None:
-    while len(waiting) > length:
-        waiting.popleft().result()
+def ahead(
+    work: Callable[[pathlib.Path], Any], files: Sequence[pathlib.Path]
+) -> Iterator[tuple[pathlib.Path, Future[Any]]]:
+    """The files in order with their results, which `WORKERS` threads make before their turn."""
+    pool, pending = ThreadPoolExecutor(WORKERS), collections.deque[tuple[pathlib.Path, Future[Any]]]()
+    try:
+        for file in files:
+            pending.append((file, pool.submit(work, file)))
+            if len(pending) > 2 * WORKERS:
+                yield pending.popleft()
+        yield from pending
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _whole(lines: Any) -> Iterator[dict[str, Any]]:
