@@ -122,6 +122,7 @@ def read_packs(packs: str, image_size: int) -> Iterable[tuple[str, np.ndarray, n
     """Name, images [2 P, S, S, 3] uint8 (pairs side by side) and whether each pair is genuine [P], pack by pack."""
     for path in packs.split(","):
         pack = read_pack(path)
+        sources.warn_unaligned(pack.images, image_size, path)
         images = np.stack([sources.image({"image": data}, image_size) for data in pack.images])
         yield pathlib.Path(path).stem, images, pack.same
 
