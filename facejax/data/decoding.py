@@ -16,6 +16,9 @@ from PIL import Image, ImageOps
 from facejax.formats import limits
 
 FORMATS = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF or PGM"
+PNG = b"\x89PNG\r\n\x1a\n"
+DEFLATE = 1032
+"""The most bytes that one byte of a PNG's compression can stand for."""
 
 
 class BadImage(ValueError):
@@ -62,6 +65,8 @@ def pixels(encoded: bytes, flags: int) -> np.ndarray:
         limits.pixels(width, height)
     except ValueError as error:
         raise _bad(encoded, str(error)) from error
+    if len(encoded) * DEFLATE < _png_bytes(encoded):
+        raise _bad(encoded, f"{width} x {height} pixels in so few bytes")
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error as error:
@@ -78,7 +83,7 @@ def size(encoded: bytes) -> tuple[int, int]:
     Raises:
       BadImage: no image.
     """
-    if encoded[:8] == b"\x89PNG\r\n\x1a\n" and len(encoded) >= 24:
+    if encoded[:8] == PNG and len(encoded) >= 26:
         return struct.unpack(">II", encoded[16:24])
     if encoded[:3] == b"\xff\xd8\xff" and (found := _jpeg_size(encoded)):
         return found
@@ -92,6 +97,14 @@ def size(encoded: bytes) -> tuple[int, int]:
     except Exception as error:  # Pillow's readers raise various exceptions on damaged headers
         bomb = isinstance(error, Image.DecompressionBombError)
         raise _bad(encoded, str(error) if bomb else f"expected a {FORMATS} file") from error
+
+
+def _png_bytes(encoded: bytes) -> int:
+    """Bytes of a PNG's rows before compression; 0 for another image."""
+    if encoded[:8] != PNG:
+        return 0
+    width, height, depth, kind = struct.unpack(">IIBB", encoded[16:26])
+    return height * (1 + (width * depth * {2: 3, 4: 2, 6: 4}.get(kind, 1) + 7) // 8)
 
 
 def _bad(encoded: bytes, reason: str) -> BadImage:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -115,6 +116,20 @@ class Part:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         return pipeline.fetch(self._source, [self._rows[i] for i in indices])
+
+
+class Chain:
+    """The examples of several sources, one after the other."""
+
+    def __init__(self, *parts: Source):
+        self._parts, self._ends = parts, list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Any:
+        part = bisect.bisect(self._ends, index)
+        return self._parts[part][index - (self._ends[part] - len(self._parts[part]))]
 
 
 class Indexed:

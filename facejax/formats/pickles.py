@@ -154,7 +154,8 @@ def load(
                 if i + 1 == len(encodings):
                     raise
     except Exception as error:  # damaged pickles raise various exceptions
-        raise ValueError(f"{path}: not a {kind}: {error or type(error).__name__}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: not a {kind}: {reason}") from error
 
 
 def _resolved(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:

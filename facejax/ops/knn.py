@@ -62,7 +62,7 @@ def knn(features: np.ndarray, k: int, *, method: str = "exact", block: int = 819
         return Neighbours(*map(np.asarray, found))
     else:
         raise ValueError(f"method is {method!r}: expected exact, approximate or faiss")
-    return _itself_first(np.asarray(ids, np.int32), np.asarray(similarity))
+    return itself_first(np.asarray(ids, np.int32), np.asarray(similarity))
 
 
 def nearest(features: jax.Array, k: int, *, exact: bool = True, block: int = 8192) -> Neighbours:
@@ -78,10 +78,10 @@ def nearest(features: jax.Array, k: int, *, exact: bool = True, block: int = 819
     if not 1 <= k <= count:
         raise ValueError(f"k is {k}: expected 1 to {count}, the number of rows")
     similarity, ids = _blocks(features, k=k, size=min(block, -(-count // 32) * 32), exact=exact)
-    return _itself_first(ids, similarity)
+    return itself_first(ids, similarity)
 
 
-def _itself_first(ids: Any, similarity: Any) -> Neighbours:
+def itself_first(ids: Any, similarity: Any) -> Neighbours:
     """Puts every row first in its own list, even if it ties with duplicates."""
     xp = jnp if isinstance(ids, jax.Array) else np
     rows = xp.arange(len(ids), dtype=np.int32)[:, None]
