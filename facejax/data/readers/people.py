@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import io
 
 from facejax.data.decoding import ImageFile
+from facejax.formats import matfile, texts
 
 PERSON = 1
 """COCO's category id of persons."""
@@ -67,7 +66,7 @@ class CocoPeople:
     """
 
     def __init__(self, annotations: str | pathlib.Path, pictures: str | pathlib.Path):
-        found = _read_json(annotations, dict)
+        found = texts.read_json(annotations, dict)
         missing = {"images", "annotations"} - set(found)
         if missing:
             raise ValueError(f"{annotations}: no {' and no '.join(sorted(missing))}, expected a COCO file")
@@ -103,7 +102,7 @@ class CocoPeople:
         nothing = np.zeros((joints, 2)), np.zeros(joints, bool)
         return [
             self._person(entry["image_id"], entry["bbox"], *nothing, entry["score"])
-            for entry in _read_json(detections, list)
+            for entry in texts.read_json(detections, list)
             if entry["category_id"] == PERSON
         ]
 
@@ -137,7 +136,7 @@ def read_mpii(annotations: str | pathlib.Path, pictures: str | pathlib.Path) -> 
     the scale, so that it includes the limbs. MATLAB's coordinates from 1 become coordinates from 0.
     """
     folder, found = pathlib.Path(pictures), []
-    for number, entry in enumerate(_read_json(annotations, list)):
+    for number, entry in enumerate(texts.read_json(annotations, list)):
         (x, y), scale, side = entry["center"], entry["scale"], 200 * entry["scale"]
         points = np.asarray(entry["joints"], float) - 1
         visible = np.asarray(entry["joints_vis"]) > 0
@@ -154,11 +153,12 @@ def read_mpii_truth(file: str | pathlib.Path) -> dict[str, np.ndarray]:
       "points" [N, 16, 2], integers at pixel centres; "visible" [N, 16] bool; "heads" [N, 4] (x1, y1, x2, y2).
     """
     names = ("pos_gt_src", "jnt_missing", "headboxes_src")
-    try:
-        found = io.loadmat(file)
-        points, missing, heads = (found[name] for name in names)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{file}: expected a MATLAB file with {', '.join(names)}: {error}") from error
+    points, missing, heads = matfile.numbers(file, names).values()
+    count = points.shape[-1]
+    shapes = points.shape[1:], missing.shape, heads.shape
+    if shapes != ((2, count), (len(points), count), (2, 2, count)):
+        raise ValueError(f"{file}: {', '.join(names)} of {points.shape}, {shapes[1]}, {shapes[2]}: expected "
+                         "[K, 2, N], [K, N] and [2, 2, N]")  # fmt: skip
     return {
         "points": points.transpose(2, 0, 1) - 1.0,
         "visible": missing.T == 0,
@@ -173,13 +173,3 @@ def _inside(box: Sequence[float], image: dict[str, Any]) -> tuple[float, ...] | 
     right = min(image["width"] - 1, left + max(0, width - 1))
     bottom = min(image["height"] - 1, top + max(0, height - 1))
     return (left, top, right - left, bottom - top) if right >= left and bottom >= top else None
-
-
-def _read_json(file: str | pathlib.Path, kind: type) -> Any:
-    try:
-        found = json.loads(pathlib.Path(file).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not a readable JSON file: {error}") from error
-    if not isinstance(found, kind):
-        raise ValueError(f"{file}: holds a {type(found).__name__}, expected a {kind.__name__}")
-    return found
