@@ -13,7 +13,7 @@ import functools
 import importlib
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -116,10 +116,14 @@ def variable_shapes(name: str, **options: Any) -> Any:
 
     def init(key: jax.Array) -> Any:
         keys = {"params": key, "dropout": key, "latent": key}
-        evaluation = {"train": False} if "train" in inspect.signature(type(net).__call__).parameters else {}
-        return net.init(keys, *INPUTS[model.inputs](*model.input_shape), **evaluation)
+        return net.init(keys, *INPUTS[model.inputs](*model.input_shape), **_evaluation(net))
 
     return jax.eval_shape(init, jax.random.key(0))
+
+
+def _evaluation(net: nn.Module) -> dict[str, bool]:
+    """The arguments that switch training off."""
+    return {"train": False} if "train" in inspect.signature(type(net).__call__).parameters else {}
 
 
 def load_pretrained(name: str, path: str | os.PathLike[str], key: str | None = None, **options: Any) -> Any:
@@ -127,9 +131,11 @@ def load_pretrained(name: str, path: str | os.PathLike[str], key: str | None = N
 
     Args:
       name: one of `list_models()`.
-      path: the file as its authors publish it; see the `converter` of `model_info(name)`.
+      path: the file as its authors publish it, see the `converter` of `model_info(name)`; or a folder of
+        `save_pretrained`.
       key: of the state dict in a PyTorch file that holds several, such as "state_dict_ema".
       **options: as in `create_model`, for weights of other settings; and settings of the detector, such as `lowest`.
+        Those of a folder need not be given again.
 
     Returns:
       The variables; or the detector as a function of images, with its `variables`.
@@ -139,6 +145,11 @@ def load_pretrained(name: str, path: str | os.PathLike[str], key: str | None = N
       ValueError: the model has no converter, or one without keys, or the file does not match the model.
     """
     model = model_info(name)
+    if os.path.isfile(os.path.join(path, "config.json")):
+        found, options, variables = _read_folder(path, options)
+        if found != name:
+            raise ValueError(f"{os.fspath(path)}: holds {found}, expected {name}")
+        return variables if model.detector is None else _predictor(name, variables, options)
     converter = model.converter
     if not converter:
         known = ", ".join(known for known in list_models() if MODELS[known].converter)
@@ -149,14 +160,181 @@ def load_pretrained(name: str, path: str | os.PathLike[str], key: str | None = N
     if key is not None and "key" not in inspect.signature(load).parameters:
         raise ValueError(f"{name}: key is {key!r}, but the published file is no dict of PyTorch")
     chosen = {} if key is None else {"key": key}
-    if model.detector is None:
-        return load(path, variable_shapes(name, **options), **chosen)
+    variables = load(path, variable_shapes(name, **_split(model, options)[0]), **chosen)
+    return variables if model.detector is None else _predictor(name, variables, options)
+
+
+def save_pretrained(
+    name: str, variables: Any, folder: str | os.PathLike[str], *, license: str | None = None, **options: Any
+) -> None:
+    """Writes config.json, model.safetensors and a model card, README.md, as the Hugging Face Hub expects them.
+
+    `load_pretrained(name, folder)` and `from_pretrained(folder)` read the folder; `huggingface_hub.upload_folder`
+    publishes it. The card quotes the system's page where facejax runs from its repository.
+
+    Args:
+      name: one of `list_models()`.
+      variables: of the model; what only training needs may be missing.
+      folder: made if there is none.
+      license: of the weights, an SPDX identifier for the card.
+      **options: that the model was made with, as in `create_model`, and settings of its detector.
+
+    Raises:
+      FileExistsError: the folder has one of the files.
+      ValueError: an option that JSON cannot hold, or variables that are not the model's.
+    """
+    import facejax
+    from facejax.interop import folder as folders
+    from facejax.interop.names import flat
+
+    model = model_info(name)
+    kept = {option: folders.jsonable(option, value) for option, value in sorted(options.items())}
+    settings = _split(model, options)[0]
+    template = variable_shapes(name, **settings)
+    try:
+        fitted = folders.fitted(flat(variables), template)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    _check_complete(name, fitted, settings)
+    config = {
+        "library_name": "facejax",
+        "facejax_version": facejax.__version__,
+        "architecture": name,
+        "options": kept,
+        "input_shape": list(model.input_shape),
+        "parameters": sum(leaf.size for leaf in flat(fitted["params"]).values()),
+    }
+    detector = model.detector is not None
+    card = folders.model_card(
+        config, model.about, model.source, detector=detector, page=_page(model.constructor), license=license
+    )
+    folders.write_folder(folder, config, fitted, card)
+
+
+def from_pretrained(folder: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
+    """The model and its variables from a folder of `save_pretrained`.
+
+    Raises:
+      FileNotFoundError: the folder lacks a file.
+      ValueError: another library's folder, an unknown model or option, or weights of another model.
+    """
+    name, options, variables = _read_folder(folder, {})
+    return create_model(name, **_split(MODELS[name], options)[0]), variables
+
+
+def export_stablehlo(
+    name: str,
+    variables: Any,
+    path: str | os.PathLike[str],
+    *,
+    batch: int | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    **options: Any,
+) -> None:
+    """Writes a model in evaluation, weights included, as StableHLO: `jax.export.deserialize` runs it without facejax.
+
+    The function takes the model's arguments at the published shape, float32 [N, H, W, C] of an image model. That of a
+    detector takes uint8 RGB [N, H, W, 3] and returns "boxes", "scores", "points", "labels" and "mask", as `Detections`.
+
+    Args:
+      name: one of `list_models()`.
+      variables: of the model.
+      path: the file, usually with the suffix .stablehlo; an existing one is not written over.
+      batch: number of samples; None: any, which only models of one array can have.
+      platforms: platforms that can run the file.
+      **options: that the model was made with, and settings of its detector.
+
+    Raises:
+      FileExistsError: the file exists.
+      ValueError: variables that are not the model's, or inputs whose number cannot vary.
+    """
+    import jax
+
+    from facejax.interop.export import write_stablehlo
+
+    if os.path.exists(path):
+        raise FileExistsError(f"{os.fspath(path)} exists: expected a new file")
+    model = model_info(name)
+    if model.inputs != "array" and batch != 1:
+        raise ValueError(f"{name}: its inputs are {model.inputs}, whose number cannot vary: expected batch=1")
+    settings, used = _split(model, options)
+    net = create_model(name, **settings)
+    _check_complete(name, variables, settings)
+    arguments = jax.eval_shape(lambda: INPUTS[model.inputs](*model.input_shape))
+    if model.inputs == "array":
+        (count,) = jax.export.symbolic_shape("batch") if batch is None else (batch,)
+        kind = "float32" if model.detector is None else "uint8"
+        arguments = (jax.ShapeDtypeStruct((count, *model.input_shape), kind),)
+
+    def apply(*inputs: Any) -> Any:
+        return net.apply(variables, *inputs, **_evaluation(net))
+
+    def detect(images: Any) -> dict[str, Any]:
+        detector = _made(_with(model.detector, {"net": net, **used}))
+        found = detector.decode(apply(detector.preprocess(images)), images.shape[1:3])
+        return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+
+    write_stablehlo(path, apply if model.detector is None else detect, *arguments, platforms=platforms)
+
+
+def _split(model: Model, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the network, and settings of the detector."""
+    fields = set()
+    if model.detector is not None:
+        fields = {field.name for field in dataclasses.fields(_find(model.detector.constructor))} - {"net"}
+    parts = ({}, {})
+    for option, value in options.items():
+        parts[option in fields][option] = value
+    return parts
+
+
+def _predictor(name: str, variables: Any, options: Mapping[str, Any]) -> Any:
     from facejax.predictor import Predictor
 
-    fields = {field.name for field in dataclasses.fields(_find(model.detector.constructor))} - {"net"}
-    settings = {option: options.pop(option) for option in fields & set(options)}
-    detector = _made(_with(model.detector, {"net": create_model(name, **options), **settings}))
-    return Predictor(detector, load(path, variable_shapes(name, **options), **chosen))
+    model = MODELS[name]
+    settings, used = _split(model, options)
+    return Predictor(_made(_with(model.detector, {"net": create_model(name, **settings), **used})), variables)
+
+
+def _read_folder(folder: str | os.PathLike[str], changes: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:
+    """Name, options and variables of a folder; `changes` go before the folder's options."""
+    from facejax.interop import folder as folders
+
+    config = folders.read_config(folder)
+    name, options = config["architecture"], {**config["options"], **changes}
+    try:
+        settings = _split(model_info(name), options)[0]
+        template = variable_shapes(name, **settings)
+    except Exception as error:  # options of other types raise various exceptions
+        raise ValueError(f"{os.fspath(folder)}: config.json describes no model: {error}") from error
+    variables = folders.read_variables(folder, template)
+    _check_complete(name, variables, settings)
+    return name, options, variables
+
+
+def _check_complete(name: str, variables: Any, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the variables suffice for evaluation."""
+    import jax
+
+    model, net = MODELS[name], create_model(name, **settings)
+    inputs = INPUTS[model.inputs](*model.input_shape)
+    try:
+        jax.eval_shape(lambda variables: net.apply(variables, *inputs, **_evaluation(net)), variables)
+    except Exception as error:  # Flax raises various exceptions
+        raise ValueError(f"{name}: the variables are not those of the model: {error}") from error
+
+
+def _page(constructor: str) -> str:
+    """Text of the page in docs/systems about a constructor; "" where facejax does not run from its repository."""
+    import pathlib
+
+    pages = pathlib.Path(__file__).resolve().parents[1] / "docs" / "systems"
+    place = constructor.partition(":")[0].replace(".", "/")
+    own = pages / f"{place.partition('/')[2]}.md"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    texts = (page.read_text(encoding="utf-8") for page in sorted(pages.rglob("*.md")))
+    return next((text for text in texts if f"`{place}.py`" in text), "")
 
 
 def _check(name: str, options: Mapping[str, Any]) -> None:
