@@ -281,7 +281,8 @@ def _split(model: Model, options: Mapping[str, Any]) -> tuple[dict[str, Any], di
     """Options of the network, and settings of the detector."""
     fields = set()
     if model.detector is not None:
-        fields = {field.name for field in dataclasses.fields(_find(model.detector.constructor))} - {"net"}
+        make = _find(model.detector.constructor)
+        fields = {field.name for field in dataclasses.fields(getattr(make, "func", make))} - {"net"}
     parts = ({}, {})
     for option, value in options.items():
         parts[option in fields][option] = value
@@ -376,8 +377,10 @@ def _made(value: Any) -> Any:
 
 
 def _gat_weights(path: str | os.PathLike[str], template: Any) -> Any:
-    from facejax.interop import tensorflow
+    from facejax.interop import tensorflow, torch_geometric
 
+    if os.path.isfile(path):
+        return torch_geometric.load_gat(path, template)
     return tensorflow.gat(tensorflow.read_checkpoint(path, "(?!.*Adam).*"), template)
 
 
@@ -466,8 +469,9 @@ INPUTS = {
 
 FACE, PICTURE, PATCH = (112, 112, 3), (224, 224, 3), (48, 48, 3)
 BACKBONES, INTEROP = "facejax.backbones.", "facejax.interop."
-CENTERNET = "facejax.detection.centernet:"
+CENTERNET, YOLO5FACE = "facejax.detection.centernet:", "facejax.detection.yolo5face:"
 RETINAFACE = Part("facejax.detection.retinaface:RetinaFace", {"lowest": 0.6})
+SCRFD = Part("facejax.detection.scrfd:SCRFD", {"lowest": 0.5, "threshold": 0.4, "plus_one": True})
 ARCFACE, TORCHVISION, HRNET = INTEROP + "arcface_torch:load", INTEROP + "torchvision:load", INTEROP + "hrnet_torch:load"
 LAYERS = "summed over the paper's layers"
 
@@ -531,7 +535,8 @@ def _detector(name: str, parameters: int, size: int, source: str, about: str, **
 def _centernet(trunk: str, parameters: int, part: Part, width: int = 256) -> Model:
     return Model(
         CENTERNET + "Net", parameters, (512, 512, 3), "the authors' code", f"CenterNet on {trunk}, 80 classes",
-        {"trunk": part, "width": width},
+        {"trunk": part, "width": width}, converter=INTEROP + "centernet:load",
+        detector=Part(CENTERNET + "CenterNet", {"lowest": 0.3}),
     )  # fmt: skip
 
 
@@ -590,6 +595,7 @@ MODELS: Mapping[str, Model] = {
             "facejax.recognition.magface:Magnified", parameters, FACE, "MagFace's code",
             f"IResNet-{depth} with a trained scale after its last batch norm",
             {"backbone": Part(f"{BACKBONES}iresnet:iresnet{depth}")}, num_features="backbone.embedding_size",
+            converter=INTEROP + "arcface_torch:load_magface",
         )
         for depth, parameters in {50: 43_590_848, 100: 65_156_160}.items()
     },
@@ -763,15 +769,15 @@ MODELS: Mapping[str, Model] = {
     ),
     "gcn_v": Model(
         "facejax.clustering.vegcn:GCNV", 526_337, (256,), "VE-GCN's code", "VE-GCN's vertex confidence",
-        inputs="graph",
+        inputs="graph", converter=INTEROP + "clustering:load",
     ),
     "gcn_e": Model(
         "facejax.clustering.vegcn:GCNE", 1_509_890, (512,), "VE-GCN's code", "VE-GCN's edge connectivity",
-        inputs="subgraphs",
+        inputs="subgraphs", converter=INTEROP + "clustering:load",
     ),
     "star_fc": Model(
         "facejax.clustering.star_fc:EdgeNet", 788_994, (256,), "STAR-FC's code", "STAR-FC's edge probability",
-        inputs="pairs_of_nodes",
+        inputs="pairs_of_nodes", converter=INTEROP + "clustering:load_star_fc",
     ),
     "odc_resnet50": Model(
         "facejax.clustering.odc:ODC", 24_688_448, PICTURE, "the authors' code", "ODC: ResNet-50 and embedding neck",
@@ -779,24 +785,28 @@ MODELS: Mapping[str, Model] = {
         num_features="neck.width",
     ),
     **{
-        f"gcn_{data}": _graph_model(
-            "gcn:GCN", parameters, width, "the authors' code", f"GCN of two layers for {data.title()}", "sparse_graph",
-            num_classes=classes,
+        f"gcn_{data}": dataclasses.replace(
+            _graph_model(
+                "gcn:GCN", parameters, width, "the authors' code", f"GCN of two layers for {data.title()}",
+                "sparse_graph", num_classes=classes,
+            ), converter=INTEROP + "torch_geometric:load_gcn",
         )
         for data, width, classes, parameters in (
             ("cora", 1433, 7, 23_040), ("citeseer", 3703, 6, 59_344), ("pubmed", 500, 3, 8_048)
         )
     },
-    "gat_cora": dataclasses.replace(
-        _graph_model("gat:GAT", 92_391, 1433, "the authors' code", "GAT for Cora", "graph", num_classes=7),
-        converter="facejax.models:_gat_weights",
-    ),
-    "gat_citeseer": _graph_model(
-        "gat:GAT", 237_604, 3703, "the authors' code", "GAT for Citeseer", "graph", num_classes=6
-    ),
-    "gat_pubmed": _graph_model(
-        "gat:GAT", 33_832, 500, "the authors' code", "GAT for Pubmed", "graph", num_classes=3, heads=(8, 8)
-    ),
+    **{
+        f"gat_{data}": dataclasses.replace(
+            _graph_model(
+                "gat:GAT", parameters, width, "the authors' code", f"GAT for {data.title()}", "graph",
+                num_classes=classes, **options,
+            ), converter="facejax.models:_gat_weights",
+        )
+        for data, width, classes, parameters, options in (
+            ("cora", 1433, 7, 92_391, {}), ("citeseer", 3703, 6, 237_604, {}),
+            ("pubmed", 500, 3, 33_832, {"heads": (8, 8)}),
+        )
+    },
     "gat_ppi": _graph_model(
         "gat:GAT", 2_901_150, 50, "the authors' code", "GAT for protein interactions", "graph", num_classes=121,
         widths=(256, 256), heads=(4, 4, 6), dropout=0.0, skip=True,
@@ -868,6 +878,11 @@ MODELS: Mapping[str, Model] = {
         }),
     ),
     "centernet_hourglass104": _centernet("Hourglass-104", 191_284_008, Part(BACKBONES + "hourglass:hourglass104")),
+    "centerface": Model(
+        "facejax.detection.centerface:Net", 1_835_895, (640, 640, 3), "the published ONNX file, batch norms unfolded",
+        "CenterFace on MobileNet V2, face detector with five landmarks", converter=INTEROP + "centerface:load",
+        detector=Part("facejax.detection.centerface:CenterFace"),
+    ),
     "ssh_vgg16": Model(
         "facejax.detection.ssh:ssh_vgg16", 19_766_372, (640, 640, 3),
         "the authors' layers, without the 2,048 constants of the fixed deconvolution",
@@ -910,7 +925,8 @@ MODELS: Mapping[str, Model] = {
     **{
         f"yolo5face_{name}": Model(
             f"facejax.detection.yolo5face:yolo5face_{name}", parameters, (640, 640, 3), source,
-            f"YOLO5Face {about}, face detector with five landmarks",
+            f"YOLO5Face {about}, face detector with five landmarks", converter=INTEROP + "yolo5face:load",
+            detector=Part(YOLO5FACE + ("yolo5face_p6" if "6" in name else "YOLO5Face"), {"lowest": 0.6}),
         )
         for name, parameters, about, source in (
             ("n05", 447_456, "n-0.5 on ShuffleNet V2", "published millions of the authors' code"),
@@ -927,6 +943,7 @@ MODELS: Mapping[str, Model] = {
         f"scrfd_{name}": Model(
             f"facejax.detection.scrfd:scrfd_{name}", parameters, (640, 640, 3),
             "published millions of the authors' code", f"SCRFD of {flops} GF, face detector",
+            converter=INTEROP + "scrfd:load", detector=SCRFD,
         )
         for name, flops, parameters in (
             ("500m", 0.5, 572_741), ("1g", 1, 635_565), ("2_5g", 2.5, 671_761), ("10g", 10, 3_860_225),
@@ -938,7 +955,7 @@ MODELS: Mapping[str, Model] = {
             f"facejax.detection.scrfd:scrfd_{name}", parameters, (640, 640, 3), source,
             f"SCRFD of {flops} GF with five landmarks, face detector",
             {"norm_groups": 0, "shared": False, "points": 5}, converter=INTEROP + "scrfd:load",
-            detector=Part("facejax.detection.scrfd:SCRFD", {"lowest": 0.5, "threshold": 0.4, "plus_one": True}),
+            detector=SCRFD,
         )
         for name, flops, parameters, source in (
             ("500m", 0.5, 631_410, "the published ONNX file, batch norms unfolded"),
