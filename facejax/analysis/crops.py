@@ -2,6 +2,7 @@
 
 A rule says which pixels of the photograph a crop shows, by the published code of its networks. Regions are made on the
 host in float64, since that code rounds them; pixels are resampled on the device: bilinear, black beyond the photograph.
+Rectangles are resized in the integers of OpenCV's `resize`, since small networks tell a grey level more or less apart.
 """
 
 from __future__ import annotations
@@ -122,6 +123,8 @@ class Roi:
 
 
 Rule = Aligned | Enlarged | Square | Roi
+BITS = 11
+"""Of the weights of `cv2.resize`."""
 
 
 def _stretched(rects: np.ndarray, side: int) -> Regions:
@@ -175,27 +178,35 @@ def cut(
       K arrays [n, side, side, 3] uint8.
     """
     return [
-        jax.vmap(functools.partial(_resampled, packed, side=rule.side))(places, *regions[k])
+        jax.vmap(functools.partial(_resampled, packed, side=rule.side, integers=not isinstance(rule, Aligned)))(
+            places, *regions[k]
+        )
         for k, rule in enumerate(rules)
     ]
 
 
-def _resampled(packed: jax.Array, place: jax.Array, matrix: jax.Array, limits: jax.Array, side: int) -> jax.Array:
-    """One crop [side, side, 3] uint8."""
+def _resampled(
+    packed: jax.Array, place: jax.Array, matrix: jax.Array, limits: jax.Array, side: int, integers: bool
+) -> jax.Array:
+    """One crop [side, side, 3] uint8; with `integers` rounded as `cv2.resize` does it."""
     start, width, height = place
     rows, columns = jnp.mgrid[:side, :side].astype(jnp.float32)
     x, y = (line[0] * columns + line[1] * rows + line[2] for line in matrix)
     column, row = jnp.floor(x), jnp.floor(y)
-    right, below = x - column, y - row
+    u, v = (x - column)[..., None], (y - row)[..., None]
 
     def tap(dx: int, dy: int) -> jax.Array:
         near = jnp.clip(column + dx, limits[0], limits[2] - 1), jnp.clip(row + dy, limits[1], limits[3] - 1)
-        u, v = (place.astype(jnp.int32) for place in near)
-        inside = (u >= 0) & (u < width) & (v >= 0) & (v < height)
-        colour = packed[start + jnp.clip(v, 0, height - 1) * width + jnp.clip(u, 0, width - 1)]
+        across, down = (place.astype(jnp.int32) for place in near)
+        inside = (across >= 0) & (across < width) & (down >= 0) & (down < height)
+        colour = packed[start + jnp.clip(down, 0, height - 1) * width + jnp.clip(across, 0, width - 1)]
         colour = jnp.where(inside, colour, 0)
-        return jnp.stack([(colour >> shift & 255).astype(jnp.float32) for shift in (0, 8, 16)], -1)
+        return jnp.stack([(colour >> shift & 255).astype(jnp.int32) for shift in (0, 8, 16)], -1)
 
-    u, v = right[..., None], below[..., None]
-    top, bottom = tap(0, 0) * (1 - u) + tap(1, 0) * u, tap(0, 1) * (1 - u) + tap(1, 1) * u
-    return jnp.round(top * (1 - v) + bottom * v).astype(jnp.uint8)
+    (left, right), (above, below) = ((1 - u, u), (1 - v, v))
+    if integers:
+        left, right, above, below = (jnp.round(w * 2**BITS).astype(jnp.int32) for w in (left, right, above, below))
+    top, bottom = tap(0, 0) * left + tap(1, 0) * right, tap(0, 1) * left + tap(1, 1) * right
+    if integers:
+        return ((above * (top >> 4) >> 16) + (below * (bottom >> 4) >> 16) + 2 >> 2).astype(jnp.uint8)
+    return jnp.round(top * above + bottom * below).astype(jnp.uint8)

@@ -28,7 +28,7 @@ LARGEST = 4 << 30
 """Larger files, bytes, are no weights of the table."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Published:
     """A published file, or with an empty `sha256` any file of its family.
 
@@ -76,11 +76,6 @@ DEPTHS = {18: 2, 34: 6, 50: 14, 100: 30, 200: 60}
 """IResNet -> blocks of its third stage."""
 
 
-def _scrfd(name: str, width: int) -> dict[str, Any]:
-    marks = {SCRFD_MARK: None, "neck.fpn_convs.0.conv.weight": (width, width, 3, 3)}
-    return {"roles": ("detector",), "model": f"scrfd_{name}_kps", "marks": marks}
-
-
 def _fsanet(scoring: str, sha256: str, size: int, vectors: int, **lists: Any) -> Published:
     marks = {"caps/W": (3, vectors, 16, 64), **lists.get("marks", {})}
     return Published(
@@ -91,12 +86,15 @@ def _fsanet(scoring: str, sha256: str, size: int, vectors: int, **lists: Any) ->
 
 PUBLISHED: tuple[Published, ...] = (
     Published(
-        name="SCRFD-500MF with points", address="hpc203/scrfd-opencv weights/scrfd_500m_kps.onnx",
-        terms=f"no licence file; {INSIGHTFACE}", size=2_524_095,
-        sha256="517cb1980c72422e676738fc45431700fb7cbee56d0f825b623ee427b3e5ce58", **_scrfd("500m", 16),
+        "SCRFD-500MF with points", ("detector",), "scrfd_500m_kps", "hpc203/scrfd-opencv weights/scrfd_500m_kps.onnx",
+        f"no licence file; {INSIGHTFACE}",
+        "517cb1980c72422e676738fc45431700fb7cbee56d0f825b623ee427b3e5ce58", 2_524_095,
     ),
     *(
-        Published(name=f"SCRFD {name} with points", address=FAMILY, terms=INSIGHTFACE, **_scrfd(key, width))
+        Published(
+            f"SCRFD {name} with points", ("detector",), f"scrfd_{key}_kps", FAMILY, INSIGHTFACE,
+            marks={SCRFD_MARK: None, "neck.fpn_convs.0.conv.weight": (width, width, 3, 3)},
+        )
         for name, key, width in (("500M", "500m", 16), ("2.5G", "2_5g", 24), ("10G", "10g", 56))
     ),
     Published(
@@ -202,17 +200,22 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 def identify(path: str | os.PathLike[str]) -> Published | None:
     """The row of a file: by its SHA-256, else by its tensors; None for other files and for damaged ones."""
-    size = os.stat(path).st_size
+    found = _installed(pathlib.Path(path))
+    return found and found.row
+
+
+def _installed(path: pathlib.Path) -> Installed | None:
+    digest, size = "", path.stat().st_size
     if any(row.size == size for row in PUBLISHED if row.sha256):
         digest = sha256(path)
         for row in PUBLISHED:
             if row.sha256 == digest:
-                return row
+                return Installed(path, row, digest)
     try:
         shapes = tensor_shapes(path)
     except ValueError:
         return None
-    return next((row for row in PUBLISHED if row.marks and fits(row, shapes)), None)
+    return next((Installed(path, row, digest or sha256(path)) for row in PUBLISHED if fits(row, shapes)), None)
 
 
 def tensor_shapes(path: str | os.PathLike[str]) -> dict[str, Shape]:
@@ -254,12 +257,11 @@ def find(paths: str | os.PathLike[str] | Iterable[Any]) -> list[Installed]:
         if not path.exists():
             raise ValueError(f"there is no file or folder {path}: expected published weights")
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        known = [(file, row) for file in files if (row := identify(file)) is not None]
+        known = [file for file in map(_installed, files) if file is not None]
         if path.is_file() and not known:
             raise ValueError(f"{path}: {_looks(path)}")
-        for file, row in sorted(known, key=lambda pair: PUBLISHED.index(pair[1])):
-            digest = row.sha256 or sha256(file)
-            found.setdefault(digest, Installed(file, row, digest))
+        for file in sorted(known, key=lambda file: PUBLISHED.index(file.row)):
+            found.setdefault(file.sha256, file)
     return list(found.values())
 
 
@@ -361,7 +363,8 @@ def fits(row: Published, shapes: Mapping[str, Shape]) -> bool:
     def has(end: str, shape: Shape | None = None) -> bool:
         return any(_ends(name, end) and shape in (None, found) for name, found in shapes.items())
 
-    return all(has(end, shape) for end, shape in row.marks.items()) and not any(map(has, row.absent))
+    marked = bool(row.marks) and all(has(end, shape) for end, shape in row.marks.items())
+    return marked and not any(map(has, row.absent))
 
 
 def _looks(path: pathlib.Path) -> str:

@@ -104,23 +104,23 @@ def test_recorded_embeddings(whole, test_data):
     places = rows(reference, names)
     crops = reference["crops_uint8_rgb"][places].astype(int)
     difference = np.abs(found["crops"][:, :, 8:-8].astype(int) - crops)
-    assert difference.max() <= 3 and difference.mean() < 0.1
+    assert difference.max() <= 1 and difference.mean() < 0.01
     expected = reference["crops_embedding"][places]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(np.linalg.norm(found["embeddings"], axis=1), 1, atol=1e-5)
-    assert (np.sum(found["embeddings"] * expected, 1) > 0.9995).all()
+    assert (np.sum(found["embeddings"] * expected, 1) > 0.9999).all()
 
 
 def test_recorded_pose_and_age(whole, test_data):
     names, found = whole
     reference = np.load(test_data / "weights" / "fsanet" / "300W_LP_reference.npz")
-    np.testing.assert_allclose(found["pose"], reference["fusion_crops"][rows(reference, names)], atol=0.1)
+    np.testing.assert_allclose(found["pose"], reference["fusion_crops"][rows(reference, names)], atol=0.01)
     reference = np.load(test_data / "weights" / "ssrnet" / "morph2_reference.npz")
-    np.testing.assert_allclose(found["age"], reference["crops_output"][rows(reference, names)][:, 0], atol=0.1)
+    np.testing.assert_allclose(found["age"], reference["crops_output"][rows(reference, names)][:, 0], atol=0.01)
 
 
 def test_recorded_landmarks_and_mesh(whole, test_data):
-    """PFLD's square of the first face of trump_hillary has its border in the photograph: all are comparable."""
+    """No square of these faces leaves its photograph, where the published script goes another way."""
     names, found = whole
     reference = np.load(test_data / "weights" / "pfld" / "reference.npz")
     expected = reference["crops_landmarks_image_xy"][rows(reference, names)]
@@ -216,12 +216,13 @@ def test_crops_are_those_of_opencv(scene):
     for i, n in enumerate(owner):
         photo = photos[n]
         difference = np.abs(aligned[i].astype(int) - transforms.align(photo, points[i]))
-        assert difference.max() <= 3 and difference.mean() < 0.3
+        assert difference.max() <= 1 and difference.mean() < 0.05
         for rule, crops in zip(rules[1:], others, strict=True):
             x0, y0, x1, y1 = rule(boxes[i : i + 1], None, photo.shape[1::-1]).limits[0].astype(int)
             padded = cv2.copyMakeBorder(photo, 200, 200, 200, 200, cv2.BORDER_CONSTANT)
             expected = cv2.resize(padded[y0 + 200 : y1 + 200, x0 + 200 : x1 + 200], (rule.side, rule.side))
-            assert np.abs(crops[i].astype(int) - expected).max() <= 1, rule
+            difference = np.abs(crops[i].astype(int) - expected)
+            assert difference.max() <= 1 and (difference > 0).mean() < 0.02, rule
 
 
 def test_similarity_of_the_crop():
@@ -241,33 +242,52 @@ def test_batches_hold_all_faces(count):
 
 
 def tiny(net, size=112):
-    images = jnp.zeros((1, size, size, 3))
-    return net, jax.jit(lambda key: net.init(key, images, train=False))(jax.random.key(0))
+    """A network with random variables, which need no compilation."""
+    images, rng = jnp.zeros((1, size, size, 3)), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda key: net.init(key, images, train=False), jax.random.key(0))
+    return net, jax.tree.map(lambda leaf: np.float32(0.1 + rng.random(leaf.shape) / 2), shapes)
 
 
-def test_qualities():
-    """A magnitude with the embedding, the score of a network of quality, and SER-FIQ of a network's own dropout."""
-    images = np.random.default_rng(0).integers(0, 256, (4, 112, 112, 3)).astype(np.uint8)
-    net, variables = tiny(IResNet((1, 1, 1, 1), (4, 4, 4, 8), 16))
-    found = stages.recogniser(net, variables, magnitudes=True)(images)
-    np.testing.assert_allclose(np.linalg.norm(found["embeddings"], axis=1), 1, atol=1e-6)
+@pytest.fixture(scope="module")
+def images():
+    return np.random.default_rng(0).integers(0, 256, (4, 112, 112, 3)).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return tiny(IResNet((1, 1, 1, 1), (4, 4, 4, 8), 16))
+
+
+@pytest.fixture(scope="module")
+def embedded(embedder, images):
+    return stages.recogniser(*embedder, magnitudes=True)(images)
+
+
+def test_length_of_the_embedding_as_quality(embedder, embedded, images):
+    net, variables = embedder
+    np.testing.assert_allclose(np.linalg.norm(embedded["embeddings"], axis=1), 1, atol=1e-6)
     raw = net.apply(variables, (images - np.float32(127.5)) / 127.5, train=False)
-    np.testing.assert_allclose(found["quality"], np.linalg.norm(raw, axis=1), rtol=1e-4)
-    steady, shaken = (
-        stages.dropout_quality(net, variables, masks=8, dropout=p)(images)["quality"] for p in (0.01, 0.5)
-    )
-    assert (steady > shaken).all() and (shaken >= 0).all() and (steady <= 1).all()
+    np.testing.assert_allclose(embedded["quality"], np.linalg.norm(raw, axis=1), rtol=1e-3)
+
+
+def test_networks_of_quality(images):
     score = stages.quality(*tiny(TinyFQNet(), 48), size=48, scale=0.5)
     assert score(images)["quality"].shape == (4,) and score.shapes == {"quality": ()}
 
 
-def test_large_variables_are_arguments(monkeypatch):
+def test_quality_by_dropout(embedder, images):
+    """Embeddings that hardly change are better; the same each time."""
+    made = [stages.dropout_quality(*embedder, masks=4, dropout=p) for p in (0.01, 0.5)]
+    steady, shaken = (np.asarray(stage(images)["quality"]) for stage in made)
+    assert (steady > shaken).all() and (shaken >= 0).all() and (steady <= 1).all()
+    np.testing.assert_array_equal(made[1](images)["quality"], shaken)
+
+
+def test_large_variables_are_arguments(embedder, embedded, images, monkeypatch):
     """The same numbers whether the variables are compiled in or not."""
-    images = np.random.default_rng(0).integers(0, 256, (1, 112, 112, 3)).astype(np.uint8)
-    made = [stages.recogniser(*tiny(IResNet((1, 1, 1, 1), (4, 4, 4, 8), 16))) for _ in range(2)]
-    small = made[0](images)["embeddings"]
     monkeypatch.setattr(stages, "SMALL", 0)
-    np.testing.assert_allclose(made[1](images)["embeddings"], small, atol=1e-5)
+    found = stages.recogniser(*embedder)(images)
+    np.testing.assert_allclose(found["embeddings"], embedded["embeddings"], atol=1e-5)
 
 
 def test_some_faces_of_faces():
