@@ -59,7 +59,7 @@ def pixels(encoded: bytes, flags: int) -> np.ndarray:
       BadImage: the image does not decode.
     """
     if not _whole(encoded):
-        raise _bad(encoded, "a JPEG or PNG cut short")
+        raise _bad(encoded, f"a {'PNG' if encoded[:8] == PNG else 'JPEG'} cut short")
     width, height = size(encoded)
     try:
         limits.pixels(width, height)
