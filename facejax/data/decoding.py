@@ -59,7 +59,7 @@ def pixels(encoded: bytes, flags: int) -> np.ndarray:
       BadImage: the image does not decode.
     """
     if not _whole(encoded):
-        raise _bad(encoded, "a JPEG cut short")
+        raise _bad(encoded, f"a {'PNG' if encoded[:8] == PNG else 'JPEG'} cut short")
     width, height = size(encoded)
     try:
         limits.pixels(width, height)
@@ -131,10 +131,15 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
 
 
 def _whole(encoded: bytes) -> bool:
-    """Whether the content is no JPEG, or one with the marker of its end after its first scan.
+    """False for a JPEG without the marker of its end after its first scan, and a PNG without its last chunk.
 
     The segments before the scan are skipped by their lengths, since a thumbnail in them has such a marker, too.
     """
+    if encoded[:8] == PNG:
+        place = len(PNG)
+        while 0 < place <= len(encoded) - 12 and encoded[place + 4 : place + 8] != b"IEND":
+            place += 12 + int.from_bytes(encoded[place : place + 4])
+        return place <= len(encoded) - 12
     if encoded[:3] != b"\xff\xd8\xff":
         return True
     *_, (_, scan) = _segments(encoded)

@@ -13,7 +13,7 @@ def memory(count: int, what: str) -> int:
     """`count`, the bytes that `what` takes; ValueError if they are more than the limit."""
     limit = _limit(MEMORY)
     if count > limit * 2**30:
-        raise ValueError(f"{what} takes {count / 2**30:.1f} GiB: expected at most {limit:g} ({MEMORY} sets the limit)")
+        raise ValueError(f"{what}: {count / 2**30:.3g} GiB, expected at most {limit:g} ({MEMORY} sets the limit)")
     return count
 
 

@@ -45,10 +45,14 @@ def variables(
             elif name:
                 others.append(name)
         if missing := [name for name in needed if name not in found]:
-            raise ValueError(f"no variable {missing[0]}, only {', '.join([*found, *others][:20]) or 'none'}")
+            raise ValueError(f"no variable {missing[0]}, only {_listed([*found, *others])}")
         return {name: found[name] for name in (*needed, *optional) if name in found}
     except (OSError, ValueError, struct.error, zlib.error, MemoryError) as error:
         raise ValueError(f"{path}: expected a MATLAB file with {', '.join(needed)}: {error}") from error
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(name if name.isprintable() else repr(name) for name in names[:20]) or "none"
 
 
 def numbers(path: str | os.PathLike[str], needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:

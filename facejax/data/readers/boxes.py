@@ -111,8 +111,9 @@ def annotated(
 
 def inside(folder: Path, name: str, where: str) -> pathlib.Path:
     """The path of the file `name` in a folder; ValueError, beginning with `where`, if it would lie elsewhere."""
-    relative = pathlib.PurePosixPath(name)
-    if not name.strip() or relative.is_absolute() or ".." in relative.parts:
+    fine = isinstance(name, str) and name.strip() and min(name) >= " "
+    relative = pathlib.PurePosixPath(name if fine else "/")
+    if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"{where}: {name!r}: expected the path of an image within its folder")
     return pathlib.Path(folder) / relative
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from facejax.data.readers import tables
+from facejax.data.readers.boxes import inside
 from facejax.formats import matfile
 
 LIVE_FOLDERS = ("jp2k", "jpeg", "wn", "gblur", "fastfading")
@@ -152,7 +153,7 @@ def table(path: pathlib.Path) -> Opinions:
         if name in rows:
             raise ValueError(f"{where}: {name!r} occurs twice: expected one line per image")
         rows[name] = (
-            _existing(path.parent / name, where),
+            _existing(inside(path.parent, name, where), where),
             tables.number(row["opinion"], where, "opinion"),
             row.get("reference") or name,
         )

@@ -57,7 +57,7 @@ class RecordFile:
         described = self._path.with_name("property")
         if described.exists():
             fields = texts.read(described).strip().split(",")
-            if len(fields) != 3 or not all(f.strip().isdigit() for f in fields):
+            if len(fields) != 3 or not all(f.isascii() and f.strip(" ").isdecimal() for f in fields):
                 raise ValueError(f"{described}: expected one line 'classes,height,width'")
             classes, *self.image_size = (int(f) for f in fields)
         self.num_classes = classes or 1 + max((self[i]["label"] for i in range(len(self))), default=-1)
@@ -149,7 +149,7 @@ def _read_index(path: pathlib.Path, size: int) -> dict[int, int]:
     offsets = {}
     for number, line in enumerate(text.lines(texts.read(path)), 1):
         fields = line.split("\t")
-        if len(fields) != 2 or not all(f.strip().isdigit() for f in fields):
+        if len(fields) != 2 or not all(f.isascii() and f.strip(" ").isdecimal() for f in fields):
             raise ValueError(f"{path}: line {number} is {line[:60]!r}, expected 'key<TAB>offset'")
         key, offset = (int(f) for f in fields)
         if offset >= size:
