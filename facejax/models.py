@@ -473,6 +473,7 @@ CENTERNET, YOLO5FACE = "facejax.detection.centernet:", "facejax.detection.yolo5f
 RETINAFACE = Part("facejax.detection.retinaface:RetinaFace", {"lowest": 0.6})
 SCRFD = Part("facejax.detection.scrfd:SCRFD", {"lowest": 0.5, "threshold": 0.4, "plus_one": True})
 ARCFACE, TORCHVISION, HRNET = INTEROP + "arcface_torch:load", INTEROP + "torchvision:load", INTEROP + "hrnet_torch:load"
+KERAS = INTEROP + "keras_applications:load"
 LAYERS = "summed over the paper's layers"
 
 
@@ -480,7 +481,7 @@ def _mobilenet(version: int, width: float, parameters: int) -> Model:
     source = "Keras" if version == 1 else "torchvision"
     return Model(
         f"{BACKBONES}mobilenet:mobilenet_v{version}", parameters, PICTURE, source,
-        f"MobileNet V{version}, width {width}, classifier of ImageNet", {"width": width},
+        f"MobileNet V{version}, width {width}, classifier of ImageNet", {"width": width}, converter=KERAS,
     )  # fmt: skip
 
 
@@ -666,6 +667,10 @@ MODELS: Mapping[str, Model] = {
             18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808
         }.items()
     },
+    "resnet50_keras": Model(
+        BACKBONES + "resnet:resnet50", 25_557_032, PICTURE, "torchvision",
+        "ResNet-50 with the stride in 1x1 convolutions, as in Keras", {"stride_in_1x1": True}, converter=KERAS,
+    ),
     "vgg16": Model(
         BACKBONES + "vgg:vgg16", 138_357_544, PICTURE, "torchvision", "VGG-16, classifier of ImageNet",
         {"num_classes": 1000}, converter=TORCHVISION,
@@ -675,7 +680,7 @@ MODELS: Mapping[str, Model] = {
     ),
     "vgg19": Model(
         BACKBONES + "vgg:vgg19", 143_667_240, PICTURE, "torchvision", "VGG-19, classifier of ImageNet",
-        {"num_classes": 1000},
+        {"num_classes": 1000}, converter=KERAS,
     ),
     "vgg_m": Model(
         BACKBONES + "vgg:vgg_m", 102_908_520, PICTURE, LAYERS, "VGG-M, classifier of ImageNet", {"num_classes": 1000},
@@ -1020,7 +1025,10 @@ MODELS: Mapping[str, Model] = {
         "ByeGlassesGAN's discriminator of 70 x 70 pixels",
     ),
     **{
-        f"{name}_{size}": Model(f"facejax.generation.{make}", parameters, shape, source, f"{about}, {size} pixels")
+        f"{name}_{size}": Model(
+            f"facejax.generation.{make}", parameters, shape, source, f"{about}, {size} pixels",
+            converter=INTEROP + "stylegan2:load" if name == "stylegan2_generator" else "",
+        )
         for name, size, make, parameters, shape, source, about in (
             ("stylegan_generator", 1024, "stylegan:Generator", 26_219_627, (512,), "the authors' listing",
              "StyleGAN's generator, all image layers"),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from facejax.interop import onnx_graph
-from facejax.interop.names import Rule, batch_norm, convert
+from facejax.interop.names import Rule, batch_norm, convert, laid_out
 from facejax.interop.pytorch import read_weights
 
 MAGFACE_EPSILON = 2e-5
@@ -102,15 +102,14 @@ def _load_onnx(path: str | os.PathLike[str], template: Any) -> Any:
         elif kind == "PRelu":
             found[f"params/{target}/slope"] = layer.tensors["slope"]
         else:
-            side = round((layer.tensors["weight"].shape[1] // norm) ** 0.5)
-            rows = layer.tensors["weight"].reshape(-1, norm, side, side)
-            found[f"params/{target}/kernel"] = rows.transpose(2, 3, 1, 0).reshape(-1, len(rows))
+            channels = norm or layer.tensors["weight"].shape[1]
+            found[f"params/{target}/kernel"] = laid_out(layer.tensors["weight"], Rule("", "-", "flatten", channels))
             found |= {f"params/{target}/{part}": x for part, x in layer.tensors.items() if part != "weight"}
     return convert(found, [Rule("(.*)", r"\1")], template)
 
 
 def _iresnet_layers(params: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
-    """(kind, path, path of the norm, or channels before the dense layer) in the order of the network."""
+    """(kind, path, path of the norm, or channels of the map before the dense layer) in the order of the network."""
     found: list[tuple[str, str, Any]] = [("Conv", "conv1", "bn1"), ("PRelu", "prelu", "")]
     for block in sorted((n for n in params if n.startswith("layer")), key=lambda n: [int(x) for x in n[5:].split("_")]):
         found += [
@@ -136,7 +135,7 @@ def _mobilefacenet_layers(params: Mapping[str, Any]) -> list[tuple[str, str, Any
         found.append(("Conv", f"{name}/conv", f"{name}/bn"))
         if "prelu" in _leaf(params, name):
             found.append(("PRelu", f"{name}/prelu", ""))
-    return found if "linear" in params else [*found, ("Gemm", "fc", 1), ("BatchNormalization", "features", "")]
+    return found if "linear" in params else [*found, ("Gemm", "fc", 0), ("BatchNormalization", "features", "")]
 
 
 def _leaf(params: Mapping[str, Any], path: str) -> Any:

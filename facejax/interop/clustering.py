@@ -32,7 +32,7 @@ def rules() -> list[Rule]:
     for number in range(1, 5):
         found.append(Rule(rf"conv{number}\.weight", f"params/GraphConv_{number - 1}/Dense_0/kernel"))
         found.append(Rule(rf"conv{number}\.bias", f"params/GraphConv_{number - 1}/Dense_0/bias"))
-    for place, name in ((0, "Dense_0"), (2, "Dense_1")):
+    for place, name in ((0, "Dense_1"), (2, "Dense_0")):  # Flax numbers them in the order of construction
         found.append(Rule(rf"classifier\.{place}\.weight", f"params/PReLUHead_0/{name}/kernel", "linear"))
         found.append(Rule(rf"classifier\.{place}\.bias", f"params/PReLUHead_0/{name}/bias"))
     return [*found, Rule(r"classifier\.1\.weight", "params/PReLUHead_0/PReLU_0/slope")]

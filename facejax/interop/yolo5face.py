@@ -43,8 +43,8 @@ def _check_anchors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarra
     found = next((x for name, x in tensors.items() if name.endswith(".anchors")), None)
     wanted = np.array([np.reshape(a, (3, 2)) / 8 / 2**i for i, a in enumerate(ANCHORS[levels])])
     if found is not None and (found.shape != wanted.shape or np.abs(found - wanted).max() > 0.02 * wanted.max()):
-        told = np.array2string(np.asarray(found, np.float32).ravel(), precision=1)
-        raise ValueError(f"{os.fspath(path)}: its anchors, in cells, are {told}; expected {wanted.ravel().round(1)}")
+        told, known = (np.array2string(np.float32(x).ravel(), 1000, precision=1) for x in (found, wanted))
+        raise ValueError(f"{os.fspath(path)}: its anchors, in cells, are {told}; expected {known}")
 
 
 def rules(params: Mapping[str, Any]) -> list[Rule]:
