@@ -19,7 +19,7 @@ from facejax.analysis.crops import Aligned, Pixels, Regions, Rule, cut
 from facejax.analysis.faces import Faces
 from facejax.analysis.stages import Stage, batches, checksum
 from facejax.data import transforms
-from facejax.predictor import Picture, Predictor, opened
+from facejax.predictor import SMALLEST, Picture, Predictor, opened
 
 SLOTS = {
     "recogniser": "embeddings", "landmarks": "landmarks", "pose": "pose", "age": "age", "quality": "quality",
@@ -58,7 +58,7 @@ class FaceAnalyzer:
       max_pixels: larger photographs are refused.
 
     Raises:
-      ValueError: a stage does not fill its place, or the detector is none of faces.
+      ValueError: a stage does not fill its place, the detector is none of faces, or a number is out of range.
     """
 
     def __init__(
@@ -80,6 +80,9 @@ class FaceAnalyzer:
         self.stages: dict[str, Stage] = {slot: stage for slot, stage in given.items() if stage is not None}
         self.size = self.detector.predict.size if size is None else size
         self.tiled, self.max_pixels = tiled, max_pixels
+        for name, value, least in (("size", self.size, SMALLEST), ("tiled", tiled, 0), ("max_pixels", max_pixels, 1)):
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} is {value!r}: expected a whole number of at least {least}")
         self._workers = ThreadPoolExecutor(os.cpu_count())
         faces = self.detector.predict.detector
         if faces.classes != 1 or faces.points not in (0, 5):
@@ -94,12 +97,20 @@ class FaceAnalyzer:
                 raise ValueError(f"{slot} is {stage.name}, which gives {', '.join(gives)}: expected {SLOTS[slot]}")
 
     @classmethod
-    def from_weights(cls, paths: str | os.PathLike[str] | Iterable[Any], *, demo: bool = False, **options: Any) -> Any:
+    def from_weights(
+        cls,
+        paths: str | os.PathLike[str] | Iterable[Any],
+        *,
+        demo: bool = False,
+        dtype: str = "float32",
+        **options: Any,
+    ) -> FaceAnalyzer:
         """An analyzer of the published weights in files and folders, found by content (`facejax.analysis.weights`).
 
         Args:
           paths: one or several; of two files for one place, that of the earlier path is taken.
           demo: small networks of this project take the places that no file fills.
+          dtype: in which the networks of the files compute, such as "bfloat16".
           **options: `size`, `tiled` and `max_pixels`.
 
         Raises:
@@ -108,7 +119,7 @@ class FaceAnalyzer:
         from facejax.analysis import weights
 
         paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-        parts = weights.load(paths) if paths else {}
+        parts = weights.load(paths, dtype) if paths else {}
         if demo:
             from facejax.analysis import demo as own
 

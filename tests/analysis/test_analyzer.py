@@ -184,6 +184,8 @@ def test_identity_and_wrong_places(parts, recorded):
     assert analyzer.settings == {"size": 640, "tiled": 0}
     with pytest.raises(ValueError, match="pose is SSR-Net, age, which gives age: expected pose"):
         FaceAnalyzer(parts["detector"], pose=parts["age"])
+    with pytest.raises(ValueError, match="size is 31: expected a whole number of at least 32"):
+        FaceAnalyzer(parts["detector"], size=31)
     many = Recorded(recorded, points=17)
     with pytest.raises(ValueError, match="finds 1 classes with 17 points: expected one class with five or none"):
         FaceAnalyzer(many)
