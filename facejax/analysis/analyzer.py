@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,13 +21,17 @@ from facejax.analysis.crops import Aligned, Pixels, Regions, Rule, cut
 from facejax.analysis.faces import Faces
 from facejax.analysis.stages import Stage, batches, checksum
 from facejax.data import transforms
-from facejax.predictor import Picture, Predictor, opened
+from facejax.predictor import SMALLEST, Picture, Predictor, opened
 
 SLOTS = {
     "recogniser": "embeddings", "landmarks": "landmarks", "pose": "pose", "age": "age", "quality": "quality",
     "mesh": "meshes",
 }  # fmt: skip
 """Argument of `FaceAnalyzer` -> attribute of `Faces` that the stage fills."""
+
+
+TOGETHER = 1 << 26
+"""Pixels of the photographs of a list that are looked at together, if they are several."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +64,7 @@ class FaceAnalyzer:
       max_pixels: larger photographs are refused.
 
     Raises:
-      ValueError: a stage does not fill its place, or the detector is none of faces.
+      ValueError: a stage does not fill its place, the detector is none of faces, or a number is out of range.
     """
 
     def __init__(
@@ -80,7 +86,12 @@ class FaceAnalyzer:
         self.stages: dict[str, Stage] = {slot: stage for slot, stage in given.items() if stage is not None}
         self.size = self.detector.predict.size if size is None else size
         self.tiled, self.max_pixels = tiled, max_pixels
+        for name, value, least in (("size", self.size, SMALLEST), ("tiled", tiled, 0), ("max_pixels", max_pixels, 1)):
+            if not isinstance(value, int) or not least <= value <= 1 << 30:
+                raise ValueError(f"{name} is {value!r}: expected a whole number of {least} to {1 << 30}")
         self._workers = ThreadPoolExecutor(os.cpu_count())
+        self._compiled: set[Any] = set()
+        self._locks: dict[Any, threading.Lock] = collections.defaultdict(threading.Lock)
         faces = self.detector.predict.detector
         if faces.classes != 1 or faces.points not in (0, 5):
             raise ValueError(f"{self.detector.name} finds {faces.classes} classes with {faces.points} points: "
@@ -94,12 +105,20 @@ class FaceAnalyzer:
                 raise ValueError(f"{slot} is {stage.name}, which gives {', '.join(gives)}: expected {SLOTS[slot]}")
 
     @classmethod
-    def from_weights(cls, paths: str | os.PathLike[str] | Iterable[Any], *, demo: bool = False, **options: Any) -> Any:
+    def from_weights(
+        cls,
+        paths: str | os.PathLike[str] | Iterable[Any],
+        *,
+        demo: bool = False,
+        dtype: str = "float32",
+        **options: Any,
+    ) -> FaceAnalyzer:
         """An analyzer of the published weights in files and folders, found by content (`facejax.analysis.weights`).
 
         Args:
           paths: one or several; of two files for one place, that of the earlier path is taken.
           demo: small networks of this project take the places that no file fills.
+          dtype: in which the networks of the files compute, such as "bfloat16".
           **options: `size`, `tiled` and `max_pixels`.
 
         Raises:
@@ -108,7 +127,7 @@ class FaceAnalyzer:
         from facejax.analysis import weights
 
         paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
-        parts = weights.load(paths) if paths else {}
+        parts = weights.load(paths, dtype) if paths else {}
         if demo:
             from facejax.analysis import demo as own
 
@@ -145,14 +164,34 @@ class FaceAnalyzer:
         """
         if not isinstance(photos, (list, tuple)):
             return self([photos])[0]
-        images = [self._opened(photo) for photo in photos]
+        found: list[Faces] = []
+        for images in self._together(photos):
+            found += self._analysed(images)
+        return found
+
+    def _together(self, photos: Iterable[Picture]) -> Iterator[list[np.ndarray]]:
+        """The opened photographs, as many at once as have `TOGETHER` pixels."""
+        part: list[np.ndarray] = []
+        for photo in photos:
+            image = self._opened(photo)
+            if part and sum(image.size for image in [*part, image]) > 3 * TOGETHER:
+                yield part
+                part = []
+            part.append(image)
+        if part:
+            yield part
+
+    def _analysed(self, images: Sequence[np.ndarray]) -> list[Faces]:
+        """The faces of opened photographs, whose pixels are put on the device together."""
         found = list(self._workers.map(self._detected, images))
         sizes = [image.shape[1::-1] for image in images]
         counts = [len(boxes) for boxes, *_ in found]
         boxes, scores, points = (np.concatenate(parts) for parts in zip(*found, strict=True))
         fields: dict[str, np.ndarray] = {}
         if len(boxes):
-            fields = self._looked_at(images, sizes, counts, boxes, points)
+            pixels = Pixels.of(images)
+            programs = (len(pixels.packed), *sorted(set(batches(len(boxes)))))
+            fields = self._once(programs, lambda: self._looked_at(images, pixels, sizes, counts, boxes, points))
         ends = np.cumsum(counts)
         return [
             Faces(size, boxes[end - n : end], scores[end - n : end],
@@ -171,24 +210,32 @@ class FaceAnalyzer:
 
     def _detected(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Boxes, scores and points by falling score; boxes without area, as of broken networks, are left out."""
-        predict = self.detector.predict
-        if self.tiled and max(image.shape[:2]) > self.tiled:
-            found = predict.tiled(image, self.size)
-        else:
-            found = predict(image, self.size)
+        tiled = self.tiled and max(image.shape[:2]) > self.tiled
+        predict = self.detector.predict.tiled if tiled else self.detector.predict
+        found = self._once("detector", lambda: predict(image, self.size))
         real = found.mask & np.isfinite(found.boxes).all(1) & (found.boxes[:, 2:] > found.boxes[:, :2]).all(1)
         return found.boxes[real], found.scores[real], found.points[real]
+
+    def _once(self, programs: Any, call: Callable[[], Any]) -> Any:
+        """What a call gives; the first with these programs compiles them while others wait, who would do so as well."""
+        if programs in self._compiled:
+            return call()
+        with self._locks[programs]:
+            found = call()
+        self._compiled.add(programs)
+        return found
 
     def _looked_at(
         self,
         images: Sequence[np.ndarray],
+        pixels: Pixels,
         sizes: Sequence[tuple[int, int]],
         counts: Sequence[int],
         boxes: np.ndarray,
         points: np.ndarray,
     ) -> dict[str, np.ndarray]:
         """Attributes of `Faces` by name, of the faces of all photographs one after the other."""
-        pixels, owner = Pixels.of(images), np.repeat(np.arange(len(images)), counts)
+        owner = np.repeat(np.arange(len(images)), counts)
         packed = jax.device_put(pixels.packed)
 
         def look(stages: Mapping[str, Stage], points: np.ndarray | None) -> dict[str, np.ndarray]:

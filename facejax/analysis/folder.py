@@ -44,9 +44,9 @@ class Folder:
       path: OUT.
     """
 
-    def __init__(self, path: pathlib.Path, run: dict[str, Any], lines: Any, rows: Any, count: int):
+    def __init__(self, path: pathlib.Path, run: dict[str, Any], lines: Any, rows: Any, number: int, count: int):
         self.path = path
-        self._run, self._lines, self._rows, self._count = run, lines, rows, count
+        self._run, self._lines, self._rows, self._number, self._count = run, lines, rows, number, count
 
     @classmethod
     def open(cls, out: str | os.PathLike[str], identity: Mapping[str, Any], settings: Mapping[str, Any]) -> Folder:
@@ -83,8 +83,7 @@ class Folder:
             fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"{path}: another program writes to it, expected to be the only one") from error
-        count = _cut(lines, rows, run["dimension"])
-        return cls(path, run, lines, rows, count)
+        return cls(path, run, lines, rows, *_cut(lines, rows, run["dimension"]))
 
     def append(self, file: str, faces: Faces, picture: np.ndarray | None = None, note: str = "") -> None:
         """Writes a photograph's faces.
@@ -97,7 +96,7 @@ class Folder:
         """
         record: dict[str, Any] = {"file": file, **({"note": note} if note else {}), **described(faces, self._count)}
         if picture is not None:
-            record["picture"] = f"pictures/{self._count:08d}_{pathlib.PurePath(file).stem[:80]}.jpg"
+            record["picture"] = f"pictures/{self._number:08d}_{pathlib.PurePath(file).stem[:80]}.jpg"
             _write_image(self.path / record["picture"], picture, [cv2.IMWRITE_JPEG_QUALITY, 88])
         for face, crop in zip(record["faces"], () if faces.crops is None else faces.crops, strict=False):
             face["crop"] = f"crops/{face['id']:08d}.png"
@@ -142,6 +141,7 @@ class Folder:
     def _line(self, record: Mapping[str, Any]) -> None:
         self._lines.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self._lines.flush()
+        self._number += 1
 
 
 def described(faces: Faces, first: int = 0) -> dict[str, Any]:
@@ -151,8 +151,9 @@ def described(faces: Faces, first: int = 0) -> dict[str, Any]:
         face: dict[str, Any] = {"id": first + i, "box": _rounded(faces.boxes[i], 2)}
         face["score"] = _rounded(faces.scores[i], 4)
         for name in ("points", "landmarks", "pose", "age", "quality"):
-            if getattr(faces, name) is not None:
-                face[name] = _rounded(getattr(faces, name)[i], 4 if name == "quality" else 2)
+            value = getattr(faces, name)
+            if value is not None and np.isfinite(value[i]).all():  # JSON has no infinity
+                face[name] = _rounded(value[i], 4 if name == "quality" else 2)
         found.append(face)
     return {"width": faces.size[0], "height": faces.size[1], "faces": found}
 
@@ -275,19 +276,19 @@ def _whole(lines: Any) -> Iterator[dict[str, Any]]:
         yield record
 
 
-def _cut(lines: Any, rows: Any, dimension: int | None) -> int:
-    """Cuts both files to the last photograph that is whole in both, and returns the number of faces."""
+def _cut(lines: Any, rows: Any, dimension: int | None) -> tuple[int, int]:
+    """Cuts both files to the last photograph that is whole in both; the numbers of lines and of faces that are left."""
     width, size = 4 * (dimension or 0), os.fstat(rows.fileno()).st_size
-    count, end = 0, 0
+    number, count, end = 0, 0, 0
     for record in _whole(lines):
         more = len(record.get("faces", ()))
         if width * (count + more) > size:
             break
-        count, end = count + more, lines.tell()
+        number, count, end = number + 1, count + more, lines.tell()
     lines.truncate(end)
     rows.truncate(width * count)
     lines.seek(0, os.SEEK_END)
-    return count
+    return number, count
 
 
 def _difference(ours: Mapping[str, Any], given: Mapping[str, Any]) -> str:

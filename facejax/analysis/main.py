@@ -41,6 +41,7 @@ def common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", type=int, help="side of the detector's input, pixels; default: the detector's")
     parser.add_argument("--tiled", type=int, default=0, metavar="SIDE",
                         help="look in tiles at photographs with a longer side than this, pixels; 0: never")  # fmt: skip
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="to compute in")
     parser.add_argument("--max_pixels", type=int, default=100_000_000, help="refuse photographs of more pixels")
     parser.add_argument("--verbose", action="store_true", help="tell what is used, and how often it was compiled")
 
@@ -52,7 +53,7 @@ def analyzer(arguments: argparse.Namespace) -> Any:
     if not arguments.weights and not arguments.demo:
         raise ValueError("no weights given: expected --weights PATH (see facejax weights), or --demo")
     options = {"size": arguments.size, "tiled": arguments.tiled, "max_pixels": arguments.max_pixels}
-    made = FaceAnalyzer.from_weights(arguments.weights, demo=arguments.demo, **options)
+    made = FaceAnalyzer.from_weights(arguments.weights, demo=arguments.demo, dtype=arguments.dtype, **options)
     if arguments.verbose:
         for stage, used in made.identity.items():
             print(f"{stage}: {used['name']} ({used['sha256'][:12]})", file=sys.stderr)

@@ -22,6 +22,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from facejax import models
+from facejax.data import normalize
+
 Shape = tuple[int, ...]
 
 LARGEST = 4 << 30
@@ -84,7 +87,7 @@ def _fsanet(scoring: str, sha256: str, size: int, vectors: int, **lists: Any) ->
     )  # fmt: skip
 
 
-PUBLISHED: tuple[Published, ...] = (
+ROWS: tuple[Published, ...] = (
     Published(
         "SCRFD-500MF with points", ("detector",), "scrfd_500m_kps", "hpc203/scrfd-opencv weights/scrfd_500m_kps.onnx",
         f"no licence file; {INSIGHTFACE}",
@@ -118,6 +121,14 @@ PUBLISHED: tuple[Published, ...] = (
             absent=(f"layer3.{blocks}.bn3.weight", "features.module.conv1.weight"), width="fc.weight",
         )
         for depth, blocks in DEPTHS.items()
+    ),
+    *(
+        Published(
+            f"MagFace IResNet-{depth}", ("recogniser", "quality"), f"magface_iresnet{depth}", FAMILY, UNKNOWN,
+            marks={f"features.module.layer3.{DEPTHS[depth] - 1}.bn3.weight": None},
+            absent=(f"features.module.layer3.{DEPTHS[depth]}.bn3.weight",),
+        )
+        for depth in (50, 100)
     ),
     Published(
         "MobileFaceNet of arcface_torch", ("recogniser",), "mobilefacenet", FAMILY, UNKNOWN,
@@ -185,6 +196,8 @@ PUBLISHED: tuple[Published, ...] = (
     ),
 )  # fmt: skip
 """In the order of preference within a role."""
+PUBLISHED = tuple(row for row in ROWS if not row.model or models.MODELS[row.model].converter)
+"""The rows whose networks have a converter."""
 
 
 def names(role: str) -> list[str]:
@@ -249,11 +262,20 @@ def tensor_shapes(path: str | os.PathLike[str]) -> dict[str, Shape]:
 def find(paths: str | os.PathLike[str] | Iterable[Any]) -> list[Installed]:
     """Known files among `paths` and in the folders among them, in the order of the paths, then of the table.
 
+    Args:
+      paths: files and folders; MODEL=FILE names the network of a file, a detector or an embedder of `facejax.models`.
+
     Raises:
       ValueError: a path does not exist, or a file that is named fits no row.
     """
     found: dict[str, Installed] = {}
-    for path in map(pathlib.Path, [paths] if isinstance(paths, (str, os.PathLike)) else paths):
+    for given in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
+        model, _, file = os.fspath(given).partition("=")
+        if file and model in models.MODELS:
+            named = _named(model, pathlib.Path(file))
+            found.setdefault(named.sha256, named)
+            continue
+        path = pathlib.Path(given)
         if not path.exists():
             raise ValueError(f"there is no file or folder {path}: expected published weights")
         files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
@@ -265,13 +287,31 @@ def find(paths: str | os.PathLike[str] | Iterable[Any]) -> list[Installed]:
     return list(found.values())
 
 
-def load(paths: Iterable[Any]) -> dict[str, Any]:
+def _named(model: str, path: pathlib.Path) -> Installed:
+    """A file whose network is told."""
+    row = next((row for row in PUBLISHED if row.model == model and not row.sha256), None)
+    if row is None:
+        embedder = model.startswith(("iresnet", "mobilefacenet", "magface"))
+        roles = ("detector",) if models.MODELS[model].detector else ("recogniser",) * embedder
+        if not roles:
+            raise ValueError(f"{model}={path}: expected a detector or an embedder of faces")
+        row = Published(model, roles, model, FAMILY, UNKNOWN)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}: expected published weights of {model}")
+    return Installed(path, row, sha256(path))
+
+
+def load(paths: Iterable[Any], dtype: str = "float32") -> dict[str, Any]:
     """Arguments of `FaceAnalyzer` from the files of `find`: the first that fits each role, and the FSA-Nets together.
+
+    Args:
+      paths: files and folders.
+      dtype: to compute in, such as "bfloat16"; its name is added to those of the networks.
 
     Raises:
       ValueError: as `find`, or a file is damaged.
     """
-    found, parts = find(paths), {}
+    found, parts = [_in(dtype, file) for file in find(paths)], {}
     bases = {file.row.name: file.path for file in found if file.row.roles == ("basis",)}
     pose = [file for file in found if file.row.model.startswith("fsanet")]
     for file in found:
@@ -289,9 +329,16 @@ def load(paths: Iterable[Any]) -> dict[str, Any]:
         else:
             made = _made(file)
         parts |= dict.fromkeys(roles, made)
-    if (recogniser := parts.get("recogniser")) is not None and _is_magface(recogniser):
-        parts.setdefault("quality", recogniser)
     return parts
+
+
+def _in(dtype: str, file: Installed) -> Installed:
+    """The file, whose network computes in `dtype`."""
+    row = file.row
+    if dtype == "float32" or not row.model:
+        return file
+    named = {"name": f"{row.name}, {dtype}", "options": {**row.options, "dtype": dtype}}
+    return dataclasses.replace(file, row=dataclasses.replace(row, **named))
 
 
 ROLES = ("detector", "recogniser", "landmarks", "pose", "age", "quality", "mesh")
@@ -302,10 +349,6 @@ def over_128(images: jax.Array) -> jax.Array:
     return (images.astype(jnp.float32) - 127.5) / 128
 
 
-def _is_magface(stage: Any) -> bool:
-    return stage.name.startswith("MagFace")
-
-
 def _variables(file: Installed) -> tuple[Any, Any]:
     """The module and its variables."""
     import facejax
@@ -313,7 +356,8 @@ def _variables(file: Installed) -> tuple[Any, Any]:
     row, options = file.row, dict(file.row.options)
     if row.width:
         shapes = tensor_shapes(file.path)
-        options["num_features"] = next(shape for name, shape in shapes.items() if _ends(name, row.width))[0]
+        widths = [shape[0] for name, shape in shapes.items() if _ends(name, row.width)]
+        options |= {"num_features": widths[0]} if widths else {}
     variables = facejax.load_pretrained(row.model, file.path, **options)
     return facejax.create_model(row.model, **options), variables
 
@@ -328,8 +372,12 @@ def _made(file: Installed) -> Any:
     if row.roles == ("detector",):
         return NamedDetector(facejax.load_pretrained(row.model, file.path, **row.options), **named)
     net, variables = _variables(file)
-    if row.roles == ("recogniser",):
-        settings = {"preprocess": over_128, "width": 96} if row.model == "mobilefacenet_1x_linear" else {}
+    if "recogniser" in row.roles:
+        settings: dict[str, Any] = {"magnitudes": "quality" in row.roles}
+        if row.model == "mobilefacenet_1x_linear":
+            settings |= {"preprocess": over_128, "width": 96}
+        if row.model.startswith("magface"):
+            settings |= {"preprocess": normalize.bgr_unit}
         return stages.recogniser(net, variables, **settings, **named)
     return {"landmarks": stages.pfld, "age": stages.ssrnet}[row.roles[0]](net, variables, **named)
 
@@ -341,7 +389,8 @@ def _fsanets(files: Mapping[str, Installed]) -> Any:
     chosen = [files[name] for name in sorted(files)]
     nets, variables = zip(*map(_variables, chosen), strict=True)
     digest = hashlib.sha256("".join(file.sha256 for file in chosen).encode()).hexdigest()
-    name = f"FSA-Net, mean of {len(nets)}" if len(nets) > 1 else chosen[0].row.name
+    dtype = "".join(f", {chosen[0].row.options[key]}" for key in ("dtype",) if key in chosen[0].row.options)
+    name = f"FSA-Net, mean of {len(nets)}{dtype}" if len(nets) > 1 else chosen[0].row.name
     return stages.fsanet(nets, variables, name=name, sha256=digest if len(nets) > 1 else chosen[0].sha256)
 
 

@@ -40,6 +40,10 @@ class Recorded:
             np.ones(n, bool),
         )  # fmt: skip
 
+    def tiled(self, image, size):
+        """Unlike a call, without the last face."""
+        return jax.tree.map(lambda x: x[:-1], self(image, size))
+
 
 @pytest.fixture(scope="module")
 def photos(test_data):
@@ -177,6 +181,26 @@ def test_a_list_is_its_photographs(parts, recorded, photos, whole):
     np.testing.assert_allclose(faces.age, found["age"][6:], atol=1e-3)
 
 
+def test_large_photographs_in_tiles(recorded, photos):
+    """Those with a longer side than `tiled`, 1,200 and 1,536 pixels here; and files beyond the budget are refused."""
+    analyzer = FaceAnalyzer(Recorded(recorded), tiled=1200, max_pixels=1536 * 689)
+    assert [len(faces) for faces in analyzer(photos)] == [6, 1]
+    with pytest.raises(ValueError, match="a photograph of 1537 x 689 pixels, expected at most 1058304"):
+        analyzer(np.zeros((689, 1537, 3), np.uint8))
+
+
+def test_long_lists_are_taken_apart(recorded, photos, monkeypatch):
+    """With the same faces; a list without photographs has none."""
+    analyzer = FaceAnalyzer(Recorded(recorded))
+    whole = analyzer([*photos, photos[0]])
+    monkeypatch.setattr("facejax.analysis.analyzer.TOGETHER", 1200 * 630 + 1)
+    apart = analyzer([*photos, photos[0]])
+    assert [faces.size for faces in apart] == [(1200, 630), (1536, 689), (1200, 630)]
+    for first, second in zip(whole, apart, strict=True):
+        np.testing.assert_array_equal(first.crops, second.crops)
+    assert analyzer([]) == []
+
+
 def test_identity_and_wrong_places(parts, recorded):
     analyzer = FaceAnalyzer(parts["detector"], parts["recogniser"])
     digest = "e839247cdbdfc023fb7cadeaf53a4549d50c8fc24ad154c02e35920ea8910d99"
@@ -184,6 +208,8 @@ def test_identity_and_wrong_places(parts, recorded):
     assert analyzer.settings == {"size": 640, "tiled": 0}
     with pytest.raises(ValueError, match="pose is SSR-Net, age, which gives age: expected pose"):
         FaceAnalyzer(parts["detector"], pose=parts["age"])
+    with pytest.raises(ValueError, match="size is 31: expected a whole number of 32 to"):
+        FaceAnalyzer(parts["detector"], size=31)
     many = Recorded(recorded, points=17)
     with pytest.raises(ValueError, match="finds 1 classes with 17 points: expected one class with five or none"):
         FaceAnalyzer(many)

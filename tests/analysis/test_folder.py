@@ -72,6 +72,21 @@ def test_what_is_written(album, tmp_path):
     assert run["dimension"] == 4 and run["weights"] == Toy().identity and run["settings"] == Toy.settings
 
 
+def test_pictures_of_one_name_are_kept_apart(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "album" / name).mkdir(parents=True)
+        (tmp_path / "album" / name / "x.png").write_bytes(png(np.zeros((5, 5, 3), np.uint8)))
+    folder.analyse([tmp_path / "album"], Toy(), tmp_path / "out", progress=False)
+    records = folder.read_records(tmp_path / "out")
+    assert len({r["picture"] for r in records}) == len(list((tmp_path / "out" / "pictures").iterdir())) == 2
+
+
+def test_numbers_that_json_lacks_are_left_out():
+    faces = Faces((9, 9), np.zeros((2, 4)), np.zeros(2), age=np.array([np.inf, 30.0]))
+    first, second = folder.described(faces)["faces"]
+    assert "age" not in first and second["age"] == 30
+
+
 def state(out):
     names = ("run.json", "faces.jsonl", "embeddings.f32")
     return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} | {

@@ -92,6 +92,17 @@ def test_the_first_path_wins(published):
     assert parts["detector"].predict.detector.sides == ((10, 20), (32, 64), (128, 256))
 
 
+def test_a_file_whose_network_is_told(published, tmp_path):
+    """For files that the table does not know, such as ONNX files whose tensors have numbers for names."""
+    file = published / "scrfd" / "scrfd_500m_kps.onnx"
+    (found,) = weights.find([f"scrfd_500m_kps={file}"])
+    assert (found.row.name, found.path) == ("SCRFD 500M with points", file)
+    with pytest.raises(ValueError, match=r"vgg16=.*: expected a detector or an embedder of faces"):
+        weights.find([f"vgg16={file}"])
+    with pytest.raises(ValueError, match=r"there is no file .*x\.onnx: expected published weights of iresnet50"):
+        weights.find([f"iresnet50={tmp_path / 'x.onnx'}"])
+
+
 def test_a_network_without_its_bases_is_not_used(published, capsys):
     assert weights.load([published / "3ddfa_v2" / "mb05_120x120.pth"]) == {}
     assert "not used without 3DDFA_V2 mean and deviation, 3DDFA u_base.txt" in capsys.readouterr().err
