@@ -1,8 +1,9 @@
 """`facejax compare`: do two photographs show the same person, and how often is such an answer wrong?
 
 An answer needs a threshold of the cosine similarity, and a threshold is worth what is known of its errors. A
-calibration lists operating points with the error rates that one recogniser had on one list of pairs. Some are shipped (`SHIPPED`,
-measured by this command); `--pairs` measures one on the user's own pairs. Without one, the similarity is all.
+calibration lists operating points with the error rates that one recogniser had on one list of pairs. Some are shipped
+(`SHIPPED`, measured by this command); `--pairs` measures one on the user's own pairs. Without one, only the
+similarity is told.
 """
 
 from __future__ import annotations
@@ -130,7 +131,7 @@ def _calibration(entry: Mapping[str, Any]) -> Calibration:
         for p in entry["points"]
     )
     made = Calibration(**{**entry, "points": points})
-    made.identity["recogniser"]["sha256"].lower()
+    analyzer.identity["recogniser"]["sha256"].lower()
     numbers = [x for p in points for x in (p.threshold, p.fmr, p.fnmr, *p.fmr_interval, *p.fnmr_interval)]
     if not points or not all(-1.001 <= float(x) <= 1.001 for x in numbers):
         raise ValueError("expected points with thresholds in -1..1 and rates in 0..1")
@@ -429,7 +430,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
       ValueError: wrong usage, or a faulty list of pairs or calibration.
     """
-    from facejax.analysis import main, photographs
+    from facejax.analysis import main
 
     if len(args.photographs) != 2 and not (args.pairs and not args.photographs):
         raise ValueError(f"{len(args.photographs)} photographs: expected two, or none with --pairs")
@@ -441,15 +442,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"{args.save} exists: expected the name of a new file for the calibration")
     known = load(args.calibration or SHIPPED) if not args.pairs else []
     pairs = read_pairs(args.pairs, args.root) if args.pairs else None
-    made = main.analyzer(args)
-    name = recogniser(made.identity)["name"]
-
-    def analyzer(file: str) -> Faces:
-        return made(photographs.read(file, args.max_pixels)[0])
-
+    analyzer = main.analyzer(args)
+    name = recogniser(analyzer.identity)["name"]
     code = 0
     if pairs:
-        measured, faults = measure(pairs, analyzer, args.about or os.path.basename(args.pairs), made.identity)
+        measured, faults = measure(pairs, analyzer, args.about or os.path.basename(args.pairs), analyzer.identity)
         for fault in faults:
             print(fault, file=sys.stderr)
         code, known = int(bool(faults)), [measured]
@@ -459,7 +456,7 @@ def run(args: argparse.Namespace) -> int:
             measured.save(args.save)
     if not args.photographs:
         return code
-    fitting = [c for c in known if c.fits(made.identity)]
+    fitting = [c for c in known if c.fits(analyzer.identity)]
     if args.calibration and not fitting:
         raise ValueError(
             f"{args.calibration} was measured for {known[0].identity['recogniser']['name']}, not for the weights in "

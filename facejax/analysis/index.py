@@ -360,16 +360,12 @@ def run(args: argparse.Namespace) -> int:
     files = photographs.files(args.photographs)
     if args.command == "search":
         Index.open(args.index).close()  # a wrong name is told before networks are read
-    made = main.analyzer(args)
-
-    def analyse(file: Any) -> Faces:
-        return made(photographs.read(file, args.max_pixels)[0])
-
+    analyzer = main.analyzer(args)
     if args.command == "search":
-        with Index.open(args.index, made.identity) as index:
-            return _search(index, files, analyse, args.top)
-    with Index.create(args.index, made.identity) as index:
-        faults = extend(index, files, analyse, progress=sys.stderr.isatty())
+        with Index.open(args.index, analyzer.identity) as index:
+            return _search(index, files, analyzer, args.top)
+    with Index.create(args.index, analyzer.identity) as index:
+        faults = extend(index, files, analyzer, progress=sys.stderr.isatty())
         index.update()
         print(f"{args.index}: {len(index):,} faces in {sum(1 for _ in index.photographs()):,} photographs")
     for file, fault in faults.items():
@@ -377,13 +373,13 @@ def run(args: argparse.Namespace) -> int:
     return int(bool(faults))
 
 
-def _search(index: Index, files: Sequence[Any], analyse: Callable[[Any], Faces], top: int) -> int:
+def _search(index: Index, files: Sequence[Any], analyzer: Callable[[Any], Faces], top: int) -> int:
     """Prints the matches of every face, tab-separated; 1 if a photograph is unreadable or has no face."""
     code = 0
     print("photograph\tface\trank\tsimilarity\tid\tfile\tbox")
     for file in files:
         try:
-            faces = analyse(file)
+            faces = analyzer(file)
         except (OSError, ValueError) as error:
             print(sentence(file, str(error)), file=sys.stderr)
             code = 1
