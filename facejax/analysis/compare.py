@@ -32,8 +32,12 @@ TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
 """False match rates for which `calibrate` looks for a threshold, if the pairs are enough to count one false match."""
 USUAL_FMR = 1e-3
 RESAMPLES = 1000
+FEWEST = 10
+"""Of fewer people no interval is told: it is 0 to 1."""
 PAIRS_BYTES = 1 << 28
 """A longer list of pairs is refused."""
+
+LFW_NAME = re.compile(r"\.?[^./\\][^/\\]*")
 
 Interval = tuple[float, float]
 
@@ -86,8 +90,12 @@ class Calibration:
         """The point with the largest false match rate of at most `fmr`; None: `USUAL_FMR`, or the strictest there is.
 
         Raises:
-          ValueError: all points have a greater rate than `fmr`.
+          ValueError: all points have a greater rate than `fmr`, or one below what the impostor pairs can show.
         """
+        if fmr is not None and not 1 <= fmr * self.impostors <= self.impostors:
+            raise ValueError(
+                f"--fmr is {fmr:g}: {self.impostors:,} impostor pairs show rates of {1 / self.impostors:.2g} to 1"
+            )
         fitting = [p for p in self.points if p.fmr <= (USUAL_FMR if fmr is None else fmr)]
         if not fitting and fmr is None:
             return self.points[-1]
@@ -111,6 +119,22 @@ class Calibration:
             raise ValueError(f"{os.fspath(path)} exists: expected the name of a new file for the calibration") from None
 
 
+def known(identity: Mapping[str, Mapping[str, str]], path: str | os.PathLike[str] | None = None) -> Calibration | None:
+    """The calibration of a recogniser, in a file of the user's or else among the shipped ones; None: there is none.
+
+    Raises:
+      ValueError: the user's file is damaged, or of another recogniser.
+    """
+    found = load(path or SHIPPED)
+    fitting = [c for c in found if c.fits(identity)]
+    if path and not fitting:
+        raise ValueError(
+            f"{os.fspath(path)} was measured for {found[0].identity['recogniser']['name']}, not for the weights in "
+            f"use, {recogniser(identity)['name']}: sha256 differs"
+        )
+    return fitting[0] if fitting else None
+
+
 def load(path: str | os.PathLike[str]) -> list[Calibration]:
     """The calibrations of a JSON file: one as `Calibration.save` writes it, or a list of them.
 
@@ -131,7 +155,7 @@ def _calibration(entry: Mapping[str, Any]) -> Calibration:
         for p in entry["points"]
     )
     made = Calibration(**{**entry, "points": points})
-    analyzer.identity["recogniser"]["sha256"].lower()
+    made.identity["recogniser"]["sha256"].lower()
     numbers = [x for p in points for x in (p.threshold, p.fmr, p.fnmr, *p.fmr_interval, *p.fnmr_interval)]
     if not points or not all(-1.001 <= float(x) <= 1.001 for x in numbers):
         raise ValueError("expected points with thresholds in -1..1 and rates in 0..1")
@@ -192,11 +216,10 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
 
     for number, line in numbered[lfw:]:
         cells = re.split(r"\t+" if "\t" in line else r"\s+", line)
-        if lfw and len(cells) == 3 and all(map(str.isdecimal, cells[1:])):
-            rows.append((*(place(_lfw(root, cells[0], n), cells[0]) for n in cells[1:]), True, number))
-        elif lfw and len(cells) == 4 and cells[1].isdecimal() and cells[3].isdecimal():
-            ends = (place(_lfw(root, name, n), name) for name, n in (cells[:2], cells[2:]))
-            rows.append((*ends, cells[0] == cells[2], number))
+        ends = [(cells[0], n) for n in cells[1:]] if len(cells) == 3 else [tuple(cells[:2]), tuple(cells[2:])]
+        if lfw and len(cells) in (3, 4) and all(LFW_NAME.fullmatch(name) and n.isdecimal() for name, n in ends):
+            places = (place(os.path.normpath(root / name / f"{name}_{int(n):04d}.jpg"), name) for name, n in ends)
+            rows.append((*places, ends[0][0] == ends[1][0], number))
         elif not lfw and len(cells) == 3 and cells[2] in ("0", "1"):
             rows.append((*(place(os.path.normpath(root / name)) for name in cells[:2]), cells[2] == "1", number))
         else:
@@ -218,12 +241,6 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     return Pairs(list(files), people, first, second, same)
 
 
-def _lfw(root: pathlib.Path, name: str, number: str) -> str:
-    if name in (".", "..") or "/" in name or "\\" in name:
-        raise ValueError(f"{name!r} in a list of LFW's form: expected a person's name")
-    return os.path.normpath(root / name / f"{name}_{int(number):04d}.jpg")
-
-
 def calibrate(
     scores: np.ndarray, same: np.ndarray, people: np.ndarray, targets: Sequence[float] = TARGETS
 ) -> tuple[Point, ...]:
@@ -232,7 +249,7 @@ def calibrate(
     The threshold of a target is the lowest with no more false matches, halfway between two scores. Intervals: bootstrap
     over people (a pair counts as often as both of its people were drawn, Fogliato et al. 2024, arXiv:2306.01198),
     thresholds fixed. Where no error was seen, the upper end is the exact binomial bound of as many trials as there are
-    people (FNMR) or disjoint pairs of people (FMR).
+    people (FNMR) or disjoint pairs of people (FMR). Of fewer than ten people the intervals are 0 to 1.
 
     Args:
       scores: [N] similarities.
@@ -251,7 +268,8 @@ def calibrate(
     cuts = np.concatenate([[levels[0]], (levels[1:] + levels[:-1]) / 2, [np.nextafter(levels[-1], np.inf)]])
     fmr = 1 - np.searchsorted(impostors, cuts) / len(impostors)
     fnmr = np.searchsorted(genuine, cuts) / len(genuine)
-    chosen = {"equal error": int(np.argmin(np.abs(fmr - fnmr)))}
+    gap = np.abs(fmr - fnmr).round(12)[::-1]  # the stricter of two equal ones
+    chosen = {"equal error": len(gap) - 1 - int(np.argmin(gap))}
     for target in targets:
         if target * len(impostors) > 1 - 1e-9:
             chosen[f"FMR {100 * target:g} %"] = int(np.argmax(fmr <= target + 1e-12))
@@ -293,7 +311,7 @@ def _bootstrap(same: np.ndarray, people: np.ndarray) -> Callable[[np.ndarray], t
             low, high = np.quantile(measure(wrong)[some] / total[some], [0.025, 0.975]) if some.any() else (0.0, 1.0)
             if not wrong.any():
                 high = 1 - 0.025 ** (1 / max(number, 1))
-            found.append((float(low), float(high)))
+            found.append((float(low), float(high)) if count >= FEWEST else (0.0, 1.0))
         return found[0], found[1]
 
     return intervals
@@ -440,31 +458,26 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--save, --root and --about say something of --pairs, which is missing")
     if args.save and os.path.exists(args.save):
         raise ValueError(f"{args.save} exists: expected the name of a new file for the calibration")
-    known = load(args.calibration or SHIPPED) if not args.pairs else []
     pairs = read_pairs(args.pairs, args.root) if args.pairs else None
     analyzer = main.analyzer(args)
     name = recogniser(analyzer.identity)["name"]
     code = 0
     if pairs:
-        measured, faults = measure(pairs, analyzer, args.about or os.path.basename(args.pairs), analyzer.identity)
+        calibration, faults = measure(pairs, analyzer, args.about or os.path.basename(args.pairs), analyzer.identity)
         for fault in faults:
             print(fault, file=sys.stderr)
-        code, known = int(bool(faults)), [measured]
-        print(*(describe(measured, point)[0] for point in measured.points), sep="\n")
-        print(describe(measured, measured.points[0])[1])
+        code = int(bool(faults))
+        print(*(describe(calibration, point)[0] for point in calibration.points), sep="\n")
+        print(describe(calibration, calibration.points[0])[1])
         if args.save:
-            measured.save(args.save)
+            calibration.save(args.save)
+    else:
+        calibration = known(analyzer.identity, args.calibration)
     if not args.photographs:
         return code
-    fitting = [c for c in known if c.fits(analyzer.identity)]
-    if args.calibration and not fitting:
-        raise ValueError(
-            f"{args.calibration} was measured for {known[0].identity['recogniser']['name']}, not for the weights in "
-            f"use, {name}: sha256 differs"
-        )
-    if args.fmr is not None and not fitting:
+    if args.fmr is not None and not calibration:
         raise ValueError("--fmr needs an operating point, and none was measured for these weights: see --pairs")
-    point = fitting[0].point(args.fmr) if fitting else None
+    point = calibration.point(args.fmr) if calibration else None
     faces = []
     for file in args.photographs:
         try:
@@ -484,5 +497,5 @@ def run(args: argparse.Namespace) -> int:
     if point is None:
         print(f"no operating point was measured for {name}: --pairs measures one on pairs of yours")
     else:
-        print(*describe(fitting[0], point), sep="\n")
+        print(*describe(calibration, point), sep="\n")
     return code

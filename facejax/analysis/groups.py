@@ -2,7 +2,8 @@
 
 The certainty of a face is a margin of mean cosines: to the other faces of its group, less to the faces of the
 runner-up, the group that is next most like it. A face alone has no others; the typical value of the run, the median
-over all faces in company, stands for them. A low certainty therefore means a face that is as near to another group as to its own.
+over all faces in company, stands for them. A low certainty therefore means a face that is as near to another group as
+to its own.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-NEIGHBOURS = 20
-UNCERTAIN = 0.15
+NEIGHBOURS = 10
+UNCERTAIN = 0.25
 """Faces with a lower certainty are listed."""
 LARGEST = 20_000
 """Faces of the largest component that average linkage takes: its distances need 8 bytes a pair."""
@@ -45,11 +46,11 @@ class Method(NamedTuple):
 
 
 METHODS = {
-    "average": Method(0.36, "groups whose mean cosine is above the threshold, the most similar first"),
-    "rank_order": Method(0.3, "neighbours whose rank-order distance is below the threshold"),
-    "density": Method(0.5, "each face and its nearest denser neighbour, if their cosine is above the threshold"),
-    "components": Method(0.6, "neighbours whose cosine is above the threshold"),
-    "cdp": Method(0.6, "the same, with components of over 600 faces split at rising thresholds"),
+    "average": Method(0.48, "groups whose mean cosine is above the threshold, the most similar first"),
+    "rank_order": Method(0.2, "neighbours whose rank-order distance is below the threshold"),
+    "density": Method(0.48, "each face and its nearest denser neighbour, if their cosine is above the threshold"),
+    "components": Method(0.5, "neighbours whose cosine is above the threshold"),
+    "cdp": Method(0.5, "the same, with components of over 600 faces split at rising thresholds"),
     "star_fc": Method(0.7, "neighbours that STAR-FC's network finds to be one person; needs --star_fc"),
 }
 """The first is the default."""
@@ -216,8 +217,7 @@ def grouping(embeddings: np.ndarray, labels: np.ndarray) -> Grouping:
         mine = group[rows]
         means = features[rows] @ sums.T
         here = means[np.arange(len(rows)), mine]
-        with np.errstate(invalid="ignore"):
-            own[rows] = np.where(sizes[mine] > 1, (here - 1) / (sizes[mine] - 1), np.nan)
+        own[rows] = np.where(sizes[mine] > 1, (here - 1) / np.maximum(sizes[mine] - 1, 1), np.nan)
         means /= sizes
         means[np.arange(len(rows)), mine] = -np.inf
         if len(sizes) > 1:
@@ -321,11 +321,29 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("photographs", nargs="+", help="image files and folders of them, or the folder of a run")
     parser.add_argument("--out", required=True, help="new folder of the groups; an interrupted command goes on")
     parser.add_argument("--method", choices=METHODS, default=next(iter(METHODS)))
-    parser.add_argument("--threshold", type=float, help="default: that of the method")
+    parser.add_argument("--threshold", type=float, help="default: that of the method; see --calibration")
+    parser.add_argument("--calibration", metavar="FILE", help="`facejax compare --save`: average linkage's threshold")
     parser.add_argument("--neighbours", type=int, default=NEIGHBOURS, help=f"of a face (default {NEIGHBOURS})")
     parser.add_argument("--star_fc", metavar="FILE", help="safetensors file of STAR-FC's variables")
     parser.add_argument("--uncertain", type=float, default=UNCERTAIN, help=f"list faces below (default {UNCERTAIN})")
     main.common(parser)
+
+
+def _threshold(args: argparse.Namespace, identity: Mapping[str, Mapping[str, str]]) -> float | None:
+    """The threshold of the command: its own, or for average linkage that of the weights' usual operating point."""
+    from facejax.analysis import compare
+
+    if args.threshold is not None or args.method != "average":
+        return args.threshold
+    calibration = compare.known(identity, args.calibration)
+    if calibration:
+        return calibration.point(None).threshold
+    print(
+        f"no operating point was measured for {compare.recogniser(identity)['name']}: the threshold "
+        f"{METHODS['average'].threshold:g} is that of another network; --threshold and --calibration set it",
+        file=sys.stderr,
+    )
+    return None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -359,7 +377,8 @@ def run(args: argparse.Namespace) -> int:
     embeddings = runs.read_embeddings(source)
     if not len(embeddings) or not embeddings.shape[1]:
         raise ValueError(f"{source}: no embeddings there, expected faces and a recogniser among the weights")
-    labels = cluster(embeddings, args.method, args.threshold, k=args.neighbours, star_fc=args.star_fc)
+    threshold = _threshold(args, runs.read_run(source)["weights"])
+    labels = cluster(embeddings, args.method, threshold, k=args.neighbours, star_fc=args.star_fc)
     found = grouping(embeddings, labels)
     for name in WRITTEN:  # by a killed command
         left = partial / name

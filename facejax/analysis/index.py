@@ -81,16 +81,15 @@ class Index:
           ValueError: the folder holds something else, or an index of other weights.
         """
         folder = pathlib.Path(folder)
-        path = folder / DATABASE
+        path, temporary = folder / DATABASE, folder / f"{DATABASE}.new"
         if not path.exists():
-            if folder.is_dir() and any(
-                name not in (f"{DATABASE}-journal", f"{DATABASE}.new") for name in os.listdir(folder)
-            ):
+            left = (temporary, temporary.with_name(f"{temporary.name}-journal"))  # by a killed command
+            if folder.is_dir() and not set(folder.iterdir()) <= set(left):
                 raise ValueError(f"{folder}: neither an index nor empty, expected one of them for a new index")
             recogniser(identity)
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / f"{DATABASE}.new"
-            temporary.unlink(missing_ok=True)
+            for file in left:
+                file.unlink(missing_ok=True)
             with contextlib.closing(sqlite3.connect(temporary)) as database:
                 database.executescript(SCHEMA)
                 values = {"format": str(FORMAT), "identity": json.dumps(identity)}
