@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from facejax.data import pipeline, streams, transforms
+from facejax.data import decoding, pipeline, streams, transforms
 from facejax.data.decoding import ImageFile
 from facejax.data.pipeline import Source
 from facejax.data.readers.folder import SUFFIXES, natural
@@ -201,7 +201,7 @@ def opaque(encoded: bytes) -> np.ndarray:
     """Decodes an image to uint8 RGB [H, W, 3], transparent pixels on white."""
     image = transforms.decode(encoded)
     if encoded[1:4] == b"PNG" or encoded[8:12] == b"WEBP":
-        stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+        stored = decoding.pixels(encoded, cv2.IMREAD_UNCHANGED)
         if stored.ndim == 3 and stored.shape[2] == 4:
             colour, alpha = np.split(stored / np.iinfo(stored.dtype).max, [3], 2)
             image = np.rint(255 * (colour[..., ::-1] * alpha + 1 - alpha)).astype(np.uint8)

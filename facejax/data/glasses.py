@@ -21,6 +21,7 @@ from facejax.data.restoration import MIRROR_5, celeba_face
 from facejax.data.synthetic import faces
 from facejax.data.synthetic.factors import Ranges
 from facejax.data.videos import read_frame
+from facejax.formats import texts
 
 SOURCES, TASKS = ("face_world", "celeba"), ("remove", "add")
 WORLD = faces.Task(
@@ -359,7 +360,9 @@ class CelebA:
         file = self._root / name
         if not file.is_file():
             raise ValueError(f"{file}: no such file, expected CelebA's list")
-        rows = [line.split() for line in file.read_text().splitlines() if line.strip()]
+        rows = [line.split() for line in texts.read(file).splitlines() if line.strip()]
+        if len(rows) < 2:
+            raise ValueError(f"{file}: {len(rows)} lines with words, expected CelebA's list")
         if len(rows[0]) == 1:
             return {"": rows[1]} | {row[0]: row[1:] for row in rows[2:]}
         return {row[0]: row[1:] for row in rows}

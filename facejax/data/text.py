@@ -5,7 +5,6 @@ Token 0 is padding, 1 the begin and 2 the end of a sequence, 3 an unknown token.
 
 from __future__ import annotations
 
-import gzip
 import os
 import pathlib
 import warnings
@@ -13,6 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from facejax.formats import texts
 
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
 PAD, BEGIN, END, UNKNOWN = range(4)
@@ -50,8 +51,8 @@ def read_pairs(
 def read_lines(path: pathlib.Path, lower: bool) -> list[str]:
     """Sentences of a UTF-8 file, one per line; if the file name with .gz appended exists, of that file."""
     packed = path.with_name(f"{path.name}.gz")
-    whole = gzip.decompress(packed.read_bytes()) if packed.exists() else path.read_bytes()
-    return [line.strip().lower() if lower else line.strip() for line in lines(whole.decode("utf-8-sig"))]
+    text = texts.read_packed(packed) if packed.exists() else texts.read(path)
+    return [line.strip().lower() if lower else line.strip() for line in lines(text)]
 
 
 def lines(text: str) -> list[str]:

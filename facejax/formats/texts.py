@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pathlib
+import zlib
 from typing import Any, TypeVar
 
 from facejax.formats import limits
@@ -24,11 +26,28 @@ def read(path: str | os.PathLike[str], kind: str = "text file") -> str:
     """
     try:
         limits.memory(pathlib.Path(path).stat().st_size, "the file")
-        return pathlib.Path(path).read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        return _decoded(pathlib.Path(path).read_bytes())
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a readable {kind}: byte {error.start} is no UTF-8") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: not a readable {kind}: {error}") from error
+
+
+def read_packed(path: str | os.PathLike[str]) -> str:
+    """As `read`, of a text that gzip compressed."""
+    kept, parts = 0, []
+    try:
+        with gzip.open(path) as file:
+            while part := file.read(1 << 20):
+                kept = limits.memory(kept + len(part), "the text")
+                parts.append(part)
+        return _decoded(b"".join(parts))
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path}: not a readable text file packed by gzip: {error}") from error
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def read_json(path: str | os.PathLike[str], kind: type[T]) -> T:

@@ -37,7 +37,7 @@ GetConfig = Callable[[str], ConfigDict]
 Build = Callable[[ConfigDict], Experiment]
 
 MAY_CHANGE = (
-    r"train\.(steps|log_every|eval_every|save_every|save_seconds|keep|parallel|devices|on_bad)",
+    r"train\.(steps|log_every|eval_every|save_every|save_seconds|keep|parallel|devices|on_bad|keep_best|patience)",
     r"data\.(workers|threads|data_dir)",
     r"eval\..*",
 )
@@ -103,6 +103,7 @@ def main(get_config: GetConfig, build: Build) -> None:
     dry = flags.DEFINE_bool("dry_run", False, "Print the preset's parameters, memory and operations, then exit.")
     check = flags.DEFINE_bool("check_data", False, "Decode all training images, list those that do not, then exit.")
     eval_only = flags.DEFINE_bool("eval_only", False, "Evaluate the newest checkpoint of --workdir, then exit.")
+    best = flags.DEFINE_bool("best", False, "With --eval_only: evaluate the best state, which train.keep_best kept.")
     average = flags.DEFINE_integer(
         "average", 1, "With --eval_only: average the parameters of this many newest checkpoints."
     )
@@ -138,6 +139,7 @@ def main(get_config: GetConfig, build: Build) -> None:
                 "workdir": workdir.value or None,
                 "eval_only": eval_only.value,
                 "average": average.value,
+                "best": best.value,
                 "save_arrays": arrays.value,
                 "about": (module.__doc__ or "").partition("\n")[0],
             }
@@ -178,6 +180,7 @@ def run(
     workdir: str | os.PathLike[str] | None = None,
     eval_only: bool = False,
     average: int = 1,
+    best: bool = False,
     save_arrays: str | os.PathLike[str] | None = None,
     about: str = "",
     quiet: bool = False,
@@ -192,6 +195,7 @@ def run(
       eval_only: evaluates the newest checkpoint in `workdir` (or the weights that the experiment loads) on all visible
         devices, whatever `train.devices` is.
       average: with `eval_only`, number of newest checkpoints whose parameters are averaged (at most `train.keep`).
+      best: with `eval_only`, the state of the best evaluation instead of the newest checkpoint.
       save_arrays: folder for the evaluation's arrays.
       quiet: prints nothing.
 
@@ -200,12 +204,14 @@ def run(
     """
     if average != 1 and not eval_only:
         raise ValueError(f"--average={average}: expected --eval_only beside it, training averages no checkpoints")
+    if best and not (eval_only and average == 1 and workdir is not None):
+        raise ValueError("--best: expected --eval_only and a --workdir beside it, and no --average")
     folder = None if workdir is None else _open_workdir(pathlib.Path(workdir), name, config, read_only=eval_only)
     experiment = build(_on_all_devices(config) if eval_only else config)
     if experiment.train_step is None:
         state, report = None, experiment.evaluate(None)
     elif eval_only:
-        state = _newest_state(experiment, config.seed, folder, average)
+        state = _newest_state(experiment, config.seed, folder, average, "best" if best else "checkpoints")
         report = experiment.evaluate(state)
     else:
         state, report = train(experiment, Options(**config.train), seed=config.seed, workdir=folder, quiet=quiet)
@@ -288,18 +294,19 @@ def _on_all_devices(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _newest_state(experiment: Experiment, seed: int, folder: pathlib.Path | None, average: int) -> Any:
+def _newest_state(experiment: Experiment, seed: int, folder: pathlib.Path | None, average: int, directory: str) -> Any:
     """The newest checkpoint of `folder`; without a folder a new state, for experiments that load weights."""
     if folder is None:
         executor = parallel.make_executor(experiment, "shard_map")
         start = experiment.prepare() if experiment.prepare else None
         return executor.local(executor.init(seed, start))
-    if not (folder / "checkpoints").is_dir():
+    if not (folder / directory).is_dir():
         raise ValueError(
-            f"--eval_only: {folder} holds no checkpoint (an empty --workdir= evaluates the weights in eval.weights)"
+            f"--eval_only: {folder / directory} holds no checkpoint (an empty --workdir= evaluates the weights in "
+            "eval.weights)"
         )
     try:
-        return warm_start.newest(folder, experiment, average)[0]
+        return warm_start.newest(folder, experiment, average, directory)[0]
     except ValueError as error:
         raise ValueError(f"--eval_only --average={average}: {error}") from error
 

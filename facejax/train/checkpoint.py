@@ -39,6 +39,8 @@ class Progress:
       log_bytes: length of metrics.jsonl; a killed run may have written more, which is discarded on resume.
       evaluate: whether the evaluation at this step is still pending.
       devices: number of devices that the state was laid out for.
+      best: metric, value and step of the best evaluation before this step, see `Options.keep_best`.
+      waited: evaluations since then.
     """
 
     step: int = 0
@@ -46,6 +48,8 @@ class Progress:
     log_bytes: int = 0
     evaluate: bool = False
     devices: int = 1
+    best: dict[str, Any] | None = None
+    waited: int = 0
 
 
 class DamagedError(RunError):
@@ -94,6 +98,8 @@ class Saved:
         return jax.random.wrap_key_data(array) if is_key else array
 
     def _repadded(self, array: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:
+        if not array.ndim:
+            return array
         rows, more = like.shape[0], like.shape[0] - len(array)
         if more >= like.sharding.mesh.size or -more >= self.progress.devices:
             return array  # more than padding: another number of classes

@@ -113,6 +113,12 @@ class Logger:
             print(f"step {step}  " + "  ".join(f"{k} {v:.4g}" for k, v in values.items()), flush=True)
         self._since = time.monotonic()
 
+    def ended_early(self, step: int, best: int) -> None:
+        """Says why a run ends before its last step."""
+        if self._lines or self._terminal:
+            self._bar.clear()
+            print(f"ended after step {step}: no evaluation since step {best} was better (train.patience)", flush=True)
+
     def stopped(self, step: int, *, saved: bool) -> None:
         """Says where a run that a signal ended goes on."""
         if self._lines or self._terminal:

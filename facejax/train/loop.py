@@ -16,7 +16,7 @@ import pathlib
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -46,6 +46,9 @@ class Options:
       devices: number of visible devices to use; 0 uses all.
       on_bad: what an image that does not decode does: "error" ends the run; "skip" puts another of its batch in its
         place, and the log counts them as "replaced".
+      keep_best: metric of the evaluation whose best state is kept in WORKDIR/best, beside the newest ones; a minus
+        before its name: lower is better. Empty: none.
+      patience: evaluations without a better value of that metric after which the run ends.
     """
 
     batch_size: int
@@ -59,6 +62,8 @@ class Options:
     parallel: str = "shard_map"
     devices: int = 0
     on_bad: str = "error"
+    keep_best: str = ""
+    patience: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "steps", "log_every", "save_every", "keep", "microbatches"):
@@ -66,6 +71,10 @@ class Options:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: expected 1 or more")
         if self.on_bad not in ("error", "skip"):
             raise ValueError(f"train.on_bad is {self.on_bad!r}: expected 'error' or 'skip'")
+        if self.keep_best and not self.eval_every:
+            raise ValueError("train.keep_best compares evaluations: expected train.eval_every above 0")
+        if self.patience < 0 or (self.patience and not self.keep_best):
+            raise ValueError(f"train.patience is {self.patience}: expected 0, or more with a metric in train.keep_best")
 
 
 class Window:
@@ -97,6 +106,39 @@ class Window:
         means = {name: total / count for name, (total, count) in self.drain().items() if count}
         self.sums = {}
         return means
+
+
+class Best:
+    """The best evaluation of a run so far, by `Options.keep_best`.
+
+    Attributes:
+      record: metric, value and step of it; None before the first.
+      waited: evaluations since then.
+    """
+
+    def __init__(self, options: Options, progress: Progress):
+        self._metric, self._patience = options.keep_best, options.patience
+        same = progress.best is not None and progress.best["metric"] == self._metric
+        self.record, self.waited = (progress.best, progress.waited) if same else (None, 0)
+
+    def is_new(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Counts an evaluation; whether it is the best so far. Raises ValueError if it lacks the metric."""
+        if not self._metric:
+            return False
+        name = self._metric.removeprefix("-")
+        if name not in metrics:
+            raise ValueError(f"train.keep_best is {self._metric!r}: expected one of {', '.join(metrics)}")
+        value, sign = float(metrics[name]), -1 if self._metric[0] == "-" else 1
+        if math.isfinite(value) and (self.record is None or sign * value > sign * self.record["value"]):
+            self.record, self.waited = {"metric": self._metric, "value": value, "step": step}, 0
+            return True
+        self.waited += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the run has waited for a better one as long as it may."""
+        return bool(self._patience) and self.waited >= self._patience
 
 
 class Termination:
@@ -199,6 +241,7 @@ def train(
         logger = Logger(workdir if main else None, progress, options.steps, enabled=main and not quiet)
         stack.callback(logger.close)
         window, report, checked, examples = Window(progress.pending), None, set(), 0
+        best = Best(options, progress)
 
         def save(step: int, evaluate: bool, wait: bool = False) -> None:
             if checkpointer is None:
@@ -207,10 +250,20 @@ def train(
             if not parallel.all_finite(state):
                 raise RunError(f"step {step}: the state contains values that are not finite")
             if checkpointer.latest_started != step:
-                reached = Progress(step, pending, logger.log_bytes, evaluate, executor.num_devices)
-                checkpointer.save(executor.canonical(state), iterator, reached)
+                checkpointer.save(executor.canonical(state), iterator, reached(step, pending, evaluate))
             if wait:
                 checkpointer.wait()
+
+        def reached(step: int, pending: dict[str, list[float]], evaluate: bool) -> Progress:
+            return Progress(step, pending, logger.log_bytes, evaluate, executor.num_devices, best.record, best.waited)
+
+        def keep(step: int) -> None:
+            """Saves the state in the folder of the best one; a resumed run finds it there."""
+            directory = workdir / "best"
+            if step not in checkpoint.saved_steps(directory):
+                with contextlib.closing(Checkpointer(directory, 1)) as saver:
+                    saver.save(executor.canonical(state), iterator, reached(step, {}, False))
+                    saver.wait()
 
         def evaluate(step: int) -> Report:
             try:
@@ -220,12 +273,14 @@ def train(
                 save(step, evaluate=True, wait=True)
                 raise
             logger.evaluation(step, report.metrics)
+            if best.is_new(step, report.metrics) and workdir is not None:
+                keep(step)
             return report
 
         try:
             if progress.evaluate:
                 report = evaluate(progress.step)
-            for done in range(progress.step + 1, options.steps + 1):
+            for done in range(progress.step + 1, options.steps + 1) if not best.exhausted else ():
                 name = experiment.step_name(done)
                 state, batch = executor.grow(state, done), next(iterator)
                 if name not in checked:
@@ -242,11 +297,15 @@ def train(
                     examples = 0
                 due = last or bool(options.eval_every and done % options.eval_every == 0)
                 stop = termination.asked(done) and not last
-                if last or stop or (done % options.save_every == 0 and checkpointer and checkpointer.due()):
+                timely = done % options.save_every == 0 and checkpointer is not None and checkpointer.due()
+                if last or stop or timely or (due and options.patience):  # a run that patience ends is saved there
                     save(done, due, wait=stop or last)
                 if stop:
                     raise termination.exit()
                 report = evaluate(done) if due else report
+                if best.exhausted:
+                    logger.ended_early(done, best.record["step"] if best.record else 0)
+                    break
             report = report or evaluate(options.steps)
         except SystemExit:
             logger.stopped(int(executor.local(state).step), saved=checkpointer is not None)
@@ -293,10 +352,14 @@ def _start(
     """The initial state: that of the checkpoint `saved` if there is one, else a new one from what was prepared."""
     if saved is None:
         return executor.init(seed, start), Progress()
-    if saved.data is not None:
-        iterator.set_state(saved.data)
     abstract = executor.abstract(experiment.abstract_state(saved.progress.step))
-    return executor.place(saved.state(abstract)), saved.progress
+    state = executor.place(saved.state(abstract))
+    if saved.data is not None:
+        try:
+            iterator.set_state(saved.data)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"checkpoint {saved.progress.step} holds the position of other data: {error!r}") from error
+    return state, saved.progress
 
 
 def _examples(batch: dict[str, jax.ShapeDtypeStruct], default: int) -> int:

@@ -74,7 +74,9 @@ def previous_stage(settings: ConfigDict, build: Build, workdir: str, same: Seque
     return restore(workdir, build, {field: _field(settings, field) for field in ("stage", *same)})
 
 
-def newest(folder: pathlib.Path, experiment: Experiment, average: int = 1) -> tuple[TrainState, int]:
+def newest(
+    folder: pathlib.Path, experiment: Experiment, average: int = 1, directory: str = "checkpoints"
+) -> tuple[TrainState, int]:
     """The newest checkpoint of a run, on all devices, and its step.
 
     Args:
@@ -82,19 +84,20 @@ def newest(folder: pathlib.Path, experiment: Experiment, average: int = 1) -> tu
       experiment: whose state it holds, built with `train.devices` 0.
       average: with more than 1, parameters (and their moving average, where one is kept) are the mean of as many
         newest checkpoints.
+      directory: of the checkpoints in the workdir; "best" has the one that `train.keep_best` kept.
 
     Raises:
       ValueError: fewer checkpoints than asked for.
       RunError: one of them is damaged.
     """
-    directory = folder / "checkpoints"
-    steps = checkpoint.saved_steps(directory)[-average:]
+    place = folder / directory
+    steps = checkpoint.saved_steps(place)[-average:]
     if not steps:
         raise ValueError(f"{folder} holds no checkpoint")
     if not 0 < average <= len(steps):
         raise ValueError(f"{folder} holds {len(steps)} checkpoints: expected {average} to average (see train.keep)")
     executor = parallel.make_executor(experiment, "shard_map")
-    states = (checkpoint.read(directory, s).state(executor.abstract(experiment.abstract_state(s))) for s in steps)
+    states = (checkpoint.read(place, s).state(executor.abstract(experiment.abstract_state(s))) for s in steps)
     state = next(states)
     total = state.params
     for state in states:

@@ -1,3 +1,5 @@
+import gzip
+
 import numpy as np
 import pytest
 
@@ -69,3 +71,13 @@ def test_texts(tmp_path):
     (tmp_path / "a.json").write_bytes(b"[]")
     with pytest.raises(ValueError, match=r"a\.json: holds a list, expected a dict"):
         texts.read_json(tmp_path / "a.json", dict)
+
+
+def test_packed_texts(tmp_path, monkeypatch):
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress("ä\nb\n".encode() * 100))
+    assert texts.read_packed(path) == "ä\nb\n" * 100
+    assert check(path, path.read_bytes(), texts.read_packed, 200) > 100
+    monkeypatch.setenv("FACEJAX_MAX_GIB", "1e-7")
+    with pytest.raises(ValueError, match=r"a\.gz: .*the text: 4\.66e-07 GiB, expected at most 1e-07"):
+        texts.read_packed(path)

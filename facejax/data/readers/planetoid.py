@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from facejax.formats import limits, pickles
+from facejax.formats import limits, pickles, texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def read_planetoid(folder: str | pathlib.Path, name: str) -> Citations:
     labelled, tx, ty, allx, ally, pairs = map(load, _PARTS)
     path = folder / f"ind.{name}.test.index"
     try:
-        test = np.array(path.read_text().split(), int)
+        test = np.array(texts.read(path).split(), int)
     except (OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: not a list of node numbers: {error}") from error
     if not len(test) or len(test) != len(ty) or tx.shape[0] != len(ty) or allx.shape[0] != len(ally):

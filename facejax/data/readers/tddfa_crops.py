@@ -14,7 +14,7 @@ import numpy as np
 from facejax.data import transforms
 from facejax.data.decoding import ImageFile
 from facejax.data.readers.boxes import inside
-from facejax.formats import pickles
+from facejax.formats import pickles, texts
 from facejax.morphable.parameters import Whitening
 
 SIZE = 120
@@ -36,10 +36,7 @@ class TrainingCrops:
     def __init__(self, folder: str | os.PathLike[str], whitening: Whitening, split: str = "train"):
         folder = pathlib.Path(folder)
         path = folder / f"train_aug_120x120.list.{split}"
-        try:
-            self.names = path.read_text().split()
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: not readable: {error}") from error
+        self.names = texts.read(path).split()
         path = folder / ("param_all_norm.pkl" if split == "train" else f"param_all_norm_{split}.pkl")
         vectors = pickles.load(path)
         if not isinstance(vectors, np.ndarray) or vectors.dtype.kind != "f":
