@@ -179,7 +179,7 @@ def test_num_classes_is_the_number_of_classes():
         ),
         (
             lambda: facejax.load_pretrained("zfnet", "x"),
-            r"no converter of published weights for zfnet; models with a converter: asl2d_resnet50, .*, vgg19$",
+            r"no converter of published weights for zfnet; models with a converter: asl2d_resnet50, .*, yolo5face_s6$",
         ),
         *(
             (
