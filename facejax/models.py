@@ -228,19 +228,21 @@ def export_stablehlo(
     path: str | os.PathLike[str],
     *,
     batch: int | None = None,
+    input_shape: Sequence[int] | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
     **options: Any,
 ) -> None:
     """Writes a model in evaluation, weights included, as StableHLO: `jax.export.deserialize` runs it without facejax.
 
-    The function takes the model's arguments at the published shape, float32 [N, H, W, C] of an image model. That of a
-    detector takes uint8 RGB [N, H, W, 3] and returns "boxes", "scores", "points", "labels" and "mask", as `Detections`.
+    The function takes the model's arguments, float32 [N, H, W, C] of an image model. That of a detector takes uint8 RGB
+    [N, H, W, 3] and returns "boxes", "scores", "points", "labels" and "mask", as `Detections`.
 
     Args:
       name: one of `list_models()`.
       variables: of the model.
       path: the file, usually with the suffix .stablehlo; an existing one is not written over.
       batch: number of samples; None: any, which only models of one array can have.
+      input_shape: of one sample; None: the published one.
       platforms: platforms that can run the file.
       **options: that the model was made with, and settings of its detector.
 
@@ -260,11 +262,12 @@ def export_stablehlo(
     settings, used = _split(model, options)
     net = create_model(name, **settings)
     _check_complete(name, variables, settings)
-    arguments = jax.eval_shape(lambda: INPUTS[model.inputs](*model.input_shape))
+    shape = model.input_shape if input_shape is None else tuple(input_shape)
+    arguments = jax.eval_shape(lambda: INPUTS[model.inputs](*shape))
     if model.inputs == "array":
         (count,) = jax.export.symbolic_shape("batch") if batch is None else (batch,)
         kind = "float32" if model.detector is None else "uint8"
-        arguments = (jax.ShapeDtypeStruct((count, *model.input_shape), kind),)
+        arguments = (jax.ShapeDtypeStruct((count, *shape), kind),)
 
     def apply(*inputs: Any) -> Any:
         return net.apply(variables, *inputs, **_evaluation(net))

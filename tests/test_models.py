@@ -178,8 +178,8 @@ def test_num_classes_is_the_number_of_classes():
             "num_features cannot be set together with backbone, which contains it$",
         ),
         (
-            lambda: facejax.load_pretrained("vgg19", "x"),
-            r"no converter of published weights for vgg19; models with a converter: asl2d_resnet50, .*, vgg16$",
+            lambda: facejax.load_pretrained("zfnet", "x"),
+            r"no converter of published weights for zfnet; models with a converter: asl2d_resnet50, .*, yolo5face_s6$",
         ),
         *(
             (

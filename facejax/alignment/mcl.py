@@ -159,7 +159,7 @@ class Net(nn.Module):
         Returns:
           "features" [N, D] and "points" [N, L, 2] in pixels with integers at their centres, in float32.
         """
-        size, count = images.shape[1], len(images)
+        size, count = images.shape[1], images.shape[0]
         if images.shape[1:] != (size, size, 1):
             raise ValueError(f"mcl.Net: images {images.shape}, expected [N, S, S, 1]")
         conv = partial(

@@ -94,9 +94,9 @@ class NetVLAD(nn.Module):
         centres = self.param("centres", normal, (width, k))
         assignment = jax.nn.softmax(vectors @ weights + biases)
         residual = jnp.einsum("nmk,nme->nke", assignment, vectors) - assignment.sum(1)[..., None] * centres.T
-        joined = unit(unit(residual, 1e-6).swapaxes(1, 2).reshape(len(vectors), -1), 1e-6)
+        joined = unit(unit(residual, 1e-6).swapaxes(1, 2).reshape(vectors.shape[0], -1), 1e-6)
         hidden = self.param("hidden", nn.initializers.normal(k**-0.5), (width * k, k * self.size))
-        return (joined @ hidden).reshape(len(vectors), k, self.size)
+        return (joined @ hidden).reshape(vectors.shape[0], k, self.size)
 
 
 class MetricLayer(nn.Module):
@@ -134,7 +134,7 @@ class StructureMapping(nn.Module):
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
         """Pixels of three maps [N, 3, P, C] -> vectors [N, 3 n', C], each a mean over the pixels of all maps."""
-        dense, size = partial(nn.Dense, kernel_init=GLOROT), len(pixels)
+        dense, size = partial(nn.Dense, kernel_init=GLOROT), pixels.shape[0]
         scores, whole = self.scores(pixels), pixels.reshape(size, -1, pixels.shape[-1])
         right = nn.sigmoid(dense(self.rank * whole.shape[1], name="pixels")(scores))
         left = nn.sigmoid(dense(self.vectors * self.rank, name="vectors")(scores.reshape(size, -1)))
@@ -221,10 +221,12 @@ class FSANet(nn.Module):
     def stages(self, maps: list[jax.Array]) -> Stages:
         """Three maps -> the parts of the regression, of arrays [N, D, s], [N, D, 1] and [N, D]."""
         pixels = jnp.stack([x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps], 1)
-        vectors = self.mapping(pixels) if self.scoring != "none" else pixels.reshape(len(pixels), -1, pixels.shape[-1])
+        vectors = (
+            self.mapping(pixels) if self.scoring != "none" else pixels.reshape(pixels.shape[0], -1, pixels.shape[-1])
+        )
         parts = []
         for k, row in enumerate(jnp.moveaxis(self.aggregate(vectors), 1, 0)):
-            scores = nn.relu(self.scores[k](row[:, 8:])).reshape(len(row), self.outputs, -1)
+            scores = nn.relu(self.scores[k](row[:, 8:])).reshape(row.shape[0], self.outputs, -1)
             shift, stretch = nn.tanh(self.shift[k](row[:, 4:8])), nn.tanh(self.stretch[k](row[:, :4]))
             parts.append((scores, shift[..., None], stretch))
         return Stages(*zip(*parts, strict=True))

@@ -97,7 +97,7 @@ class DetectionModule(nn.Module):
         conv = partial(Conv, kernel_size=1, use_bias=True, kernel_init=gaussian, dtype=self.dtype)
         scores = conv(2 * self.anchors, name="scores")(x).astype(jnp.float32)
         offsets = conv(4 * self.anchors, name="boxes")(x).astype(jnp.float32)
-        n = len(x)
+        n = x.shape[0]
         logits = jnp.moveaxis(scores.reshape(n, -1, 2, self.anchors), 2, 3).reshape(n, -1, 2)
         return logits, offsets.reshape(n, -1, 4)
 

@@ -118,7 +118,7 @@ class Synthesis(nn.Module):
         check_styles(styles, self.resolution)
         width = channels(4, self.base, self.largest)
         x = self.param("const", nn.initializers.ones, (4, 4, width)).astype(self.dtype)
-        x = jnp.broadcast_to(x, (len(styles), *x.shape))
+        x = jnp.broadcast_to(x, (styles.shape[0], *x.shape))
         x = self._epilogue(x, styles, 0)
         x = self._epilogue(self._conv(x, 4, "conv4"), styles, 1)
         size, layer, old, images = 4, 2, None, self._image(x, 4)
@@ -221,7 +221,7 @@ def noise(module: nn.Module, x: jax.Array, layer: int) -> jax.Array:
 
 def repeated(w: jax.Array, layers: int) -> jax.Array:
     """One w for all layers: [N, W] -> [N, L, W]."""
-    return jnp.broadcast_to(w[:, None], (len(w), layers, w.shape[-1]))
+    return jnp.broadcast_to(w[:, None], (w.shape[0], layers, w.shape[-1]))
 
 
 def mixed(first: jax.Array, second: jax.Array, cutoff: jax.Array | int, layers: int) -> jax.Array:

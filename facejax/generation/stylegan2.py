@@ -127,7 +127,7 @@ class Synthesis(nn.Module):
         check_styles(styles, self.resolution)
         width = channels(4, self.base, self.largest)
         x = self.param("const", nn.initializers.normal(1.0), (4, 4, width)).astype(self.dtype)
-        x = jnp.broadcast_to(x, (len(styles), *x.shape))
+        x = jnp.broadcast_to(x, (styles.shape[0], *x.shape))
         x = StyledConv(width, 0, dtype=self.dtype, name="conv4")(x, styles)
         size, layer, images = 4, 1, self._image(x, styles, 4, 1)
         while size < self.resolution:

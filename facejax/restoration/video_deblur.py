@@ -180,7 +180,7 @@ class OVD(nn.Module):
 
     def begin(self, frame: jax.Array) -> State:
         """The state after the first frame [N, H, W, 3] of videos, which is repeated."""
-        half = (len(frame), *(-(-side // 2) for side in frame.shape[1:3]))
+        half = (frame.shape[0], *(-(-side // 2) for side in frame.shape[1:3]))
         frames = jnp.repeat(frame[:, None].astype(self.dtype), 2 * self.context, 1)
         features, blended = (jnp.zeros((*half, width), self.dtype) for width in (self.width // 2, self.width))
         return State(frames, features, blended)

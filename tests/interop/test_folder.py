@@ -149,7 +149,7 @@ import sys, jax, numpy as np
 run = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read())).call
 for size in (1, 3):
     found = run(np.load(sys.argv[2])[:1].repeat(size, 0))
-    assert len(found) == size
+    assert all(len(x) == size for x in (found.values() if isinstance(found, dict) else [found]))
 found = run(np.load(sys.argv[2]))
 np.savez(sys.argv[3], **(found if isinstance(found, dict) else {"out": found}))
 assert not [name for name in sys.modules if name.startswith(("facejax", "flax"))]
@@ -172,3 +172,23 @@ def test_stablehlo_runs_without_facejax_on_any_number_of_images(variables, image
         facejax.export_stablehlo("iresnet18", variables, tmp_path / "net.stablehlo", **SMALL)
     with pytest.raises(ValueError, match=r"^gcn_cora: its inputs are sparse_graph, whose number cannot vary"):
         facejax.export_stablehlo("gcn_cora", {}, tmp_path / "gcn")
+
+
+def test_a_detector_leaves_whole(tmp_path):
+    """uint8 images to detections, from a folder and as StableHLO."""
+    options = {"width": 0.25, "features": 8, "lowest": 0.4, "count": 6}
+    shapes = models.variable_shapes("centerface", width=0.25, features=8)
+    facejax.save_pretrained("centerface", random(shapes), tmp_path / "mine", **options)
+    predictor = facejax.load_pretrained("centerface", tmp_path / "mine")
+    assert predictor.detector.count == 6
+    assert "detect = facejax" in (tmp_path / "mine" / "README.md").read_text()
+    file = tmp_path / "face.stablehlo"
+    facejax.export_stablehlo("centerface", predictor.variables, file, input_shape=(64, 96, 3), **options)
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
+    found = elsewhere(tmp_path, file.name, images)
+    detector = predictor.detector
+    raw = detector.net.apply(predictor.variables, detector.preprocess(images), train=False)
+    wanted = detector.decode(raw, (64, 96))
+    assert wanted.mask.any()
+    for name in ("boxes", "scores", "points", "labels", "mask"):
+        np.testing.assert_allclose(found[name], getattr(wanted, name), rtol=1e-3, atol=1e-2, err_msg=name)
