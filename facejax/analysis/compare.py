@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from facejax.analysis.index import recogniser, sentence
+from facejax.formats import texts
 
 if TYPE_CHECKING:
     from facejax.analysis.faces import Faces
@@ -34,8 +35,6 @@ USUAL_FMR = 1e-3
 RESAMPLES = 1000
 FEWEST = 10
 """Of fewer people no interval is told: it is 0 to 1."""
-PAIRS_BYTES = 1 << 28
-"""A longer list of pairs is refused."""
 
 LFW_NAME = re.compile(r"\.?[^./\\][^/\\]*")
 
@@ -195,14 +194,9 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
       ValueError: a line that is neither, a contradiction, or no pair; errors name file and line.
     """
     path = pathlib.Path(path)
-    if path.stat().st_size > PAIRS_BYTES:
-        raise ValueError(f"{path}: a list of {path.stat().st_size:,} bytes, expected at most {PAIRS_BYTES:,}")
     root = path.parent if root is None else pathlib.Path(root)
-    try:
-        lines = path.read_text("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 at byte {error.start}, expected lines of text") from None
-    numbered = [(n, line.strip()) for n, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
+    lines = enumerate(texts.lines(texts.read(path)), 1)
+    numbered = [(n, line.strip()) for n, line in lines if line.strip() and not line.startswith("#")]
     lfw = bool(numbered) and re.fullmatch(r"\d+(\s+\d+)?", numbered[0][1]) is not None
     files: dict[str, int] = {}
     names: list[str] = []

@@ -360,7 +360,7 @@ class CelebA:
         file = self._root / name
         if not file.is_file():
             raise ValueError(f"{file}: no such file, expected CelebA's list")
-        rows = [line.split() for line in texts.read(file).splitlines() if line.strip()]
+        rows = [line.split() for line in texts.lines(texts.read(file)) if line.strip()]
         if len(rows) < 2:
             raise ValueError(f"{file}: {len(rows)} lines with words, expected CelebA's list")
         if len(rows[0]) == 1:

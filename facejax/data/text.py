@@ -51,13 +51,8 @@ def read_pairs(
 def read_lines(path: pathlib.Path, lower: bool) -> list[str]:
     """Sentences of a UTF-8 file, one per line; if the file name with .gz appended exists, of that file."""
     packed = path.with_name(f"{path.name}.gz")
-    text = texts.read_packed(packed) if packed.exists() else texts.read(path)
-    return [line.strip().lower() if lower else line.strip() for line in lines(text)]
-
-
-def lines(text: str) -> list[str]:
-    """The lines of a text that ends with a newline or without; unlike `str.splitlines`, cut at newlines only."""
-    return text.removesuffix("\n").split("\n") if text else []
+    found = texts.lines(texts.read_packed(packed) if packed.exists() else texts.read(path))
+    return [line.strip().lower() if lower else line.strip() for line in found]
 
 
 class Words:

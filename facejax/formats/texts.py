@@ -46,6 +46,11 @@ def read_packed(path: str | os.PathLike[str]) -> str:
         raise ValueError(f"{path}: not a readable text file packed by gzip: {error}") from error
 
 
+def lines(text: str) -> list[str]:
+    """The lines of a text that ends with a newline or without; unlike `str.splitlines`, cut at newlines only."""
+    return text.removesuffix("\n").split("\n") if text else []
+
+
 def _decoded(data: bytes) -> str:
     return data.decode("utf-8-sig").replace("\r\n", "\n")
 

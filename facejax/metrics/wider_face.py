@@ -239,7 +239,7 @@ def read_predictions(path: str | pathlib.Path) -> np.ndarray:
       ValueError: names the file and the line.
     """
     path = pathlib.Path(path)
-    lines = path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").rstrip().split("\n")
     if not lines or pathlib.PurePosixPath(lines[0].strip()).name.removesuffix(".jpg") != path.stem:
         raise ValueError(f"{path}, line 1: expected the image's name, {path.stem}")
     number, rows = (lines[1].strip() if len(lines) > 1 else ""), [line.split() for line in lines[2:]]

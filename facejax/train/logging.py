@@ -58,7 +58,7 @@ class MetricsFile:
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
     """All logged points in order; empty if the file does not exist. Raises ValueError for a damaged line."""
     points = []
-    for number, line in enumerate(texts.read(path).splitlines() if path.exists() else (), 1):
+    for number, line in enumerate(texts.lines(texts.read(path)) if path.exists() else (), 1):
         try:
             points.append(json.loads(line))
         except (ValueError, RecursionError) as error:

@@ -84,7 +84,7 @@ def test_pairs_of_two_forms(tmp_path):
         ("10 300\nAda 1\n", "line 2: 'Ada 1', expected \"name 1 2\""),
         ("10\n../x 1 2\n", "line 2: '../x 1 2'"),
         ("# nothing\n", "no pair"),
-        ("a b 1\n\xff".encode("latin-1"), "not UTF-8 at byte 6"),
+        ("a b 1\n\xff".encode("latin-1"), "byte 6 is no UTF-8"),
     ],
 )
 def test_faulty_lists(tmp_path, text, message):

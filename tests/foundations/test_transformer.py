@@ -5,6 +5,7 @@ import pytest
 
 from facejax.data import text
 from facejax.data.synthetic import language
+from facejax.formats import texts
 from facejax.foundations import transformer
 from facejax.metrics import translation
 from facejax.train.dry_run import count
@@ -196,7 +197,7 @@ def test_lines_of_pairs_end_at_newlines_only(tmp_path):
     assert sides == [
         ["one\u2028two", "three\x0cfour", "five\x85six", "eight\rnine"], ["eins", "drei", "vier", "sechs"]
     ]  # fmt: skip
-    assert text.lines("") == []
+    assert texts.lines("") == []
 
 
 def test_byte_pairs_come_back():

@@ -25,7 +25,6 @@ from facejax.data.decoding import ImageFile
 from facejax.data.readers.boxes import inside
 from facejax.data.readers.folder import SUFFIXES
 from facejax.data.readers.verification import VerificationPack, write_pack
-from facejax.data.text import lines
 from facejax.formats import limits, texts
 
 Path = str | os.PathLike[str]
@@ -38,7 +37,7 @@ def read_pairs(pairs: Path, images: Path) -> list[Pair]:
     Raises:
       ValueError: a damaged line, with its number, or an image that is not there.
     """
-    rows = [(i, row) for i, row in enumerate(lines(texts.read(pairs)), 1) if row.strip()]
+    rows = [(i, row) for i, row in enumerate(texts.lines(texts.read(pairs)), 1) if row.strip()]
     fields = [(f"{pairs}, line {i}", row.split("\t") if "\t" in row else row.split()) for i, row in rows]
     if fields and all(field.isdecimal() for field in fields[0][1]):
         return [_lfw(images, where, row) for where, row in fields[1:]]

@@ -118,7 +118,7 @@ def read_detections(path: str | os.PathLike[str], names: Sequence[str]) -> tuple
       ValueError: the file is not readable, a line is damaged, or no picture has one.
     """
     found, path = {}, pathlib.Path(path).expanduser()
-    for number, line in enumerate(texts.read(path).splitlines(), 1):
+    for number, line in enumerate(texts.lines(texts.read(path)), 1):
         name, *values = line.strip().split(",")
         try:
             points = np.array(values, np.float32).reshape(68, 2)

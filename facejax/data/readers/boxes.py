@@ -219,7 +219,7 @@ def read_voc(folders: Sequence[Path], split: str) -> BoxImages:
     images = []
     for folder in map(pathlib.Path, folders):
         names = folder / "ImageSets/Main" / f"{split}.txt"
-        for number, line in enumerate(texts.read(names).splitlines(), 1):
+        for number, line in enumerate(texts.lines(texts.read(names)), 1):
             name, where = line.strip(), f"{names}, line {number}"
             picture = inside(folder / "JPEGImages", f"{name}.jpg" if name else "", where)
             images.append(

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from facejax.data import text
 from facejax.data.readers.folder import natural
 from facejax.data.readers.planetoid import Citations
 from facejax.formats import arrays, limits, texts
@@ -38,7 +37,7 @@ def read_graph(folder: str | pathlib.Path, seed: int = 0, labelled: int = 20) ->
       ValueError: a file is missing, damaged or inconsistent with the others, or a part of the split is empty.
     """
     folder = pathlib.Path(folder)
-    names = [line.strip() for line in text.lines(texts.read(folder / "labels.txt"))]
+    names = [line.strip() for line in texts.lines(texts.read(folder / "labels.txt"))]
     classes = sorted({*names} - {UNKNOWN}, key=natural)
     if len(classes) < 2 or "" in classes:
         raise ValueError(f"{folder / 'labels.txt'}: {len(classes)} classes: expected two or more, and no empty line")
@@ -57,7 +56,7 @@ def read_graph(folder: str | pathlib.Path, seed: int = 0, labelled: int = 20) ->
 
 def _edges(path: pathlib.Path, count: int) -> tuple[np.ndarray, np.ndarray]:
     ends = []
-    for number, line in enumerate(text.lines(texts.read(path)), 1):
+    for number, line in enumerate(texts.lines(texts.read(path)), 1):
         fields = line.split("#")[0].replace(",", " ").split()
         if not fields:
             continue
@@ -85,7 +84,7 @@ def _features(path: pathlib.Path, count: int) -> np.ndarray:
 
 
 def _split(path: pathlib.Path, labels: np.ndarray) -> Sequence[np.ndarray]:
-    parts = [line.strip() for line in text.lines(texts.read(path))]
+    parts = [line.strip() for line in texts.lines(texts.read(path))]
     if len(parts) != len(labels):
         raise ValueError(f"{path}: {len(parts)} lines: expected {len(labels)}, as labels.txt has")
     for number, (part, label) in enumerate(zip(parts, labels, strict=True), 1):

@@ -6,7 +6,6 @@ import pathlib
 
 import numpy as np
 
-from facejax.data import text
 from facejax.formats import arrays, limits, texts
 from facejax.ops.knn import Neighbours
 
@@ -37,7 +36,7 @@ def read_labels(path: str | pathlib.Path, count: int | None = None) -> np.ndarra
       ValueError: a line is not an integer, or the number of lines is not `count`.
     """
     labels = []
-    for number, line in enumerate(text.lines(texts.read(path)), 1):
+    for number, line in enumerate(texts.lines(texts.read(path)), 1):
         try:
             labels.append(int(line))
         except ValueError:

@@ -12,7 +12,6 @@ import struct
 from collections.abc import Iterable
 from typing import Any
 
-from facejax.data import text
 from facejax.data.decoding import ImageFile
 from facejax.formats import texts
 
@@ -147,7 +146,7 @@ def encode_record(image: bytes, label: float, key: int, labels: tuple[float, ...
 
 def _read_index(path: pathlib.Path, size: int) -> dict[int, int]:
     offsets = {}
-    for number, line in enumerate(text.lines(texts.read(path)), 1):
+    for number, line in enumerate(texts.lines(texts.read(path)), 1):
         fields = line.split("\t")
         if len(fields) != 2 or not all(f.isascii() and f.strip(" ").isdecimal() for f in fields):
             raise ValueError(f"{path}: line {number} is {line[:60]!r}, expected 'key<TAB>offset'")
