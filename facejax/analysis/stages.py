@@ -75,12 +75,11 @@ class Stage:
 
 
 def batches(count: int) -> list[int]:
-    """Numbers of `BATCHES` that hold `count` faces with few places left over: 7 -> [4, 4], 6 -> [4, 1, 1]."""
-    found = [BATCHES[-1]] * (count // BATCHES[-1])
-    left = count % BATCHES[-1]
-    if left > 12:
-        return [*found, 16]
-    return [*found, *[4] * (left // 4), *([4] if left % 4 == 3 else [1] * (left % 4))]
+    """Numbers of `BATCHES` that together hold `count` faces: of few kinds, since each kind is compiled; 6 -> [4, 4]."""
+    found, left = [BATCHES[2]] * (count // BATCHES[2]), count % BATCHES[2]
+    if left > BATCHES[2] - BATCHES[1]:
+        return [*found, BATCHES[2]]
+    return [*found, *([BATCHES[0]] * left if left < 3 else [BATCHES[1]] * -(-left // BATCHES[1]))]
 
 
 def checksum(*parts: Any) -> str:
