@@ -15,7 +15,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
@@ -107,6 +107,32 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dic
         raise ValueError(f"{path}: {error}") from error
     if not tensors:
         raise ValueError(f"{path}: no tensors found, expected at least one")
+    return tensors
+
+
+def read_pickled_modules(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
+    """All tensors of a plain pickle of modules, by their dotted path, as NVIDIA's code writes its networks.
+
+    Modules that carry their source code ("persistent classes") are not made, and their code does not run.
+
+    Args:
+      path: the file.
+      key: of one of the modules in the pickled dict, such as "G_ema"; None: all.
+
+    Raises:
+      ValueError: another format, a damaged file, no such key, or no tensors.
+    """
+    try:
+        limits.memory(os.stat(path).st_size, "the file")
+        with open(path, "rb") as file:
+            loaded = _Resolver().resolve(_PlainUnpickler(file, {}).load())
+        chosen = loaded if key is None else loaded[key] if isinstance(loaded, dict) and key in loaded else None
+        tensors = _flatten(chosen)
+    except Exception as error:  # damaged pickles raise various exceptions
+        raise unreadable(path, "pickle of modules", f"{type(error).__name__}: {error}") from error
+    if not tensors:
+        keys = ", ".join(map(repr, _state_dicts(loaded))) or "none"
+        raise ValueError(f"{os.fspath(path)}: no tensors under {key!r}; keys with tensors: {keys}")
     return tensors
 
 
@@ -236,6 +262,31 @@ class _Unpickler(PythonUnpickler):
         return self._storages.setdefault(str(key), _Storage(np.dtype(_DTYPES[dtype]), numel))
 
 
+class _PlainUnpickler(_Unpickler):
+    """Of a pickle without `torch.save`: tensors bring their storages as bytes, persistent classes their state."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda data: _storage(data)
+        if name == "_reconstruct_persistent_obj":
+            return lambda meta: _module(meta)
+        return super().find_class(module, name)
+
+
+def _storage(data: Any) -> _Storage:
+    found = _read_stream(io.BytesIO(data))
+    if not isinstance(found, _Storage):
+        raise pickle.UnpicklingError("the bytes of a storage hold something else")
+    return found
+
+
+def _module(meta: Any) -> _Inert:
+    found = _Inert()
+    if isinstance(meta, dict):
+        found.__setstate__(meta.get("state"))
+    return found
+
+
 def _view(
     storage: Any, offset: int, size: Any, stride: Any, gradient: Any = False, hooks: Any = None, metadata: Any = None
 ) -> _Tensor:
@@ -279,24 +330,28 @@ def _read_zip(path: pathlib.Path) -> Any:
 
 
 def _read_legacy(path: pathlib.Path) -> Any:
-    storages: dict[str, _Storage] = {}
     limits.memory(path.stat().st_size, "the file")
     with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
-        if _Unpickler(file, storages).load() != _LEGACY_MAGIC:
-            raise ValueError("neither a zip file nor a legacy checkpoint")
-        for _ in range(2):  # protocol version, system information
-            _Unpickler(file, storages).load()
-        loaded = _Unpickler(file, storages).load()
-        for key in _Unpickler(file, storages).load():
-            storage = storages.get(str(key))
-            if storage is None:
-                raise ValueError(f"no tensor uses storage {key}")
-            (numel,) = struct.unpack("<q", file.read(8))
-            size = storage.numel * storage.dtype.itemsize
-            data = file.read(size)
-            if numel != storage.numel or len(data) != size:
-                raise ValueError(f"storage {key} is truncated: {len(data)} bytes, expected {size}")
-            storage.data = np.frombuffer(data, storage.dtype)
+        return _read_stream(file)
+
+
+def _read_stream(file: BinaryIO | mmap.mmap) -> Any:
+    storages: dict[str, _Storage] = {}
+    if _Unpickler(file, storages).load() != _LEGACY_MAGIC:
+        raise ValueError("neither a zip file nor a legacy checkpoint")
+    for _ in range(2):  # protocol version, system information
+        _Unpickler(file, storages).load()
+    loaded = _Unpickler(file, storages).load()
+    for key in _Unpickler(file, storages).load():
+        storage = storages.get(str(key))
+        if storage is None:
+            raise ValueError(f"no tensor uses storage {key}")
+        (numel,) = struct.unpack("<q", file.read(8))
+        size = storage.numel * storage.dtype.itemsize
+        data = file.read(size)
+        if numel != storage.numel or len(data) != size:
+            raise ValueError(f"storage {key} is truncated: {len(data)} bytes, expected {size}")
+        storage.data = np.frombuffer(data, storage.dtype)
     return _Resolver().resolve(loaded)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -59,22 +60,29 @@ def _numeric(value: object) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
 
 
-def read_landmark_face(folder: str | os.PathLike[str], layout: Layout | None = None) -> LinearFace:
+def read_landmark_face(
+    folder: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]], layout: Layout | None = None
+) -> LinearFace:
     """The 68 landmarks as a `LinearFace`, from u_base.txt, w_shp_base.txt and w_exp_base.txt of 3DDFA.
+
+    Args:
+      folder: of the files, or the path of each of them by these names.
+      layout: of the bases; None: that of 3DDFA.
 
     Raises:
       ValueError: a file is missing, or holds another number of landmarks or of components.
     """
-    folder, layout = pathlib.Path(folder), layout or Layout()
+    layout = layout or Layout()
     expected = {"u_base.txt": (204,), "w_shp_base.txt": (204, layout.shape), "w_exp_base.txt": (204, layout.expression)}
     arrays = []
     for name, shape in expected.items():
+        path = folder[name] if isinstance(folder, Mapping) else pathlib.Path(folder) / name
         try:
-            array = np.loadtxt(folder / name)
+            array = np.loadtxt(path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{folder / name}: not a readable table of numbers: {error}") from error
+            raise ValueError(f"{path}: not a readable table of numbers: {error}") from error
         if array.shape != shape:
-            raise ValueError(f"{folder / name}: {array.shape}, expected {shape}, 68 landmarks of three coordinates")
+            raise ValueError(f"{path}: {array.shape}, expected {shape}, 68 landmarks of three coordinates")
         arrays.append(from_column(array))
     mean, *bases = arrays
     bases = jnp.asarray(np.concatenate(bases, -1), jnp.float32)
