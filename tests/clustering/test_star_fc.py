@@ -197,7 +197,7 @@ def test_features_without_labels_are_clustered(tmp_path):
     np.testing.assert_array_equal(written, np.load(tmp_path / "labelled" / "clusters.npy"))
     assert len(np.unique(written)) == report.metrics["clusters"] == labelled.metrics["clusters"]
     (tmp_path / "labels" / "known.meta").unlink()
-    with pytest.raises(FileNotFoundError, match=r"known\.meta"):
+    with pytest.raises(ValueError, match=r"known\.meta"):
         app.run(config, experiment.build, quiet=True)
 
 

@@ -256,7 +256,7 @@ def test_cofw_of_new_files(tmp_path, sample, monkeypatch):
     floats = hdf5(tmp_path / "floats.mat", [x.astype(float) for x in images], phis, boxes)
     with damaged("IsT, image 2: float64"):
         landmarks.read_cofw(floats, "test")[1]
-    with monkeypatch.context() as patch, damaged(r"the data set /phisT: .* FACEJAX_MAX_GIB sets the limit"):
+    with monkeypatch.context() as patch, damaged(r"the data set /phisT: .*\(FACEJAX_MAX_GIB sets the limit"):
         patch.setenv("FACEJAX_MAX_GIB", "1e-6")
         landmarks.read_cofw(file, "test")
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)

@@ -219,7 +219,7 @@ def test_the_protocol_is_checked_before_training(tmp_path):
         Evaluation(protocol="wider")
     data, chosen = DetectionImages("retinaface", "nowhere"), Evaluation(protocol="wider", truth=str(tmp_path))
     run = detector(Brightest(), data, None, Options(batch_size=1, steps=1), chosen, seed=0)
-    with pytest.raises(FileNotFoundError, match=r"wider_face_val.mat"):
+    with pytest.raises(ValueError, match=r"wider_face_val.mat"):
         run.train_data()
 
 

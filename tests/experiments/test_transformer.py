@@ -75,7 +75,7 @@ def test_files_in_two_buckets(tmp_path):
     config.data.lower = False
     assert set(experiment.build(config).evaluate(state).metrics) == {"bleu", "bleu_lower", "exact_match"}
     config.data.test = "absent"
-    with pytest.raises(FileNotFoundError, match=r"absent\.en"):
+    with pytest.raises(ValueError, match=r"absent\.en"):
         experiment.corpus(config)
     for sentences, message in (
         (["", " ", "\t"], r"long has no pair without an empty line, expected one sentence per line"),

@@ -132,6 +132,7 @@ def test_planetoid(planetoid, part):
     ("change", "message"),
     [
         ({"indices": np.int32([0, 1, 2, 5])}, r"a sparse matrix of \(4, 5\) with indices outside 0 to 4"),
+        ({"indices": np.int32([0, 1, 2, -1])}, r"a sparse matrix of \(4, 5\) with indices outside 0 to 4"),
         ({"indptr": np.int32([0, 2, 1, 3, 4])}, r"whose indptr is not increasing from 0 to at most 4"),
         ({"indptr": np.int32([0, 1, 2, 3, 9])}, r"whose indptr is not increasing from 0 to at most 4"),
         ({"indptr": np.int32([0, 4])}, "whose indptr is not increasing"),

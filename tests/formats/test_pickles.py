@@ -96,3 +96,10 @@ def test_state_of_other_instances_is_kept_apart(tmp_path):
         classes={("argparse", "Namespace"): pickles.Made},
     )
     np.testing.assert_array_equal(made.state["x"], [1, 1])
+
+
+def test_what_a_name_stands_for_keeps_its_own_state(tmp_path):
+    """An instruction that gives a class a state."""
+    (tmp_path / "a.pkl").write_bytes(pickle.PROTO + b"\x02" + b"ccollections\ndefaultdict\n" + b"}b.")
+    with pytest.raises(ValueError, match=r"a\.pkl: .*a state of something other than an array"):
+        pickles.load(tmp_path / "a.pkl")

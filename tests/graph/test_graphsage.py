@@ -411,7 +411,7 @@ def test_rows_of_two_nodes_raise(files, tmp_path):
 
 
 def test_unknown_names_and_damaged_files_raise(files, tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere-\*: not a graph in GraphSAGE's format: FileNotFoundError"):
+    with pytest.raises(ValueError, match=r"nowhere-\*: not a graph in GraphSAGE's format: .*No such file"):
         read_graphsage(str(tmp_path / "nowhere"))
     whole = np.load(tmp_path / "toy-feats.npy")
     np.save(tmp_path / "toy-feats.npy", np.where(np.arange(4)[:, None] == 2, np.inf, whole))
