@@ -82,6 +82,15 @@ def test_the_laplacian_of_a_ring(nodes):
     assert scaled[0, 0] == pytest.approx(2 / largest - 1, abs=1e-5)
 
 
+def test_the_laplacian_of_a_graph_with_four_neighbours_each():
+    """Its weights, 1/4, are exact, and so is the product of the Laplacian and ones: 0."""
+    ring, turn = np.arange(60), 2 * np.pi / 60 * np.arange(60)
+    ends = np.concatenate([(ring + 1) % 60, (ring + 2) % 60])
+    scaled = dense(gcn.scaled_laplacian(*graphs.undirected(np.tile(ring, 2), ends), 60))
+    largest = (1 - (np.cos(turn) + np.cos(2 * turn)) / 2).max()
+    assert scaled[0, 0] == pytest.approx(2 / largest - 1, abs=1e-5)
+
+
 def test_the_laplacian_of_one_node():
     none = np.zeros(0, int)
     np.testing.assert_allclose(dense(gcn.scaled_laplacian(none, none, 1)), [[1]])
