@@ -3,7 +3,7 @@
     facejax PHOTO ... --weights DIR --out OUT      lines, pictures, crops and a page of the faces in photographs
     facejax compare A B --weights DIR              same person or not
     facejax group FOLDER --weights DIR --out OUT   groups of the same person
-    facejax index FOLDER --weights DIR --out INDEX an index of people
+    facejax index FOLDER --weights DIR --index DIR an index of people
     facejax search INDEX PHOTO --weights DIR       the nearest people in it
     facejax weights [DIR]                          what can be read, from where, and what is installed
 
