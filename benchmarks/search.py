@@ -1,8 +1,8 @@
 """Exact search in a million embeddings, compared with faiss: `python -m benchmarks.search --rows 1000000`.
 
 Random embeddings, queries near some of them. Contenders: faiss's flat index, which `facejax.analysis.index` uses; a
-jitted product in float32 with the best of groups; and one in bfloat16, whose candidates are ranked again in float32:
-every row that its rounding could have put below the k-th best is among them, so that the result is exact. All run in
+jitted product in float32 with the best of groups; and one in bfloat16, whose candidates are ranked again in float32.
+Every row that its rounding could have put below the k-th best is among them, so that the result is exact. All run in
 turns. On a busy machine neither time is that of a free one: threads that wait for each other spend processor time, too.
 """
 
