@@ -21,6 +21,7 @@ from facejax.analysis.crops import Aligned, Pixels, Regions, Rule, cut
 from facejax.analysis.faces import Faces
 from facejax.analysis.stages import Stage, batches, checksum
 from facejax.data import transforms
+from facejax.detection.base import Detections
 from facejax.predictor import SMALLEST, Picture, Predictor, opened
 
 SLOTS = {
@@ -53,7 +54,8 @@ class FaceAnalyzer:
     """A photograph, or a list of photographs -> `Faces`, or a list of them.
 
     Every network is one compiled call for a number of faces of `stages.BATCHES`, and all crops of a call's faces
-    another; the faces of all photographs of a list go through them together.
+    another; the faces of all photographs of a list go through them together. A photograph in which the detector finds
+    nothing is looked at again at half the size: the face of a close-up may be larger than those it was trained on.
 
     Args:
       detector: a `Predictor` of one class, or one with its name. If it finds no points, `landmarks` must be a stage:
@@ -212,7 +214,15 @@ class FaceAnalyzer:
         """Boxes, scores and points by falling score; boxes without area, as of broken networks, are left out."""
         tiled = self.tiled and max(image.shape[:2]) > self.tiled
         predict = self.detector.predict.tiled if tiled else self.detector.predict
-        found = self._once("detector", lambda: predict(image, self.size))
+        found = self._seen(predict, image, self.size)
+        if not len(found[0]) and self.size >= 2 * SMALLEST:
+            found = self._seen(self.detector.predict, image, self.size // 2)
+        return found
+
+    def _seen(
+        self, predict: Callable[[np.ndarray, int], Detections], image: np.ndarray, size: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found = self._once(("detector", size), lambda: predict(image, size))
         real = found.mask & np.isfinite(found.boxes).all(1) & (found.boxes[:, 2:] > found.boxes[:, :2]).all(1)
         return found.boxes[real], found.scores[real], found.points[real]
 

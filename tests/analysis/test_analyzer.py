@@ -181,6 +181,19 @@ def test_a_list_is_its_photographs(parts, recorded, photos, whole):
     np.testing.assert_allclose(faces.age, found["age"][6:], atol=1e-3)
 
 
+def test_close_ups(recorded, photos):
+    """What the detector finds at half the size alone is found; at the size itself, that counts."""
+
+    class Near(Recorded):
+        def __call__(self, image, size):
+            found = super().__call__(image, size)
+            return found if size == 320 or image.shape[1] == 1536 else jax.tree.map(lambda x: x[:0], found)
+
+    analyzer = FaceAnalyzer(Near(recorded))
+    assert [len(faces) for faces in analyzer(photos)] == [6, 2]
+    assert len(FaceAnalyzer(Near(recorded), size=160)(photos[0])) == 0
+
+
 def test_large_photographs_in_tiles(recorded, photos):
     """Those with a longer side than `tiled`, 1,200 and 1,536 pixels here; and files beyond the budget are refused."""
     analyzer = FaceAnalyzer(Recorded(recorded), tiled=1200, max_pixels=1536 * 689)
