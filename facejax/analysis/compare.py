@@ -95,7 +95,7 @@ class Calibration:
             raise ValueError(
                 f"--fmr is {fmr:g}: {self.impostors:,} impostor pairs show rates of {1 / self.impostors:.2g} to 1"
             )
-        fitting = [p for p in self.points if p.fmr <= (USUAL_FMR if fmr is None else fmr)]
+        fitting = [p for p in self.points if p.fmr <= (USUAL_FMR if fmr is None else fmr) + 1e-12]
         if not fitting and fmr is None:
             return self.points[-1]
         if not fitting:

@@ -172,3 +172,11 @@ def test_shipped_operating_points():
         assert len(calibration.identity["recogniser"]["sha256"]) == 64
         assert all(p.fmr_interval[0] <= p.fmr <= p.fmr_interval[1] for p in calibration.points)
         assert all(p.fnmr_interval[0] <= p.fnmr <= p.fnmr_interval[1] for p in calibration.points)
+
+
+def test_shipped_points():
+    """A measured rate of 0.1 % is the usual one, whatever its last bit."""
+    (shipped,) = compare.load(compare.SHIPPED)
+    assert shipped.point(None).name == "FMR 0.1 %" and shipped.point(0.05).name == "equal error"
+    with pytest.raises(ValueError, match="--fmr is 1e-06: the operating points have"):
+        shipped.point(1e-6)
