@@ -30,7 +30,8 @@ def read(path: str | os.PathLike[str], kind: str = "text file") -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a readable {kind}: byte {error.start} is no UTF-8") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable {kind}: {error}") from error
+        reason = getattr(error, "strerror", None) or error  # an OSError's own text has the path once more
+        raise ValueError(f"{path}: not a readable {kind}: {reason}") from error
 
 
 def read_packed(path: str | os.PathLike[str]) -> str:

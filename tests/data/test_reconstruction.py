@@ -153,7 +153,7 @@ def test_damaged_training_crops(published):
     (folder / "param_all_norm.pkl").write_bytes(pickle.dumps(vectors[:, :61]))
     with pytest.raises(ValueError, match=r"\(3, 61\), expected \(3, 62\)"):
         TrainingCrops(folder, whitening)
-    with pytest.raises(ValueError, match=r"list.val: not readable"):
+    with pytest.raises(ValueError, match=r"list.val: not a readable text file: No such file"):
         TrainingCrops(folder, whitening, "val")
     with pytest.raises(ValueError, match=r"w_shp_sim|u_shp.npy: not a readable array"):
         ReconstructionFaces("crops", str(folder)).face()
@@ -188,7 +188,7 @@ def test_aflw2000(test_data, tmp_path):
     (tmp_path / "crops.list").write_text("image00002.jpg\n")
     with pytest.raises(ValueError, match=r"roi_box.npy: \(2000, 4\), expected \(1, 4\)"):
         Aflw2000Crops(tmp_path)
-    with pytest.raises(ValueError, match=r"crops.list: not readable"):
+    with pytest.raises(ValueError, match=r"crops.list: not a readable text file: No such file"):
         Aflw2000Crops(tmp_path / "nothing")
 
 
@@ -219,5 +219,5 @@ def test_detections(tmp_path):
         path.write_text(damaged)
         with pytest.raises(ValueError, match=sentence):
             read_detections(path, ["c"])
-    with pytest.raises(ValueError, match="not readable"):
+    with pytest.raises(ValueError, match="nothing: not a readable text file: No such file"):
         read_detections(tmp_path / "nothing", ["c"])
