@@ -17,7 +17,7 @@ import facejax
 from facejax import models
 from facejax.train.dry_run import count
 
-NO_WINGS = {"data", "interop", "metrics", "morphable", "nn", "ops", "train"}
+NO_WINGS = {"analysis", "data", "formats", "interop", "metrics", "morphable", "nn", "ops", "train"}
 PARTS = {
     "facejax.alignment.fab": {
         "Deblur", "DynamicFusion", "LandmarkNet", "ResidualBlock", "StructurePredictor",

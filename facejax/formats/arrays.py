@@ -23,7 +23,7 @@ def load(path: str | os.PathLike[str]) -> np.ndarray:
         with open(path, "rb") as file:
             return _array(file, pathlib.Path(path).stat().st_size)
     except Exception as error:  # damaged headers raise various exceptions
-        raise ValueError(f"{path}: not a readable array: {error or type(error).__name__}") from error
+        raise ValueError(f"{path}: not a readable array: {_reason(error)}") from error
 
 
 def load_all(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -38,7 +38,12 @@ def load_all(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
                     found[part.filename.removesuffix(".npy")] = _array(file, part.file_size)
             return found
     except Exception as error:  # damaged archives raise various exceptions
-        raise ValueError(f"{path}: not a readable .npz file: {error or type(error).__name__}") from error
+        raise ValueError(f"{path}: not a readable .npz file: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a file is not read; an OSError's own text has the path once more."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _array(file: IO[bytes], size: int) -> np.ndarray:

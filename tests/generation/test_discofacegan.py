@@ -375,7 +375,7 @@ def test_bad_settings(config):
         model_aligned.ModelAlignedImages("celeb_a")
     with pytest.raises(ValueError, match=r"data\.parameters is empty"):
         model_aligned.ModelAlignedImages("folder").coefficients(254)
-    with pytest.raises(ValueError, match=r"perception\.weights 'no.npz': not a readable \.npz file"):
+    with pytest.raises(ValueError, match=r"perception\.weights: no\.npz: not a readable \.npz file: No such file"):
         controlled.read_variables("no.npz", {})
     with pytest.raises(ValueError, match=r"make_face: .* but the model has"):
         disco.make_face(head(), Layout(80, 80, 64))

@@ -282,7 +282,7 @@ def test_rates_of_the_authors(configured, rated):
             np.testing.assert_allclose(found["bias"], -rate * multiple * 2 * 3, rtol=1e-5)
 
 
-def test_weights_of_torchvision_for_raw_images(configured, rated, monkeypatch):
+def test_weights_of_torchvision_for_raw_images(configured, rated, monkeypatch, tmp_path):
     """A narrow VGG-16: the first map of BGR of 0..255 is that of the normalised image, except at the border."""
     net, rng = vgg.VGG((2, 2, 3, 3, 3), (2, 2, 2, 2, 512), 1, hidden=3), np.random.default_rng(0)
     raw = experiment.Raw(net)
@@ -299,10 +299,12 @@ def test_weights_of_torchvision_for_raw_images(configured, rated, monkeypatch):
         tensors[f"classifier.{place}.bias"] = rng.normal(size=3)
     monkeypatch.setattr(torchvision, "read_weights", lambda path, key: tensors)
     template = {**trunk, "classifier": {k: v for k, v in trunk["classifier"].items() if k != "fc8"}}
-    found = experiment.read_weights("vgg16.pth", template)
+    weights = tmp_path / "vgg16.pth"
+    weights.write_bytes(b"PK")
+    found = experiment.read_weights(str(weights), template)
     assert jax.tree.structure(found) == jax.tree.structure(template)
     monkeypatch.setitem(experiment.NETS, "vgg16", lambda: raw)
-    changes = {"model.name": "vgg16", "model.weights": "vgg16.pth", "data.image_size": 64}
+    changes = {"model.name": "vgg16", "model.weights": str(weights), "data.image_size": 64}
     wired = experiment.build(with_changes(configured, rated, **changes))
     begun = jax.jit(wired.init)(jax.random.key(0), wired.prepare()).params["trunk"]
     last = begun["classifier"].pop("fc8")
