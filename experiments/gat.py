@@ -2,6 +2,7 @@
 
     python -m experiments.gat                                             # a block model where some nodes mislead
     python -m experiments.gat --config=inductive                          # several graphs, tested on held-out ones
+    python -m experiments.gat --config=files --config.data.path=DIR --save_arrays=OUT   # your graph, see gcn
     python -m experiments.gat --config=cora --config.data.path=DIR        # DIR holds ind.cora.*; paper 83.0 %
     python -m experiments.gat --config=citeseer --config.data.path=DIR    # paper 72.5 %
     python -m experiments.gat --config=pubmed --config.data.path=DIR      # paper 79.0 %
@@ -74,6 +75,7 @@ PRESETS = {
     "constant": SMALL | {"model.attention": False},
     "inductive": SEVERAL,
     "inductive_constant": SEVERAL | {"model.attention": False},
+    "files": {"data": {"source": "files", "labelled": 20}},
     "cora": {"data.source": "cora", "optim.runs": 20},
     "cora_constant": {"data.source": "cora", "optim.runs": 20, "model.attention": False},
     "citeseer": {"data.source": "citeseer", "optim.runs": 20},
@@ -195,7 +197,10 @@ def build(config: ConfigDict) -> Experiment:
         return Report(
             graphs.spread(name, scale * found["test"], scale * found["validation"], found["epochs"]),
             figures={} if labels.ndim == 3 else figures(tested["test"], found["embeddings"][0], found["attention"][0]),
-            arrays={k: found[k] for k in ("test", "epochs", "logits", "embeddings", "attention")},
+            arrays={
+                **({} if labels.ndim == 3 else {"classes": found["logits"][0].argmax(1)}),
+                **{k: found[k] for k in ("test", "epochs", "logits", "embeddings", "attention")},
+            },
         )
 
     return Experiment(evaluate, init, step, resident=lambda: {k: splits[k] for k in ("train", "validation")})

@@ -2,6 +2,8 @@
 
     python -m experiments.gcn                                            # a stochastic block model, seconds
     python -m experiments.gcn --config=karate                            # 34 people, one labelled of each community
+    python -m experiments.gcn --config=files --config.data.path=DIR --save_arrays=OUT   # your graph: DIR/labels.txt,
+                                             # edges.txt, features.npy, split.txt; every node's class in OUT/classes.txt
     python -m experiments.gcn --config=cora --config.data.path=DIR       # DIR holds ind.cora.*; paper 81.5 %
     python -m experiments.gcn --config=cora_chebyshev --config.data.path=DIR   # polynomials of degree 3; paper 79.5 %
     python -m experiments.gcn --config=citeseer --config.data.path=DIR   # paper 70.3 %
@@ -58,6 +60,7 @@ PRESETS = {
         "optim.patience": 300,
         "train.steps": 15,
     },
+    "files": {"data": {"source": "files", "labelled": 20}},
     "cora": {"data.source": "cora", "optim.runs": 20},
     "cora_no_graph": {"data.source": "cora", "model.graph": False, "optim.runs": 20},
     "cora_chebyshev": {"data.source": "cora", "model.degree": 3, "optim.runs": 20},
@@ -139,7 +142,11 @@ def build(config: ConfigDict) -> Experiment:
         return Report(
             graphs.spread("accuracy", found["test"], found["validation"], epochs),
             figures={"Embedding of the first run": graphs.principal_plane(found["hidden"][0], other)},
-            arrays={"predictions": found["predictions"], "hidden": found["hidden"]},
+            arrays={
+                "classes": found["predictions"][0],
+                "predictions": found["predictions"],
+                "hidden": found["hidden"],
+            },
         )
 
     return Experiment(evaluate, init, step, resident=lambda: problem)

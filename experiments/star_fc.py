@@ -97,7 +97,7 @@ def build(config: ConfigDict) -> Experiment:
 
     def clusterer(here: Embeddings, state: TrainState | None) -> Any:
         """Function threshold -> clusters [N]; all that does not depend on the threshold is computed here."""
-        near = graph.neighbours(here.features)
+        near = graph.neighbours_of(here)
         if state is None:
             return lambda threshold: neighbour_components(near, threshold)
         variables, whole = parallel.replicate({"params": state.params}), spread(knn.affinity(near))

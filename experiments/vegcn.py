@@ -124,7 +124,7 @@ def build(config: ConfigDict) -> Experiment:
     labelled = functools.cache(lambda: embeddings.split(data.known(config.seed), 0.9, config.seed))
 
     def scene(people: Embeddings) -> Scene:
-        near = graph.neighbours(people.features)
+        near = graph.neighbours_of(people)
         return Scene(people, near, spread(knn.affinity(near)))
 
     def evaluate(state: TrainState | None) -> Report:

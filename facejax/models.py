@@ -13,7 +13,7 @@ import functools
 import importlib
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -116,10 +116,14 @@ def variable_shapes(name: str, **options: Any) -> Any:
 
     def init(key: jax.Array) -> Any:
         keys = {"params": key, "dropout": key, "latent": key}
-        evaluation = {"train": False} if "train" in inspect.signature(type(net).__call__).parameters else {}
-        return net.init(keys, *INPUTS[model.inputs](*model.input_shape), **evaluation)
+        return net.init(keys, *INPUTS[model.inputs](*model.input_shape), **_evaluation(net))
 
     return jax.eval_shape(init, jax.random.key(0))
+
+
+def _evaluation(net: nn.Module) -> dict[str, bool]:
+    """The arguments that switch training off."""
+    return {"train": False} if "train" in inspect.signature(type(net).__call__).parameters else {}
 
 
 def load_pretrained(name: str, path: str | os.PathLike[str], key: str | None = None, **options: Any) -> Any:
@@ -127,9 +131,11 @@ def load_pretrained(name: str, path: str | os.PathLike[str], key: str | None = N
 
     Args:
       name: one of `list_models()`.
-      path: the file as its authors publish it; see the `converter` of `model_info(name)`.
+      path: the file as its authors publish it, see the `converter` of `model_info(name)`; or a folder of
+        `save_pretrained`.
       key: of the state dict in a PyTorch file that holds several, such as "state_dict_ema".
       **options: as in `create_model`, for weights of other settings; and settings of the detector, such as `lowest`.
+        Those of a folder need not be given again.
 
     Returns:
       The variables; or the detector as a function of images, with its `variables`.
@@ -139,6 +145,11 @@ def load_pretrained(name: str, path: str | os.PathLike[str], key: str | None = N
       ValueError: the model has no converter, or one without keys, or the file does not match the model.
     """
     model = model_info(name)
+    if os.path.isfile(os.path.join(path, "config.json")):
+        found, options, variables = _read_folder(path, options)
+        if found != name:
+            raise ValueError(f"{os.fspath(path)}: holds {found}, expected {name}")
+        return variables if model.detector is None else _predictor(name, variables, options)
     converter = model.converter
     if not converter:
         known = ", ".join(known for known in list_models() if MODELS[known].converter)
@@ -149,14 +160,182 @@ def load_pretrained(name: str, path: str | os.PathLike[str], key: str | None = N
     if key is not None and "key" not in inspect.signature(load).parameters:
         raise ValueError(f"{name}: key is {key!r}, but the published file is no dict of PyTorch")
     chosen = {} if key is None else {"key": key}
-    if model.detector is None:
-        return load(path, variable_shapes(name, **options), **chosen)
+    variables = load(path, variable_shapes(name, **_split(model, options)[0]), **chosen)
+    return variables if model.detector is None else _predictor(name, variables, options)
+
+
+def save_pretrained(
+    name: str, variables: Any, folder: str | os.PathLike[str], *, license: str | None = None, **options: Any
+) -> None:
+    """Writes config.json, model.safetensors and a model card, README.md, as the Hugging Face Hub expects them.
+
+    `load_pretrained(name, folder)` and `from_pretrained(folder)` read the folder; `huggingface_hub.upload_folder`
+    publishes it. The card quotes the system's page where facejax runs from its repository.
+
+    Args:
+      name: one of `list_models()`.
+      variables: of the model; what only training needs may be missing.
+      folder: made if there is none.
+      license: of the weights, an SPDX identifier for the card.
+      **options: that the model was made with, as in `create_model`, and settings of its detector.
+
+    Raises:
+      FileExistsError: the folder has one of the files.
+      ValueError: an option that JSON cannot hold, or variables that are not the model's.
+    """
+    import facejax
+    from facejax.interop import folder as folders
+    from facejax.interop.names import flat
+
+    model = model_info(name)
+    kept = {option: folders.jsonable(option, value) for option, value in sorted(options.items())}
+    settings = _split(model, options)[0]
+    template = variable_shapes(name, **settings)
+    try:
+        fitted = folders.fitted(flat(variables), template)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    _check_complete(name, fitted, settings)
+    config = {
+        "library_name": "facejax",
+        "facejax_version": facejax.__version__,
+        "architecture": name,
+        "options": kept,
+        "input_shape": list(model.input_shape),
+        "parameters": sum(leaf.size for leaf in flat(fitted["params"]).values()),
+    }
+    detector = model.detector is not None
+    card = folders.model_card(
+        config, model.about, model.source, detector=detector, page=_page(model.constructor), license=license
+    )
+    folders.write_folder(folder, config, fitted, card)
+
+
+def from_pretrained(folder: str | os.PathLike[str]) -> tuple[nn.Module, Any]:
+    """The model and its variables from a folder of `save_pretrained`.
+
+    Raises:
+      FileNotFoundError: the folder lacks a file.
+      ValueError: another library's folder, an unknown model or option, or weights of another model.
+    """
+    name, options, variables = _read_folder(folder, {})
+    return create_model(name, **_split(MODELS[name], options)[0]), variables
+
+
+def export_stablehlo(
+    name: str,
+    variables: Any,
+    path: str | os.PathLike[str],
+    *,
+    batch: int | None = None,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    **options: Any,
+) -> None:
+    """Writes a model in evaluation, weights included, as StableHLO: `jax.export.deserialize` runs it without facejax.
+
+    The function takes the model's arguments at the published shape, float32 [N, H, W, C] of an image model. That of a
+    detector takes uint8 RGB [N, H, W, 3] and returns "boxes", "scores", "points", "labels" and "mask", as `Detections`.
+
+    Args:
+      name: one of `list_models()`.
+      variables: of the model.
+      path: the file, usually with the suffix .stablehlo; an existing one is not written over.
+      batch: number of samples; None: any, which only models of one array can have.
+      platforms: platforms that can run the file.
+      **options: that the model was made with, and settings of its detector.
+
+    Raises:
+      FileExistsError: the file exists.
+      ValueError: variables that are not the model's, or inputs whose number cannot vary.
+    """
+    import jax
+
+    from facejax.interop.export import write_stablehlo
+
+    if os.path.exists(path):
+        raise FileExistsError(f"{os.fspath(path)} exists: expected a new file")
+    model = model_info(name)
+    if model.inputs != "array" and batch != 1:
+        raise ValueError(f"{name}: its inputs are {model.inputs}, whose number cannot vary: expected batch=1")
+    settings, used = _split(model, options)
+    net = create_model(name, **settings)
+    _check_complete(name, variables, settings)
+    arguments = jax.eval_shape(lambda: INPUTS[model.inputs](*model.input_shape))
+    if model.inputs == "array":
+        (count,) = jax.export.symbolic_shape("batch") if batch is None else (batch,)
+        kind = "float32" if model.detector is None else "uint8"
+        arguments = (jax.ShapeDtypeStruct((count, *model.input_shape), kind),)
+
+    def apply(*inputs: Any) -> Any:
+        return net.apply(variables, *inputs, **_evaluation(net))
+
+    def detect(images: Any) -> dict[str, Any]:
+        detector = _made(_with(model.detector, {"net": net, **used}))
+        found = detector.decode(apply(detector.preprocess(images)), images.shape[1:3])
+        return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+
+    write_stablehlo(path, apply if model.detector is None else detect, *arguments, platforms=platforms)
+
+
+def _split(model: Model, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the network, and settings of the detector."""
+    fields = set()
+    if model.detector is not None:
+        make = _find(model.detector.constructor)
+        fields = {field.name for field in dataclasses.fields(getattr(make, "func", make))} - {"net"}
+    parts = ({}, {})
+    for option, value in options.items():
+        parts[option in fields][option] = value
+    return parts
+
+
+def _predictor(name: str, variables: Any, options: Mapping[str, Any]) -> Any:
     from facejax.predictor import Predictor
 
-    fields = {field.name for field in dataclasses.fields(_find(model.detector.constructor))} - {"net"}
-    settings = {option: options.pop(option) for option in fields & set(options)}
-    detector = _made(_with(model.detector, {"net": create_model(name, **options), **settings}))
-    return Predictor(detector, load(path, variable_shapes(name, **options), **chosen))
+    model = MODELS[name]
+    settings, used = _split(model, options)
+    return Predictor(_made(_with(model.detector, {"net": create_model(name, **settings), **used})), variables)
+
+
+def _read_folder(folder: str | os.PathLike[str], changes: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:
+    """Name, options and variables of a folder; `changes` go before the folder's options."""
+    from facejax.interop import folder as folders
+
+    config = folders.read_config(folder)
+    name, options = config["architecture"], {**config["options"], **changes}
+    try:
+        settings = _split(model_info(name), options)[0]
+        template = variable_shapes(name, **settings)
+    except Exception as error:  # options of other types raise various exceptions
+        raise ValueError(f"{os.fspath(folder)}: config.json describes no model: {error}") from error
+    variables = folders.read_variables(folder, template)
+    _check_complete(name, variables, settings)
+    return name, options, variables
+
+
+def _check_complete(name: str, variables: Any, settings: Mapping[str, Any]) -> None:
+    """Raises ValueError unless the variables suffice for evaluation."""
+    import jax
+
+    model, net = MODELS[name], create_model(name, **settings)
+    inputs = INPUTS[model.inputs](*model.input_shape)
+    try:
+        jax.eval_shape(lambda variables: net.apply(variables, *inputs, **_evaluation(net)), variables)
+    except Exception as error:  # Flax raises various exceptions
+        raise ValueError(f"{name}: the variables are not those of the model: {error}") from error
+
+
+def _page(constructor: str) -> str:
+    """Text of the page in docs/systems about a constructor; "" where facejax does not run from its repository."""
+    import pathlib
+
+    pages = pathlib.Path(__file__).resolve().parents[1] / "docs" / "systems"
+    place = constructor.partition(":")[0].replace(".", "/")
+    own = pages / f"{place.partition('/')[2]}.md"
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    texts = (page.read_text(encoding="utf-8") for page in sorted(pages.rglob("*.md")))
+    return next((text for text in texts if f"`{place}.py`" in text), "")
 
 
 def _check(name: str, options: Mapping[str, Any]) -> None:
@@ -198,8 +377,10 @@ def _made(value: Any) -> Any:
 
 
 def _gat_weights(path: str | os.PathLike[str], template: Any) -> Any:
-    from facejax.interop import tensorflow
+    from facejax.interop import tensorflow, torch_geometric
 
+    if os.path.isfile(path):
+        return torch_geometric.load_gat(path, template)
     return tensorflow.gat(tensorflow.read_checkpoint(path, "(?!.*Adam).*"), template)
 
 
@@ -288,9 +469,11 @@ INPUTS = {
 
 FACE, PICTURE, PATCH = (112, 112, 3), (224, 224, 3), (48, 48, 3)
 BACKBONES, INTEROP = "facejax.backbones.", "facejax.interop."
-CENTERNET = "facejax.detection.centernet:"
+CENTERNET, YOLO5FACE = "facejax.detection.centernet:", "facejax.detection.yolo5face:"
 RETINAFACE = Part("facejax.detection.retinaface:RetinaFace", {"lowest": 0.6})
+SCRFD = Part("facejax.detection.scrfd:SCRFD", {"lowest": 0.5, "threshold": 0.4, "plus_one": True})
 ARCFACE, TORCHVISION, HRNET = INTEROP + "arcface_torch:load", INTEROP + "torchvision:load", INTEROP + "hrnet_torch:load"
+KERAS = INTEROP + "keras_applications:load"
 LAYERS = "summed over the paper's layers"
 
 
@@ -298,7 +481,7 @@ def _mobilenet(version: int, width: float, parameters: int) -> Model:
     source = "Keras" if version == 1 else "torchvision"
     return Model(
         f"{BACKBONES}mobilenet:mobilenet_v{version}", parameters, PICTURE, source,
-        f"MobileNet V{version}, width {width}, classifier of ImageNet", {"width": width},
+        f"MobileNet V{version}, width {width}, classifier of ImageNet", {"width": width}, converter=KERAS,
     )  # fmt: skip
 
 
@@ -353,7 +536,8 @@ def _detector(name: str, parameters: int, size: int, source: str, about: str, **
 def _centernet(trunk: str, parameters: int, part: Part, width: int = 256) -> Model:
     return Model(
         CENTERNET + "Net", parameters, (512, 512, 3), "the authors' code", f"CenterNet on {trunk}, 80 classes",
-        {"trunk": part, "width": width},
+        {"trunk": part, "width": width}, converter=INTEROP + "centernet:load",
+        detector=Part(CENTERNET + "CenterNet", {"lowest": 0.3}),
     )  # fmt: skip
 
 
@@ -412,6 +596,7 @@ MODELS: Mapping[str, Model] = {
             "facejax.recognition.magface:Magnified", parameters, FACE, "MagFace's code",
             f"IResNet-{depth} with a trained scale after its last batch norm",
             {"backbone": Part(f"{BACKBONES}iresnet:iresnet{depth}")}, num_features="backbone.embedding_size",
+            converter=INTEROP + "arcface_torch:load_magface",
         )
         for depth, parameters in {50: 43_590_848, 100: 65_156_160}.items()
     },
@@ -482,6 +667,10 @@ MODELS: Mapping[str, Model] = {
             18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808
         }.items()
     },
+    "resnet50_keras": Model(
+        BACKBONES + "resnet:resnet50", 25_557_032, PICTURE, "torchvision",
+        "ResNet-50 with the stride in 1x1 convolutions, as in Keras", {"stride_in_1x1": True}, converter=KERAS,
+    ),
     "vgg16": Model(
         BACKBONES + "vgg:vgg16", 138_357_544, PICTURE, "torchvision", "VGG-16, classifier of ImageNet",
         {"num_classes": 1000}, converter=TORCHVISION,
@@ -491,7 +680,7 @@ MODELS: Mapping[str, Model] = {
     ),
     "vgg19": Model(
         BACKBONES + "vgg:vgg19", 143_667_240, PICTURE, "torchvision", "VGG-19, classifier of ImageNet",
-        {"num_classes": 1000},
+        {"num_classes": 1000}, converter=KERAS,
     ),
     "vgg_m": Model(
         BACKBONES + "vgg:vgg_m", 102_908_520, PICTURE, LAYERS, "VGG-M, classifier of ImageNet", {"num_classes": 1000},
@@ -585,15 +774,15 @@ MODELS: Mapping[str, Model] = {
     ),
     "gcn_v": Model(
         "facejax.clustering.vegcn:GCNV", 526_337, (256,), "VE-GCN's code", "VE-GCN's vertex confidence",
-        inputs="graph",
+        inputs="graph", converter=INTEROP + "clustering:load",
     ),
     "gcn_e": Model(
         "facejax.clustering.vegcn:GCNE", 1_509_890, (512,), "VE-GCN's code", "VE-GCN's edge connectivity",
-        inputs="subgraphs",
+        inputs="subgraphs", converter=INTEROP + "clustering:load",
     ),
     "star_fc": Model(
         "facejax.clustering.star_fc:EdgeNet", 788_994, (256,), "STAR-FC's code", "STAR-FC's edge probability",
-        inputs="pairs_of_nodes",
+        inputs="pairs_of_nodes", converter=INTEROP + "clustering:load_star_fc",
     ),
     "odc_resnet50": Model(
         "facejax.clustering.odc:ODC", 24_688_448, PICTURE, "the authors' code", "ODC: ResNet-50 and embedding neck",
@@ -601,24 +790,28 @@ MODELS: Mapping[str, Model] = {
         num_features="neck.width",
     ),
     **{
-        f"gcn_{data}": _graph_model(
-            "gcn:GCN", parameters, width, "the authors' code", f"GCN of two layers for {data.title()}", "sparse_graph",
-            num_classes=classes,
+        f"gcn_{data}": dataclasses.replace(
+            _graph_model(
+                "gcn:GCN", parameters, width, "the authors' code", f"GCN of two layers for {data.title()}",
+                "sparse_graph", num_classes=classes,
+            ), converter=INTEROP + "torch_geometric:load_gcn",
         )
         for data, width, classes, parameters in (
             ("cora", 1433, 7, 23_040), ("citeseer", 3703, 6, 59_344), ("pubmed", 500, 3, 8_048)
         )
     },
-    "gat_cora": dataclasses.replace(
-        _graph_model("gat:GAT", 92_391, 1433, "the authors' code", "GAT for Cora", "graph", num_classes=7),
-        converter="facejax.models:_gat_weights",
-    ),
-    "gat_citeseer": _graph_model(
-        "gat:GAT", 237_604, 3703, "the authors' code", "GAT for Citeseer", "graph", num_classes=6
-    ),
-    "gat_pubmed": _graph_model(
-        "gat:GAT", 33_832, 500, "the authors' code", "GAT for Pubmed", "graph", num_classes=3, heads=(8, 8)
-    ),
+    **{
+        f"gat_{data}": dataclasses.replace(
+            _graph_model(
+                "gat:GAT", parameters, width, "the authors' code", f"GAT for {data.title()}", "graph",
+                num_classes=classes, **options,
+            ), converter="facejax.models:_gat_weights",
+        )
+        for data, width, classes, parameters, options in (
+            ("cora", 1433, 7, 92_391, {}), ("citeseer", 3703, 6, 237_604, {}),
+            ("pubmed", 500, 3, 33_832, {"heads": (8, 8)}),
+        )
+    },
     "gat_ppi": _graph_model(
         "gat:GAT", 2_901_150, 50, "the authors' code", "GAT for protein interactions", "graph", num_classes=121,
         widths=(256, 256), heads=(4, 4, 6), dropout=0.0, skip=True,
@@ -690,6 +883,11 @@ MODELS: Mapping[str, Model] = {
         }),
     ),
     "centernet_hourglass104": _centernet("Hourglass-104", 191_284_008, Part(BACKBONES + "hourglass:hourglass104")),
+    "centerface": Model(
+        "facejax.detection.centerface:Net", 1_835_895, (640, 640, 3), "the published ONNX file, batch norms unfolded",
+        "CenterFace on MobileNet V2, face detector with five landmarks", converter=INTEROP + "centerface:load",
+        detector=Part("facejax.detection.centerface:CenterFace"),
+    ),
     "ssh_vgg16": Model(
         "facejax.detection.ssh:ssh_vgg16", 19_766_372, (640, 640, 3),
         "the authors' layers, without the 2,048 constants of the fixed deconvolution",
@@ -732,7 +930,8 @@ MODELS: Mapping[str, Model] = {
     **{
         f"yolo5face_{name}": Model(
             f"facejax.detection.yolo5face:yolo5face_{name}", parameters, (640, 640, 3), source,
-            f"YOLO5Face {about}, face detector with five landmarks",
+            f"YOLO5Face {about}, face detector with five landmarks", converter=INTEROP + "yolo5face:load",
+            detector=Part(YOLO5FACE + ("yolo5face_p6" if "6" in name else "YOLO5Face"), {"lowest": 0.6}),
         )
         for name, parameters, about, source in (
             ("n05", 447_456, "n-0.5 on ShuffleNet V2", "published millions of the authors' code"),
@@ -749,6 +948,7 @@ MODELS: Mapping[str, Model] = {
         f"scrfd_{name}": Model(
             f"facejax.detection.scrfd:scrfd_{name}", parameters, (640, 640, 3),
             "published millions of the authors' code", f"SCRFD of {flops} GF, face detector",
+            converter=INTEROP + "scrfd:load", detector=SCRFD,
         )
         for name, flops, parameters in (
             ("500m", 0.5, 572_741), ("1g", 1, 635_565), ("2_5g", 2.5, 671_761), ("10g", 10, 3_860_225),
@@ -760,7 +960,7 @@ MODELS: Mapping[str, Model] = {
             f"facejax.detection.scrfd:scrfd_{name}", parameters, (640, 640, 3), source,
             f"SCRFD of {flops} GF with five landmarks, face detector",
             {"norm_groups": 0, "shared": False, "points": 5}, converter=INTEROP + "scrfd:load",
-            detector=Part("facejax.detection.scrfd:SCRFD", {"lowest": 0.5, "threshold": 0.4, "plus_one": True}),
+            detector=SCRFD,
         )
         for name, flops, parameters, source in (
             ("500m", 0.5, 631_410, "the published ONNX file, batch norms unfolded"),
@@ -825,7 +1025,10 @@ MODELS: Mapping[str, Model] = {
         "ByeGlassesGAN's discriminator of 70 x 70 pixels",
     ),
     **{
-        f"{name}_{size}": Model(f"facejax.generation.{make}", parameters, shape, source, f"{about}, {size} pixels")
+        f"{name}_{size}": Model(
+            f"facejax.generation.{make}", parameters, shape, source, f"{about}, {size} pixels",
+            converter=INTEROP + "stylegan2:load" if name == "stylegan2_generator" else "",
+        )
         for name, size, make, parameters, shape, source, about in (
             ("stylegan_generator", 1024, "stylegan:Generator", 26_219_627, (512,), "the authors' listing",
              "StyleGAN's generator, all image layers"),

@@ -159,13 +159,13 @@ class StageNet(nn.Module):
                 conv = ConvNorm(width, 3, padding=1, kernel_init=glorot_relu, name=f"conv{i}_{j}", **norm)
                 x = conv(x, train=train)
             x = max_pool(x, (2, 2), (2, 2))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(len(x), -1))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x.reshape(x.shape[0], -1))
         x = nn.Dense(self.features, use_bias=False, kernel_init=glorot_relu, dtype=self.dtype, name="fc1")(x)
         x = nn.relu(BatchNorm(**norm, name="bn1")(x, train=train))
         out = nn.Dense(
             2 * self.landmarks, kernel_init=nn.initializers.glorot_uniform(), dtype=self.dtype, name="output"
         )(x)
-        return out.astype(jnp.float32).reshape(len(x), self.landmarks, 2), x
+        return out.astype(jnp.float32).reshape(x.shape[0], self.landmarks, 2), x
 
 
 class LaterStage(nn.Module):

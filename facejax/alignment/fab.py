@@ -234,7 +234,7 @@ class LandmarkNet(nn.Module):
         x = x.mean((1, 2)).astype(jnp.float32)
         for i, width in enumerate((self.hidden, self.hidden, 2 * self.landmarks), 1):
             x = nn.Dense(width, kernel_init=nn.initializers.truncated_normal(0.01), name=f"fc{i}")(x)
-        return (size - 1) * (0.5 + x.reshape(len(x), self.landmarks, 2))
+        return (size - 1) * (0.5 + x.reshape(x.shape[0], self.landmarks, 2))
 
 
 class FAB(nn.Module):

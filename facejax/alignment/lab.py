@@ -268,9 +268,9 @@ class LandmarkRegressor(nn.Module):
                 x = ResidualBlock(width, stride, 1, False, Conv, name=f"stage{stage}_{block}", **options)(
                     x, train=train
                 )
-        x = nn.Dense(self.hidden, use_bias=False, name="fc1")(x.reshape(len(x), -1).astype(jnp.float32))
+        x = nn.Dense(self.hidden, use_bias=False, name="fc1")(x.reshape(x.shape[0], -1).astype(jnp.float32))
         x = nn.relu(BatchNorm(self.axis_name, name="fc1_bn")(x, train=train))
-        x = nn.Dense(2 * self.landmarks, name="fc2")(x).reshape(len(x), self.landmarks, 2)
+        x = nn.Dense(2 * self.landmarks, name="fc2")(x).reshape(x.shape[0], self.landmarks, 2)
         size = jnp.array(images.shape[2:0:-1], jnp.float32)
         return (size - 1) / 2 + size * x
 
@@ -293,7 +293,7 @@ class Discriminator(nn.Module):
         for i, width in enumerate(self.widths, 1):
             x = Conv(width, 3, 2, 1, use_bias=True, dtype=self.dtype, name=f"conv{i}")(x)
             x = nn.leaky_relu(x, 0.2)
-        return nn.Dense(maps.shape[-1], name="fc")(x.reshape(len(x), -1).astype(jnp.float32))
+        return nn.Dense(maps.shape[-1], name="fc")(x.reshape(x.shape[0], -1).astype(jnp.float32))
 
 
 def standardized(images: jax.Array) -> jax.Array:

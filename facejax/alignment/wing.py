@@ -95,7 +95,7 @@ class CNN(nn.Module):
         for i, width in enumerate(self.widths, 1):
             conv = Conv(width, 3, padding=1, use_bias=True, kernel_init=HE, dtype=self.dtype, name=f"conv{i}")
             x = max_pool(nn.relu(conv(x)), (2, 2), (2, 2))
-        x = nn.Dense(self.dense, kernel_init=HE, dtype=self.dtype, name="dense")(x.reshape(len(x), -1))
+        x = nn.Dense(self.dense, kernel_init=HE, dtype=self.dtype, name="dense")(x.reshape(x.shape[0], -1))
         x = nn.Dense(2 * self.landmarks, kernel_init=torch_default, name="points")(nn.relu(x).astype(jnp.float32))
         return _all_x_then_all_y(x)
 
@@ -125,7 +125,7 @@ class ResNetPoints(nn.Module):
 
 def _all_x_then_all_y(x: jax.Array) -> jax.Array:
     """[N, 2L] with all x before all y, as in the authors' networks, to [N, L, 2]."""
-    return jnp.moveaxis(x.reshape(len(x), 2, -1), 1, 2)
+    return jnp.moveaxis(x.reshape(x.shape[0], 2, -1), 1, 2)
 
 
 class TwoStage(nn.Module):
@@ -238,7 +238,7 @@ def warp(images: jax.Array, matrices: jax.Array) -> jax.Array:
     """
     size = images.shape[1]
     row, column = jnp.meshgrid(jnp.arange(size), jnp.arange(size), indexing="ij")
-    grid = jnp.broadcast_to(jnp.stack([column, row], -1).reshape(1, -1, 2), (len(images), size * size, 2))
+    grid = jnp.broadcast_to(jnp.stack([column, row], -1).reshape(1, -1, 2), (images.shape[0], size * size, 2))
     places = restored(grid.astype(jnp.float32), matrices) + 0.5
     return jax.vmap(bilinear_sample)(images, places).reshape(images.shape)
 

@@ -220,7 +220,7 @@ class FSANet(nn.Module):
 
     def stages(self, maps: list[jax.Array]) -> Stages:
         """Three maps -> the parts of the regression, of arrays [N, D, s], [N, D, 1] and [N, D]."""
-        pixels = jnp.stack([x.reshape(len(x), -1, x.shape[-1]) for x in maps], 1)
+        pixels = jnp.stack([x.reshape(x.shape[0], -1, x.shape[-1]) for x in maps], 1)
         vectors = self.mapping(pixels) if self.scoring != "none" else pixels.reshape(len(pixels), -1, pixels.shape[-1])
         parts = []
         for k, row in enumerate(jnp.moveaxis(self.aggregate(vectors), 1, 0)):

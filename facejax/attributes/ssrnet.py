@@ -143,7 +143,7 @@ class StageHead(nn.Module):
         flat, narrow = [], []
         for name, x, (_, pool) in zip(("first", "second"), (first, second), POOLS, strict=True):
             x = nn.relu(Conv(10, 1, use_bias=True, kernel_init=GLOROT, dtype=self.dtype, name=f"{name}_reduced")(x))
-            x = pool(x, (self.pool,) * 2, (self.pool,) * 2).reshape(len(x), -1)
+            x = pool(x, (self.pool,) * 2, (self.pool,) * 2).reshape(x.shape[0], -1)
             flat.append(x)
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
             narrow.append(nn.relu(dense(self.classes, name=f"{name}_narrow")(x)))
@@ -339,13 +339,13 @@ class MultiSSRNet(nn.Module):
         parts = []
         for k, (classes, maps) in enumerate(zip(self.classes, trunk(images, train=train), strict=True), 1):
             first, second = (pool(x, (2, 2), (2, 2)) for x, (_, pool) in zip(maps, POOLS, strict=True))
-            x = (first * second).reshape(len(images), -1)
+            x = (first * second).reshape(images.shape[0], -1)
             scores = nn.relu(dense(classes * self.outputs, name=f"scores{k}")(x))
             moves = []
             for name in ("stretch", "shift"):
                 hidden = nn.tanh(dense(2 * self.outputs, name=f"{name}_hidden{k}")(x))
                 moves.append(nn.tanh(dense(self.outputs, name=f"{name}{k}")(hidden)))
-            parts.append((scores.reshape(len(images), self.outputs, classes), moves[1][..., None], moves[0]))
+            parts.append((scores.reshape(images.shape[0], self.outputs, classes), moves[1][..., None], moves[0]))
         first = -(self.classes[0] // 2)
         options = {"first": first, "stretch_weight": self.stretch_weight, "smallest": self.smallest}
         return soft_stagewise(Stages(*zip(*parts, strict=True)), self.span, **options)

@@ -109,6 +109,7 @@ def folders(path: str, parts: Sequence[str] = ("train", "val"), classes: int = 0
     first, *others = map(readers.read, roots)
     if classes:
         check_classes(path, first.num_classes, classes)
+    first.whole = sources.Chain(first, *others)  # `Batches.check_images` reads all parts
     return first, *(_numbered_as(first, other, root) for other, root in zip(others, roots[1:], strict=True))
 
 

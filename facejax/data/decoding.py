@@ -5,12 +5,20 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import struct
+import warnings
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from facejax.formats import limits
+
 FORMATS = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF or PGM"
+PNG = b"\x89PNG\r\n\x1a\n"
+DEFLATE = 1032
+"""The most bytes that one byte of a PNG's compression can stand for."""
 
 
 class BadImage(ValueError):
@@ -50,29 +58,92 @@ def pixels(encoded: bytes, flags: int) -> np.ndarray:
     Raises:
       BadImage: the image does not decode.
     """
-    image, whole = None, _whole(encoded)
-    if encoded and whole:
+    if not _whole(encoded):
+        raise _bad(encoded, f"a {'PNG' if encoded[:8] == PNG else 'JPEG'} cut short")
+    width, height = size(encoded)
+    try:
+        limits.pixels(width, height)
+    except ValueError as error:
+        raise _bad(encoded, str(error)) from error
+    if len(encoded) * DEFLATE < _png_bytes(encoded):
+        raise _bad(encoded, f"{width} x {height} pixels in so few bytes")
+    try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-        image = _with_pillow(encoded, flags) if image is None else image
+    except cv2.error as error:
+        raise _bad(encoded, error.err) from error
+    image = _with_pillow(encoded, flags) if image is None else image
     if image is None:
-        origin = getattr(encoded, "origin", "")
-        reason = f"expected a {FORMATS} file" if whole else "a JPEG cut short"
-        raise BadImage(f"{origin}{': ' * bool(origin)}an image of {len(encoded)} bytes does not decode: {reason}")
+        raise _bad(encoded, f"expected a {FORMATS} file")
     return image
 
 
+def size(encoded: bytes) -> tuple[int, int]:
+    """Width and height of an image as stored, which its first bytes tell.
+
+    Raises:
+      BadImage: no image.
+    """
+    if encoded[:8] == PNG and len(encoded) >= 26:
+        return struct.unpack(">II", encoded[16:24])
+    if encoded[:3] == b"\xff\xd8\xff" and (found := _jpeg_size(encoded)):
+        return found
+    if encoded[4:12] == b"ftypavif" and 0 <= (place := encoded.find(b"ispe")) < len(encoded) - 16:
+        return struct.unpack(">II", encoded[place + 8 : place + 16])
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(encoded)) as opened:
+                return opened.size
+    except Exception as error:  # Pillow's readers raise various exceptions on damaged headers
+        bomb = isinstance(error, Image.DecompressionBombError)
+        raise _bad(encoded, str(error) if bomb else f"expected a {FORMATS} file") from error
+
+
+def _png_bytes(encoded: bytes) -> int:
+    """Bytes of a PNG's rows before compression; 0 for another image."""
+    if encoded[:8] != PNG:
+        return 0
+    width, height, depth, kind = struct.unpack(">IIBB", encoded[16:26])
+    return height * (1 + (width * depth * {2: 3, 4: 2, 6: 4}.get(kind, 1) + 7) // 8)
+
+
+def _bad(encoded: bytes, reason: str) -> BadImage:
+    origin = getattr(encoded, "origin", "")
+    return BadImage(f"{origin}{': ' * bool(origin)}an image of {len(encoded)} bytes does not decode: {reason}")
+
+
+def _segments(encoded: bytes) -> Iterator[tuple[int, int]]:
+    """Marker and place of the segments of a JPEG before its first scan, and of what follows them."""
+    place = 2
+    while encoded[place : place + 1] == b"\xff" and encoded[place + 1 : place + 2] not in (b"\xda", b""):
+        yield encoded[place + 1], place
+        filler = encoded[place + 1] == 0xFF
+        place += 1 if filler else 2 + int.from_bytes(encoded[place + 2 : place + 4])
+    yield 0, place
+
+
+def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
+    for marker, place in _segments(encoded):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and len(encoded) >= place + 9:
+            height, width = struct.unpack(">HH", encoded[place + 5 : place + 9])
+            return width, height
+    return None
+
+
 def _whole(encoded: bytes) -> bool:
-    """Whether the content is no JPEG, or one with the marker of its end after its first scan.
+    """False for a JPEG without the marker of its end after its first scan, and a PNG without its last chunk.
 
     The segments before the scan are skipped by their lengths, since a thumbnail in them has such a marker, too.
     """
+    if encoded[:8] == PNG:
+        place = len(PNG)
+        while 0 < place <= len(encoded) - 12 and encoded[place + 4 : place + 8] != b"IEND":
+            place += 12 + int.from_bytes(encoded[place : place + 4])
+        return place <= len(encoded) - 12
     if encoded[:3] != b"\xff\xd8\xff":
         return True
-    place = 2
-    while encoded[place : place + 1] == b"\xff" and encoded[place + 1 : place + 2] not in (b"\xda", b""):
-        filler = encoded[place + 1] == 0xFF
-        place += 1 if filler else 2 + int.from_bytes(encoded[place + 2 : place + 4])
-    return encoded.rfind(b"\xff\xd9") > place
+    *_, (_, scan) = _segments(encoded)
+    return encoded.rfind(b"\xff\xd9") > scan
 
 
 def _with_pillow(encoded: bytes, flags: int) -> np.ndarray | None:
@@ -82,6 +153,6 @@ def _with_pillow(encoded: bytes, flags: int) -> np.ndarray | None:
         with Image.open(io.BytesIO(encoded)) as opened:
             kept = flags == cv2.IMREAD_UNCHANGED or flags & cv2.IMREAD_IGNORE_ORIENTATION
             image = np.asarray((opened if kept else ImageOps.exif_transpose(opened)).convert("RGB"))
-    except (OSError, SyntaxError, ValueError):  # Pillow's own errors
+    except Exception:  # Pillow's readers raise various exceptions on damaged images
         return None
     return image[..., ::-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from facejax.data.readers.graph_folder import read_graph
 from facejax.data.readers.planetoid import Citations, read_planetoid
 from facejax.data.synthetic import graphs
 
@@ -14,13 +15,14 @@ class NodeSource:
 
     Attributes:
       source: "blocks" (a stochastic block model), "karate" (Zachary's karate club), or "cora", "citeseer", "pubmed"
-        (Planetoid's files).
-      path: folder of Planetoid's files ind.NAME.*.
+        (Planetoid's files), or "files" (a folder with labels.txt, edges.txt, features.npy and split.txt, see
+        `facejax.data.readers.graph_folder`).
+      path: folder of Planetoid's files ind.NAME.*, or of your own.
       nodes: nodes of the block model.
       classes: classes of the block model.
       degree_in: expected number of neighbours of a node's own class in the block model.
       degree_out: expected number of neighbours of all other classes in the block model.
-      labelled: training nodes per class in the block model.
+      labelled: training nodes per class in the block model, and in files without split.txt.
     """
 
     source: str = "blocks"
@@ -35,7 +37,7 @@ class NodeSource:
         """The graph with features, labels and split.
 
         Args:
-          seed: of the block model.
+          seed: of the block model, and of the split of files without split.txt.
           path: folder that replaces the section's `path`; empty: the section's.
 
         Raises:
@@ -47,6 +49,10 @@ class NodeSource:
             )
         if self.source == "karate":
             return graphs.karate_club()
+        if self.source == "files":
+            return read_graph(path or self.path, seed, self.labelled)
         if self.source not in ("cora", "citeseer", "pubmed"):
-            raise ValueError(f"data.source is {self.source!r}: expected blocks, karate, cora, citeseer or pubmed")
+            raise ValueError(
+                f"data.source is {self.source!r}: expected blocks, karate, files, cora, citeseer or pubmed"
+            )
         return read_planetoid(path or self.path, self.source)

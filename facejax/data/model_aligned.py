@@ -17,6 +17,7 @@ from facejax.data import pipeline, transforms
 from facejax.data.generation import Decoded, GenerationImages
 from facejax.data.pipeline import Source
 from facejax.data.synthetic import faces
+from facejax.formats import arrays
 from facejax.morphable.parameters import face_region
 from facejax.morphable.procedural import procedural
 
@@ -89,11 +90,8 @@ class ModelAlignedImages(GenerationImages):
         path = pathlib.Path(self.parameters).expanduser()
         if not self.parameters:
             raise ValueError("data.parameters is empty: expected an .npy file of the images' coefficients")
-        try:
-            found = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: not a readable .npy file: {error}") from error
-        if found.ndim != 2 or found.shape[1] != size or not np.isfinite(found).all():
+        found = arrays.load(path)
+        if found.dtype.kind not in "biuf" or found.ndim != 2 or found.shape[1] != size or not np.isfinite(found).all():
             raise ValueError(f"{path}: an array {found.shape}, expected [N, {size}] of finite numbers")
         return found.astype(np.float32)
 

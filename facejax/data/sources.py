@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import bisect
+import itertools
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from facejax.data import pipeline, transforms
+from facejax.data import decoding, pipeline, transforms
 from facejax.data.pipeline import Source
 
 
@@ -25,6 +28,42 @@ def labels(source: Source) -> np.ndarray:
 def image(example: Mapping[str, Any], size: int) -> np.ndarray:
     """The image of an example, decoded and resized: uint8 [size, size, 3]."""
     return transforms.resize(transforms.decode(example["image"]), size, size)
+
+
+SEEN = 64
+"""Images that `warn_unaligned` looks at."""
+
+
+def warn_unaligned(files: Iterable[Any], size: int, where: str) -> None:
+    """A warning if images are stretched to size x size, or differ in size, as photographs do and aligned crops do not.
+
+    Args:
+      files: paths or contents of image files; the first `SEEN` that are images count.
+      size: side of the network's input, pixels.
+      where: what the warning calls them.
+    """
+    sides = []
+    for file in itertools.islice(files, SEEN):
+        try:
+            sides.append(decoding.size(file if isinstance(file, bytes) else decoding.ImageFile.read(file)))
+        except (decoding.BadImage, OSError):
+            continue
+    stretched = [s for s in sides if abs(s[0] - s[1]) > 0.02 * max(s)]
+    advice = "align faces first (facejax.data.transforms.align)"
+    if stretched:
+        width, height = stretched[0]
+        warnings.warn(
+            f"{where}: {len(stretched)} of the first {len(sides)} images are not square, such as {width} x {height}, "
+            f"and are stretched to {size} x {size}: {advice}",
+            stacklevel=3,
+        )
+    elif len(set(sides)) > 1:
+        (low, _), (high, _) = min(sides), max(sides)
+        warnings.warn(
+            f"{where}: the first {len(sides)} images have sides of {low} to {high} pixels, so they look like no "
+            f"aligned crops: {advice}",
+            stacklevel=3,
+        )
 
 
 class Subset:
@@ -77,6 +116,20 @@ class Part:
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         return pipeline.fetch(self._source, [self._rows[i] for i in indices])
+
+
+class Chain:
+    """The examples of several sources, one after the other."""
+
+    def __init__(self, *parts: Source):
+        self._parts, self._ends = parts, list(itertools.accumulate(map(len, parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Any:
+        part = bisect.bisect(self._ends, index)
+        return self._parts[part][index - (self._ends[part] - len(self._parts[part]))]
 
 
 class Indexed:

@@ -282,7 +282,8 @@ class Net(nn.Module):
 def _joined(levels: Sequence[Shot]) -> Shot:
     """Levels [N, h, w, c] -> [N, A, c], by level, row and column."""
     return tuple(
-        jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in parts], 1) for parts in zip(*levels, strict=True)
+        jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in parts], 1)
+        for parts in zip(*levels, strict=True)
     )
 
 

@@ -182,7 +182,7 @@ class RetinaFaceNet(nn.Module):
         for n in self.levels:
             x = ContextModule(self.features, special, name=f"context{n}")(maps[n], train=train)
             for k, size in outputs.items():
-                found[k].append(heads[n][k](x).reshape(len(x), -1, size))
+                found[k].append(heads[n][k](x).reshape(x.shape[0], -1, size))
         raw = {k: jnp.concatenate(parts, 1).astype(jnp.float32) for k, parts in found.items()}
         raw["points"] = raw["points"].reshape(*raw["points"].shape[:2], 5, 2)
         return raw | ({"images": images} if self.dense else {})

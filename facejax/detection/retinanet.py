@@ -101,7 +101,7 @@ class Head(nn.Module):
             x = nn.relu(Conv(self.features, 3, 1, 1, **options, name=f"conv{i}")(x))
         bias = nn.initializers.constant(self.bias)
         x = Conv(self.anchors * self.outputs, 3, 1, 1, **options, bias_init=bias, name="output")(x)
-        return x.astype(jnp.promote_types(self.dtype, jnp.float32)).reshape(len(x), -1, self.outputs)
+        return x.astype(jnp.promote_types(self.dtype, jnp.float32)).reshape(x.shape[0], -1, self.outputs)
 
 
 class Net(nn.Module):

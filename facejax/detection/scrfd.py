@@ -243,7 +243,7 @@ class Head(nn.Module):
         x, count = x.astype(jnp.float32), math.prod(x.shape[1:3]) * self.anchors
         parts = jnp.split(x, np.cumsum([each * self.anchors for each in sizes.values()])[:-1], -1)
         shapes = (count,), (count, 4), (count, self.points, 2)
-        return tuple(part.reshape(len(x), *shape) for part, shape in zip(parts, shapes, strict=True))
+        return tuple(part.reshape(x.shape[0], *shape) for part, shape in zip(parts, shapes, strict=True))
 
 
 class Output(nn.Module):

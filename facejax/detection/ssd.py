@@ -382,6 +382,6 @@ class SSD:
 def _flat(raw: dict[str, list[jax.Array]]) -> tuple[jax.Array, jax.Array]:
     """Logits [N, A, 1 + C] and offsets [N, A, 4] of all sources."""
     logits, offsets = (
-        jnp.concatenate([x.reshape(len(x), -1, x.shape[-1]) for x in raw[name]], 1) for name in ("scores", "boxes")
+        jnp.concatenate([x.reshape(x.shape[0], -1, x.shape[-1]) for x in raw[name]], 1) for name in ("scores", "boxes")
     )
     return logits, offsets

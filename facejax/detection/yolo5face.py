@@ -303,7 +303,7 @@ class Net(nn.Module):
             init = partial(_output_bias, stride=8 * 2**i)
             options = {"kernel_init": _output_kernel, "bias_init": init, "dtype": self.dtype, "name": f"detect{i}"}
             x = Conv(self.anchors * OUTPUTS, 1, use_bias=True, **options)(x)
-            rows.append(x.astype(jnp.float32).reshape(len(x), -1, OUTPUTS))
+            rows.append(x.astype(jnp.float32).reshape(x.shape[0], -1, OUTPUTS))
         boxes, scores, points, classes = jnp.split(jnp.concatenate(rows, 1), [4, 5, OUTPUTS - 1], -1)
         points = points.reshape(*points.shape[:2], POINTS, 2)
         return {"boxes": boxes, "scores": scores[..., 0], "points": points, "classes": classes[..., 0]}
@@ -525,3 +525,5 @@ P6 = {
     "point_weight": 0.005 * 3 / 4,
 }
 """Settings of `YOLO5Face` for the networks with a fourth level."""
+
+yolo5face_p6 = partial(YOLO5Face, **P6)

@@ -104,7 +104,7 @@ class Net(nn.Module):
             else:
                 x = leaky(Conv(*sizes, use_bias=True, **options)(x))
         dense = partial(nn.Dense, kernel_init=nn.initializers.he_normal(), dtype=self.dtype)
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         if self.bottleneck:
             x = dense(self.bottleneck, name="bottleneck")(x)
         x = leaky(dense(self.hidden, name="hidden")(x))
@@ -114,7 +114,7 @@ class Net(nn.Module):
         parts = jnp.split(x, np.cumsum([cells * self.num_classes, cells * b]), 1)
         ends = {"classes": (self.num_classes,), "confidence": (b,), "boxes": (b, 4)}
         return {
-            name: part.reshape(len(x), self.grid, self.grid, *end)
+            name: part.reshape(x.shape[0], self.grid, self.grid, *end)
             for part, (name, end) in zip(parts, ends.items(), strict=True)
         }
 

@@ -17,7 +17,7 @@ from facejax.backbones import iresnet
 from facejax.data import normalize, transforms
 from facejax.data.sources import Images
 from facejax.metrics import verification
-from facejax.train import map_batches
+from facejax.train import map_batches, parallel
 
 PUBLISHED = ("iresnet18", "iresnet34", "iresnet50", "iresnet100", "iresnet200", "mobilefacenet")
 """Names in `facejax.models` of embedders of 112-pixel images."""
@@ -129,9 +129,22 @@ def embed(
 
 def embed_flipped(net: nn.Module, variables: Any, images: np.ndarray | Images, batch_size: int) -> np.ndarray:
     """Unit embeddings [N, D]: those of an image and of its mirror image added up (arcface_torch)."""
+    return embedding_function(net, variables, batch_size, flip=True)(images)
+
+
+def embedding_function(
+    net: nn.Module, variables: Any, batch_size: int, *, flip: bool
+) -> Callable[[np.ndarray | Images], np.ndarray]:
+    """`embed_flipped`, or without `flip` the embeddings of the images alone, for many sets of images: compiled once."""
 
     def apply(variables: Any, batch: jax.Array) -> dict[str, jax.Array]:
-        views = {"features": batch, "flipped": batch[:, :, ::-1]}
+        views = {"features": batch, "flipped": batch[:, :, ::-1]} if flip else {"features": batch}
         return {name: net.apply(variables, normalize.symmetric(x), train=False) for name, x in views.items()}
 
-    return verification.flip_embedding(**map_batches(apply, variables, images, batch_size, np.asarray))
+    run = parallel.mapper(apply, variables, batch_size)
+
+    def embedded(images: np.ndarray | Images) -> np.ndarray:
+        found = run(images, np.asarray)
+        return verification.flip_embedding(**found) if flip else found["features"]
+
+    return embedded

@@ -424,7 +424,7 @@ class SmallNet(nn.Module):
         for width in self.widths:
             x = nn.leaky_relu(nn.Conv(width, (3, 3))(x), 0.2)
             x = nn.avg_pool(x, (2, 2), (2, 2))
-        x = nn.leaky_relu(nn.Dense(self.features)(x.reshape(len(x), -1)), 0.2)
+        x = nn.leaky_relu(nn.Dense(self.features)(x.reshape(x.shape[0], -1)), 0.2)
         mean = self.variable("whitening", "mean", jnp.zeros, (size,)).value
         std = self.variable("whitening", "std", jnp.ones, (size,)).value
         return heads(x, self.layout) * std + mean

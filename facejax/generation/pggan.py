@@ -130,7 +130,7 @@ class Discriminator(nn.Module):
                 images = downscale(images)
                 x = fade(self._features(images), x, 1 if alpha is None else alpha)
         x = self._conv(minibatch_stddev(x, self.group), channels(4, self.base, self.largest), "conv4")
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         x = leaky_relu(EqualizedDense(channels(2, self.base, self.largest), dtype=self.dtype, name="dense")(x))
         return EqualizedDense(1, 1.0, dtype=self.dtype, name="score")(x)[:, 0].astype(jnp.float32)
 

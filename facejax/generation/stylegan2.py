@@ -215,7 +215,7 @@ class Discriminator(nn.Module):
             x = self._conv(x, size, f"conv{size}")
             x = (self._conv(x, smaller, f"down{size}", scale="smooth_down") + past) / np.float32(np.sqrt(2))
             size = smaller
-        x = self._conv(minibatch_stddev(x, self.group), 4, "conv4").reshape(len(x), -1)
+        x = self._conv(minibatch_stddev(x, self.group), 4, "conv4").reshape(x.shape[0], -1)
         width = channels(2, self.base, self.largest)
         x = activated(EqualizedDense(width, 1.0, dtype=self.dtype, name="dense")(x))
         return EqualizedDense(1, 1.0, dtype=self.dtype, name="score")(x)[:, 0].astype(jnp.float32)

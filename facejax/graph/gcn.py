@@ -17,6 +17,9 @@ from flax import struct
 
 from facejax.ops.graph import Graph, add_self_loops, make_graph, propagate, symmetric_normalization
 
+SMALL = 50
+"""Graphs of fewer nodes have their eigenvalues computed densely."""
+
 
 def renormalized(source: np.ndarray, destination: np.ndarray, num_nodes: int) -> Graph:
     """D~^-1/2 (A + I) D~^-1/2, the renormalisation trick of Sec. 2.2, for undirected edges given in both directions.
@@ -32,7 +35,12 @@ def scaled_laplacian(source: np.ndarray, destination: np.ndarray, num_nodes: int
     normal = symmetric_normalization(make_graph(source, destination, num_nodes))
     weights = (np.asarray(normal.weight), (np.asarray(normal.destination), np.asarray(normal.source)))
     matrix = scipy.sparse.identity(num_nodes) - scipy.sparse.coo_matrix(weights, (num_nodes, num_nodes))
-    largest = scipy.sparse.linalg.eigsh(matrix, 1, which="LM", return_eigenvectors=False, v0=np.ones(num_nodes))[0]
+    if num_nodes < SMALL:
+        largest = np.linalg.eigvalsh(matrix.toarray())[-1]
+    else:  # ones are an eigenvector of a regular graph, of eigenvalue 0
+        start = np.random.default_rng(0).uniform(0.5, 1.5, num_nodes)
+        largest = scipy.sparse.linalg.eigsh(matrix, 1, which="LM", return_eigenvectors=False, v0=start)[0]
+    largest = largest if largest > 1e-6 else 2.0  # no edges but self-loops
     scaled = (2 / largest * matrix - scipy.sparse.identity(num_nodes)).tocoo()
     return make_graph(scaled.col, scaled.row, num_nodes, scaled.data)
 

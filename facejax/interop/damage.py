@@ -18,6 +18,13 @@ def unreadable(path: str | os.PathLike[str], kind: str, reason: Any) -> ValueErr
     return ValueError(f"{os.fspath(path)}: not a readable {kind}: {_accident(pathlib.Path(path)) or f'{reason}{hint}'}")
 
 
+def _is_zip(path: pathlib.Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # a directory, but one that the module refuses
+        return True
+
+
 def _accident(path: pathlib.Path) -> str:
     if not path.is_file():
         return ""
@@ -29,6 +36,6 @@ def _accident(path: pathlib.Path) -> str:
         return "it is a pointer of Git LFS, expected the file itself (git lfs pull)"
     if first.lstrip()[:1] == b"<":
         return "it is a web page, expected the file itself"
-    if first.startswith(b"PK\3\4") and not zipfile.is_zipfile(path):
+    if first.startswith(b"PK\3\4") and not _is_zip(path):
         return f"it ends after {path.stat().st_size} bytes, before the directory of a zip file (a download cut short?)"
     return ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from facejax.formats import hdf5, limits
 from facejax.interop.damage import unreadable
 from facejax.interop.names import add, flat
 
@@ -32,11 +33,14 @@ def read_keras(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     import h5py
 
     found: dict[str, np.ndarray] = {}
+    total = [0]
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and name.partition("/")[0] not in ("optimizer_weights", "optimizer"):
             name = _named(name, item.parent) if item.parent.name.endswith("/vars") else name.removesuffix(":0")
-            add(found, name.removeprefix("model_weights/"), np.asarray(item))
+            array = hdf5.read(item.file, item.name)
+            total[0] = limits.memory(total[0] + array.nbytes, "the weights together")
+            add(found, name.removeprefix("model_weights/"), array)
 
     try:
         with h5py.File(path, "r") as file:
@@ -70,6 +74,7 @@ def read_onnx(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
     found: dict[str, np.ndarray] = {}
     try:
+        limits.memory(os.stat(path).st_size, "the file")
         graph = onnx.load(os.fspath(path), load_external_data=False).graph
         _load_external(graph, os.path.dirname(os.fspath(path)))
         constants = [
@@ -100,6 +105,8 @@ def _load_external(graph: Any, folder: str) -> None:
     for tensor in graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             place = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+            if os.path.isabs(place) or ".." in place.split("/"):
+                raise ValueError(f"its weights are in {place!r}, expected a file in its folder")
             if not os.path.isfile(os.path.join(folder, place)):
                 raise ValueError(
                     f"its weights are in {place!r}, expected beside it (or export again with external_data=False)"
@@ -121,6 +128,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     try:
+        limits.memory(os.stat(path).st_size, "the file")
         return load_file(path)
     except Exception as error:
         raise unreadable(path, "safetensors file", error) from error

@@ -43,6 +43,7 @@ class Rule:
 
 DROPPED: Mapping[str, Callable[[np.ndarray], bool]] = {
     "ones": lambda x: bool(np.all(np.abs(x - 1) <= 1e-6)),
+    "zeros": lambda x: not np.any(x),
     "a count": lambda x: x.ndim == 0,
     "a shape": lambda x: x.ndim == 1 and x.dtype.kind == "i",
     "of a dense layer": lambda x: x.ndim in (1, 2),

@@ -8,17 +8,20 @@ import collections
 import dataclasses
 import io
 import math
+import mmap
 import os
 import pathlib
 import pickle
 import struct
 import warnings
 import zipfile
-from typing import Any
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
+from facejax.formats import limits
+from facejax.formats.pickles import PythonUnpickler
 from facejax.interop.damage import unreadable
 from facejax.interop.names import add
 
@@ -107,6 +110,32 @@ def read_state_dict(path: str | os.PathLike[str], key: str | None = None) -> dic
     return tensors
 
 
+def read_pickled_modules(path: str | os.PathLike[str], key: str | None = None) -> dict[str, np.ndarray]:
+    """All tensors of a plain pickle of modules, by their dotted path, as NVIDIA's code writes its networks.
+
+    Modules that carry their source code ("persistent classes") are not made, and their code does not run.
+
+    Args:
+      path: the file.
+      key: of one of the modules in the pickled dict, such as "G_ema"; None: all.
+
+    Raises:
+      ValueError: another format, a damaged file, no such key, or no tensors.
+    """
+    try:
+        limits.memory(os.stat(path).st_size, "the file")
+        with open(path, "rb") as file:
+            loaded = _Resolver().resolve(_PlainUnpickler(file, {}).load())
+        chosen = loaded if key is None else loaded[key] if isinstance(loaded, dict) and key in loaded else None
+        tensors = _flatten(chosen)
+    except Exception as error:  # damaged pickles raise various exceptions
+        raise unreadable(path, "pickle of modules", f"{type(error).__name__}: {error}") from error
+    if not tensors:
+        keys = ", ".join(map(repr, _state_dicts(loaded))) or "none"
+        raise ValueError(f"{os.fspath(path)}: no tensors under {key!r}; keys with tensors: {keys}")
+    return tensors
+
+
 def _state_dicts(loaded: Any) -> list[str]:
     items = loaded.items() if isinstance(loaded, dict) else ()
     return [k for k, v in items if isinstance(k, str) and isinstance(v, dict) and _has_tensors(v)]
@@ -159,6 +188,7 @@ class _Tensor:
             raise ValueError(f"a tensor of shape {self.size} exceeds its storage of {len(data)} elements")
         if not math.prod(self.size):
             return np.zeros(self.size, data.dtype)
+        limits.memory(math.prod(self.size) * data.itemsize, f"a tensor of shape {self.size}")
         strides = [s * data.itemsize for s in self.stride]
         view = np.ndarray(self.size, data.dtype, data.view(np.uint8), self.offset * data.itemsize, strides)
         if view.dtype.names:
@@ -196,7 +226,7 @@ class _Inert(dict):
     __ne__ = object.__ne__
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(PythonUnpickler):
     def __init__(self, file: Any, storages: dict[str, _Storage]):
         super().__init__(file, encoding="utf-8")
         self._storages = storages
@@ -232,6 +262,31 @@ class _Unpickler(pickle.Unpickler):
         return self._storages.setdefault(str(key), _Storage(np.dtype(_DTYPES[dtype]), numel))
 
 
+class _PlainUnpickler(_Unpickler):
+    """Of a pickle without `torch.save`: tensors bring their storages as bytes, persistent classes their state."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return lambda data: _storage(data)
+        if name == "_reconstruct_persistent_obj":
+            return lambda meta: _module(meta)
+        return super().find_class(module, name)
+
+
+def _storage(data: Any) -> _Storage:
+    found = _read_stream(io.BytesIO(data))
+    if not isinstance(found, _Storage):
+        raise pickle.UnpicklingError("the bytes of a storage hold something else")
+    return found
+
+
+def _module(meta: Any) -> _Inert:
+    found = _Inert()
+    if isinstance(meta, dict):
+        found.__setstate__(meta.get("state"))
+    return found
+
+
 def _view(
     storage: Any, offset: int, size: Any, stride: Any, gradient: Any = False, hooks: Any = None, metadata: Any = None
 ) -> _Tensor:
@@ -262,59 +317,99 @@ def _read_zip(path: pathlib.Path) -> Any:
         root = names[0][: -len("data.pkl")]
         if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
             raise ValueError("the byte order is not little-endian")
+        limits.memory(archive.getinfo(names[0]).file_size, names[0])
         loaded = _Unpickler(io.BytesIO(archive.read(names[0])), storages).load()
+        places = {key: archive.getinfo(f"{root}data/{key}") for key in storages}
+        limits.memory(sum(place.file_size for place in places.values()), "the storages together")
         for key, storage in storages.items():
-            data = archive.read(f"{root}data/{key}")
-            if len(data) != storage.numel * storage.dtype.itemsize:
-                raise ValueError(
-                    f"storage {key} has {len(data)} bytes, expected {storage.numel * storage.dtype.itemsize}"
-                )
-            storage.data = np.frombuffer(data, storage.dtype)
-    return _resolve(loaded)
+            size, expected = places[key].file_size, storage.numel * storage.dtype.itemsize
+            if size != expected:
+                raise ValueError(f"storage {key} has {size} bytes, expected {expected}")
+            storage.data = np.frombuffer(archive.read(places[key]), storage.dtype)
+    return _Resolver().resolve(loaded)
 
 
 def _read_legacy(path: pathlib.Path) -> Any:
+    limits.memory(path.stat().st_size, "the file")
+    with path.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
+        return _read_stream(file)
+
+
+def _read_stream(file: BinaryIO | mmap.mmap) -> Any:
     storages: dict[str, _Storage] = {}
-    with path.open("rb") as file:
-        if _Unpickler(file, storages).load() != _LEGACY_MAGIC:
-            raise ValueError("neither a zip file nor a legacy checkpoint")
-        for _ in range(2):  # protocol version, system information
-            _Unpickler(file, storages).load()
-        loaded = _Unpickler(file, storages).load()
-        for key in _Unpickler(file, storages).load():
-            storage = storages.get(str(key))
-            if storage is None:
-                raise ValueError(f"no tensor uses storage {key}")
-            (numel,) = struct.unpack("<q", file.read(8))
-            size = storage.numel * storage.dtype.itemsize
-            data = file.read(size)
-            if numel != storage.numel or len(data) != size:
-                raise ValueError(f"storage {key} is truncated: {len(data)} bytes, expected {size}")
-            storage.data = np.frombuffer(data, storage.dtype)
-    return _resolve(loaded)
+    if _Unpickler(file, storages).load() != _LEGACY_MAGIC:
+        raise ValueError("neither a zip file nor a legacy checkpoint")
+    for _ in range(2):  # protocol version, system information
+        _Unpickler(file, storages).load()
+    loaded = _Unpickler(file, storages).load()
+    for key in _Unpickler(file, storages).load():
+        storage = storages.get(str(key))
+        if storage is None:
+            raise ValueError(f"no tensor uses storage {key}")
+        (numel,) = struct.unpack("<q", file.read(8))
+        size = storage.numel * storage.dtype.itemsize
+        data = file.read(size)
+        if numel != storage.numel or len(data) != size:
+            raise ValueError(f"storage {key} is truncated: {len(data)} bytes, expected {size}")
+        storage.data = np.frombuffer(data, storage.dtype)
+    return _Resolver().resolve(loaded)
 
 
-def _resolve(value: Any) -> Any:
-    if isinstance(value, _Tensor):
-        return value.array()
-    if isinstance(value, dict):
-        return {k: _resolve(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_resolve(v) for v in value]
-    return value
+class _Resolver:
+    """Puts arrays in place of tensors, and lists in place of tuples; what the file shares stays shared."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, tuple[Any, Any]] = {}
+        self._bytes = 0
+
+    def resolve(self, value: Any) -> Any:
+        if not isinstance(value, _Tensor | dict | list | tuple):
+            return value
+        if id(value) in self._done:
+            return self._done[id(value)][1]
+        made: Any
+        if isinstance(value, _Tensor):
+            made = value.array()
+            self._bytes = limits.memory(self._bytes + made.nbytes, "the tensors together")
+        elif isinstance(value, dict):
+            made = {k: self.resolve(v) for k, v in value.items()}
+        else:
+            made = [self.resolve(v) for v in value]
+        self._done[id(value)] = value, made  # the value stays, so that no other has its id
+        return made
 
 
 def _has_tensors(value: Any) -> bool:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return isinstance(value, np.ndarray) or any(_has_tensors(inner) for inner in items)
+    left, seen = [value], set()
+    while left:
+        value = left.pop()
+        if isinstance(value, np.ndarray):
+            return True
+        if isinstance(value, dict | list) and id(value) not in seen:
+            seen.add(id(value))
+            left.extend(value.values() if isinstance(value, dict) else value)
+    return False
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    if isinstance(value, np.ndarray):
-        return {prefix: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+NAMES = 1 << 20
+"""The most tensors and other values that the containers of a file may hold, shared ones counted again."""
+
+
+def _flatten(loaded: Any) -> dict[str, np.ndarray]:
+    """Tensors by their dotted path, in the order of the file."""
     found: dict[str, np.ndarray] = {}
-    for key, inner in items:
-        for name, array in _flatten(inner, f"{prefix}.{key}" if prefix else str(key)).items():
-            add(found, name, array)
+    visited = 0
+
+    def visit(value: Any, prefix: str) -> None:
+        nonlocal visited
+        visited += 1
+        if visited > NAMES or len(prefix) > 4096:
+            raise ValueError(f"names of more than {NAMES} values or 4096 characters, expected a state dict")
+        if isinstance(value, np.ndarray):
+            add(found, prefix, value)
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, inner in items:
+            visit(inner, f"{prefix}.{key}" if prefix else str(key))
+
+    visit(loaded, "")
     return found

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from facejax.formats import limits
 from facejax.interop.names import Rule, convert
 
 _MAGIC = 0xDB4775248B80FB57
@@ -35,19 +36,22 @@ def read_checkpoint(prefix: str | os.PathLike[str], pattern: str = ".*") -> dict
     """
     path = pathlib.Path(f"{os.fspath(prefix)}.index")
     try:
+        limits.memory(path.stat().st_size, "the file")
         entries = dict(_table(path.read_bytes()))
         header = _message(entries.pop(b"", b""))
         shards = _number(header, 1)
         if _number(header, 2):
             raise ValueError("the byte order is big-endian")
+        total = 0
         chosen = {k.decode(): v for k, v in entries.items() if re.fullmatch(pattern, k.decode())}
         found = {}
         for name, value in chosen.items():
             try:
                 found[name] = _tensor(prefix, shards, _message(value))
+                total = limits.memory(total + found[name].nbytes, "the tensors together")
             except ValueError as error:
                 raise ValueError(f"tensor {name}: {error}") from error
-    except (OSError, ValueError, IndexError, struct.error) as error:
+    except (OSError, ValueError, IndexError, OverflowError, TypeError, struct.error) as error:
         raise ValueError(f"{path}: not a readable TensorFlow checkpoint: {error}") from error
     if not found:
         raise ValueError(f"{path}: no tensor name matches {pattern!r}")
@@ -107,6 +111,9 @@ def _tensor(prefix: str | os.PathLike[str], shards: int, entry: Mapping[int, lis
         raise ValueError(f"{size} bytes do not match shape {shape} of {dtype}")
     file = pathlib.Path(f"{os.fspath(prefix)}.data-{shard:05d}-of-{shards:05d}")
     with file.open("rb") as data:
+        there = max(os.fstat(data.fileno()).st_size - offset, 0)
+        if size > there:
+            raise ValueError(f"{file.name} is truncated, {size - there} bytes are missing")
         data.seek(offset)
         found = data.read(size)
     if len(found) != size:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from facejax.interop import keras_applications
 from facejax.interop.names import Rule, batch_norm, convert
 from facejax.interop.pytorch import read_weights
 
@@ -19,7 +20,8 @@ def load(path: str | os.PathLike[str], template: Any, key: str | None = None) ->
     """Variables from a PyTorch file; the tensor names determine the architecture.
 
     Args:
-      path: a state dict, or a checkpoint that contains one; see `read_weights`.
+      path: a state dict, or a checkpoint that contains one, see `read_weights`; or an HDF5 file of
+        `facejax.interop.keras_applications`.
       template: shapes of the model's variables. It may lack the auxiliary classifiers, and the last layer of VGG and
         ResNet.
       key: of the state dict in the checkpoint, if it contains several.
@@ -27,6 +29,8 @@ def load(path: str | os.PathLike[str], template: Any, key: str | None = None) ->
     Raises:
       ValueError: the weights do not match the template.
     """
+    if keras_applications.is_hdf5(path):
+        return keras_applications.load(path, template)
     tensors = read_weights(path, key)
     if "layer1.0.conv1.weight" in tensors:
         last = [] if "fc" in template["params"] else [_absent(r"fc\..*")]

@@ -325,6 +325,49 @@ def all_pairs_tar(embeddings: ArrayLike, labels: ArrayLike, fars: ArrayLike) -> 
     return all_pairs(embeddings, labels).tar(fars)
 
 
+def tar_intervals(
+    embeddings: ArrayLike, labels: ArrayLike, fars: ArrayLike, *, samples: int = 200, seed: int = 0
+) -> np.ndarray:
+    """95 % bootstrap intervals over people of `all_pairs_tar`, of at most a few thousand embeddings.
+
+    A sample draws as many people as there are, with replacement. A person drawn w times counts w times in the genuine
+    pairs, and w v times in the impostor pairs with one drawn v times; two copies of a person are no impostors.
+
+    Args:
+      embeddings: [N, D].
+      labels: [N].
+      fars: [F] in 0..1.
+      samples: number of samples.
+      seed: of the draws.
+
+    Returns:
+      [F, 2] ends of the intervals, the 2.5th and the 97.5th percentile; NaN where a person is alone.
+    """
+    embeddings, labels = _labelled(embeddings, labels)
+    fars = check_fars(fars)
+    _, person, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    first, second = np.triu_indices(len(labels), 1)
+    scores, same = (embeddings @ embeddings.T)[first, second], person[first] == person[second]
+    kept = int(min(2 * max(fars.max(initial=0), 0.05), 1) * (~same).sum()) + 1  # the best ones decide
+    order = np.flatnonzero(~same)[np.argsort(-scores[~same], kind="stable")[:kept]]
+    impostors, pairs = scores[order], (person[first[order]], person[second[order]])
+    order = np.flatnonzero(same)[np.argsort(-scores[same], kind="stable")]
+    genuine, owner = -scores[order], person[first[order]]
+    rng, found = np.random.default_rng(seed), np.full((samples, len(fars)), np.nan)
+    for row in found:
+        drawn = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts)).astype(np.float64)
+        accepted = np.cumsum(drawn[pairs[0]] * drawn[pairs[1]])
+        images = drawn * counts
+        total = (images.sum() ** 2 - np.square(images).sum()) / 2
+        accepting = np.append(0, np.cumsum(drawn[owner]))
+        if total > 0 and accepting[-1] > 0:
+            place = np.searchsorted(accepted, fars * total * (1 + 1e-12), side="right")
+            worst = np.where(place < len(impostors), impostors[np.minimum(place, len(impostors) - 1)], -np.inf)
+            row[:] = accepting[np.searchsorted(genuine, -worst)] / accepting[-1]
+    alone = np.isnan(found).all()
+    return np.full((len(fars), 2), np.nan) if alone else np.nanpercentile(found, (2.5, 97.5), axis=0).T
+
+
 def leave_one_out_rank1(embeddings: ArrayLike, labels: ArrayLike) -> float:
     """Fraction of embeddings whose nearest other embedding, by cosine, has the same identity.
 

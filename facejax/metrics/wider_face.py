@@ -12,7 +12,6 @@ without boxes brings no false detections. Precision and recall are taken at 1000
 from __future__ import annotations
 
 import argparse
-import io
 import pathlib
 import sys
 import warnings
@@ -20,8 +19,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.io
 from numpy.typing import ArrayLike
+
+from facejax.formats import matfile
 
 SUBSETS = ("easy", "medium", "hard")
 THRESHOLDS = 1 - np.arange(1, 1001) / 1000
@@ -199,13 +199,12 @@ def read_truth(folder: str | pathlib.Path) -> Truth:
     """Reads the four .mat files of the official evaluation tools.
 
     Raises:
-      ValueError: names the file that is damaged or doesn't fit the others.
-      OSError: a file is missing.
+      ValueError: names the file that is missing, damaged or doesn't fit the others.
     """
     folder = pathlib.Path(folder)
     path = folder / "wider_face_val.mat"
     try:
-        content = _load(path)
+        content = matfile.variables(path, ("event_list", "file_list", "face_bbx_list"))
         events = [str(event[0]) for event in content["event_list"][:, 0]]
         sizes, files = _cells(content["file_list"])
         names = [f"{event}/{file[0]}" for event, file in zip(np.repeat(events, sizes), files, strict=True)]
@@ -214,14 +213,12 @@ def read_truth(folder: str | pathlib.Path) -> Truth:
             raise ValueError("the images of file_list and face_bbx_list differ, or a box hasn't four numbers")
         for subset in SUBSETS:
             path = folder / f"wider_{subset}_val.mat"
-            own_sizes, chosen = _cells(_load(path)["gt_list"])
+            own_sizes, chosen = _cells(matfile.variables(path, ("gt_list",))["gt_list"])
             if own_sizes != sizes:
                 raise ValueError("the images of gt_list are not those of wider_face_val.mat")
             subsets[subset] = [np.isin(np.arange(1, len(b) + 1), i) for b, i in zip(boxes, chosen, strict=True)]
             if [mask.sum() for mask in subsets[subset]] != [i.size for i in chosen]:
                 raise ValueError("gt_list has numbers that are no box of their image")
-    except OSError:
-        raise
     except Exception as error:  # another structure raises various exceptions
         raise ValueError(f"{path}: not the ground truth of WIDER FACE's evaluation tools: {error}") from error
     return Truth(names, [b.astype(np.float64) for b in boxes], subsets)
@@ -230,14 +227,6 @@ def read_truth(folder: str | pathlib.Path) -> Truth:
 def _cells(cells: np.ndarray) -> tuple[list[int], list[np.ndarray]]:
     """Numbers of images of the events of a nested cell array, and the entries of all images."""
     return [len(event) for event in cells[:, 0]], [entry for event in cells[:, 0] for entry in event[:, 0]]
-
-
-def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
-    data = path.read_bytes()
-    try:
-        return scipy.io.loadmat(io.BytesIO(data))
-    except Exception as error:  # damaged files raise various exceptions, OSError among them
-        raise ValueError(f"not a readable MATLAB file: {error}") from error
 
 
 def read_predictions(path: str | pathlib.Path) -> np.ndarray:

@@ -7,14 +7,13 @@ FaceWarehouse-style basis of 300W-LP (Model_Exp.mat), as the 3DDFA family uses t
 from __future__ import annotations
 
 import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.io
 from scipy.spatial import cKDTree
 
+from facejax.formats import matfile
 from facejax.morphable.model import MorphableModel
 from facejax.morphable.uv import uv_fragments, uv_position_map
 
@@ -58,7 +57,7 @@ def from_bfm(
       A model without the 98 landmarks, boundaries, named expressions, or regions other than the skin.
     """
     shape = _load(path, ("shapeMU", "shapePC", "shapeEV", "texMU", "texPC", "texEV", "tl"))
-    expression = _load(expression_path, ("mu_exp", "w_exp"))
+    expression = _load(expression_path, ("mu_exp", "w_exp"), ("sigma_exp",))
     if not 1 < shape["texMU"].max() <= 256:
         raise ValueError(f"{path}: texMU goes up to {shape['texMU'].max():.3g}, expected colours of 0..255")
     total = shape["shapeMU"].size // 3
@@ -108,15 +107,10 @@ def from_bfm(
     )
 
 
-def _load(path: str | os.PathLike[str], names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    try:
-        found = scipy.io.loadmat(pathlib.Path(path))
-    except Exception as error:  # damaged files raise various errors
-        raise ValueError(f"{path}: not a readable MATLAB file: {error}") from error
-    missing = [name for name in names if name not in found]
-    if missing:
-        raise ValueError(f"{path}: variables {', '.join(missing)} are missing, expected {', '.join(names)}")
-    return {k: np.asarray(v, np.float64) for k, v in found.items() if not k.startswith("__")}
+def _load(
+    path: str | os.PathLike[str], names: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
+    return {name: value.real.astype(np.float64) for name, value in matfile.numbers(path, names, optional).items()}
 
 
 def _orthonormal(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

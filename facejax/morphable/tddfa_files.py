@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import os
 import pathlib
-import pickle
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.io
 
+from facejax.formats import arrays, matfile, pickles
 from facejax.morphable.bfm import outward
 from facejax.morphable.parameters import Layout, LinearFace, Whitening, from_column
 
@@ -23,22 +23,6 @@ BFM_VERTICES = 53_215
 BFM_TRIANGLES = 105_840
 NO_NECK_VERTICES = 38_365
 """Of 3DDFA_V2's mesh, which ends above the neck."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Builds NumPy arrays and plain containers only, under the module names of any release."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy._core.numeric") and name in (
-            "ndarray",
-            "dtype",
-            "_reconstruct",
-            "_frombuffer",
-        ):
-            return super().find_class(module, name)
-        if (module, name) == ("_codecs", "encode"):  # how Python 2 wrote bytes
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"pickle refers to {module}.{name}, expected arrays and containers only")
 
 
 def read_whitening(path: str | os.PathLike[str], size: int | None = None) -> Whitening:
@@ -53,9 +37,13 @@ def read_whitening(path: str | os.PathLike[str], size: int | None = None) -> Whi
     Raises:
       ValueError: not such a file, or one of vectors of another size.
     """
-    found = read_pickle(path)
+    found = pickles.load(path)
     names = next(
-        (n for n in (("param_mean", "param_std"), ("mean", "std")) if isinstance(found, dict) and set(n) <= set(found)),
+        (
+            names
+            for names in (("param_mean", "param_std"), ("mean", "std"))
+            if isinstance(found, dict) and all(_numeric(found.get(name)) for name in names)
+        ),
         None,
     )
     if names is None:
@@ -68,22 +56,33 @@ def read_whitening(path: str | os.PathLike[str], size: int | None = None) -> Whi
     return Whitening(jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32))
 
 
-def read_landmark_face(folder: str | os.PathLike[str], layout: Layout | None = None) -> LinearFace:
+def _numeric(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "iuf"
+
+
+def read_landmark_face(
+    folder: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]], layout: Layout | None = None
+) -> LinearFace:
     """The 68 landmarks as a `LinearFace`, from u_base.txt, w_shp_base.txt and w_exp_base.txt of 3DDFA.
+
+    Args:
+      folder: of the files, or the path of each of them by these names.
+      layout: of the bases; None: that of 3DDFA.
 
     Raises:
       ValueError: a file is missing, or holds another number of landmarks or of components.
     """
-    folder, layout = pathlib.Path(folder), layout or Layout()
+    layout = layout or Layout()
     expected = {"u_base.txt": (204,), "w_shp_base.txt": (204, layout.shape), "w_exp_base.txt": (204, layout.expression)}
     arrays = []
     for name, shape in expected.items():
+        path = folder[name] if isinstance(folder, Mapping) else pathlib.Path(folder) / name
         try:
-            array = np.loadtxt(folder / name)
+            array = np.loadtxt(path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{folder / name}: not a readable table of numbers: {error}") from error
+            raise ValueError(f"{path}: not a readable table of numbers: {error}") from error
         if array.shape != shape:
-            raise ValueError(f"{folder / name}: {array.shape}, expected {shape}, 68 landmarks of three coordinates")
+            raise ValueError(f"{path}: {array.shape}, expected {shape}, 68 landmarks of three coordinates")
         arrays.append(from_column(array))
     mean, *bases = arrays
     bases = jnp.asarray(np.concatenate(bases, -1), jnp.float32)
@@ -142,18 +141,11 @@ def read_dense_face(folder: str | os.PathLike[str], layout: Layout) -> LinearFac
     """
     folder = pathlib.Path(folder)
 
-    def load(name: str) -> np.ndarray:
-        try:
-            return np.load(folder / name, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{folder / name}: not a readable array: {error}") from error
-
     names = ("u_shp.npy", "u_exp.npy", "w_shp_sim.npy", "w_exp_sim.npy", "keypoints_sim.npy")
-    u_shape, u_expression, shape, expression, landmarks = map(load, names)
-    try:
-        triangles = scipy.io.loadmat(folder / "tri.mat")["tri"].astype(int) - 1
-    except Exception as error:  # damaged files raise various exceptions
-        raise ValueError(f"{folder / 'tri.mat'}: no MATLAB file with the variable tri: {error}") from error
+    u_shape, u_expression, shape, expression, landmarks = (arrays.load(folder / name) for name in names)
+    triangles = matfile.numbers(folder / "tri.mat", ("tri",))["tri"].real.astype(int) - 1
+    if shape.ndim != 2 or expression.ndim != 2:
+        raise ValueError(f"{folder}: bases {shape.shape} and {expression.shape}, expected matrices")
     if (shape.shape[1], expression.shape[1]) != layout:
         raise ValueError(f"{folder}: bases of {shape.shape[1]} and {expression.shape[1]} components, expected {layout}")
     if u_shape.shape != u_expression.shape:
@@ -178,12 +170,3 @@ def landmark_vertices(flat: np.ndarray) -> np.ndarray:
     if (flat != flat[:, :1] + np.arange(3)).any() or (flat[:, 0] % 3).any():
         raise ValueError("landmark indices: expected 3v, 3v + 1, 3v + 2 of one vertex after the other")
     return flat[:, 0] // 3
-
-
-def read_pickle(path: str | os.PathLike[str]) -> Any:
-    """Arrays and containers of a pickle file. Raises ValueError for any other content."""
-    try:
-        with open(path, "rb") as file:
-            return _Unpickler(file, encoding="latin1").load()
-    except Exception as error:  # damaged pickles raise various exceptions
-        raise ValueError(f"{path}: not a readable pickle of arrays: {error}") from error

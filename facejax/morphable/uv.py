@@ -113,7 +113,7 @@ def read_prnet_layout(folder: str | os.PathLike[str]) -> UVLayout:
     path = folder / "uv_kpt_ind.txt"
     try:
         columns, rows = np.loadtxt(path).astype(int)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: not a table of columns and rows: {error}") from error
     if columns.shape != (68,) or min(columns.min(), rows.min()) < 0 or max(columns.max(), rows.max()) > 255:
         raise ValueError(f"{path}: expected 68 columns and 68 rows of 0 to 255")

@@ -62,7 +62,7 @@ def knn(features: np.ndarray, k: int, *, method: str = "exact", block: int = 819
         return Neighbours(*map(np.asarray, found))
     else:
         raise ValueError(f"method is {method!r}: expected exact, approximate or faiss")
-    return _itself_first(np.asarray(ids, np.int32), np.asarray(similarity))
+    return itself_first(np.asarray(ids, np.int32), np.asarray(similarity))
 
 
 def nearest(features: jax.Array, k: int, *, exact: bool = True, block: int = 8192) -> Neighbours:
@@ -78,10 +78,10 @@ def nearest(features: jax.Array, k: int, *, exact: bool = True, block: int = 819
     if not 1 <= k <= count:
         raise ValueError(f"k is {k}: expected 1 to {count}, the number of rows")
     similarity, ids = _blocks(features, k=k, size=min(block, -(-count // 32) * 32), exact=exact)
-    return _itself_first(ids, similarity)
+    return itself_first(ids, similarity)
 
 
-def _itself_first(ids: Any, similarity: Any) -> Neighbours:
+def itself_first(ids: Any, similarity: Any) -> Neighbours:
     """Puts every row first in its own list, even if it ties with duplicates."""
     xp = jnp if isinstance(ids, jax.Array) else np
     rows = xp.arange(len(ids), dtype=np.int32)[:, None]
@@ -95,6 +95,10 @@ def _itself_first(ids: Any, similarity: Any) -> Neighbours:
     )
 
 
+CROWD = 8
+"""A row with this many times k candidates, as one of thousands of equal rows has, takes the best of all at once."""
+
+
 def _on_host(features: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Similarities and ids of the k best, [N, k]; sorts only candidates above a row's current k-th best."""
     starts = np.linspace(0, len(features), -(-len(features) // block) + 1).astype(int)
@@ -103,7 +107,19 @@ def _on_host(features: np.ndarray, k: int, block: int) -> tuple[np.ndarray, np.n
 
     def offer(rows: slice, columns: slice, products: np.ndarray, bar: np.ndarray, axis: int) -> None:
         """Merges products [R, C] (axis 1) or [C, R] (axis 0) above the threshold [R] into the best of the rows."""
-        above = np.flatnonzero(products > np.expand_dims(bar, axis))
+        better = products > np.expand_dims(bar, axis)
+        crowded = np.flatnonzero(np.count_nonzero(better, axis) > max(CROWD * k, 256))
+        for part in np.array_split(crowded, -(-len(crowded) // 512)) if len(crowded) else ():
+            new = products[part] if axis else products[:, part].T
+            pool = np.concatenate([values[rows][part], new], 1)
+            best = np.argpartition(pool, pool.shape[1] - k, axis=1)[:, -k:]  # many times faster on ties than -pool
+            kept = np.take_along_axis(ids[rows][part], np.minimum(best, k - 1), 1)
+            ids[rows.start + part] = np.where(best < k, kept, columns.start + best - k)
+            values[rows.start + part] = np.take_along_axis(pool, best, 1)
+        better[crowded if axis else (slice(None), crowded)] = False
+        above = np.flatnonzero(better)
+        if not len(above):
+            return
         place = np.unravel_index(above, products.shape)
         order = slice(None) if axis else np.argsort(place[1], kind="stable")
         row, column, value = place[1 - axis][order], place[axis][order], products.ravel()[above][order]

@@ -41,7 +41,7 @@ class QualityBranch(nn.Module):
             x = Conv(self.features, 3, padding=1, use_bias=True, kernel_init=small, name=f"conv{i}")(x)
         window = min(7, *x.shape[1:3])
         x = avg_pool(x, (window, window), (window, window))
-        return jax.nn.sigmoid(nn.Dense(1, kernel_init=small, name="out")(x.reshape(len(x), -1))[:, 0])
+        return jax.nn.sigmoid(nn.Dense(1, kernel_init=small, name="out")(x.reshape(x.shape[0], -1))[:, 0])
 
 
 def set_triplet_loss(sets: jax.Array, people: jax.Array, *, margin: float = 1.2) -> jax.Array:

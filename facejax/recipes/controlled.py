@@ -13,6 +13,7 @@ import numpy as np
 from facejax.data.model_aligned import ModelAlignedImages
 from facejax.evaluate import control, generation
 from facejax.evaluate.control import Fitting
+from facejax.formats import arrays
 from facejax.generation import discofacegan, stylegan
 from facejax.generation.discofacegan import Autoencoder, Decoder, Face, Latents, Layout
 from facejax.morphable import bfm, lighting, tddfa_files
@@ -473,10 +474,9 @@ def read_variables(path: str, shapes: Any) -> Any:
       ValueError: no such file, or one without a variable, or with one of another shape.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = dict(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"perception.weights {path!r}: not a readable .npz file: {error}") from error
+        found = arrays.load_all(path)
+    except ValueError as error:
+        raise ValueError(f"perception.weights: {error}") from error
 
     def pick(place: Any, shape: Any) -> jax.Array:
         name = "/".join(entry.key for entry in place)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import pathlib
 import re
@@ -71,10 +70,10 @@ def newest_images(
     folder = pathlib.Path(workdir)
     if not (folder / "config.json").is_file():
         raise ValueError(f"{folder} holds no config.json: expected the --workdir of a run")
-    saved = json.loads((folder / "config.json").read_text())
-    if saved["experiment"].partition(":")[0] != name:
-        raise ValueError(f"{folder} is a run of {saved['experiment']}: expected one of {name}")
-    config = ConfigDict(saved["config"])
+    experiment, saved = warm_start.read_run(folder)
+    if experiment.partition(":")[0] != name:
+        raise ValueError(f"{folder} is a run of {experiment}: expected one of {name}")
+    config = ConfigDict(saved)
     config.train.devices = 0
     state, step = warm_start.newest(folder, build(config))
     return sample(config, state, numbers, **options), step

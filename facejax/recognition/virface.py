@@ -67,7 +67,7 @@ class FaceResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{stage}_{block}",
                 )(x, train=train)
-        x = x.reshape(len(x), -1).astype(jnp.float32)
+        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
         x = nn.Dense(self.embedding_size, kernel_init=torch_default, name="fc")(x)
         return norm(name="features")(x, train=train)
 

@@ -76,7 +76,7 @@ class FourConvolutions(nn.Module):
         for i, width in enumerate(self.widths):
             x = ConvNorm(width, 3, 2 if i == 0 else 1, 1, dtype=self.dtype, name=f"conv{i}")(x, train=train)
             x = max_pool(x, (2, 2), (2, 2)) if i < len(self.widths) - 1 else x
-        x = nn.relu(nn.Dense(self.hidden, name="hidden")(x.reshape(len(x), -1).astype(jnp.float32)))
+        x = nn.relu(nn.Dense(self.hidden, name="hidden")(x.reshape(x.shape[0], -1).astype(jnp.float32)))
         return nn.Dense(self.outputs, kernel_init=nn.initializers.normal(0.01), name="fc")(x)
 
 
@@ -113,12 +113,12 @@ class Cascade(nn.Module):
         if size % self.coarse:
             raise ValueError(f"Cascade: crops of {size} pixels, expected a multiple of coarse, {self.coarse}")
         code, found = pncc.coordinate_code(face.mean), []
-        current = jnp.zeros((len(images), whitening.mean.shape[0]))
+        current = jnp.zeros((images.shape[0], whitening.mean.shape[0]))
         for stage in range(self.stages):
             current = lax.stop_gradient(current)
             seen = current[:1] if stage == 0 else current  # all begin with the same face
             picture = self._picture(seen, face, code, whitening, size)
-            picture = jnp.broadcast_to(picture, (len(images), size, size, 3))
+            picture = jnp.broadcast_to(picture, (images.shape[0], size, size, 3))
             both = jnp.concatenate([images, picture.astype(images.dtype)], -1)
             current = current + self.make(name=f"stage{stage}")(both, train=train)
             found.append(current)

@@ -64,7 +64,7 @@ class Discriminator(nn.Module):
                 options = {"strides": j + 1, "use_bias": self.norm_bias, "kernel_init": torch_default}
                 x = Conv(width, size, padding=padding, dtype=self.dtype, name=f"conv{i}_{j}", **options)(x)
                 x = leaky(BatchNorm(self.axis_name, dtype=self.dtype, name=f"bn{i}_{j}")(x, train=train))
-        x = x.reshape(len(x), -1).astype(jnp.float32)
+        x = x.reshape(x.shape[0], -1).astype(jnp.float32)
         x = leaky(nn.Dense(self.hidden, kernel_init=torch_default, name="hidden")(x))
         return nn.Dense(1, kernel_init=torch_default, name="score")(x)[:, 0]
 

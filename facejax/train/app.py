@@ -309,10 +309,10 @@ def _open_workdir(folder: pathlib.Path, name: str, config: ConfigDict, read_only
     file = folder / "config.json"
     ours = {"experiment": name, "config": json.loads(config.to_json_best_effort())}
     if file.exists():
-        theirs = json.loads(file.read_text())
-        if theirs["experiment"].partition(":")[0] != name.partition(":")[0]:
-            raise ValueError(f"{folder} is a run of {theirs['experiment']}, not of {name}: choose another --workdir")
-        _compare(folder, dict(_flatten(theirs["config"])), dict(_flatten(ours["config"])))
+        experiment, theirs = warm_start.read_run(folder)
+        if experiment.partition(":")[0] != name.partition(":")[0]:
+            raise ValueError(f"{folder} is a run of {experiment}, not of {name}: choose another --workdir")
+        _compare(folder, dict(_flatten(theirs)), dict(_flatten(ours["config"])))
         if not read_only and "train" in config:
             check_steps(folder, config.train.steps)
     elif folder.is_dir() and any(folder.iterdir()) and not read_only:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from facejax.formats import texts
 from facejax.train.checkpoint import Progress
 
 if TYPE_CHECKING:
@@ -55,8 +56,14 @@ class MetricsFile:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, float]]:
-    """All logged points in order; empty if the file does not exist."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """All logged points in order; empty if the file does not exist. Raises ValueError for a damaged line."""
+    points = []
+    for number, line in enumerate(texts.read(path).splitlines() if path.exists() else (), 1):
+        try:
+            points.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number}: not a point of a log: {error}") from error
+    return points
 
 
 class Logger:
@@ -87,15 +94,15 @@ class Logger:
         self._bar.update(step - self._bar.n)
 
     def train(self, step: int, values: Mapping[str, float], examples: int) -> None:
-        """Logs means over the steps since the last call, and the speed in samples per second."""
+        """Logs means over the steps since the last call, which took so many examples, and the speed in samples/s."""
         now = time.monotonic()
-        speed = (step - self._step) * examples / max(now - self._since, 1e-9)
+        taken = max(now - self._since, 1e-9)
+        speed, left = examples / taken, (self._steps - step) * taken / max(step - self._step, 1)
         self._since, self._step = now, step
         self._write(step, {f"train/{k}": v for k, v in values.items()}, {"speed/examples_per_second": speed})
         text = "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         self._bar.set_postfix_str(f"{text}  {speed:.0f} samples/s", refresh=False)
         if self._lines:
-            left = (self._steps - step) * examples / max(speed, 1e-9)
             print(f"step {step}/{self._steps}  {text}  {speed:.0f} samples/s  {left:.0f} s left", flush=True)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:

@@ -198,7 +198,7 @@ def train(
         main = jax.process_index() == 0
         logger = Logger(workdir if main else None, progress, options.steps, enabled=main and not quiet)
         stack.callback(logger.close)
-        window, report, checked = Window(progress.pending), None, set()
+        window, report, checked, examples = Window(progress.pending), None, set(), 0
 
         def save(step: int, evaluate: bool, wait: bool = False) -> None:
             if checkpointer is None:
@@ -233,11 +233,13 @@ def train(
                     checked.add(name)
                 state, metrics = executor.step(state, executor.put(batch), name)
                 window.add(done, metrics)
+                examples += _examples(experiment.batch_of(name), options.batch_size)
                 logger.advance(done)
                 last = done == options.steps
                 if last or done % options.log_every == 0:
                     counts = {"replaced": iterator.replaced} if skips else {}
-                    logger.train(done, {**window.means(), **counts}, options.batch_size)
+                    logger.train(done, {**window.means(), **counts}, examples)
+                    examples = 0
                 due = last or bool(options.eval_every and done % options.eval_every == 0)
                 stop = termination.asked(done) and not last
                 if last or stop or (done % options.save_every == 0 and checkpointer and checkpointer.due()):
@@ -295,6 +297,11 @@ def _start(
         iterator.set_state(saved.data)
     abstract = executor.abstract(experiment.abstract_state(saved.progress.step))
     return executor.place(saved.state(abstract)), saved.progress
+
+
+def _examples(batch: dict[str, jax.ShapeDtypeStruct], default: int) -> int:
+    """Examples in a global batch; `default` for one without arrays."""
+    return next((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.shape), default)
 
 
 def _check_batch(batch: dict[str, Any], shapes: dict[str, jax.ShapeDtypeStruct], processes: int) -> None:

@@ -237,24 +237,33 @@ def map_batches(
     Raises:
       ValueError: no samples, or `load` made fewer or more of them than its slice has.
     """
+    return mapper(fn, variables, batch_size)(inputs, load)
+
+
+def mapper(fn: Callable[[Any, Any], Any], variables: Any, batch_size: int) -> Callable[..., Any]:
+    """The function (inputs, load) of `map_batches`, for several sets of inputs: it compiles once."""
     mesh = Mesh(np.asarray(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
     size = -(-batch_size // mesh.size) * mesh.size
-    count = len(inputs) if load else jax.tree.leaves(inputs)[0].shape[0]
-    if count == 0:
-        raise ValueError("map_batches: got no samples, expected at least one")
     variables = jax.device_put(variables, replicated)
     run = jax.jit(fn, in_shardings=(replicated, split), out_shardings=split)
 
-    def part(start: int) -> Any:
-        stop = min(start + size, count)
-        batch = load(inputs[start:stop]) if load else jax.tree.map(lambda x: x[start:stop], inputs)
-        if lengths := {len(x) for x in jax.tree.leaves(batch)} - {stop - start}:
-            raise ValueError(f"map_batches: loaded {lengths.pop()} samples of the {stop - start} at {start}")
-        return jax.tree.map(lambda x: _pad(np.asarray(x), size), batch)
+    def apply(inputs: Any, load: Callable[[Any], Any] | None = None) -> Any:
+        count = len(inputs) if load else jax.tree.leaves(inputs)[0].shape[0]
+        if count == 0:
+            raise ValueError("map_batches: got no samples, expected at least one")
 
-    outputs = [run(variables, part(start)) for start in range(0, count, size)]
-    return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *outputs)
+        def part(start: int) -> Any:
+            stop = min(start + size, count)
+            batch = load(inputs[start:stop]) if load else jax.tree.map(lambda x: x[start:stop], inputs)
+            if lengths := {len(x) for x in jax.tree.leaves(batch)} - {stop - start}:
+                raise ValueError(f"map_batches: loaded {lengths.pop()} samples of the {stop - start} at {start}")
+            return jax.tree.map(lambda x: _pad(np.asarray(x), size), batch)
+
+        outputs = [run(variables, part(start)) for start in range(0, count, size)]
+        return jax.tree.map(lambda *parts: np.concatenate([np.asarray(p) for p in parts])[:count], *outputs)
+
+    return apply
 
 
 def _pad(x: np.ndarray, size: int) -> np.ndarray:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from facejax.formats import texts
 from facejax.train import checkpoint, parallel
 from facejax.train.loop import Options, train
 from facejax.train.report import Report
@@ -39,7 +40,7 @@ def restore(workdir: str | os.PathLike[str], build: Build, expected: Mapping[str
     if not (folder / "config.json").exists():
         stage = f" of stage {expected['stage']!r}" if "stage" in expected else ""
         raise ValueError(f"{folder} holds no config.json: expected a finished run{stage}")
-    config = ConfigDict(json.loads((folder / "config.json").read_text())["config"])
+    config = ConfigDict(read_run(folder)[1])
     for field, wanted in expected.items():
         if (found := _field(config, field)) != wanted:
             raise ValueError(f"{folder} is a run with {field} {found!r}: expected {wanted!r}")
@@ -48,6 +49,15 @@ def restore(workdir: str | os.PathLike[str], build: Build, expected: Mapping[str
     if step != config.train.steps:
         raise ValueError(f"{folder} has come to step {step}: expected the last, {config.train.steps}")
     return jax.tree.map(_to_numpy, state)
+
+
+def read_run(folder: pathlib.Path) -> tuple[str, dict[str, Any]]:
+    """Name and configuration of a run, of its config.json. Raises ValueError for another file."""
+    found = texts.read_json(folder / "config.json", dict)
+    name, config = found.get("experiment"), found.get("config")
+    if not isinstance(name, str) or not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'}: no experiment and no config, expected the file of a run")
+    return name, config
 
 
 def previous_stage(settings: ConfigDict, build: Build, workdir: str, same: Sequence[str]) -> TrainState:

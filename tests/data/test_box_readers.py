@@ -233,7 +233,7 @@ def damaged(*path, value=None):
 @pytest.mark.parametrize(
     "content,message",
     [
-        ([], "no list images: expected a COCO file"),
+        ([], "labels.txt: holds a list, expected a dict"),
         (damaged("categories"), "no list categories"),
         (damaged("annotations", 1, "bbox"), "annotation 1: no 'bbox', in {'id': 2"),
         (damaged("annotations", 0, "bbox", value=[1, 2, 3]), "annotation 0: not enough values"),

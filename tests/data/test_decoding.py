@@ -69,3 +69,35 @@ def test_errors_name_the_file_or_the_record(picture, tmp_path):
         transforms.decode(source[3]["image"])
     with pytest.raises(BadImage, match=r"^train\.rec, record 7: an image of 0 bytes"):
         transforms.decode(ImageFile(b"", "train.rec, record 7"))
+
+
+def test_sizes_are_read_before_pixels():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    for suffix in (".jpg", ".png", ".webp", ".bmp", ".tiff", ".ppm"):
+        assert decoding.size(cv2.imencode(suffix, pixels)[1].tobytes()) == (9, 6)
+    for kind in ("GIF", "AVIF"):
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, kind)
+        assert decoding.size(stream.getvalue()) == (9, 6)
+    with pytest.raises(BadImage, match="an image of 9 bytes does not decode: expected a JPEG, PNG"):
+        decoding.size(b"no image.")
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tiff"])
+def test_pictures_above_the_limit_are_refused(suffix, monkeypatch):
+    encoded = ImageFile(cv2.imencode(suffix, np.zeros((20, 30, 3), np.uint8))[1].tobytes(), "big.file")
+    monkeypatch.setenv("FACEJAX_MAX_MEGAPIXELS", "0.0006")
+    assert transforms.decode(encoded).shape == (20, 30, 3)
+    monkeypatch.setenv("FACEJAX_MAX_MEGAPIXELS", "0.0005")
+    with pytest.raises(
+        BadImage, match=r"big\.file: .* 30 x 20 pixels: expected at most 0\.0005 million \(FACEJAX_MAX_ME"
+    ):
+        transforms.decode(encoded)
+
+
+def test_a_png_of_more_pixels_than_its_bytes_can_hold_is_refused(monkeypatch):
+    encoded = cv2.imencode(".png", np.zeros((40, 50), np.uint8))[1].tobytes()
+    assert transforms.decode(encoded).shape == (40, 50, 3)
+    monkeypatch.setattr(decoding, "DEFLATE", 2)
+    with pytest.raises(BadImage, match="50 x 40 pixels in so few bytes"):
+        transforms.decode(encoded)

@@ -70,8 +70,11 @@ def swap(path, old, new):
             lambda r: scipy.io.savemat(r / "dmos.mat", {"dmos": np.zeros(9)}),
             r"dmos\.mat: dmos has 9 values: expected 15",
         ),
-        (lambda r: scipy.io.savemat(r / "dmos.mat", {"dmos": np.zeros(15)}), r"dmos\.mat: orgs has 0 values"),
-        (lambda r: (r / "dmos.mat").write_bytes(b"no"), r"dmos\.mat: not a readable MATLAB file"),
+        (
+            lambda r: scipy.io.savemat(r / "dmos.mat", {"dmos": np.zeros(15)}),
+            r"dmos\.mat: .*no variable orgs, only dmos",
+        ),
+        (lambda r: (r / "dmos.mat").write_bytes(b"no"), r"dmos\.mat: expected a MATLAB file with dmos: no header"),
         (
             lambda r: scipy.io.savemat(r / "dmos.mat", {"dmos": np.ones(15), "orgs": np.tile([0, 1, 0], 5)}),
             r"dmos\.mat: dmos is 1\.0 at 2: expected 0 for a copy",

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from facejax.data import pipeline, sources, streams
+from facejax.data import classification, pipeline, sources, streams
 from facejax.data.decoding import BadImage, ImageFile
 
 
@@ -155,3 +155,34 @@ def test_all_bad_images_are_found_at_once():
     assert [flaw.partition(":")[0] for flaw in flaws] == ["picture 3", "picture 7"]
     both.replace_bad()
     assert both.replaced == 0
+
+
+def test_other_processes_replace_bad_images_too():
+    def found(workers):
+        iterator = pipeline.train_batches(Pictures(12, (3, 7)), numbers, 4, seed=0, workers=workers, process=(0, 1))
+        iterator.replace_bad()
+        with contextlib.closing(iterator):
+            batches = [next(iterator) for _ in range(3)]
+        return batches, iterator.replaced
+
+    with pytest.warns(UserWarning, match="picture 7"):
+        here, count = found(0)
+    there, other = found(1)
+    assert count == other == 2
+    for a, b in zip(here, there, strict=True):
+        np.testing.assert_array_equal(a["number"], b["number"])
+        np.testing.assert_array_equal(a["draw"], b["draw"])
+
+
+def test_a_folder_of_held_out_images_is_checked_with_training(tmp_path):
+    for part, names in (("train", "ab"), ("val", "b")):
+        for name in names:
+            (tmp_path / part / name).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / part / name / "0.png"), np.zeros((2, 2), np.uint8))
+    (tmp_path / "val" / "b" / "1.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match="no image of 1 of 2 classes"):
+        train, held_out = classification.folders(tmp_path)
+    assert (len(train), len(held_out), len(train.whole)) == (2, 2, 4)
+    count, flaws = pipeline.train_batches(train, numbers, 2, seed=0, process=(0, 1)).check_images()
+    assert count == 4
+    assert [flaw.partition(": ")[0] for flaw in flaws] == [str(tmp_path / "val" / "b" / "1.png")]

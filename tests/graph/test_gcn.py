@@ -70,6 +70,24 @@ def test_equals_dense_matrices_in_values_and_gradients(problem):
     )
 
 
+@pytest.mark.parametrize("nodes", [2, 3, 40, 60])
+def test_the_laplacian_of_a_ring(nodes):
+    """All nodes have two neighbours: ones are an eigenvector of eigenvalue 0. The largest is 2 in even rings."""
+    ring = np.arange(nodes)
+    scaled = dense(gcn.scaled_laplacian(*graphs.undirected(ring, (ring + 1) % nodes), nodes))
+    largest = 1 - np.cos(2 * np.pi / nodes * np.arange(nodes)).min() if nodes > 2 else 2
+    values = np.linalg.eigvalsh(scaled)
+    assert values.max() == pytest.approx(1, abs=1e-5)
+    assert values.min() == pytest.approx(-1, abs=1e-5)
+    assert scaled[0, 0] == pytest.approx(2 / largest - 1, abs=1e-5)
+
+
+def test_the_laplacian_of_one_node():
+    none = np.zeros(0, int)
+    np.testing.assert_allclose(dense(gcn.scaled_laplacian(none, none, 1)), [[1]])
+    np.testing.assert_allclose(dense(gcn.scaled_laplacian(np.zeros(1, int), np.zeros(1, int), 1)), [[-1]])
+
+
 def test_chebyshev_equals_dense_polynomials(problem):
     rng = np.random.default_rng(0)
     source, destination = graphs.undirected(rng.integers(0, 12, 30), rng.integers(0, 12, 30))

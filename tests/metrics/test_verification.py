@@ -251,3 +251,44 @@ def test_roc_equals_scikit_learn():
 def test_invalid_input_raises(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def repeated_tar(scores, people, drawn, fars):
+    """The TARs of people drawn `drawn` times each: every copy is a person of its own, but no impostor of its copies."""
+    copies = [(person, copy, i) for i, person in enumerate(people) for copy in range(drawn[person])]
+    genuine, impostors = [], []
+    for n, (p, c, i) in enumerate(copies):
+        for q, d, j in copies[:n]:
+            if (p, c) == (q, d):
+                genuine.append(scores[i, j])
+            elif p != q:
+                impostors.append(scores[i, j])
+    same = np.repeat([True, False], [len(genuine), len(impostors)])
+    return v.tar_at_far([*genuine, *impostors], same, fars)
+
+
+def test_intervals_are_those_of_people_drawn_again(monkeypatch):
+    rng = np.random.default_rng(0)
+    people = rng.permutation(np.repeat(np.arange(7), (1, 2, 2, 3, 3, 4, 5)))
+    features = v.unit_rows(np.eye(7)[people] + 0.6 * rng.normal(size=(20, 7)))
+    fars, found = (0.3, 0.1, 0.02), []
+    monkeypatch.setattr(v.np, "nanpercentile", lambda x, *_, **__: found.append(x) or np.zeros((2, 3)))
+    v.tar_intervals(features, people, fars, samples=12, seed=5)
+    draws = np.random.default_rng(5)
+    for row in found[0]:
+        drawn = np.bincount(draws.integers(7, size=7), minlength=7)
+        np.testing.assert_allclose(row, repeated_tar(features @ features.T, people, drawn, fars))
+
+
+def test_intervals_hold_the_value_and_narrow_with_people():
+    rng = np.random.default_rng(0)
+
+    def width(count):
+        people = np.repeat(np.arange(count), 4)
+        features = rng.normal(size=(count, 16))[people] + 0.9 * rng.normal(size=(4 * count, 16))
+        low, high = v.tar_intervals(features, people, (0.01,))[0]
+        assert low <= v.all_pairs_tar(features, people, (0.01,))[0] <= high
+        return high - low
+
+    assert 0 < width(150) < 0.6 * width(20)
+    assert np.isnan(v.tar_intervals(np.eye(3), np.arange(3), (0.1,))).all()

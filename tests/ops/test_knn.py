@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from facejax.ops import components, knn
+from facejax.ops import components, knn, vectors
 
 
 def brute(features, k):
@@ -101,3 +101,25 @@ def test_components_equal_scipy():
     expected = scipy.sparse.csgraph.connected_components(matrix, directed=False)[1]
     np.testing.assert_array_equal(components.connected_components(a, b, 60), expected)
     assert len(set(components.connected_components(np.zeros(0, int), np.zeros(0, int), 4))) == 4
+
+
+@pytest.mark.parametrize("block", [150, 8192])
+def test_many_equal_rows_are_exact_and_take_little_memory(block, monkeypatch):
+    """400 of 1,000 rows are equal; the pools of candidates stay narrow."""
+    monkeypatch.setattr(knn, "CROWD", 2)
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(1000, 8)).astype(np.float32)
+    rows[rng.permutation(1000)[:400]] = rows[0]
+    widest, full = [], np.full
+
+    def watched(shape, *rest):
+        widest.append(shape[-1])
+        return full(shape, *rest)
+
+    monkeypatch.setattr(knn.np, "full", watched)
+    found, (_, similarity) = knn.knn(rows, 5, block=block), brute(rows, 5)
+    np.testing.assert_allclose(found.similarity, similarity, atol=1e-6)
+    assert all(len(set(ids)) == 5 for ids in found.ids)
+    unit = vectors.unit_rows(rows)
+    np.testing.assert_allclose(np.einsum("nd,nkd->nk", unit, unit[found.ids]).clip(0), found.similarity, atol=1e-5)
+    assert max(widest) <= 5 + 256

@@ -1,10 +1,8 @@
-"""The hourglass trunk in PyTorch with the names of CornerNet's and CenterNet's code, and the mapping of these names."""
+"""The hourglass trunk in PyTorch with the names of CornerNet's and CenterNet's code."""
 
 import itertools
 
 import pytest
-
-from facejax.interop.names import Rule, batch_norm
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
 nn = torch.nn
@@ -70,53 +68,6 @@ class Trunk(nn.Module):
             if i < len(self.inters):
                 x = self.inters[i]((self.inters_[i](x) + self.cnvs_[i](found[-1])).relu())
         return found
-
-
-def convolution(source, target):
-    return [Rule(rf"{source}\.conv\.weight", f"params/{target}/conv/kernel", "conv"), *plain_norm(source, target)]
-
-
-def plain_norm(source, target):
-    return batch_norm(rf"{source}\.bn", f"{target}/bn")
-
-
-def pair(source, target):
-    """A convolution and a batch norm in a Sequential."""
-    return [
-        Rule(rf"{source}\.0\.weight", f"params/{target}/conv/kernel", "conv"),
-        *batch_norm(rf"{source}\.1", f"{target}/bn"),
-    ]
-
-
-def residual(source, target, group):
-    """`group` is the back-reference of our block's number, so `source` may have groups."""
-    rules = pair(rf"{source}\.skip", f"{target}/shortcut")
-    kernel = Rule(rf"{source}\.conv(\d)\.weight", rf"params/{target}/conv\{group}/conv/kernel", "conv")
-    return [*rules, kernel, *batch_norm(rf"{source}\.bn(\d)", rf"{target}/conv\{group}/bn")]
-
-
-def rules(order, trunk="trunk"):
-    """Of a trunk of a given order; `trunk` is its name in our network."""
-    found = [*convolution(r"pre\.0", f"{trunk}/stem_conv"), *residual(r"pre\.1", f"{trunk}/stem_block", 1)]
-    for depth in range(order):
-        source = r"kps\.(\d+)" + r"\.low2" * depth + r"\.(up1|low1|low2|low3)\.(\d+)"
-        found += residual(source, rf"{trunk}/stack\1" + "/low2" * depth + r"/\2_\3", 4)
-    found += convolution(r"cnvs\.(\d+)", rf"{trunk}/features\1")
-    for i in (0, 1):
-        found += residual(rf"inters\.{i}", f"{trunk}/between{i + 1}", 1)
-        found += pair(rf"inters_\.{i}", f"{trunk}/old{i + 1}")
-        found += pair(rf"cnvs_\.{i}", f"{trunk}/new{i + 1}")
-    return found
-
-
-def head(source, target):
-    """Rules of `Head`; `source` and `target` share groups."""
-    parts = ((r"0\.conv", "conv"), ("1", "output"))
-    return [
-        Rule(rf"{source}\.{theirs}\.{kind}", f"params/{target}/{ours}/{name}", layout)
-        for theirs, ours in parts
-        for kind, name, layout in (("weight", "kernel", "conv"), ("bias", "bias", "same"))
-    ]
 
 
 def make_head(inputs, width, outputs):

@@ -12,8 +12,7 @@ from facejax.backbones.hourglass import Hourglass
 from facejax.backbones.resnet import ResNet
 from facejax.detection import centernet
 from facejax.detection.base import Truth
-from facejax.interop import torchvision
-from facejax.interop.names import Rule, batch_norm
+from facejax.interop import centernet as interop
 from tests.parity import hourglass
 from tests.parity.networks import assert_equal_training, assert_near, converted, nchw, numpy_nhwc, randomized, template
 from tests.parity.test_deformable_torch import deform_conv2d_torch
@@ -41,17 +40,6 @@ class DCN(nn.Module):
         return (y + self.bias).permute(0, 3, 1, 2)
 
 
-class ConvTranspose(nn.Module):
-    """Its weight is stored as [outputs, inputs, 4, 4], so that the rule of convolutions converts it."""
-
-    def __init__(self, width):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width, width, 4, 4))
-
-    def forward(self, x):
-        return F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2, padding=1)
-
-
 class Heads(nn.Module):
     def add_heads(self, inputs):
         for name, (_, outputs) in HEADS.items():
@@ -71,7 +59,7 @@ class ResNetUpReference(Heads):
         layers, a = [], widths[-1]
         for b in up:
             layers += [DCN(a, b), nn.BatchNorm2d(b), nn.ReLU()]
-            layers += [ConvTranspose(b), nn.BatchNorm2d(b), nn.ReLU()]
+            layers += [nn.ConvTranspose2d(b, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
             a = b
         self.deconv_layers = nn.Sequential(*layers)
         self.add_heads(a)
@@ -194,71 +182,6 @@ class HourglassReference(hourglass.Trunk):
         return [{ours: getattr(self, theirs)[i](f) for theirs, (ours, _) in HEADS.items()} for i, f in features]
 
 
-def deformable_rules(source, target):
-    offset = r"\.conv_offset_mask\."
-    return [
-        Rule(rf"{source}\.weight", f"params/{target}/kernel", "conv"),
-        Rule(rf"{source}\.bias", f"params/{target}/bias"),
-        Rule(rf"{source}{offset}weight", f"params/{target}/offset/kernel", "conv"),
-        Rule(rf"{source}{offset}bias", f"params/{target}/offset/bias"),
-    ]
-
-
-def head_rules():
-    found = []
-    for name, (ours, _) in HEADS.items():
-        for place, layer in ((0, "conv"), (2, "output")):
-            found.append(Rule(rf"{name}\.{place}\.weight", f"params/{ours}0/{layer}/kernel", "conv"))
-            found.append(Rule(rf"{name}\.{place}\.bias", f"params/{ours}0/{layer}/bias"))
-    return found
-
-
-def resnet_rules():
-    found = head_rules()
-    for rule in torchvision.resnet_rules():
-        kind, _, rest = rule.target.partition("/")
-        found.append(Rule(rule.source, f"{kind}/trunk/trunk/{rest}", rule.layout))
-    for i in range(3):
-        found += deformable_rules(rf"deconv_layers\.{6 * i}", f"trunk/conv{i}")
-        found += batch_norm(rf"deconv_layers\.{6 * i + 1}", f"trunk/conv_bn{i}")
-        found.append(Rule(rf"deconv_layers\.{6 * i + 3}\.weight", f"params/trunk/up{i}/kernel", "conv"))
-        found += batch_norm(rf"deconv_layers\.{6 * i + 4}", f"trunk/up_bn{i}")
-    return found
-
-
-def dla_rules():
-    found, base = head_rules(), "trunk/trunk"
-    found += hourglass.pair(r"base\.base_layer", f"{base}/base")
-    found += hourglass.pair(r"base\.level([01])", rf"{base}/level\1_0")
-    for source, target in (
-        (r"base\.level(\d)", rf"{base}/level\1"),
-        (r"base\.level(\d)\.tree(\d)", rf"{base}/level\1/tree\2"),
-    ):
-        found += hourglass.pair(rf"{source}\.project", f"{target}/project")
-        found += hourglass.convolution(rf"{source}\.root", f"{target}/root")
-        groups = source.count("(")
-        place, ours = rf"{source}\.tree(\d)\.", rf"{target}/tree\{groups + 1}/conv\{groups + 2}"
-        found.append(Rule(rf"{place}conv(\d)\.weight", f"params/{ours}/conv/kernel", "conv"))
-        found += batch_norm(rf"{place}bn(\d)", f"{ours}/bn")
-    for source, target, number in (
-        (r"dla_up\.ida_(\d)\.", r"trunk/ida\1/", r"\2"),
-        (r"ida_up\.", "trunk/last/", r"\1"),
-    ):
-        found.append(Rule(rf"{source}up_(\d)\.weight", f"params/{target}up{number}/kernel", "conv"))
-        for theirs, ours in (("proj", "project"), ("node", "node")):
-            layer = rf"{source}{theirs}_(\d)"
-            found += deformable_rules(rf"{layer}\.conv", f"{target}{ours}{number}_conv")
-            found += batch_norm(rf"{layer}\.actf\.0", f"{target}{ours}{number}_bn")
-    return found
-
-
-def hourglass_rules(order):
-    found = hourglass.rules(order)
-    for name, (ours, _) in HEADS.items():
-        found += hourglass.head(rf"{name}\.(\d+)", rf"{ours}\1")
-    return found
-
-
 DOUBLE = {"dtype": jnp.float64}
 STACKS = {"stacks": 2, "widths": (6, 6, 8), "depths": (1, 2, 2), "stem": 4, "features": 6}
 WIDTHS = (3, 4, 4, 6, 8, 10)
@@ -267,15 +190,19 @@ WIDTHS = (3, 4, 4, 6, 8, 10)
 def resnet_pair():
     trunk = ResNet((1, 1, 1, 2), False, widths=(4, 4, 6, 8), **DOUBLE)
     theirs = ResNetUpReference((1, 1, 1, 2), (4, 4, 6, 8), (6, 5, 4))
-    return centernet.ResNetUp(trunk, (6, 5, 4), **DOUBLE), theirs, resnet_rules()
+    return centernet.ResNetUp(trunk, (6, 5, 4), **DOUBLE), theirs, interop.resnet_rules()
 
 
 def dla_pair():
-    return DLAUp(DLA(widths=WIDTHS, **DOUBLE), centernet.deformable, **DOUBLE), DLAReference(WIDTHS), dla_rules()
+    return (
+        DLAUp(DLA(widths=WIDTHS, **DOUBLE), centernet.deformable, **DOUBLE),
+        DLAReference(WIDTHS),
+        interop.dla_rules(),
+    )
 
 
 def hourglass_pair():
-    return Hourglass(**STACKS, **DOUBLE), HourglassReference(**STACKS), hourglass_rules(2)
+    return Hourglass(**STACKS, **DOUBLE), HourglassReference(**STACKS), interop.hourglass_rules(2)
 
 
 @pytest.mark.parametrize(
@@ -297,6 +224,29 @@ def test_network(make, sizes):
             for got, want in zip(jax.tree.leaves(found), expected, strict=True):
                 assert_near(got, numpy_nhwc(want), 1e-6)
         assert_equal_training(net, theirs, images, rules, outputs=1e-6, inputs=1e-5, params=1e-6, statistics=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [(resnet_pair, [(32, 64), (64, 32)]), (dla_pair, [(32, 96), (64, 32)]), (hourglass_pair, [(31, 47), (45, 61)])],
+    ids=["resnet", "dla", "hourglass"],
+)
+def test_published_files(make, sizes, tmp_path):
+    """The layout of the authors' files: their names, BGR, and a classifier of DLA that nothing uses."""
+    trunk, theirs, _ = make()
+    theirs = randomized(theirs).eval()
+    state = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    if make is dla_pair:
+        state |= {"module.base.fc.weight": torch.ones(7, 10, 1, 1), "module.base.fc.bias": torch.ones(7)}
+    torch.save({"epoch": 230, "state_dict": state}, tmp_path / "ctdet.pth")
+    net = centernet.Net(trunk.clone(dtype=jnp.float32), 3, WIDTH)
+    variables = interop.load(tmp_path / "ctdet.pth", template(net, jnp.zeros((1, *sizes[0], 3))))
+    run = jax.jit(partial(net.apply, train=False))
+    for size in sizes:
+        images = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
+        expected = jax.tree.leaves(theirs(nchw(images[..., ::-1])))
+        for got, want in zip(jax.tree.leaves(run(variables, images)), expected, strict=True):
+            assert_near(got, numpy_nhwc(want), 1e-4)
 
 
 def authors_loss(raw, boxes, labels, masks, points, visible, ratio):

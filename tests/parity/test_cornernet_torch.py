@@ -8,6 +8,8 @@ import pytest
 from facejax.backbones.hourglass import Hourglass
 from facejax.detection import cornernet
 from facejax.detection.base import Truth
+from facejax.interop import hourglass_torch
+from facejax.interop.names import Rule, batch_norm
 from tests.parity import hourglass
 from tests.parity.networks import assert_equal_training, assert_near, converted, nchw, numpy_nhwc, randomized, template
 
@@ -63,16 +65,16 @@ class Reference(hourglass.Trunk):
 
 
 def rules():
-    found = hourglass.rules(len(SIZES["widths"]) - 1)
+    found = hourglass_torch.rules(len(SIZES["widths"]) - 1)
     for corner, name in (("tl", "top_left"), ("br", "bottom_right")):
         source, target = rf"{corner}_cnvs\.(\d+)\.", rf"{name}\1/"
         for theirs, ours in (("p1_conv1", "rows"), ("p2_conv1", "columns"), ("conv2", "conv")):
-            found += hourglass.convolution(source + theirs, target + ours)
+            found += hourglass_torch.convolution(source + theirs, target + ours)
         for conv, bn, ours in (("p_conv1", "p_bn1", "merge"), ("conv1", "bn1", "shortcut")):
-            found.append(hourglass.Rule(rf"{source}{conv}\.weight", f"params/{target}{ours}/conv/kernel", "conv"))
-            found += hourglass.batch_norm(source + bn, f"{target}{ours}/bn")
+            found.append(Rule(rf"{source}{conv}\.weight", f"params/{target}{ours}/conv/kernel", "conv"))
+            found += batch_norm(source + bn, f"{target}{ours}/bn")
         for theirs, ours in (("heats", "heat"), ("tags", "tag"), ("regrs", "offset")):
-            found += hourglass.head(rf"{corner}_{theirs}\.(\d+)", rf"{name}_{ours}\1")
+            found += hourglass_torch.head(rf"{corner}_{theirs}\.(\d+)", rf"{name}_{ours}\1")
     return found
 
 

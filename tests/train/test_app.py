@@ -22,7 +22,8 @@ from PIL import Image, ImageSequence
 from facejax.data import pipeline
 from facejax.data.decoding import BadImage, ImageFile
 from facejax.ops.conv import conv, conv_transpose
-from facejax.train import Experiment, Options, Report, app, optim, train
+from facejax.train import Experiment, Options, Report, app, logging, optim, train
+from facejax.train.checkpoint import Progress
 from facejax.train.claims import Claim, Runs, check_same, gains, measure, verdict
 from facejax.train.dry_run import dry_run, flops, peak_bytes
 from facejax.train.logging import read_metrics
@@ -421,3 +422,33 @@ def test_seeds_of_a_run(tmp_path):
     assert len(each) == 2
     assert float(both[1]) == pytest.approx(np.mean(each), abs=1e-4)
     assert float(both[3]) == pytest.approx(np.std(each, ddof=1), abs=2e-4)
+
+
+def test_speed_counts_the_examples_of_every_step(capsys, monkeypatch):
+    """40 examples in two seconds and two of four steps: two seconds are left."""
+    clock = iter((10.0, 12.0))
+    monkeypatch.setattr(logging.time, "monotonic", lambda: next(clock))
+    logger = logging.Logger(None, Progress(), 4)
+    logger._lines = True
+    logger.train(2, {"loss": 1.0}, 40)
+    assert capsys.readouterr().out == "step 2/4  loss 1  20 samples/s  2 s left\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", r"config\.json: holds a list, expected a dict"),
+        ("{", r"config\.json: not a readable JSON file"),
+        ('{"experiment": 3}', r"config\.json: no experiment and no config, expected the file of a run"),
+    ],
+)
+def test_a_damaged_config_is_named(tmp_path, toy, content, message):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        app.run(toy.get_config(), toy.build, name="toy", workdir=tmp_path, quiet=True)
+
+
+def test_a_damaged_log_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step"\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: not a point of a log"):
+        read_metrics(tmp_path / "metrics.jsonl")

@@ -14,6 +14,8 @@ import numpy as np
 
 from facejax.data import transforms
 from facejax.data.decoding import ImageFile
+from facejax.data.readers.boxes import inside
+from facejax.formats import arrays, texts
 
 SIZE = 120
 
@@ -41,10 +43,7 @@ class Aflw2000Crops:
 
     def __init__(self, folder: str | os.PathLike[str]):
         self._folder = folder = pathlib.Path(folder).expanduser()
-        try:
-            self.names = (folder / "crops.list").read_text().split()
-        except OSError as error:
-            raise ValueError(f"{folder / 'crops.list'}: not readable: {error}") from error
+        self.names = texts.read(folder / "crops.list").split()
         count = len(self.names)
         self.roi = _array(folder / "AFLW2000-3D_crop.roi_box.npy", (count, 4))
         if not (self.roi[:, 2:] > self.roi[:, :2]).all():
@@ -91,7 +90,7 @@ class Aflw2000Crops:
             raise ValueError(f"{path}: not a readable picture: {error}") from error
 
     def _path(self, index: int) -> pathlib.Path:
-        return self._folder / "crops" / self.names[index]
+        return inside(self._folder / "crops", self.names[index], f"{self._folder / 'crops.list'}")
 
     def _image(self, index: int) -> np.ndarray:
         path = self._path(index)
@@ -119,11 +118,7 @@ def read_detections(path: str | os.PathLike[str], names: Sequence[str]) -> tuple
       ValueError: the file is not readable, a line is damaged, or no picture has one.
     """
     found, path = {}, pathlib.Path(path).expanduser()
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not readable: {error}") from error
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(texts.read(path).splitlines(), 1):
         name, *values = line.strip().split(",")
         try:
             points = np.array(values, np.float32).reshape(68, 2)
@@ -139,10 +134,7 @@ def read_detections(path: str | os.PathLike[str], names: Sequence[str]) -> tuple
 
 
 def _array(path: pathlib.Path, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: not a readable array: {error}") from error
-    if array.shape != shape or not np.isfinite(array).all():
+    array = arrays.load(path)
+    if array.dtype.kind not in "biuf" or array.shape != shape or not np.isfinite(array).all():
         raise ValueError(f"{path}: {array.shape}, expected {shape} finite numbers as crops.list has names")
     return array

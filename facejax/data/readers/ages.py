@@ -8,10 +8,10 @@ import re
 
 import numpy as np
 
-from facejax.data.readers import matlab
 from facejax.data.readers.boxes import inside
 from facejax.data.readers.folder import SUFFIXES
 from facejax.data.readers.landmarks import Face, FaceImages, Path, floats, read_lines
+from facejax.formats import matfile
 
 OLDEST = 120
 """The highest age that a list may hold, years."""
@@ -43,7 +43,7 @@ def read_imdb_wiki(annotations: Path, pictures: Path, score: float = 1.0) -> Fac
     annotations = pathlib.Path(annotations)
     name = annotations.stem
     wanted = ("dob", "photo_taken", "full_path", "gender", "face_score", "second_face_score")
-    table = matlab.variables(annotations, (name,))[name]
+    table = matfile.variables(annotations, (name,))[name]
     if missing := [field for field in wanted if field not in (table.dtype.names or ())]:
         raise ValueError(f"{annotations}: {name} has no field {missing[0]}: expected {', '.join(wanted)}")
     columns = {field: np.asarray(table[field].ravel()[0]).ravel() for field in wanted}

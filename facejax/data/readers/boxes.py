@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import io
 import itertools
-import json
 import math
 import pathlib
 import warnings
@@ -19,9 +17,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
-from PIL import Image
 
-from facejax.data.decoding import BadImage, ImageFile
+from facejax.data.decoding import ImageFile, size
+from facejax.formats import texts
 
 Path = str | pathlib.Path
 
@@ -113,8 +111,9 @@ def annotated(
 
 def inside(folder: Path, name: str, where: str) -> pathlib.Path:
     """The path of the file `name` in a folder; ValueError, beginning with `where`, if it would lie elsewhere."""
-    relative = pathlib.PurePosixPath(name)
-    if not name.strip() or relative.is_absolute() or ".." in relative.parts:
+    fine = isinstance(name, str) and name.strip() and min(name) >= " "
+    relative = pathlib.PurePosixPath(name if fine else "/")
+    if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"{where}: {name!r}: expected the path of an image within its folder")
     return pathlib.Path(folder) / relative
 
@@ -132,9 +131,9 @@ def read_coco(annotations: Path, pictures: Path) -> BoxImages:
     Raises:
       ValueError: not a COCO file, or an entry is damaged.
     """
-    found = _read_json(annotations)
+    found = texts.read_json(annotations, dict)
     for key in ("images", "annotations", "categories"):
-        if not isinstance(found, dict) or not isinstance(found.get(key), list):
+        if not isinstance(found.get(key), list):
             raise ValueError(f"{annotations}: no list {key}: expected a COCO file of objects")
     where, entry = f"{annotations}", None
     try:
@@ -166,13 +165,6 @@ def read_coco(annotations: Path, pictures: Path) -> BoxImages:
 
 def _columns(rows: Sequence[tuple[Any, ...]], count: int) -> tuple[Sequence[Any], ...]:
     return tuple(zip(*rows, strict=True)) or ((),) * count
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(pathlib.Path(file).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not a readable JSON file: {error}") from error
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -227,7 +219,7 @@ def read_voc(folders: Sequence[Path], split: str) -> BoxImages:
     images = []
     for folder in map(pathlib.Path, folders):
         names = folder / "ImageSets/Main" / f"{split}.txt"
-        for number, line in enumerate(names.read_text().splitlines(), 1):
+        for number, line in enumerate(texts.read(names).splitlines(), 1):
             name, where = line.strip(), f"{names}, line {number}"
             picture = inside(folder / "JPEGImages", f"{name}.jpg" if name else "", where)
             images.append(
@@ -246,10 +238,7 @@ def from_catalogue(example: Mapping[str, Any], voc: bool = False) -> dict[str, A
     """
     faces = "faces" in example
     objects = example["faces" if faces else "objects"]
-    try:
-        width, height = Image.open(io.BytesIO(example["image"])).size
-    except OSError as error:
-        raise BadImage(f"{getattr(example['image'], 'origin', 'an image')}: {error}") from error
+    width, height = size(example["image"])
     boxes = np.asarray(objects["bbox"], float).reshape(-1, 4)[:, [1, 0, 3, 2]] * [width, height, width, height]
     boxes[:, :2] -= voc
     count = len(boxes)

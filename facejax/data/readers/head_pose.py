@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from facejax.data.decoding import ImageFile
 from facejax.data.readers import matlab
 from facejax.data.readers.landmarks import Face, FaceImages, Path, beside, floats, read_lines
+from facejax.formats import matfile
 
 SHAPES = {"Pose_Para": 7, "Shape_Para": 199, "Exp_Para": 29, "Tex_Para": 199, "Illum_Para": 10, "Color_Para": 7}
 """Parameters of the morphable model in the files of 300W-LP and AFLW2000-3D, with their lengths."""
@@ -34,7 +35,7 @@ def read_parameters(file: Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: the file is no MATLAB file, or a variable is missing or has another shape.
     """
-    found = matlab.variables(file, ("pt2d", "Pose_Para"), ("pt3d_68", *SHAPES))
+    found = matfile.variables(file, ("pt2d", "Pose_Para"), ("pt3d_68", *SHAPES))
     result = {
         name: matlab.numbers(file, name, np.asarray(found[name]).ravel(), (length,))
         for name, length in SHAPES.items()

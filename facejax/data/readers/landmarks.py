@@ -19,6 +19,7 @@ from facejax.data.decoding import ImageFile
 from facejax.data.readers import matlab
 from facejax.data.readers.boxes import inside
 from facejax.data.readers.folder import SUFFIXES
+from facejax.formats import hdf5, matfile
 
 Path = str | pathlib.Path
 
@@ -233,7 +234,7 @@ def read_aflw(annotations: Path, pictures: Path, split: str, train: int = 20_000
     """
     if split not in ("train", "test", "frontal"):
         raise ValueError(f"AFLW: split {split!r}: expected train, test or frontal")
-    found = matlab.variables(annotations, ("nameList", "bbox", "data", "mask_new", "ra"))
+    found = matfile.variables(annotations, ("nameList", "bbox", "data", "mask_new", "ra"))
     names, total = found.pop("nameList").ravel(), found["bbox"].shape[0]
     shapes = {"bbox": (total, 4), "data": (total, 38), "mask_new": (total, 19), "ra": (1, total)}
     boxes, points, visible, order = (matlab.numbers(annotations, k, found[k], shape) for k, shape in shapes.items())
@@ -336,11 +337,12 @@ class _Hdf5Pixels:
     def read_bytes(self) -> bytes:
         h5py = _h5py(self.file)
         where = f"{self.file}: {self.variable}, image {self.number + 1}"
-        with h5py.File(self.file, "r") as opened:
-            item = opened[opened[self.variable][:].ravel()[self.number]]
-            if not isinstance(item, h5py.Dataset) or item.size > matlab.LIMIT:
-                raise ValueError(f"{where}: expected a matrix of at most {matlab.LIMIT} numbers")
-            pixels = np.ascontiguousarray(np.asarray(item).T)
+        try:
+            with h5py.File(self.file, "r") as opened:
+                place = hdf5.read(opened, self.variable).ravel()[self.number]
+                pixels = np.ascontiguousarray(hdf5.read(opened, place).T)
+        except Exception as error:  # damaged files raise various exceptions
+            raise ValueError(f"{where}: expected a matrix: {error}") from error
         return _Pixels(_image(pixels, where)).read_bytes()
 
 
@@ -351,7 +353,7 @@ def _image(pixels: np.ndarray, where: str) -> np.ndarray:
 
 
 def _cofw_matlab(file: Path, *names: str) -> tuple[list[Picture], np.ndarray, np.ndarray]:
-    images, phis, boxes = matlab.variables(file, names).values()
+    images, phis, boxes = matfile.variables(file, names).values()
     checked = [_image(np.asarray(x), f"{file}: {names[0]}, image {i + 1}") for i, x in enumerate(images.ravel())]
     return [_Pixels(image) for image in checked], phis, boxes
 
@@ -360,15 +362,12 @@ def _cofw_hdf5(file: Path, *names: str) -> tuple[list[Picture], np.ndarray, np.n
     h5py = _h5py(file)
     try:
         with h5py.File(file, "r") as opened:
-            for name in names:
-                if not isinstance(opened.get(name), h5py.Dataset) or opened[name].size > matlab.LIMIT:
-                    raise ValueError(f"no matrix {name} of at most {matlab.LIMIT} elements")
-            if opened[names[0]].dtype != h5py.ref_dtype:
-                raise ValueError(f"{names[0]} of type {opened[names[0]].dtype}: expected references to images")
-            count, phis, boxes = opened[names[0]].size, np.asarray(opened[names[1]]), np.asarray(opened[names[2]])
+            images, phis, boxes = (hdf5.read(opened, name) for name in names)
+            if images.dtype != h5py.ref_dtype:
+                raise ValueError(f"{names[0]} of type {images.dtype}: expected references to images")
     except Exception as error:  # damaged files raise various exceptions
         raise ValueError(f"{file}: expected a MATLAB file with {', '.join(names)}: {error}") from error
-    return [_Hdf5Pixels(file, names[0], number) for number in range(count)], phis.T, boxes.T
+    return [_Hdf5Pixels(file, names[0], number) for number in range(images.size)], phis.T, boxes.T
 
 
 def _h5py(file: Path) -> Any:

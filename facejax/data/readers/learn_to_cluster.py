@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 
 from facejax.data import text
+from facejax.formats import arrays, limits, texts
 from facejax.ops.knn import Neighbours
 
 
@@ -18,13 +19,14 @@ def read_features(path: str | pathlib.Path, width: int = 256) -> np.ndarray:
     """
     path = pathlib.Path(path)
     if path.suffix == ".npy":
-        features = np.load(path, allow_pickle=False)
-        if features.ndim != 2:
-            raise ValueError(f"{path}: an array of {features.shape}: expected [N, D]")
+        features = arrays.load(path)
+        if features.ndim != 2 or features.dtype.kind not in "biuf":
+            raise ValueError(f"{path}: an array of {features.shape} {features.dtype}: expected numbers [N, D]")
         return features.astype(np.float32, copy=False)
     size = path.stat().st_size
     if not size or size % (4 * width):
         raise ValueError(f"{path}: {size} bytes: expected rows of {width} float32, {4 * width} bytes each")
+    limits.memory(size, f"{path}")
     return np.fromfile(path, "<f4").reshape(-1, width)
 
 
@@ -35,7 +37,7 @@ def read_labels(path: str | pathlib.Path, count: int | None = None) -> np.ndarra
       ValueError: a line is not an integer, or the number of lines is not `count`.
     """
     labels = []
-    for number, line in enumerate(text.lines(pathlib.Path(path).read_text()), 1):
+    for number, line in enumerate(text.lines(texts.read(path)), 1):
         try:
             labels.append(int(line))
         except ValueError:
@@ -53,11 +55,11 @@ def read_neighbours(path: str | pathlib.Path) -> Neighbours:
     Raises:
       ValueError: no such array, an id out of range or no whole number, or a distance outside 0..1 by more than 0.01.
     """
-    with np.load(path, allow_pickle=False) as file:
-        if "data" not in file:
-            raise ValueError(f"{path}: arrays {', '.join(file)}: expected one named data")
-        data = file["data"]
-    if data.ndim != 3 or data.shape[1] != 2:
+    found = arrays.load_all(path)
+    if "data" not in found:
+        raise ValueError(f"{path}: arrays {', '.join(found)}: expected one named data")
+    data = found["data"]
+    if data.ndim != 3 or data.shape[1] != 2 or not data.size:
         raise ValueError(f"{path}: an array of {data.shape}: expected [N, 2, k]")
     if data.dtype.kind not in "iuf" or not (data[:, 0] == np.rint(data[:, 0])).all():
         raise ValueError(f"{path}: ids that are no whole numbers: expected [N, 2, k] of ids and distances")

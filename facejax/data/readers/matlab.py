@@ -1,38 +1,14 @@
-"""MATLAB files: checked variables, and face sets with a matrix of pixels and a vector of identities (ORL, Yale)."""
+"""MATLAB files: checked numbers, and face sets with a matrix of pixels and a vector of identities (ORL, Yale)."""
 
 from __future__ import annotations
 
-import math
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-import scipy.io
 
-LIMIT = 1 << 26
-"""The most elements of one variable that `variables` reads."""
-
-
-def variables(path: str | pathlib.Path, needed: Sequence[str], optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Named variables of a MATLAB file of version 7.2 or older; their sizes are checked before they are read.
-
-    Raises:
-      ValueError: not a MATLAB file, or a needed variable is missing or has more than `LIMIT` elements.
-    """
-    try:
-        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
-        if missing := [name for name in needed if name not in shapes]:
-            raise ValueError(f"no variable {missing[0]}, only {', '.join(shapes) or 'none'}")
-        wanted = [name for name in (*needed, *optional) if name in shapes]
-        for name in wanted:
-            if math.prod(shapes[name]) > LIMIT:
-                raise ValueError(f"variable {name} of shape {shapes[name]}: expected at most {LIMIT} elements")
-        found = scipy.io.loadmat(path, variable_names=wanted)
-        return {name: found[name] for name in wanted}
-    except Exception as error:  # damaged files raise various exceptions
-        raise ValueError(f"{path}: expected a MATLAB file with {', '.join(needed)}: {error}") from error
+from facejax.formats import matfile
 
 
 def numbers(path: str | pathlib.Path, name: str, value: np.ndarray, shape: tuple[int | None, ...]) -> np.ndarray:
@@ -66,13 +42,8 @@ class MatlabFaces:
     """
 
     def __init__(self, path: str | pathlib.Path, size: tuple[int, int] | None = None):
-        try:
-            content = scipy.io.loadmat(path)
-        except Exception as error:  # damaged files raise various exceptions
-            raise ValueError(f"{path}: not a readable MATLAB file: {error}") from error
-        if "X" not in content or "Y" not in content:
-            raise ValueError(f"{path}: expected the variables X (pixels) and Y (identities)")
-        pixels, people = np.asarray(content["X"]), np.asarray(content["Y"]).ravel()
+        pixels, people = matfile.variables(path, ("X", "Y")).values()
+        people = people.ravel()
         side = round((pixels.shape or (0,))[-1] ** 0.5)
         height, width = size or (side, side)
         if pixels.ndim != 2 or pixels.shape[1] != height * width or len(people) != len(pixels):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from facejax.data.readers.planetoid import Citations
+from facejax.formats import arrays, texts
 from facejax.ops.graph import undirected
 
 
@@ -37,10 +37,8 @@ def read_ppi(folder: str | pathlib.Path, split: str) -> list[LabelledGraph]:
     """
     stem = pathlib.Path(folder) / {"validation": "valid"}.get(split, split)
     try:
-        features, labels, owner = (
-            np.load(f"{stem}_{part}.npy", allow_pickle=False) for part in ("feats", "labels", "graph_id")
-        )
-        graph = json.loads(pathlib.Path(f"{stem}_graph.json").read_text())
+        features, labels, owner = (arrays.load(f"{stem}_{part}.npy") for part in ("feats", "labels", "graph_id"))
+        graph = texts.read_json(f"{stem}_graph.json", dict)
         ids = [node["id"] for node in graph.setdefault("nodes", [{"id": i} for i in range(len(owner))])]
         edges = edge_ends(graph)
         if set(ids) == set(range(len(ids))):
@@ -75,10 +73,8 @@ def read_graphsage(prefix: str | pathlib.Path) -> Citations:
       ValueError: a file is missing, damaged or inconsistent with the others.
     """
     try:
-        graph, rows, classes = (
-            json.loads(pathlib.Path(f"{prefix}-{part}.json").read_text()) for part in ("G", "id_map", "class_map")
-        )
-        features = np.load(f"{prefix}-feats.npy", allow_pickle=False).astype(np.float32)
+        graph, rows, classes = (texts.read_json(f"{prefix}-{part}.json", dict) for part in ("G", "id_map", "class_map"))
+        features = arrays.load(f"{prefix}-feats.npy").astype(np.float32)
         place, masks = np.full(len(graph["nodes"]), -1), np.zeros((3, len(features)), bool)
         labels = [None] * len(features)
         for i, node in enumerate(graph["nodes"]):

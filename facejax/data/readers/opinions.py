@@ -7,9 +7,10 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-import scipy.io
 
 from facejax.data.readers import tables
+from facejax.data.readers.boxes import inside
+from facejax.formats import matfile
 
 LIVE_FOLDERS = ("jp2k", "jpeg", "wn", "gblur", "fastfading")
 """LIVE's folders in the order of dmos.mat."""
@@ -115,11 +116,7 @@ def _live_folder(folder: pathlib.Path) -> list[tuple[pathlib.Path, str, str]]:
 
 def _vector(path: pathlib.Path, name: str, length: int) -> np.ndarray:
     """A vector [length] of a MATLAB file."""
-    try:
-        content = scipy.io.loadmat(path)
-    except Exception as error:  # damaged files raise various exceptions
-        raise ValueError(f"{path}: not a readable MATLAB file: {error}") from error
-    found = np.asarray(content.get(name, []))
+    found = matfile.variables(path, (name,))[name]
     if found.size != length:
         raise ValueError(f"{path}: {name} has {found.size} values: expected {length}, one per line of info.txt")
     return found.ravel()
@@ -156,7 +153,7 @@ def table(path: pathlib.Path) -> Opinions:
         if name in rows:
             raise ValueError(f"{where}: {name!r} occurs twice: expected one line per image")
         rows[name] = (
-            _existing(path.parent / name, where),
+            _existing(inside(path.parent, name, where), where),
             tables.number(row["opinion"], where, "opinion"),
             row.get("reference") or name,
         )

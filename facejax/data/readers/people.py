@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import pathlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import io
 
 from facejax.data.decoding import ImageFile
+from facejax.data.readers.boxes import inside
+from facejax.formats import matfile, texts
 
 PERSON = 1
 """COCO's category id of persons."""
@@ -67,16 +68,23 @@ class CocoPeople:
     """
 
     def __init__(self, annotations: str | pathlib.Path, pictures: str | pathlib.Path):
-        found = _read_json(annotations, dict)
+        found = texts.read_json(annotations, dict)
         missing = {"images", "annotations"} - set(found)
         if missing:
             raise ValueError(f"{annotations}: no {' and no '.join(sorted(missing))}, expected a COCO file")
-        self._folder = pathlib.Path(pictures)
-        self._images = {image["id"]: image for image in found["images"]}
-        self._people = defaultdict(list)
-        for entry in found["annotations"]:
-            if entry.get("category_id") == PERSON:
-                self._people[entry["image_id"]].append(entry)
+        self._images: dict[int, tuple[pathlib.Path, float, float]] = {}
+        for number, entry in enumerate(_list(found["images"], annotations)):
+            with _place(f"{annotations}, image {number}"):
+                picture = inside(pictures, entry["file_name"], "file_name")
+                self._images[int(entry["id"])] = picture, float(entry["width"]), float(entry["height"])
+        self._people: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for number, entry in enumerate(_list(found["annotations"], annotations)):
+            with _place(f"{annotations}, annotation {number}"):
+                if entry.get("category_id") == PERSON:
+                    self._people[int(entry["image_id"])].append(_checked(entry))
+        lengths = {len(entry["keypoints"]) for people in self._people.values() for entry in people}
+        if len(lengths) > 1:
+            raise ValueError(f"{annotations}: persons of {sorted(lengths)} numbers of keypoints, expected as many each")
         self.image_ids = sorted(self._images)
 
     def people(self) -> list[Person]:
@@ -84,7 +92,7 @@ class CocoPeople:
         found = []
         for image_id in self.image_ids:
             for entry in self._people[image_id]:
-                points = np.reshape(np.asarray(entry["keypoints"], float), (-1, 3))
+                points = entry["keypoints"].reshape(-1, 3)
                 box = _inside(entry["bbox"], self._images[image_id])
                 if entry["area"] > 0 and box is not None and points.any():
                     found.append(self._person(image_id, box, points[:, :2], points[:, 2] > 0, 1.0))
@@ -101,11 +109,13 @@ class CocoPeople:
           ValueError: not a result file, or an image id is unknown.
         """
         nothing = np.zeros((joints, 2)), np.zeros(joints, bool)
-        return [
-            self._person(entry["image_id"], entry["bbox"], *nothing, entry["score"])
-            for entry in _read_json(detections, list)
-            if entry["category_id"] == PERSON
-        ]
+        found = []
+        for number, entry in enumerate(texts.read_json(detections, list)):
+            with _place(f"{detections}, detection {number}"):
+                if entry["category_id"] == PERSON:
+                    box, score = _numbers(entry["bbox"], (4,)), float(_numbers(entry["score"], ()))
+                    found.append(self._person(entry["image_id"], box, *nothing, score))
+        return found
 
     def truth(self, image_id: int) -> dict[str, np.ndarray]:
         """Ground truth of one image for `facejax.metrics.keypoints.People`."""
@@ -125,8 +135,8 @@ class CocoPeople:
             raise ValueError(
                 f"person in unknown image {image_id}: expected one of the {len(self._images)} annotated images"
             )
-        x, y, width, height = box
-        file = self._folder / self._images[image_id]["file_name"]
+        x, y, width, height = map(float, box)
+        file = self._images[image_id][0]
         return Person(file, image_id, (x + width / 2, y + height / 2), (width, height), points, visible, score)
 
 
@@ -137,13 +147,14 @@ def read_mpii(annotations: str | pathlib.Path, pictures: str | pathlib.Path) -> 
     the scale, so that it includes the limbs. MATLAB's coordinates from 1 become coordinates from 0.
     """
     folder, found = pathlib.Path(pictures), []
-    for number, entry in enumerate(_read_json(annotations, list)):
-        (x, y), scale, side = entry["center"], entry["scale"], 200 * entry["scale"]
-        points = np.asarray(entry["joints"], float) - 1
-        visible = np.asarray(entry["joints_vis"]) > 0
-        found.append(
-            Person(folder / entry["image"], number, (x - 1, y + 15 * scale - 1), (side, side), points, visible)
-        )
+    for number, entry in enumerate(texts.read_json(annotations, list)):
+        with _place(f"{annotations}, person {number}"):
+            (x, y), scale = _numbers(entry["center"], (2,)).tolist(), float(_numbers(entry["scale"], ()))
+            points, side = _numbers(entry["joints"], (None, 2)) - 1, 200 * scale
+            visible = _numbers(entry["joints_vis"], (len(points),)) > 0
+            centre = x - 1, y + 15 * scale - 1
+            picture = inside(folder, entry["image"], "image")
+            found.append(Person(picture, number, centre, (side, side), points, visible))
     return found
 
 
@@ -154,11 +165,12 @@ def read_mpii_truth(file: str | pathlib.Path) -> dict[str, np.ndarray]:
       "points" [N, 16, 2], integers at pixel centres; "visible" [N, 16] bool; "heads" [N, 4] (x1, y1, x2, y2).
     """
     names = ("pos_gt_src", "jnt_missing", "headboxes_src")
-    try:
-        found = io.loadmat(file)
-        points, missing, heads = (found[name] for name in names)
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{file}: expected a MATLAB file with {', '.join(names)}: {error}") from error
+    points, missing, heads = matfile.numbers(file, names).values()
+    count = points.shape[-1]
+    shapes = points.shape[1:], missing.shape, heads.shape
+    if shapes != ((2, count), (len(points), count), (2, 2, count)):
+        raise ValueError(f"{file}: {', '.join(names)} of {points.shape}, {shapes[1]}, {shapes[2]}: expected "
+                         "[K, 2, N], [K, N] and [2, 2, N]")  # fmt: skip
     return {
         "points": points.transpose(2, 0, 1) - 1.0,
         "visible": missing.T == 0,
@@ -166,20 +178,49 @@ def read_mpii_truth(file: str | pathlib.Path) -> dict[str, np.ndarray]:
     }
 
 
-def _inside(box: Sequence[float], image: dict[str, Any]) -> tuple[float, ...] | None:
+@contextlib.contextmanager
+def _place(where: str) -> Iterator[None]:
+    """Errors of a damaged entry begin with its place."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(f"{where}: {reason}") from error
+
+
+def _list(value: Any, file: str | pathlib.Path) -> list[Any]:
+    if not isinstance(value, list):
+        raise ValueError(f"{file}: images or annotations are no list, expected a COCO file")
+    return value
+
+
+def _numbers(value: Any, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Finite float64 numbers of a shape; None stands for any length."""
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        array = np.full((), np.nan)
+    fits = array.ndim == len(shape) and all(want in (None, have) for have, want in zip(array.shape, shape, strict=True))
+    if not fits or not np.isfinite(array).all():
+        expected = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{str(value)[:80]}: expected finite numbers [{expected}]")
+    return array
+
+
+def _checked(entry: dict[str, Any]) -> dict[str, Any]:
+    """The fields of an annotated person, as numbers."""
+    keypoints = _numbers(entry["keypoints"], (None,))
+    if len(keypoints) % 3:
+        raise ValueError(f"{len(keypoints)} numbers of keypoints: expected three of each")
+    crowd = bool(_numbers(entry.get("iscrowd", 0), ()))
+    box, area = _numbers(entry["bbox"], (4,)).tolist(), float(_numbers(entry["area"], ()))
+    return {"keypoints": keypoints, "bbox": box, "area": area, "iscrowd": crowd}
+
+
+def _inside(box: Sequence[float], image: tuple[pathlib.Path, float, float]) -> tuple[float, ...] | None:
     """The box clipped to the image as in HRNet's code, or None if it is empty."""
     x, y, width, height = box
     left, top = max(0, x), max(0, y)
-    right = min(image["width"] - 1, left + max(0, width - 1))
-    bottom = min(image["height"] - 1, top + max(0, height - 1))
+    right = min(image[1] - 1, left + max(0, width - 1))
+    bottom = min(image[2] - 1, top + max(0, height - 1))
     return (left, top, right - left, bottom - top) if right >= left and bottom >= top else None
-
-
-def _read_json(file: str | pathlib.Path, kind: type) -> Any:
-    try:
-        found = json.loads(pathlib.Path(file).read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not a readable JSON file: {error}") from error
-    if not isinstance(found, kind):
-        raise ValueError(f"{file}: holds a {type(found).__name__}, expected a {kind.__name__}")
-    return found

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import pathlib
-import pickle
 from typing import Any
 
 import numpy as np
-import scipy.sparse
+
+from facejax.formats import limits, pickles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,24 +24,51 @@ class Citations:
     test: np.ndarray
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds arrays, SciPy's sparse matrices and dictionaries only, under their module names of any release."""
+_SPARSE = {("scipy.sparse", "csr_matrix"): pickles.Made}
+"""Of any release of SciPy."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        if name == "csr_matrix" and module.startswith("scipy.sparse"):
-            return scipy.sparse.csr_matrix
-        if (module, name) == ("collections", "defaultdict"):
-            return collections.defaultdict
-        if name in ("list", "int") and module in ("builtins", "__builtin__"):
-            return {"list": list, "int": int}[name]
-        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in (
-            "ndarray",
-            "dtype",
-            "_reconstruct",
-            "scalar",
-        ):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"pickle refers to {module}.{name}, expected arrays and containers only")
+
+def _rows(matrix: Any) -> np.ndarray:
+    """A matrix of features [N, F] float32, from a sparse matrix by rows, or an array."""
+    if isinstance(matrix, np.ndarray):
+        return _table(matrix)
+    state = matrix.state if isinstance(matrix, pickles.Made) and isinstance(matrix.state, dict) else {}
+    shape = state.get("_shape", state.get("shape"))
+    data, columns, starts = (state.get(key) for key in ("data", "indices", "indptr"))
+    if not isinstance(shape, tuple) or len(shape) != 2 or not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("a sparse matrix without a shape")
+    if not all(isinstance(x, np.ndarray) and x.ndim == 1 and x.dtype.kind in "biuf" for x in (data, columns, starts)):
+        raise ValueError("a sparse matrix without data, indices and indptr")
+    limits.memory(4 * shape[0] * shape[1], f"a matrix of {shape}")
+    columns, starts = columns.astype(np.int64), starts.astype(np.int64)
+    if len(starts) != shape[0] + 1 or starts[0] != 0 or (np.diff(starts) < 0).any() or starts[-1] > len(data):
+        raise ValueError(f"a sparse matrix of {shape} whose indptr is not increasing from 0 to at most {len(data)}")
+    count = starts[-1]
+    if len(columns) < count or (count and not 0 <= columns[:count].min() <= columns[:count].max() < shape[1]):
+        raise ValueError(f"a sparse matrix of {shape} with indices outside 0 to {shape[1] - 1}")
+    rows = np.zeros(shape, np.float32)
+    np.add.at(rows, (np.repeat(np.arange(shape[0]), np.diff(starts)), columns[:count]), data[:count])
+    return rows
+
+
+def _table(labels: Any) -> np.ndarray:
+    if not isinstance(labels, np.ndarray) or labels.ndim != 2 or labels.dtype.kind not in "biuf":
+        raise ValueError("no matrix of numbers")
+    return labels
+
+
+def _pairs(graph: Any) -> np.ndarray:
+    """The edges [E, 2] of a dict from a node to the list of its neighbours."""
+    if not isinstance(graph, dict) or not all(isinstance(others, list) for others in graph.values()):
+        raise ValueError("no dict from a node to a list of nodes")
+    limits.memory(16 * sum(map(len, graph.values())), "the list of edges")
+    ends = [end for node, others in graph.items() for other in others for end in (node, other)]
+    if not all(type(end) is int and abs(end) < 2**62 for end in ends):
+        raise ValueError("a node that is no number")
+    return np.array(ends, np.int64).reshape(-1, 2)
+
+
+_PARTS = {"y": _table, "tx": _rows, "ty": _table, "allx": _rows, "ally": _table, "graph": _pairs}
 
 
 def read_planetoid(folder: str | pathlib.Path, name: str) -> Citations:
@@ -57,23 +83,28 @@ def read_planetoid(folder: str | pathlib.Path, name: str) -> Citations:
     """
     folder = pathlib.Path(folder)
 
-    def load(part: str) -> Any:
+    def load(part: str) -> np.ndarray:
         path = folder / f"ind.{name}.{part}"
+        content = pickles.load(path, "readable Planetoid file", classes=_SPARSE)
         try:
-            with path.open("rb") as file:
-                return _Unpickler(file, encoding="latin1").load()
-        except Exception as error:  # damaged pickles raise various exceptions
+            return _PARTS[part](content)
+        except ValueError as error:
             raise ValueError(f"{path}: not a readable Planetoid file: {error}") from error
 
-    labelled, tx, ty, allx, ally, edges = (load(p) for p in ("y", "tx", "ty", "allx", "ally", "graph"))
+    labelled, tx, ty, allx, ally, pairs = map(load, _PARTS)
     path = folder / f"ind.{name}.test.index"
     try:
         test = np.array(path.read_text().split(), int)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: not a list of node numbers: {error}") from error
     if not len(test) or len(test) != len(ty) or tx.shape[0] != len(ty) or allx.shape[0] != len(ally):
         raise ValueError(
             f"{path}: {len(test)} test nodes, {tx.shape[0]} rows of features, {len(ty)} of labels, expected one each"
+        )
+    if tx.shape[1] != allx.shape[1] or ty.shape[1] != ally.shape[1] or len(labelled) > len(ally):
+        raise ValueError(
+            f"{folder}/ind.{name}: features {tx.shape} and {allx.shape}, labels {labelled.shape}, {ty.shape} and "
+            f"{ally.shape}: expected equal widths, and no more training nodes than in ally"
         )
     if test.min() < len(ally) or len(np.unique(test)) < len(test):
         raise ValueError(
@@ -81,15 +112,15 @@ def read_planetoid(folder: str | pathlib.Path, name: str) -> Citations:
             f"from {len(ally)} on, after the nodes of allx"
         )
     count = max(int(test.max()) + 1, len(ally) + len(ty))
+    limits.memory(4 * count * (allx.shape[1] + 2 * ally.shape[1]), f"{path}: a graph of {count} nodes")
     features, targets = np.zeros((count, allx.shape[1]), np.float32), np.zeros((count, ally.shape[1]))
-    features[: len(ally)], targets[: len(ally)] = allx.toarray(), ally
-    features[test], targets[test] = tx.toarray(), ty  # rows are in the order of test.index; gaps stay zero
+    features[: len(ally)], targets[: len(ally)] = allx, ally
+    features[test], targets[test] = tx, ty  # rows are in the order of test.index; gaps stay zero
     if not np.isfinite(targets).all():
         raise ValueError(f"{folder}/ind.{name}: labels are not finite")
     if not np.isfinite(features).all():
         row = int(np.argmin(np.isfinite(features).all(1)))
         raise ValueError(f"{folder}/ind.{name}: features of node {row} are not finite")
-    pairs = np.array([(a, b) for a, others in edges.items() for b in others]).reshape(-1, 2)
     if pairs.size and not 0 <= pairs.min() <= pairs.max() < count:
         raise ValueError(f"{folder}/ind.{name}.graph: edges with nodes outside 0 to {count - 1}")
     both = np.unique(np.concatenate([pairs, pairs[:, ::-1]]), axis=0)

@@ -14,6 +14,7 @@ from typing import Any
 
 from facejax.data import text
 from facejax.data.decoding import ImageFile
+from facejax.formats import texts
 
 MAGIC = 0xCED7230A
 _WORD = struct.Struct("<I")
@@ -55,8 +56,8 @@ class RecordFile:
         self.image_size = None
         described = self._path.with_name("property")
         if described.exists():
-            fields = described.read_text().strip().split(",")
-            if len(fields) != 3 or not all(f.strip().isdigit() for f in fields):
+            fields = texts.read(described).strip().split(",")
+            if len(fields) != 3 or not all(f.isascii() and f.strip(" ").isdecimal() for f in fields):
                 raise ValueError(f"{described}: expected one line 'classes,height,width'")
             classes, *self.image_size = (int(f) for f in fields)
         self.num_classes = classes or 1 + max((self[i]["label"] for i in range(len(self))), default=-1)
@@ -146,9 +147,9 @@ def encode_record(image: bytes, label: float, key: int, labels: tuple[float, ...
 
 def _read_index(path: pathlib.Path, size: int) -> dict[int, int]:
     offsets = {}
-    for number, line in enumerate(text.lines(path.read_text()), 1):
+    for number, line in enumerate(text.lines(texts.read(path)), 1):
         fields = line.split("\t")
-        if len(fields) != 2 or not all(f.strip().isdigit() for f in fields):
+        if len(fields) != 2 or not all(f.isascii() and f.strip(" ").isdecimal() for f in fields):
             raise ValueError(f"{path}: line {number} is {line[:60]!r}, expected 'key<TAB>offset'")
         key, offset = (int(f) for f in fields)
         if offset >= size:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Collection, Sequence
 
 import numpy as np
+
+from facejax.formats import texts
 
 Row = tuple[str, dict[str, str]]
 
@@ -22,11 +25,13 @@ def read(path: str | os.PathLike[str], columns: Sequence[str]) -> list[Row]:
     Raises:
       ValueError: a column is missing, the table is empty, or a line differs from the header in its number of fields.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    reader = csv.DictReader(io.StringIO(texts.read(path), newline=""))
+    try:
         if missing := set(columns) - set(reader.fieldnames or ()):
             raise ValueError(f"{path}: no column {', '.join(sorted(missing))}: expected {', '.join(columns)}")
         rows = [(f"{path}, line {reader.line_num}", row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num + 1}: no line of a CSV file: {error}") from error
     if not rows:
         raise ValueError(f"{path}: no lines after the header: expected one or more")
     for where, row in rows:

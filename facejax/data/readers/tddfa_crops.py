@@ -13,8 +13,9 @@ import numpy as np
 
 from facejax.data import transforms
 from facejax.data.decoding import ImageFile
+from facejax.data.readers.boxes import inside
+from facejax.formats import pickles
 from facejax.morphable.parameters import Whitening
-from facejax.morphable.tddfa_files import read_pickle
 
 SIZE = 120
 
@@ -37,10 +38,12 @@ class TrainingCrops:
         path = folder / f"train_aug_120x120.list.{split}"
         try:
             self.names = path.read_text().split()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{path}: not readable: {error}") from error
         path = folder / ("param_all_norm.pkl" if split == "train" else f"param_all_norm_{split}.pkl")
-        vectors = np.asarray(read_pickle(path))
+        vectors = pickles.load(path)
+        if not isinstance(vectors, np.ndarray) or vectors.dtype.kind != "f":
+            raise ValueError(f"{path}: holds no array of numbers")
         if vectors.shape != (len(self.names), *whitening.mean.shape) or not np.isfinite(vectors).all():
             expected = (len(self.names), *whitening.mean.shape)
             raise ValueError(f"{path}: {vectors.shape}, expected {expected} finite numbers as the list has names")
@@ -51,7 +54,7 @@ class TrainingCrops:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        path = self._folder / self.names[index]
+        path = inside(self._folder, self.names[index], "train_aug_120x120.list")
         try:
             image = transforms.decode(ImageFile.read(path), upright=False)
         except (OSError, ValueError) as error:

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import pathlib
 import pickle
-from typing import Any
 
 import numpy as np
 
-_ALLOWED = {
-    ("_codecs", "encode"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    *((f"numpy.{core}.multiarray", name) for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
-    *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
-}
+from facejax.formats import limits, pickles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,29 +19,13 @@ class VerificationPack:
     same: np.ndarray
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds plain containers and NumPy arrays only."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"pickle refers to {module}.{name}, expected arrays and containers only")
-        return super().find_class(module, name)
-
-
 def read_pack(path: str | pathlib.Path) -> VerificationPack:
     """Reads a pack in InsightFace's format, written by Python 2 or 3, without running code from the file.
 
     Raises:
       ValueError: another format, or a pickle that refers to anything but arrays and plain containers.
     """
-    data = pathlib.Path(path).read_bytes()
-    try:
-        try:
-            loaded = _Unpickler(io.BytesIO(data)).load()
-        except UnicodeDecodeError:
-            loaded = _Unpickler(io.BytesIO(data), encoding="bytes").load()
-    except Exception as error:  # damaged pickles raise various exceptions
-        raise ValueError(f"{path}: not a verification pack: {error or type(error).__name__}") from error
+    loaded = pickles.load(path, "verification pack", encodings=("ASCII", "bytes"))
     if (
         not isinstance(loaded, tuple | list)
         or len(loaded) != 2
@@ -63,6 +39,7 @@ def read_pack(path: str | pathlib.Path) -> VerificationPack:
         isinstance(s, bool | np.bool_ | int | np.integer) and s in (0, 1) for s in same
     ):
         raise ValueError(f"{path}: expected images as bytes and labels as booleans")
+    limits.memory(sum(map(len, (i for i in images if not isinstance(i, bytes)))), f"{path}")
     return VerificationPack([i if isinstance(i, bytes) else i.tobytes() for i in images], np.array(same, bool))
 
 

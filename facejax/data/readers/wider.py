@@ -9,9 +9,9 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.io
 
 from facejax.data.readers.boxes import Annotated, BoxImages, Path, annotated, inside
+from facejax.formats import matfile
 
 POINTS = 5
 INVALID = 7
@@ -57,8 +57,8 @@ def _read_text(file: pathlib.Path, pictures: Path) -> list[Annotated]:
 
 def _read_matlab(file: pathlib.Path, pictures: Path) -> list[Annotated]:
     names = ("event_list", "file_list", "face_bbx_list", "invalid_label_list")
+    content = matfile.variables(file, names)
     try:
-        content = scipy.io.loadmat(file)
         events, files, boxes, invalid = (content[name][:, 0] for name in names)
         images = []
         for event, *lists in zip(events, files, boxes, invalid, strict=True):

@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 
 from facejax.data.readers import learn_to_cluster
+from facejax.formats import arrays
 from facejax.ops.vectors import unit_rows
 
 
@@ -23,11 +24,13 @@ class Embeddings:
       views: [V, N, D] float32 of length 1: the same images embedded by V recognition networks.
       labels: [N] identities, from 0; None where they are unknown.
       quality: [N], 0 (poor) to 1.
+      stored: files of their nearest neighbours, any number of them each.
     """
 
     views: np.ndarray
     labels: np.ndarray | None
     quality: np.ndarray
+    stored: tuple[pathlib.Path, ...] = ()
 
     @property
     def features(self) -> np.ndarray:
@@ -108,7 +111,7 @@ class Source:
 
     def _arrays(self) -> Embeddings:
         folder, features = pathlib.Path(self.path), unit_rows(self._features())
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        labels = arrays.load(folder / "labels.npy")
         if labels.shape != (len(features),):
             raise ValueError(f"{folder}: labels of shape {labels.shape} for {len(features)} embeddings: expected [N]")
         return Embeddings(features[None], labels, np.ones(len(labels), np.float32))
@@ -123,6 +126,8 @@ def split(people: Embeddings, part: float, seed: int) -> tuple[Embeddings, Embed
 
 def read(path: str, names: str, width: int, *, unlabelled: bool = False) -> Embeddings:
     """Reads learn-to-cluster's `path`/features/NAME.bin, and `path`/labels/NAME.meta of the first NAME.
+
+    `path`/knns/NAME/*.npz of the first NAME, if there, are the stored neighbours.
 
     A NAME with a folder, FOLDER/NETWORK, is CDP's: `path`/FOLDER/features/NETWORK.bin and `path`/FOLDER/meta.txt.
 
@@ -142,7 +147,8 @@ def read(path: str, names: str, width: int, *, unlabelled: bool = False) -> Embe
             raise ValueError(f"{file}: {len(view)} rows: expected {len(views[0])} as in {files[0]}")
     unknown = unlabelled and not labels[0].exists()
     people = None if unknown else learn_to_cluster.read_labels(labels[0], len(views[0]))
-    return Embeddings(np.stack(views), people, np.ones(len(views[0]), np.float32))
+    stored = tuple(sorted((pathlib.Path(path) / "knns" / names.split(",")[0]).glob("*.npz")))
+    return Embeddings(np.stack(views), people, np.ones(len(views[0]), np.float32), stored)
 
 
 def _files(folder: pathlib.Path, name: str) -> tuple[pathlib.Path, pathlib.Path]:
