@@ -24,8 +24,8 @@ from facejax.metrics.detection import Detections, Objects
 from facejax.predictor import Predictor, opened
 from facejax.train import map_batches
 
-FOREHEAD = 0.22
-"""Height of the face above the brows, over that of the landmarks' box."""
+MARGINS = np.array([-0.03, -0.21, 0.03, 0.04])
+"""Of a face's box from forehead to chin beyond that of its landmarks, over the latter's height; of rendered faces."""
 STRONGEST = {"blur": 6.0, "resolution": 10.0}
 """Deviation in pixels and factor of the strongest degradation."""
 
@@ -33,8 +33,7 @@ STRONGEST = {"blur": 6.0, "resolution": 10.0}
 def face_boxes(points: np.ndarray) -> np.ndarray:
     """Boxes [N, 4] from forehead to chin of landmarks [N, 68, 2]."""
     low, high = points.min(1), points.max(1)
-    low[:, 1] -= FOREHEAD * (high - low)[:, 1]
-    return np.concatenate([low, high], 1)
+    return np.concatenate([low, high], 1) + MARGINS * (high - low)[:, 1:]
 
 
 def seen(name: str, images: list[np.ndarray], boxes: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
@@ -146,9 +145,9 @@ def angles(file: pathlib.Path) -> None:
     known = np.load(file, allow_pickle=False)
     crops, truth = known["aflw2000_first50_input_uint8_bgr"], known["aflw2000_first50_pose_yaw_pitch_roll"]
     side = crops.shape[1]
-    low, high = 0.6 / 2.2 * side, 1.6 / 2.2 * side
-    box = np.array([low, low - FOREHEAD * (high - low), high, high])
-    found = said("pose", seen("pose", list(crops[..., ::-1]), np.tile(box, (len(crops), 1))))
+    corners = np.float64([[0.6, 0.6], [1.6, 1.6]]) / 2.2 * side
+    boxes = np.tile(face_boxes(corners[None]), (len(crops), 1))
+    found = said("pose", seen("pose", list(crops[..., ::-1]), boxes))
     errors = pose.pose_errors(found, truth)
     zero = pose.pose_errors(np.zeros_like(truth), truth)
     print(f"AFLW2000-3D, {errors.faces} crops: yaw {errors.yaw:.2f}, pitch {errors.pitch:.2f}, roll {errors.roll:.2f}, "

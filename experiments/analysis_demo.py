@@ -129,12 +129,12 @@ def square_run(
         net = build()
 
         def batches() -> Any:
-            source = SceneFaces(settings, "train", lowest=28.0)
+            source = SceneFaces(settings, "train", lowest=20.0)
             load = scene_faces.loader(size, demo.SQUARE, SQUARES, GREY)
             return pipeline.train_batches(source, load, batch_size, seed=0)
 
         def evaluate(state: TrainState) -> Report:
-            source = SceneFaces(settings, "test", lowest=28.0)
+            source = SceneFaces(settings, "test", lowest=20.0)
             load = scene_faces.loader(size, demo.SQUARE, scene_faces.STILL)
             batch = load([source[i] for i in range(len(source))], [np.random.default_rng(0)] * len(source))
             found = map_batches(
