@@ -4,7 +4,7 @@
     python -m experiments.analysis_demo --only pose,age        # some of them; the file is written when all are trained
 
 Each network trains in a folder of its own below --workdir; a killed run goes on where it was. Prints the numbers on
-rendered test faces; `python -m benchmarks.demo_photographs` has those on photographs. docs/analysis_demo.md shows both.
+rendered test faces; `python -m benchmarks.demo_photographs` has those on photographs.
 """
 
 from __future__ import annotations

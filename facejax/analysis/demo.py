@@ -1,7 +1,6 @@
 """Small networks of this project, for a first look at photographs without published weights.
 
-All of them were trained on rendered faces alone, by `python -m experiments.analysis_demo`; docs/analysis_demo.md says
-how well they do, on rendered faces and on photographs. Published weights are far better.
+`python -m experiments.analysis_demo` trains them on rendered faces alone. Published weights are far better.
 """
 
 from __future__ import annotations
@@ -183,13 +182,15 @@ def placed(outputs: Mapping[str, Any], regions: Regions) -> dict[str, Any]:
 
 
 def asset() -> pathlib.Path:
-    """The file of the networks that comes with the code."""
+    """The file of the networks."""
     return pathlib.Path(str(importlib.resources.files("facejax") / "assets" / "demo_v1.msgpack"))
 
 
 @functools.cache
 def variables() -> dict[str, Any]:
-    """Variables of the networks of `asset` by name."""
+    """Variables of the networks of `asset` by name. Raises ValueError where they have not been trained."""
+    if not asset().is_file():
+        raise ValueError("the demo networks are not trained yet: python -m experiments.analysis_demo, about an hour")
     return read(asset())
 
 

@@ -15,6 +15,14 @@ def random_variables():
     )
 
 
+def test_untrained_networks_are_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "asset", lambda: tmp_path / "none.msgpack")
+    demo.variables.cache_clear()
+    with pytest.raises(ValueError, match=r"not trained yet: python -m experiments\.analysis_demo"):
+        demo.parts()
+
+
+@pytest.mark.skipif(not demo.asset().is_file(), reason="the demo networks are not trained")
 def test_asset_is_small_and_fits():
     size = demo.asset().stat().st_size
     assert size <= demo.MOST_BYTES
@@ -82,7 +90,8 @@ def test_crops_shrink_by_their_mean():
     np.testing.assert_allclose(flat, 1.0, atol=1e-6)
 
 
-def test_every_network_has_its_place():
+def test_every_network_has_its_place(random_variables, monkeypatch):
+    monkeypatch.setattr(demo, "variables", lambda: random_variables)
     found = demo.networks()
     assert list(found) == list(demo.NETS)
     for name, network in found.items():
