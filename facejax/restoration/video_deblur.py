@@ -24,7 +24,8 @@ import numpy as np
 
 from facejax.nn.blocks import ConvNorm
 from facejax.nn.conv import Conv, ConvTranspose
-from facejax.nn.init import torch_default
+from facejax.nn.init import kaiming_normal_fan_out, torch_default
+from facejax.nn.norm import GroupNorm
 
 Dtype = Any
 
@@ -44,16 +45,28 @@ class State(NamedTuple):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with batch norm, added to the input before the last ReLU. [N, H, W, C] -> the same."""
+    """Two 3x3 convolutions with a norm, added to the input before the last ReLU. [N, H, W, C] -> the same.
 
+    Attributes:
+      groups: of group norm; 0: batch norm.
+      axis_name, dtype: of `OVD`.
+    """
+
+    groups: int = 0
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        options = {"padding": 1, "use_bias": True, "axis_name": self.axis_name, "dtype": self.dtype}
-        y = ConvNorm(x.shape[-1], 3, **options, name="layer1")(x, train=train)
-        return nn.relu(x + ConvNorm(x.shape[-1], 3, activation=None, **options, name="layer2")(y, train=train))
+        y = nn.relu(self._layer(x, "layer1", train))
+        return nn.relu(x + self._layer(y, "layer2", train))
+
+    def _layer(self, x: jax.Array, name: str, train: bool) -> jax.Array:
+        options = {"padding": 1, "use_bias": True, "dtype": self.dtype, "name": name}
+        if not self.groups:
+            return ConvNorm(x.shape[-1], 3, activation=None, axis_name=self.axis_name, **options)(x, train=train)
+        x = Conv(x.shape[-1], 3, kernel_init=kaiming_normal_fan_out, **options)(x)
+        return GroupNorm(self.groups, dtype=self.dtype, name=f"{name}_norm")(x)
 
 
 class Blending(nn.Module):
@@ -79,6 +92,7 @@ class Cell(nn.Module):
     recurrent: bool
     blending: bool
     residual: bool
+    groups: int
     axis_name: str | None
     dtype: Dtype
 
@@ -92,7 +106,7 @@ class Cell(nn.Module):
 
         def refined(x: jax.Array, part: str) -> jax.Array:
             for i in range(self.blocks):
-                x = ResidualBlock(self.axis_name, self.dtype, name=f"{part}{i}")(x, train=train)
+                x = ResidualBlock(self.groups, self.axis_name, self.dtype, name=f"{part}{i}")(x, train=train)
             return x
 
         n, _, height, width, _ = state.frames.shape
@@ -106,7 +120,9 @@ class Cell(nn.Module):
         features = nn.relu(conv(self.width // 2, 3, 1, "features")(x))
         options = {"use_bias": True, "kernel_init": torch_default, "dtype": self.dtype, "name": "up"}
         up = nn.relu(ConvTranspose(self.width, 4, 2, 1, **options)(x))
-        sharp = conv(3, 3, 1, "out")(up)[:, :height, :width].astype(jnp.float32)
+        first = nn.initializers.zeros if self.residual else torch_default
+        out = Conv(3, 3, 1, 1, use_bias=True, kernel_init=first, dtype=self.dtype, name="out")
+        sharp = out(up)[:, :height, :width].astype(jnp.float32)
         if self.residual:
             sharp = sharp + frames[:, frames.shape[1] // 2]
         if not self.recurrent:
@@ -123,7 +139,11 @@ class OVD(nn.Module):
       blocks: residual blocks of the encoder, and of the decoder.
       recurrent: whether maps are passed on to the next frame; otherwise the state of every frame is zero.
       blending: whether dynamic temporal blending follows the encoder. Without, the network is the paper's STRCNN.
-      residual: whether the blurred frame is added to the output. Not in the paper; short trainings need it.
+      residual: whether the blurred frame is added to the output, which is 0 at first. Not in the paper; short trainings
+        need it.
+      groups: of group norm in the residual blocks; 0: batch norm, as in the paper. Every time step has other batch
+        statistics, since maps are 0 before the first frame: with few channels the running averages of all time steps
+        fit none.
       unroll: whether the program contains every time step instead of a loop. It compiles for longer; on a CPU, XLA
         computes gradients of convolutions inside a loop about twenty times more slowly.
       axis_name: mapped axis over which to share batch statistics.
@@ -136,6 +156,7 @@ class OVD(nn.Module):
     recurrent: bool = True
     blending: bool = True
     residual: bool = False
+    groups: int = 0
     unroll: bool = False
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
@@ -143,7 +164,7 @@ class OVD(nn.Module):
     def setup(self) -> None:
         if self.context < 1:
             raise ValueError(f"OVD.context is {self.context}: expected 1 or more")
-        options = (self.recurrent, self.blending, self.residual, self.axis_name, self.dtype)
+        options = (self.recurrent, self.blending, self.residual, self.groups, self.axis_name, self.dtype)
         self.cell = Cell(self.width, self.blocks, *options)
 
     def __call__(self, video: jax.Array, *, train: bool) -> jax.Array:

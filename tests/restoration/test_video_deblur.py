@@ -115,6 +115,24 @@ def test_the_blurred_frame_may_be_added(video, variables, restored):
     np.testing.assert_allclose(whole, restored + video, atol=2e-6)
 
 
+def test_a_new_network_with_the_blurred_frame_added_returns_it(video):
+    net = NET.clone(residual=True)
+    variables = net.init(jax.random.key(0), video, train=False)
+    np.testing.assert_array_equal(
+        net.apply(variables, video[:, :2], train=True, mutable=["batch_stats"])[0], video[:, :2]
+    )
+
+
+def test_with_group_norm_training_and_test_agree(video):
+    net = NET.clone(groups=2)
+    variables = made(net, video)
+    assert set(variables) == {"params"}
+    found = [net.apply(variables, video[:, :3], train=train) for train in (True, False)]
+    np.testing.assert_allclose(*found, atol=1e-6)
+    half = net.apply(variables, video[:1, :3], train=True)
+    np.testing.assert_allclose(half, found[0][:1], atol=1e-5)
+
+
 def test_blending_by_hand():
     rng = np.random.default_rng(0)
     new, old = rng.normal(size=(2, 1, 5, 5, 2)).astype(np.float32)
