@@ -139,7 +139,7 @@ class Folder:
             raise ValueError(f"embeddings of {dimension} numbers: expected {self._run['dimension']} as in {self.path}")
 
     def _line(self, record: Mapping[str, Any]) -> None:
-        self._lines.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._lines.write(json.dumps(record).encode() + b"\n")
         self._lines.flush()
         self._number += 1
 

@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -71,15 +72,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command `analyse` and returns the exit code."""
-    from facejax.analysis import folder, photographs
+    from facejax.analysis import folder, page, photographs
 
     if arguments.out:
         photographs.files(arguments.photographs)  # a wrong name is told before networks are read
         failed = folder.analyse(arguments.photographs, analyzer(arguments), arguments.out,
                                 progress=sys.stderr.isatty(), max_pixels=arguments.max_pixels)  # fmt: skip
-        page = _module("facejax.analysis.page")
-        if page:
-            page.write(arguments.out)
+        page.write(arguments.out)
         print(f"{arguments.out}: {_summary(folder.read_records(arguments.out))}", file=sys.stderr)
         return int(failed > 0)
     files, made, failed = photographs.files(arguments.photographs), analyzer(arguments), 0
@@ -90,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             failed += 1
             print(_sentence(error), file=sys.stderr)
         else:
-            print(json.dumps({"file": str(file), **folder.described(faces)}, ensure_ascii=False), flush=True)
+            print(json.dumps({"file": str(file), **folder.described(faces)}), flush=True)
     return int(failed > 0)
 
 
@@ -101,15 +100,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     if argv and argv[0] not in (*COMMANDS, "-h", "--help"):
         argv = ["analyse", *argv]
-    added = []
-    for module in dict.fromkeys(COMMANDS.values()) if not argv or argv[0] not in COMMANDS else [COMMANDS[argv[0]]]:
-        if module not in added and (found := _module(module)):
-            found.add_parser(subparsers)
-            added.append(module)
+    chosen = COMMANDS.values() if not argv or argv[0] not in COMMANDS else [COMMANDS[argv[0]]]
+    for module in dict.fromkeys(chosen):
+        importlib.import_module(module).add_parser(subparsers)
     arguments = parser.parse_args(argv)
     compiled = _counting() if getattr(arguments, "verbose", False) else None
     try:
         code = importlib.import_module(COMMANDS[arguments.command]).run(arguments)
+    except BrokenPipeError:  # the reader of the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, OSError) as error:
         print(f"facejax: {_sentence(error)}", file=sys.stderr)
         return 2
@@ -133,10 +133,6 @@ def _counting() -> list[float]:
 
     jax.monitoring.register_event_duration_secs_listener(note)
     return seconds
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
 def _sentence(error: BaseException) -> str:

@@ -107,4 +107,4 @@ def _link(file: pathlib.Path, to: pathlib.Path) -> str:
     """Address of a file from the page."""
     from urllib.parse import quote
 
-    return quote(pathlib.PurePath(os.path.relpath(file.resolve(), to.parent.resolve())).as_posix())
+    return quote(os.fsencode(pathlib.PurePath(os.path.relpath(file.resolve(), to.parent.resolve())).as_posix()))
