@@ -234,7 +234,8 @@ def build(config: ConfigDict) -> Experiment:
 
 def make_net(model: ConfigDict) -> Any:
     """The network that the configuration names; a plain backbone without groups."""
-    trunk = Backbone(model.name, model.shared if model.groups else model.embedding_size, model.dropout, model.dtype)
+    width = model.shared if model.groups else model.embedding_size
+    trunk = Backbone(model.name, width, model.dropout, model.dtype, model.remat)
     if not model.groups:
         return trunk.make()
     return groupface.GroupFace(trunk.make(), model.groups, model.embedding_size, tuple(model.hidden), model.ensemble)

@@ -46,6 +46,7 @@ BASE = {
         "name": "tiny",  # a key of TRUNKS or BASELINES
         "weights": "",  # PyTorch file of an ImageNet classifier whose trunk initialises the network
         "dtype": "float32",  # of the computation
+        "remat": False,  # whether the backward pass computes the insides of modules anew, which saves memory
     },
     "optim": {
         "name": "adam",
@@ -62,7 +63,11 @@ BASE = {
 CLASSIFIER_BASE = {
     "seed": 0,
     "data": asdict(LabelledImages()),
-    "model": {"name": "w18", "dtype": "bfloat16"},  # a key of TRUNKS; of the computation
+    "model": {
+        "name": "w18",  # a key of TRUNKS
+        "dtype": "bfloat16",  # of the computation
+        "remat": False,  # whether the backward pass computes the insides of modules anew, which saves memory
+    },
     "loss": {"label_smoothing": 0.0},  # part of the target spread over all classes, 0..1
     "optim": asdict(Optimizer(nesterov=True, weight_decay=1e-4, schedule=Schedule())),
     "train": asdict(Options(batch_size=64, steps=300)),
@@ -222,9 +227,10 @@ def build(config: ConfigDict) -> Experiment:
 def build_classifier(config: ConfigDict) -> Experiment:
     """Wires a run on ImageNet."""
     config = app.with_classes(config, lambda: LabelledImages(**config.data).count())
-    trunk = choose("model.name", config.model.name, TRUNKS)(dtype=jnp.dtype(config.model.dtype))
+    trunk = choose("model.name", config.model.name, TRUNKS)
+    options = {"dtype": jnp.dtype(config.model.dtype), "remat": config.model.remat}
     return classifier(
-        hrnet.Classifier(trunk, config.data.classes),
+        hrnet.Classifier(trunk(**options), config.data.classes),
         LabelledImages(**config.data),
         Optimizer(**config.optim),
         Options(**config.train),
@@ -244,12 +250,13 @@ def choose(field: str, name: str, table: dict[str, Any]) -> Any:
 
 def make_net(config: ConfigDict) -> nn.Module:
     """The pose network that the configuration names."""
-    joints, dtype = len(LAYOUTS[config.data.kind].partners), jnp.dtype(config.model.dtype)
+    joints = len(LAYOUTS[config.data.kind].partners)
+    options = {"dtype": jnp.dtype(config.model.dtype), "remat": config.model.remat}
     made = choose("model.name", config.model.name, {**TRUNKS, **BASELINES})
     if config.model.name in BASELINES:
         make, width = made
-        return hrnet.SimpleBaseline(make(dtype=dtype), joints, width)
-    return hrnet.PoseNet(made(finest_only=True, dtype=dtype), joints)
+        return hrnet.SimpleBaseline(make(**options), joints, width)
+    return hrnet.PoseNet(made(finest_only=True, **options), joints)
 
 
 def trunk_of(variables: Any) -> Any:

@@ -55,6 +55,7 @@ BASE = {
         "pre_norm": False,  # whether each sublayer's input is normalised, not its sum
         "bias": False,  # whether the attention's projections have biases
         "dtype": "float32",  # of the computation
+        "remat": False,  # whether the backward pass computes the insides of layers anew, which saves memory
     },
     "loss": {"smoothing": 0.1},  # part of the target spread over the vocabulary, 0..1
     "optim": {
@@ -226,6 +227,7 @@ def make_network(config: ConfigDict, vocabulary: int) -> Any:
         model.pre_norm,
         model.bias,
         jnp.dtype(model.dtype),
+        model.remat,
     )
 
 

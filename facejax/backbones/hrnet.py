@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from facejax.backbones.resnet import ResidualBlock
-from facejax.nn.blocks import ConvNorm
+from facejax.nn.blocks import ConvNorm, rematerialised
 from facejax.nn.conv import Conv, ConvTranspose
 from facejax.nn.init import kaiming_normal_fan_out, torch_default
 from facejax.nn.norm import BatchNorm
@@ -99,6 +99,8 @@ class HRNet(nn.Module):
       finest_only: whether the last module returns only its finest map, which suffices for heat maps.
       axis_name: mapped axis over which batch statistics are averaged; the published runs average over none.
       dtype: of the computation.
+      remat: whether the backward pass computes the insides of modules and of stage 1 anew; see
+        `rematerialised`.
     """
 
     width: int
@@ -110,6 +112,7 @@ class HRNet(nn.Module):
     finest_only: bool = False
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -135,7 +138,7 @@ class HRNet(nn.Module):
         for i in (1, 2):
             x = layer(self.stem_width, 3, 2, 1, name=f"stem{i}")(x, train=train)
         for block in range(self.first_blocks):
-            x = ResidualBlock(
+            first = ResidualBlock(
                 self.first_width,
                 1,
                 1,
@@ -144,7 +147,8 @@ class HRNet(nn.Module):
                 axis_name=self.axis_name,
                 dtype=self.dtype,
                 name=f"first{block}",
-            )(x, train=train)
+            )
+            x = rematerialised(first, self.remat)(x, train=train)
         maps = [x]
         for stage, modules in enumerate(self.modules, 2):
             coarser = layer(self.width * 2 ** (stage - 1), 3, 2, 1, name=f"transition{stage}_new")(
@@ -155,13 +159,14 @@ class HRNet(nn.Module):
             maps = [*maps, coarser]
             for module in range(modules):
                 last = self.finest_only and stage == 4 and module == modules - 1
-                maps = HighResolutionModule(
+                exchange = HighResolutionModule(
                     self.blocks,
                     1 if last else 0,
                     self.axis_name,
                     self.dtype,
                     name=f"stage{stage}_{module}",
-                )(maps, train=train)
+                )
+                maps = rematerialised(exchange, self.remat)(maps, train=train)
         return {f"c{i}": x for i, x in enumerate(maps, 2)}
 
 

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from facejax.nn.blocks import rematerialised
 from facejax.nn.conv import Conv
 from facejax.nn.init import torch_default
 from facejax.nn.norm import BatchNorm, PReLU
@@ -78,6 +79,7 @@ class IResNet(nn.Module):
       dropout: before the dense layer; 0 in the published PyTorch runs, 0.4 in the paper.
       axis_name: mapped axis over which batch statistics are averaged; the published runs average over none.
       dtype: of the trunk; the dense layer and its batch norm stay in float32.
+      remat: whether the backward pass computes the insides of blocks anew, which saves memory; see `rematerialised`.
     """
 
     depths: tuple[int, ...]
@@ -86,6 +88,7 @@ class IResNet(nn.Module):
     dropout: float = 0.0
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, features: bool = False) -> jax.Array | dict[str, jax.Array]:
@@ -107,9 +110,10 @@ class IResNet(nn.Module):
         found = {"stem": x}
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
             for block in range(depth):
-                x = IBasicBlock(
+                layer = IBasicBlock(
                     width, 2 if block == 0 else 1, self.axis_name, self.dtype, name=f"layer{stage}_{block}"
-                )(x, train=train)
+                )
+                x = rematerialised(layer, self.remat)(x, train=train)
             found[f"stage{stage}"] = x
         head = EmbeddingHead(self.embedding_size, self.dropout, self.axis_name, self.dtype)
         nn.share_scope(self, head)

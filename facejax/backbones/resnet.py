@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from facejax.nn.blocks import rematerialised
 from facejax.nn.conv import Conv
 from facejax.nn.init import kaiming_normal_fan_out, torch_default
 from facejax.nn.norm import BatchNorm
@@ -93,6 +94,7 @@ class ResNet(nn.Module):
       conv_stages: of 2 to 5.
       axis_name: mapped axis over which batch statistics are averaged; the published runs average over none.
       dtype: of the trunk; the dense layer stays in float32.
+      remat: whether the backward pass computes the insides of blocks anew, which saves memory; see `rematerialised`.
     """
 
     depths: tuple[int, ...]
@@ -105,6 +107,7 @@ class ResNet(nn.Module):
     conv_stages: tuple[int, ...] = (5,)
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool, features: bool = False) -> jax.Array | dict[str, jax.Array]:
@@ -128,7 +131,7 @@ class ResNet(nn.Module):
             dilated = stage == 5 and self.output_stride == 16
             conv = self.conv if stage in self.conv_stages else Conv
             for block in range(depth):
-                x = ResidualBlock(
+                layer = ResidualBlock(
                     width,
                     2 if stage > 2 and block == 0 and not dilated else 1,
                     2 if dilated else 1,
@@ -138,7 +141,8 @@ class ResNet(nn.Module):
                     self.axis_name,
                     self.dtype,
                     name=f"layer{stage - 1}_{block}",
-                )(x, train=train)
+                )
+                x = rematerialised(layer, self.remat)(x, train=train)
             found[f"c{stage}"] = x
         if features:
             return found

@@ -21,6 +21,7 @@ import optax
 from jax import lax
 
 from facejax.nn.attention import MultiHeadAttention
+from facejax.nn.blocks import rematerialised
 from facejax.nn.norm import LayerNorm
 
 Dtype = Any
@@ -144,6 +145,7 @@ class Transformer(nn.Module):
       pre_norm: whether each sublayer's input is normalised, not its sum, and the stacks' outputs too.
       bias: whether the attention's projections have biases.
       dtype: of the computation.
+      remat: whether the backward pass computes the insides of layers anew, which saves memory; see `rematerialised`.
     """
 
     vocabulary: int = 37_000
@@ -156,6 +158,7 @@ class Transformer(nn.Module):
     pre_norm: bool = False
     bias: bool = False
     dtype: Dtype = jnp.float32
+    remat: bool = False
 
     def setup(self) -> None:
         init = nn.initializers.normal(self.width**-0.5)
@@ -175,14 +178,15 @@ class Transformer(nn.Module):
         mask, causal = visible(source), jnp.tril(jnp.ones((target.shape[1],) * 2, bool))[None, None]
         x = self._embed(target, train=train)
         for layer in self.decoder:
-            x = layer(x, causal & visible(target), layer.project(memory), mask, train=train)
+            inputs = x, causal & visible(target), layer.project(memory), mask
+            x = rematerialised(layer, self.remat)(*inputs, train=train)
         return self._logits(x)
 
     def encode(self, source: jax.Array, *, train: bool = False) -> jax.Array:
         """[N, S, D] of tokens [N, S]."""
         x = self._embed(source, train=train)
         for layer in self.encoder:
-            x = layer(x, visible(source), train=train)
+            x = rematerialised(layer, self.remat)(x, visible(source), train=train)
         return self.final[0](x) if self.pre_norm else x
 
     def start(self, source: jax.Array, length: int) -> tuple[Cache, Any]:

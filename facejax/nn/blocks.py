@@ -1,4 +1,4 @@
-"""Convolution and batch norm blocks shared by many networks."""
+"""Convolution and batch norm blocks shared by many networks, and blocks that keep little for the backward pass."""
 
 from __future__ import annotations
 
@@ -14,6 +14,21 @@ from facejax.nn.init import kaiming_normal_fan_out
 from facejax.nn.norm import BatchNorm
 
 Dtype = Any
+
+
+def rematerialised(block: nn.Module, remat: bool) -> Callable[..., Any]:
+    """The block; with `remat`, the backward pass computes its inner activations anew instead of keeping them.
+
+    Parameters, outputs and gradients stay the same. The block is called as `(*arrays, **options)`, such as
+    `(x, train=True)`; only arrays are differentiated.
+    """
+    if not remat:
+        return block
+
+    def called(*arrays: Any, **options: Any) -> Any:
+        return nn.remat(lambda module, *inputs: module(*inputs, **options))(block, *arrays)
+
+    return called
 
 
 class ConvNorm(nn.Module):

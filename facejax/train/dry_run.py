@@ -21,7 +21,7 @@ def dry_run(experiment: Experiment, options: Options) -> dict[str, Any]:
       "parameters": number of trained parameters; "parameters by part": name -> number; "devices"; "batch per device";
       "state bytes per device": parameters, optimizer and other state, exact; "step flops per device": operations of
       convolutions and matrix products, forward and backward, 2 per multiply-add; "activation bytes per device
-      (estimate)": peak size of the live arrays besides the state, without fusion or rematerialisation. With several
+      (estimate)": peak size of the live arrays besides the state, without what the compiler fuses. With several
       steps, the maximum over steps.
     """
     devices = options.devices or jax.device_count()
@@ -51,7 +51,7 @@ def describe(costs: dict[str, Any]) -> str:
             f"state per device      {costs['state bytes per device'] / 2**30:.3f} GiB (exact)",
             f"step per device       {costs['step flops per device'] / 1e9:,.1f} GFLOP (counted)",
             f"activations           {costs['activation bytes per device (estimate)'] / 2**30:.2f} GiB per device "
-            "(estimated: no fusion, no rematerialisation)",
+            "(estimated: without the compiler's fusion)",
         ]
     )
 
