@@ -48,6 +48,7 @@ def test_smoke(coco_folder, tmp_path):
 class OneConvolution(nn.Module):
     finest_only: bool
     dtype: jnp.dtype
+    remat: bool
 
     @nn.compact
     def __call__(self, images, *, train):
