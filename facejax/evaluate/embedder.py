@@ -52,9 +52,11 @@ class Backbone:
             raise ValueError(f"model.name is {self.name!r}: expected one of {', '.join((*MINIATURES, *PUBLISHED))}")
         options = {"dtype": jnp.dtype(self.dtype)}
         if self.name != "mobilefacenet":
-            options |= {"dropout": self.dropout, "remat": self.remat}
+            options["dropout"] = self.dropout
         elif self.remat:
             raise ValueError("model.remat is set with mobilefacenet: expected an IResNet")
+        if self.remat:
+            options["remat"] = True
         if self.name in MINIATURES:
             return MINIATURES[self.name](embedding_size=self.embedding_size, **options)
         return facejax.create_model(self.name, num_features=self.embedding_size, **options)

@@ -53,7 +53,7 @@ def verify_held_out(
     known = attributes(examples, labels)
     metrics |= {f"nmi_{name}": normalized_mutual_information(truth, group) for name, truth in known.items()}
     similarity, same = group_aware_pairs(found, labels, beta=beta, gamma=gamma)
-    rates = verification.tar_at_far(similarity, same, held_out.FARS)
+    rates = verification.tar_at_far(similarity, same, held_out.FARS).tolist()
     metrics |= held_out.named(rates, "tar_at_far_{}_group_aware")
     return report | Report(
         metrics,

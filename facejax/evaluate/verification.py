@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from facejax.data import pipeline, sources
 from facejax.data.identities import Identities
@@ -25,6 +26,7 @@ DEFINITIONS = CONVENTION | {
 }
 PACK_DEFINITIONS = {
     "accuracy": "share of pairs decided rightly, each tenth at the threshold that is best on the other nine",
+    "from, to": "95 % interval of the accuracy, by the t distribution over the ten folds",
     "genuine cosine": "mean over the pairs of one person",
 }
 MOST = 4000
@@ -40,12 +42,12 @@ def tar_metrics(features: np.ndarray, labels: np.ndarray, name: str = "tar_at_fa
       labels: [N] identities.
       name: of the metrics; "{}" becomes "1e-1" and so on.
     """
-    return named(verification.all_pairs_tar(features, labels, FARS), name)
+    return named(verification.all_pairs_tar(features, labels, FARS).tolist(), name)
 
 
-def named(rates: Iterable[float], name: str = "tar_at_far_{}") -> dict[str, float]:
-    """Rates at `FARS` by name."""
-    return {name.format(f"{far:.0e}".replace("e-0", "e-")): float(r) for far, r in zip(FARS, rates, strict=True)}
+def named(rates: Iterable[Any], name: str = "tar_at_far_{}") -> dict[str, Any]:
+    """What there is of each of `FARS`, by name."""
+    return {name.format(f"{far:.0e}".replace("e-0", "e-")): rate for far, rate in zip(FARS, rates, strict=True)}
 
 
 def images_of(source: Source, image_size: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
@@ -99,19 +101,19 @@ def verify_held_out(source: Source | None, image_size: int, embed: Embed) -> Rep
             "Held-out people": image_grid(images[: 8 * 12], 12),
             "Most similar impostors": hardest_impostors(images[some], features[some], labels[some]),
         },
-        tables={"Held-out images": [census(labels)], **intervals(features, labels)},
+        tables={"Held-out images": [census(labels)], **intervals(metrics, features, labels)},
         arrays={"embeddings": features, "labels": labels},
         notes=DEFINITIONS,
     )
 
 
-def intervals(features: np.ndarray, labels: np.ndarray) -> dict[str, list[dict[str, Any]]]:
-    """Table of the TAR of all pairs with 95 % bootstrap intervals over people; none of more than `MOST` images."""
+def intervals(metrics: dict[str, float], features: np.ndarray, labels: np.ndarray) -> dict[str, list[dict[str, Any]]]:
+    """Table of `metrics` with 95 % bootstrap intervals over people; none of more than `MOST` images."""
     if len(labels) > MOST:
         return {}
-    ends = verification.tar_intervals(features, labels, FARS)
-    rates = zip(tar_metrics(features, labels).items(), ends, strict=True)
-    rows = [{"metric": name, "value": value, "from": low, "to": high} for (name, value), (low, high) in rates]
+    found = verification.bootstrap_intervals(features, labels, FARS)
+    ends = named(found.tar) | {"equal_error_rate": found.equal_error_rate, "rank1": found.rank1}
+    rows = [{"metric": name, "value": metrics[name], "from": low, "to": high} for name, (low, high) in ends.items()]
     return {"95 % intervals, by a bootstrap over people": rows}
 
 
@@ -121,12 +123,17 @@ def verify_packs(packs: str, image_size: int, embed: Embed) -> Report:
     for name, images, same in read_packs(packs, image_size):
         features = embed(images)
         distances = verification.squared_distances(features[::2], features[1::2])
+        accuracy = {}
         if len(same) >= 10:
-            metrics[f"{name}_accuracy"] = float(verification.kfold_accuracy(distances, same).mean)
+            folds = verification.kfold_accuracy(distances, same)
+            metrics[f"{name}_accuracy"] = float(folds.mean)
+            reach = stats.t.ppf(0.975, len(folds.folds) - 1) * stats.sem(folds.folds)
+            accuracy = {"accuracy": folds.mean, "from": folds.mean - reach, "to": folds.mean + reach}
         metrics[f"{name}_genuine_cosine"] = float(1 - distances[same].mean() / 2)
         arrays[f"{name}_embeddings"] = features
         genuine = int(same.sum())
-        rows.append({"pack": name, "images": len(images), "genuine pairs": genuine, "others": len(same) - genuine})
+        row = {"pack": name, "images": len(images), "genuine pairs": genuine, "others": len(same) - genuine}
+        rows.append(row | accuracy)
     return Report(metrics, {"Packs": rows}, arrays=arrays, notes=PACK_DEFINITIONS)
 
 

@@ -47,6 +47,19 @@ class KFoldTar(NamedTuple):
     far: float
 
 
+class Intervals(NamedTuple):
+    """Lower and upper ends.
+
+    Attributes:
+      tar: [F, 2] of the TAR at each FAR.
+      equal_error_rate, rank1: [2].
+    """
+
+    tar: np.ndarray
+    equal_error_rate: np.ndarray
+    rank1: np.ndarray
+
+
 class FalseAccepts(NamedTuple):
     """Compact exact ROC: for each genuine pair, the number of impostor pairs accepted at its score.
 
@@ -266,11 +279,7 @@ def tar_at_far(
 def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> float:
     """The rate at which FAR equals 1 - TAR, with linear interpolation between the points of the ROC."""
     far, tar, _ = roc(scores, same)
-    excess = far - (1 - tar)
-    after = int(np.argmax(excess >= 0))
-    before = after - 1  # the curve starts at (0, 0), where the excess is -1
-    share = -excess[before] / (excess[after] - excess[before])
-    return float(far[before] + share * (far[after] - far[before]))
+    return _crossing(far, tar)
 
 
 def all_pairs(embeddings: ArrayLike, labels: ArrayLike) -> FalseAccepts:
@@ -325,13 +334,14 @@ def all_pairs_tar(embeddings: ArrayLike, labels: ArrayLike, fars: ArrayLike) -> 
     return all_pairs(embeddings, labels).tar(fars)
 
 
-def tar_intervals(
+def bootstrap_intervals(
     embeddings: ArrayLike, labels: ArrayLike, fars: ArrayLike, *, samples: int = 200, seed: int = 0
-) -> np.ndarray:
-    """95 % bootstrap intervals over people of `all_pairs_tar`, of at most a few thousand embeddings.
+) -> Intervals:
+    """95 % bootstrap intervals over people, of at most a few thousand embeddings.
 
     A sample draws as many people as there are, with replacement. A person drawn w times counts w times in the genuine
-    pairs, and w v times in the impostor pairs with one drawn v times; two copies of a person are no impostors.
+    pairs and among the probes of rank 1, whose gallery stays whole, and w v times in the impostor pairs with one drawn
+    v times; two copies of a person are no impostors.
 
     Args:
       embeddings: [N, D].
@@ -341,31 +351,48 @@ def tar_intervals(
       seed: of the draws.
 
     Returns:
-      [F, 2] ends of the intervals, the 2.5th and the 97.5th percentile; NaN where a person is alone.
+      The 2.5th and the 97.5th percentile; NaN where the samples have no genuine or no impostor pair.
     """
     embeddings, labels = _labelled(embeddings, labels)
     fars = check_fars(fars)
     _, person, counts = np.unique(labels, return_inverse=True, return_counts=True)
     first, second = np.triu_indices(len(labels), 1)
     scores, same = (embeddings @ embeddings.T)[first, second], person[first] == person[second]
-    kept = int(min(2 * max(fars.max(initial=0), 0.05), 1) * (~same).sum()) + 1  # the best ones decide
+    decisive = 2 * max(fars.max(initial=0), 0.05)  # the best impostor pairs decide
+    if 0 < same.sum() < len(same):
+        decisive = max(decisive, 2 * equal_error_rate(scores, same))
+    kept = int(min(decisive, 1) * (~same).sum()) + 1
     order = np.flatnonzero(~same)[np.argsort(-scores[~same], kind="stable")[:kept]]
     impostors, pairs = scores[order], (person[first[order]], person[second[order]])
     order = np.flatnonzero(same)[np.argsort(-scores[same], kind="stable")]
     genuine, owner = -scores[order], person[first[order]]
-    rng, found = np.random.default_rng(seed), np.full((samples, len(fars)), np.nan)
+    merged = np.concatenate([genuine, -impostors])
+    falling = np.argsort(merged, kind="stable")
+    last = np.flatnonzero(np.append(np.diff(merged[falling]) > 0, True))  # of the pairs of one score
+    hit, probe = (np.bincount(person, weights, len(counts)) for weights in _rank1(embeddings, labels))
+    rng, found = np.random.default_rng(seed), np.full((samples, len(fars) + 2), np.nan)
     for row in found:
         drawn = np.bincount(rng.integers(len(counts), size=len(counts)), minlength=len(counts)).astype(np.float64)
-        accepted = np.cumsum(drawn[pairs[0]] * drawn[pairs[1]])
+        if drawn @ probe:
+            row[-1] = (drawn @ hit) / (drawn @ probe)
+        weights = drawn[pairs[0]] * drawn[pairs[1]]
+        accepted = np.cumsum(weights)
         images = drawn * counts
         total = (images.sum() ** 2 - np.square(images).sum()) / 2
         accepting = np.append(0, np.cumsum(drawn[owner]))
         if total > 0 and accepting[-1] > 0:
             place = np.searchsorted(accepted, fars * total * (1 + 1e-12), side="right")
             worst = np.where(place < len(impostors), impostors[np.minimum(place, len(impostors) - 1)], -np.inf)
-            row[:] = accepting[np.searchsorted(genuine, -worst)] / accepting[-1]
-    alone = np.isnan(found).all()
-    return np.full((len(fars), 2), np.nan) if alone else np.nanpercentile(found, (2.5, 97.5), axis=0).T
+            row[:-2] = accepting[np.searchsorted(genuine, -worst)] / accepting[-1]
+            of_genuine = np.concatenate([drawn[owner], np.zeros(len(weights))])[falling]
+            of_impostors = np.concatenate([np.zeros(len(owner)), weights])[falling]
+            far, tar = (np.append(0, np.cumsum(w)[last]) for w in (of_impostors / total, of_genuine / accepting[-1]))
+            row[-2] = _crossing(far, tar)
+    ends = np.full((len(fars) + 2, 2), np.nan)
+    known = ~np.isnan(found).all(0)
+    if known.any():
+        ends[known] = np.nanpercentile(found[:, known], (2.5, 97.5), axis=0).T
+    return Intervals(ends[:-2], ends[-2], ends[-1])
 
 
 def leave_one_out_rank1(embeddings: ArrayLike, labels: ArrayLike) -> float:
@@ -379,24 +406,41 @@ def leave_one_out_rank1(embeddings: ArrayLike, labels: ArrayLike) -> float:
       labels: [N].
     """
     embeddings, labels = _labelled(embeddings, labels)
-    hits, searched = 0, 0
-    for rows in _blocks(len(labels), len(labels)):
-        scores = embeddings[rows] @ embeddings.T
-        same = labels[rows, None] == labels
-        impostor = np.max(scores, axis=1, where=~same, initial=-np.inf)
-        same[np.arange(len(same)), np.arange(rows.start, rows.stop)] = False
-        mate = np.max(scores, axis=1, where=same, initial=-np.inf)
-        hits += int(np.sum(mate > impostor))
-        searched += int(np.sum(same.any(1)))
-    if not searched:
+    hit, probe = _rank1(embeddings, labels)
+    if not probe.any():
         raise ValueError(f"labels: none of the {len(labels)} occurs twice; expected an identity with two embeddings")
-    return hits / searched
+    return float(hit.sum() / probe.sum())
 
 
 def count_at_least(thresholds: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Number of `scores` (any shape) at or above each of the ascending `thresholds`. [G] -> [G] int64."""
     scores = np.sort(scores[scores >= thresholds[0]])
     return len(scores) - np.searchsorted(scores, thresholds)
+
+
+def _crossing(far: np.ndarray, tar: np.ndarray) -> float:
+    """The rate at which FAR equals 1 - TAR on a curve that begins at (0, 0); NaN where it ends before."""
+    excess = far - (1 - tar)
+    after = int(np.argmax(excess >= 0))
+    if excess[after] < 0:
+        return np.nan
+    before = after - 1
+    share = -excess[before] / (excess[after] - excess[before])
+    return float(far[before] + share * (far[after] - far[before]))
+
+
+def _rank1(embeddings: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the nearest other of each unit embedding [N, D] has its label, and whether any other has: [N], [N]."""
+    hits, probes = [], []
+    for rows in _blocks(len(labels), len(labels)):
+        scores = embeddings[rows] @ embeddings.T
+        same = labels[rows, None] == labels
+        impostor = np.max(scores, axis=1, where=~same, initial=-np.inf)
+        same[np.arange(len(same)), np.arange(rows.start, rows.stop)] = False
+        mate = np.max(scores, axis=1, where=same, initial=-np.inf)
+        hits.append(mate > impostor)
+        probes.append(same.any(1))
+    return np.concatenate(hits), np.concatenate(probes)
 
 
 def _kfold_accuracy(

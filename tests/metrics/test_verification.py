@@ -253,8 +253,8 @@ def test_invalid_input_raises(call, message):
         call()
 
 
-def repeated_tar(scores, people, drawn, fars):
-    """The TARs of people drawn `drawn` times each: every copy is a person of its own, but no impostor of its copies."""
+def repeated(scores, people, drawn, fars):
+    """Rates of people drawn `drawn` times each: every copy is a person of its own, but no impostor of its copies."""
     copies = [(person, copy, i) for i, person in enumerate(people) for copy in range(drawn[person])]
     genuine, impostors = [], []
     for n, (p, c, i) in enumerate(copies):
@@ -264,7 +264,11 @@ def repeated_tar(scores, people, drawn, fars):
             elif p != q:
                 impostors.append(scores[i, j])
     same = np.repeat([True, False], [len(genuine), len(impostors)])
-    return v.tar_at_far([*genuine, *impostors], same, fars)
+    others = scores - 2 * np.eye(len(people))
+    probes = [i for p, _, i in copies if np.sum(people == p) > 1]
+    pairs = [*genuine, *impostors], same
+    rank1 = np.mean([people[others[i].argmax()] == people[i] for i in probes])
+    return [*v.tar_at_far(*pairs, fars), v.equal_error_rate(*pairs), rank1]
 
 
 def test_intervals_are_those_of_people_drawn_again(monkeypatch):
@@ -272,12 +276,12 @@ def test_intervals_are_those_of_people_drawn_again(monkeypatch):
     people = rng.permutation(np.repeat(np.arange(7), (1, 2, 2, 3, 3, 4, 5)))
     features = v.unit_rows(np.eye(7)[people] + 0.6 * rng.normal(size=(20, 7)))
     fars, found = (0.3, 0.1, 0.02), []
-    monkeypatch.setattr(v.np, "nanpercentile", lambda x, *_, **__: found.append(x) or np.zeros((2, 3)))
-    v.tar_intervals(features, people, fars, samples=12, seed=5)
+    monkeypatch.setattr(v.np, "nanpercentile", lambda x, *_, **__: found.append(x) or np.zeros((2, 5)))
+    v.bootstrap_intervals(features, people, fars, samples=12, seed=5)
     draws = np.random.default_rng(5)
     for row in found[0]:
         drawn = np.bincount(draws.integers(7, size=7), minlength=7)
-        np.testing.assert_allclose(row, repeated_tar(features @ features.T, people, drawn, fars))
+        np.testing.assert_allclose(row, repeated(features @ features.T, people, drawn, fars))
 
 
 def test_intervals_hold_the_value_and_narrow_with_people():
@@ -286,9 +290,11 @@ def test_intervals_hold_the_value_and_narrow_with_people():
     def width(count):
         people = np.repeat(np.arange(count), 4)
         features = rng.normal(size=(count, 16))[people] + 0.9 * rng.normal(size=(4 * count, 16))
-        low, high = v.tar_intervals(features, people, (0.01,))[0]
+        found = v.bootstrap_intervals(features, people, (0.01,))
+        (low, high), rank1 = found.tar[0], v.leave_one_out_rank1(features, people)
         assert low <= v.all_pairs_tar(features, people, (0.01,))[0] <= high
+        assert found.rank1[0] <= rank1 <= found.rank1[1]
         return high - low
 
     assert 0 < width(150) < 0.6 * width(20)
-    assert np.isnan(v.tar_intervals(np.eye(3), np.arange(3), (0.1,))).all()
+    assert all(np.isnan(ends).all() for ends in v.bootstrap_intervals(np.eye(3), np.arange(3), (0.1,)))
