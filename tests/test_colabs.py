@@ -72,6 +72,7 @@ FIRST = {
     "detection": FEW,
     "face_geometry": PEOPLE + FACES + GEOMETRY,
     "generation": PEOPLE + FACES + STYLES,
+    "photographs": FEW,
     "recognition": SMALL,
     "restoration": PEOPLE + FACES + RESTORED,
     "vib": PEOPLE,
@@ -88,6 +89,7 @@ PRINTED = {
     "face_geometry": "nme",
     "generation": "recall",
     "graphs": "test_accuracy",
+    "photographs": "facejax was imported: False",
     "quality": "aoc",
     "recognition": "tar_at_far_1e-2",
     "restoration": "SSIM",
@@ -102,6 +104,7 @@ def test_notebook_runs(path, monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     notebook = nbformat.read(path, 4)
     assert all(not cell.get("outputs") for cell in notebook.cells)
+    assert f"/blob/main/colabs/{path.name})" in notebook.cells[0].source
     notebook.cells.insert(0, nbformat.v4.new_code_cell(FIRST.get(path.stem, "")))
     done = NotebookClient(
         notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+
+MARK = b"facejax sha256 "
+"""Stands, with the digest of all bytes before it, at a file's end, which JAX ignores."""
 
 
 def write_stablehlo(
@@ -25,12 +29,19 @@ def write_stablehlo(
       platforms: platforms that can run the file.
     """
     exported = jax.export.export(jax.jit(fn), platforms=platforms)(*arguments)
-    pathlib.Path(path).write_bytes(exported.serialize())
+    content = bytes(exported.serialize())
+    pathlib.Path(path).write_bytes(content + MARK + hashlib.sha256(content).digest())
 
 
 def read_stablehlo(path: str | os.PathLike[str]) -> Callable[..., Any]:
-    """Loads a function that `write_stablehlo` wrote. Raises ValueError for other files."""
+    """Loads a function that `write_stablehlo` wrote. Raises ValueError for other files and for changed ones."""
+    content = pathlib.Path(path).read_bytes()
+    content, mark, digest = content.rpartition(MARK)
+    if not mark:
+        content = digest  # of JAX itself, or of facejax before it wrote digests
+    elif hashlib.sha256(content).digest() != digest:
+        raise ValueError(f"{path}: its content is not what was written: a damaged file")
     try:
-        return jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call
+        return jax.export.deserialize(bytearray(content)).call
     except Exception as error:  # damaged files raise various exceptions
         raise ValueError(f"{path}: not a readable StableHLO export: {error}") from error

@@ -24,3 +24,21 @@ def test_other_files_raise(tmp_path):
     (tmp_path / "x").write_bytes(b"no export")
     with pytest.raises(ValueError, match="not a readable StableHLO export"):
         read_stablehlo(tmp_path / "x")
+
+
+def test_a_changed_number_is_noticed(tmp_path):
+    path, weights = tmp_path / "net.stablehlo", np.float32([1.5, 2.5, 3.5])
+    write_stablehlo(path, lambda x: x + weights, jnp.zeros(3))
+    content = path.read_bytes()
+    alone = jax.export.deserialize(bytearray(content)).call  # without facejax
+    np.testing.assert_array_equal(alone(jnp.zeros(3)), weights)
+    place = content.index(weights.tobytes())
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(ValueError, match="a damaged file"):
+        read_stablehlo(path)
+
+
+def test_a_file_of_jax_itself_is_read(tmp_path):
+    exported = jax.export.export(jax.jit(lambda x: 2 * x))(jnp.zeros(2))
+    (tmp_path / "x").write_bytes(exported.serialize())
+    np.testing.assert_array_equal(read_stablehlo(tmp_path / "x")(jnp.ones(2)), [2, 2])
