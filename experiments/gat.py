@@ -17,7 +17,7 @@ has improved for `optim.patience` epochs; the tested weights are the last at whi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -103,7 +103,7 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 def build(config: ConfigDict) -> Experiment:
     """Wires the run: one step is at most `optim.epochs_per_step` epochs of every one of `optim.runs` trainings."""
     model, optim = config.model, config.optim
-    splits = load(config.data, config.seed)
+    splits, names = load(config.data, config.seed)
     labels, graph_count = splits["train"].labels, len(splits["train"].mask)
     classes = labels.shape[2] if labels.ndim == 3 else int(labels.max()) + 1
     net = gat.GAT(classes, tuple(model.widths), tuple(model.heads), model.dropout, model.skip, not model.attention)
@@ -174,7 +174,7 @@ def build(config: ConfigDict) -> Experiment:
         return state, {"validation_loss": jax.tree.map(jnp.sum, total)}
 
     def evaluate(state: TrainState) -> Report:
-        tested = load(config.data, config.seed, config.eval.path) if config.eval.path else splits
+        tested = load(config.data, config.seed, config.eval.path, names)[0] if config.eval.path else splits
 
         def test(batch: Mapping[str, Split], params: Any) -> dict[str, jax.Array]:
             outputs = {
@@ -198,7 +198,7 @@ def build(config: ConfigDict) -> Experiment:
             graphs.spread(name, scale * found["test"], scale * found["validation"], found["epochs"]),
             figures={} if labels.ndim == 3 else figures(tested["test"], found["embeddings"][0], found["attention"][0]),
             arrays={
-                **({} if labels.ndim == 3 else {"classes": found["logits"][0].argmax(1)}),
+                **({} if labels.ndim == 3 else {"classes": graphs.named(found["logits"][0].argmax(1), names)}),
                 **{k: found[k] for k in ("test", "epochs", "logits", "embeddings", "attention")},
             },
         )
@@ -206,8 +206,16 @@ def build(config: ConfigDict) -> Experiment:
     return Experiment(evaluate, init, step, resident=lambda: {k: splits[k] for k in ("train", "validation")})
 
 
-def load(data: Mapping[str, Any], seed: int, path: str = "") -> dict[str, Split]:
-    """The splits "train", "validation" and "test" of the `data` section, or of another folder at `path`.
+def load(
+    data: Mapping[str, Any], seed: int, path: str = "", names: Sequence[str] = ()
+) -> tuple[dict[str, Split], Sequence[str]]:
+    """The splits "train", "validation" and "test" of the `data` section, and the classes' names, if they have any.
+
+    Args:
+      data: the section.
+      seed: see `NodeSource.load`.
+      path: another folder.
+      names: of the classes of files.
 
     Raises:
       ValueError: an unknown source, or files that cannot be read.
@@ -216,14 +224,14 @@ def load(data: Mapping[str, Any], seed: int, path: str = "") -> dict[str, Split]
     misleading, count = fields.pop("misleading"), fields.pop("graphs")
     source = NodeSource(**fields)
     if source.source == "ppi":
-        return several_graphs({name: read_ppi(path or source.path, name) for name in ("train", "validation", "test")})
+        return several_graphs({k: read_ppi(path or source.path, k) for k in ("train", "validation", "test")}), ()
     if count > 1:
         sizes = (source.nodes, source.classes, source.degree_in, source.degree_out)
-        return several_graphs(several_blocks(count, *sizes, misleading, seed))
-    citations = source.load(seed, path)
+        return several_graphs(several_blocks(count, *sizes, misleading, seed)), ()
+    citations = source.load(seed, path, names)
     if source.source == "blocks":
         citations = mislead(citations, misleading, seed)
-    return one_graph(citations)
+    return one_graph(citations), citations.names
 
 
 def figures(split: Split, embeddings: np.ndarray, attention: np.ndarray) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def build(config: ConfigDict) -> Experiment:
         return state, {"loss": Mean.of(loss, active), "validation_loss": Mean.of(validation, active)}
 
     def evaluate(state: TrainState) -> Report:
-        other = source.load(config.seed, config.eval.path) if config.eval.path else data
+        other = source.load(config.seed, config.eval.path, data.names) if config.eval.path else data
         tested = arrays(other, edges=model.graph, degree=model.degree) if config.eval.path else problem
 
         def test(batch: Any, params: Any) -> dict[str, jax.Array]:
@@ -143,7 +143,7 @@ def build(config: ConfigDict) -> Experiment:
             graphs.spread("accuracy", found["test"], found["validation"], epochs),
             figures={"Embedding of the first run": graphs.principal_plane(found["hidden"][0], other)},
             arrays={
-                "classes": found["predictions"][0],
+                "classes": graphs.named(found["predictions"][0], data.names),
                 "predictions": found["predictions"],
                 "hidden": found["hidden"],
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from facejax.data.readers.graph_folder import read_graph
 from facejax.data.readers.planetoid import Citations, read_planetoid
@@ -33,12 +34,13 @@ class NodeSource:
     degree_out: float = 3.0
     labelled: int = 5
 
-    def load(self, seed: int, path: str = "") -> Citations:
+    def load(self, seed: int, path: str = "", names: Sequence[str] = ()) -> Citations:
         """The graph with features, labels and split.
 
         Args:
           seed: of the block model, and of the split of files without split.txt.
           path: folder that replaces the section's `path`; empty: the section's.
+          names: of the classes of files, as of the graph that a network was trained on; empty: those of the files.
 
         Raises:
           ValueError: an unknown source, or files that cannot be read.
@@ -50,7 +52,7 @@ class NodeSource:
         if self.source == "karate":
             return graphs.karate_club()
         if self.source == "files":
-            return read_graph(path or self.path, seed, self.labelled)
+            return read_graph(path or self.path, seed, self.labelled, names)
         if self.source not in ("cora", "citeseer", "pubmed"):
             raise ValueError(
                 f"data.source is {self.source!r}: expected blocks, karate, files, cora, citeseer or pubmed"

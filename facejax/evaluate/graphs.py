@@ -29,6 +29,11 @@ def spread(name: str, test: np.ndarray, validation: np.ndarray, epochs: np.ndarr
     }
 
 
+def named(predictions: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """The classes of predictions [N] by name, where they have names."""
+    return np.array(names)[predictions] if names else predictions
+
+
 def indicators(labels: np.ndarray) -> np.ndarray:
     """Labels [N] or [N, C] as [N, C] bool."""
     return labels > 0 if labels.ndim == 2 else np.eye(labels.max() + 1, dtype=bool)[labels]

@@ -273,8 +273,8 @@ def _finish(
         target.mkdir(parents=True, exist_ok=True)
         for key, array in report.arrays.items():
             np.save(target / f"{key}.npy", array)
-            if np.ndim(array) == 1 and array.dtype.kind in "iu":
-                np.savetxt(target / f"{key}.txt", array, "%d")
+            if np.ndim(array) == 1 and array.dtype.kind in "iuU":
+                (target / f"{key}.txt").write_text("".join(f"{value}\n" for value in array), encoding="utf-8")
     if not quiet:
         width = max(map(len, report.metrics))
         print("\n".join(f"{key:{width}}  {value:.4f}" for key, value in report.metrics.items()))

@@ -35,6 +35,17 @@ def test_a_graph_by_hand(folder):
     np.testing.assert_array_equal(loaded.features, graph.features)
 
 
+def test_another_graph_is_numbered_by_the_first_ones_classes(folder):
+    names = read_graph(folder).names
+    assert names == ("7", "cat", "dog")
+    (folder / "labels.txt").write_text("\n".join(label.replace("7", "dog") for label in LABELS) + "\n")
+    other = NodeSource("files", "elsewhere").load(0, str(folder), names)
+    assert other.labels.tolist() == [1, 2, 1, 0, 2, 2, 1, 2]
+    (folder / "labels.txt").write_text("\n".join(label.replace("7", "cow") for label in LABELS) + "\n")
+    with pytest.raises(ValueError, match=r"labels.txt: class 'cow': expected one of 7, cat, dog"):
+        read_graph(folder, names=names)
+
+
 def test_without_a_split_and_without_features(folder):
     (folder / "split.txt").unlink()
     (folder / "features.npy").unlink()

@@ -208,7 +208,7 @@ def test_l2_takes_biases_too():
 def test_batches_of_graphs_are_one_graph_side_by_side():
     config = experiment.get_config("inductive")
     config.data.update(nodes=20, graphs=5)
-    splits = experiment.load(config.data, 0)
+    splits, _ = experiment.load(config.data, 0)
     assert [len(splits[k].mask) for k in ("train", "validation", "test")] == [3, 1, 1]
     train = splits["train"]
     net = gat.GAT(4, (5, 6), (3, 2, 2), skip=True)
@@ -298,7 +298,7 @@ def test_ppi_files(tmp_path):
         write_ppi(tmp_path, split, (3, 2))
     config = experiment.get_config("ppi")
     config.data.path = str(tmp_path)
-    splits = experiment.load(config.data, 0)
+    splits, _ = experiment.load(config.data, 0)
     assert splits["train"].labels.shape == (2, 3, 4) and splits["validation"].features.shape == (2, 3, 5)
     assert splits["train"].mask.tolist() == [[True] * 3, [True, True, False]]
     features = np.load(tmp_path / "train_feats.npy")

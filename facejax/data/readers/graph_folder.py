@@ -17,7 +17,7 @@ UNKNOWN = "-1"
 PARTS = ("train", "validation", "test")
 
 
-def read_graph(folder: str | pathlib.Path, seed: int = 0, labelled: int = 20) -> Citations:
+def read_graph(folder: str | pathlib.Path, seed: int = 0, labelled: int = 20, names: Sequence[str] = ()) -> Citations:
     """A graph of N nodes, numbered from 0.
 
     Args:
@@ -28,21 +28,26 @@ def read_graph(folder: str | pathlib.Path, seed: int = 0, labelled: int = 20) ->
         each class for training, and of the other nodes whose class is known half for validation and half for testing.
       seed: of that choice.
       labelled: training nodes per class.
+      names: of the classes, in the order of their numbers, as of the graph that a network was trained on; by default
+        the names in labels.txt in their natural order.
 
     Returns:
-      The graph; classes are numbered in the natural order of their names, and a node of unknown class has label 0 and
-      is in no part.
+      The graph; a node of unknown class has label 0 and is in no part.
 
     Raises:
-      ValueError: a file is missing, damaged or inconsistent with the others, or a part of the split is empty.
+      ValueError: a file is missing, damaged or inconsistent with the others, a class is not among `names`, or a part of
+        the split is empty.
     """
     folder = pathlib.Path(folder)
-    names = [line.strip() for line in texts.lines(texts.read(folder / "labels.txt"))]
-    classes = sorted({*names} - {UNKNOWN}, key=natural)
-    if len(classes) < 2 or "" in classes:
-        raise ValueError(f"{folder / 'labels.txt'}: {len(classes)} classes: expected two or more, and no empty line")
+    lines = [line.strip() for line in texts.lines(texts.read(folder / "labels.txt"))]
+    found = {*lines} - {UNKNOWN}
+    if "" in found or (len(found) < 2 and not names):
+        raise ValueError(f"{folder / 'labels.txt'}: {len(found)} classes: expected two or more, and no empty line")
+    classes = tuple(names) or tuple(sorted(found, key=natural))
+    if unknown := sorted(found.difference(classes), key=natural):
+        raise ValueError(f"{folder / 'labels.txt'}: class {unknown[0]!r}: expected one of {', '.join(classes)}")
     number = {name: i for i, name in enumerate(classes)} | {UNKNOWN: -1}
-    labels = np.array([number[name] for name in names])
+    labels = np.array([number[line] for line in lines])
     count = len(labels)
     source, destination = _edges(folder / "edges.txt", count)
     split = (
@@ -51,7 +56,9 @@ def read_graph(folder: str | pathlib.Path, seed: int = 0, labelled: int = 20) ->
     for part, mask in zip(PARTS, split, strict=True):
         if not mask.any():
             raise ValueError(f"{folder}: no node of a known class for {part}: expected one or more")
-    return Citations(_features(folder / "features.npy", count), np.maximum(labels, 0), source, destination, *split)
+    return Citations(
+        _features(folder / "features.npy", count), np.maximum(labels, 0), source, destination, *split, classes
+    )
 
 
 def _edges(path: pathlib.Path, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,10 @@ from facejax.formats import limits, pickles, texts
 
 @dataclasses.dataclass(frozen=True)
 class Citations:
-    """N documents: features [N, F], labels [N], undirected edges in both directions [E], masks [N] of the split."""
+    """N documents: features [N, F], labels [N], undirected edges in both directions [E], masks [N] of the split.
+
+    `names` are those of the classes, in the order of their numbers; empty where they have numbers alone.
+    """
 
     features: np.ndarray
     labels: np.ndarray
@@ -22,6 +25,7 @@ class Citations:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+    names: tuple[str, ...] = ()
 
 
 _SPARSE = {("scipy.sparse", "csr_matrix"): pickles.Made}
