@@ -22,7 +22,7 @@ from jax import lax
 from facejax.nn.init import torch_default
 from facejax.nn.norm import PReLU
 
-Ensemble = Literal["soft", "hard"]
+Ensemble = Literal["soft", "hard", "none"]
 
 
 class Representation(NamedTuple):
@@ -67,7 +67,7 @@ class GroupFace(nn.Module):
       embedding_size: dimension D of every branch.
       hidden: widths of the decision network.
       ensemble: "soft" adds all branches weighted by the group probabilities (S-GroupFace), "hard" adds the branch of
-        the most probable group (H-GroupFace).
+        the most probable group (H-GroupFace), "none" adds nothing: the instance branch alone.
     """
 
     backbone: nn.Module
@@ -97,6 +97,8 @@ def combine(branches: jax.Array, probabilities: jax.Array, ensemble: Ensemble) -
         raise ValueError(
             f"combine: branches {branches.shape} and probabilities {probabilities.shape}, expected [N, K, D] and [N, K]"
         )
+    if ensemble == "none":
+        return jnp.zeros_like(branches[:, 0])
     if ensemble == "soft":
         return jnp.einsum("nk,nkd->nd", probabilities, branches)
     best = jnp.argmax(probabilities, 1)

@@ -77,6 +77,7 @@ def test_soft_with_one_hot_equals_hard_and_hard_selects_the_best():
     gradients = jax.grad(lambda q: groupface.combine(branches, q, "soft")[:, 0].sum())(p)
     np.testing.assert_allclose(gradients, branches[:, :, 0], rtol=1e-6)
     assert not jax.grad(lambda q: groupface.combine(branches, q, "hard").sum())(p).any()
+    np.testing.assert_array_equal(groupface.combine(branches, p, "none"), np.zeros(hard.shape))
 
 
 class Small(nn.Module):
