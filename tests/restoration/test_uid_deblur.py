@@ -234,6 +234,7 @@ def test_bad_input_raises(images, variables):
         ("model.name", "gan", "model.name is 'gan': expected uid or blurred"),
         ("loss.extractor", "vgg", "loss.extractor is 'vgg': expected one of coarse, vgg19, vgg16_face"),
         ("train.batch_size", 3, "train.batch_size is 3: expected an even number, half of it for random codes"),
+        ("train.microbatches", 2, "train.microbatches is 2: expected 1, both updates share one pass"),
     ):
         with pytest.raises(ValueError, match=message):
             experiment.build(config_of(**{"loss.random": True, field: value}))
