@@ -76,7 +76,7 @@ PRESETS = {
         "model.name": "mobilenet_1",
         "loss": {"steps": 100, "frames": 8, "landmarks": False},
         "optim": {"name": "sgd", "weight_decay": 5e-4, "schedule": {"peak": 0.02, "warmup": 0}},
-        "train": {"batch_size": 128, "steps": 50 * 4_970, "devices": 2, "eval_every": 0},
+        "train": {"batch_size": 128, "steps": 2_460 * 101, "devices": 2, "eval_every": 0},  # rounds of 100 and a choice
         "eval": {"batch_size": 128, "protocol": "aflw2000", "path": "aflw2000"},
     },
     "aflw2000_mb05": {

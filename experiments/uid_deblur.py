@@ -127,6 +127,8 @@ def build(config: ConfigDict) -> Experiment:
         raise ValueError(f"loss.extractor is {loss.extractor!r}: expected one of {', '.join(EXTRACTORS)}")
     if loss.random and size % 2:
         raise ValueError(f"train.batch_size is {size}: expected an even number, half of it for random codes")
+    if config.train.microbatches != 1:
+        raise ValueError(f"train.microbatches is {config.train.microbatches}: expected 1, both updates share one pass")
     dtype = jnp.dtype(model.dtype)
     net = UID(model.width, model.blocks, model.code_size, model.noise, dtype)
     judge = Discriminator(model.patch_width, model.patch_layers, model.scales, dtype)

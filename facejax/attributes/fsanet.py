@@ -195,7 +195,7 @@ class FSANet(nn.Module):
         """RGB [N, H, W, 3] in 0..255, published for 64 x 64 -> [N, D]."""
         stages = self.stages(self.maps(images, train=train))
         options = {"stretch_weight": self.stretch_weight, "smallest": self.smallest}
-        return soft_stagewise(stages, self.span, first=-(self.classes[0] // 2), **options)
+        return soft_stagewise(stages, self.span, centred=True, **options)
 
     def setup(self) -> None:
         """Names of the parts."""

@@ -51,7 +51,7 @@ def soft_stagewise(
     stages: Stages,
     span: float,
     *,
-    first: int = 0,
+    centred: bool = False,
     shift_weight: float = 1.0,
     stretch_weight: float = 1.0,
     smallest: float = 0.0,
@@ -61,7 +61,7 @@ def soft_stagewise(
     Args:
       stages: what the stages say.
       span: V, width of the range of numbers.
-      first: number of the first class; -1 for three classes around zero.
+      centred: whether each stage's classes lie around zero, which is number s // 2 of s; else they begin at 0.
       shift_weight, stretch_weight: factors of eta and Delta; 0 for no dynamic range.
       smallest: lower bound of 1 + Delta; 0 as published, where the result overflows as Delta nears -1.
 
@@ -71,8 +71,9 @@ def soft_stagewise(
     total, unit = 0.0, jnp.float32(span)
     for scores, shifts, stretch in zip(*stages, strict=True):
         scores, shifts, stretch = (x.astype(jnp.float32) for x in (scores, shifts, stretch))
-        classes = jnp.arange(first, first + scores.shape[-1])
-        unit = unit / (scores.shape[-1] * jnp.maximum(1 + stretch_weight * stretch, smallest))
+        count = scores.shape[-1]
+        classes = jnp.arange(count) - centred * (count // 2)
+        unit = unit / (count * jnp.maximum(1 + stretch_weight * stretch, smallest))
         total = total + unit * jnp.sum(scores * (classes + shift_weight * shifts), -1)
     return total
 
@@ -346,8 +347,7 @@ class MultiSSRNet(nn.Module):
                 hidden = nn.tanh(dense(2 * self.outputs, name=f"{name}_hidden{k}")(x))
                 moves.append(nn.tanh(dense(self.outputs, name=f"{name}{k}")(hidden)))
             parts.append((scores.reshape(images.shape[0], self.outputs, classes), moves[1][..., None], moves[0]))
-        first = -(self.classes[0] // 2)
-        options = {"first": first, "stretch_weight": self.stretch_weight, "smallest": self.smallest}
+        options = {"centred": True, "stretch_weight": self.stretch_weight, "smallest": self.smallest}
         return soft_stagewise(Stages(*zip(*parts, strict=True)), self.span, **options)
 
 

@@ -17,6 +17,10 @@ from facejax.formats import limits
 
 FORMATS = "JPEG, PNG, WebP, GIF, TIFF, BMP, AVIF or PGM"
 PNG = b"\x89PNG\r\n\x1a\n"
+TIFF = {b"II*\0": "<", b"MM\0*": ">"}
+"""First bytes of a TIFF -> byte order."""
+ORIENTATION = 274
+"""Number of the tag in a TIFF."""
 DEFLATE = 1032
 """The most bytes that one byte of a PNG's compression can stand for."""
 
@@ -49,7 +53,7 @@ def pixels(encoded: bytes, flags: int) -> np.ndarray:
     """An image as `cv2.imdecode` returns it: [H, W] or [H, W, C], colours in the order BGR.
 
     A JPEG without its end is refused; OpenCV before 5.0 fills the rest with grey. Pillow reads GIF and AVIF where
-    OpenCV is built without them.
+    OpenCV is built without them. A TIFF is turned as the flags say; OpenCV turns it whatever they say.
 
     Args:
       encoded: content of the file; errors name the origin of an `ImageFile`.
@@ -67,10 +71,13 @@ def pixels(encoded: bytes, flags: int) -> np.ndarray:
         raise _bad(encoded, str(error)) from error
     if len(encoded) * DEFLATE < _png_bytes(encoded):
         raise _bad(encoded, f"{width} x {height} pixels in so few bytes")
+    stored, orientation = _stored_tiff(encoded)
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+        image = cv2.imdecode(np.frombuffer(stored, np.uint8), flags)
     except cv2.error as error:
         raise _bad(encoded, error.err) from error
+    if image is not None and not _as_stored(flags):
+        image = _turned(image, orientation)
     image = _with_pillow(encoded, flags) if image is None else image
     if image is None:
         raise _bad(encoded, f"expected a {FORMATS} file")
@@ -92,11 +99,37 @@ def size(encoded: bytes) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(encoded)) as opened:
+            with Image.open(io.BytesIO(_stored_tiff(encoded)[0])) as opened:
                 return opened.size
     except Exception as error:  # Pillow's readers raise various exceptions on damaged headers
         bomb = isinstance(error, Image.DecompressionBombError)
         raise _bad(encoded, str(error) if bomb else f"expected a {FORMATS} file") from error
+
+
+def _as_stored(flags: int) -> bool:
+    """Whether flags of `cv2.imdecode` ask for the pixels as they are stored, not turned."""
+    return flags == cv2.IMREAD_UNCHANGED or bool(flags & cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def _stored_tiff(encoded: bytes) -> tuple[bytes, int]:
+    """A TIFF whose first directory says that it is upright, and the orientation that it said; others as they are, 1."""
+    if (order := TIFF.get(bytes(encoded[:4]))) is None or len(encoded) < 8:
+        return encoded, 1
+    (place,) = struct.unpack_from(f"{order}I", encoded, 4)
+    entries = struct.unpack_from(f"{order}H", encoded, place)[0] if place <= len(encoded) - 2 else 0
+    for entry in range(place + 2, min(place + 2 + 12 * entries, len(encoded) - 11), 12):
+        tag, kind, _, value = struct.unpack_from(f"{order}HHIH", encoded, entry)
+        if (tag, kind) == (ORIENTATION, 3):
+            return encoded[: entry + 8] + struct.pack(f"{order}H", 1) + encoded[entry + 10 :], value
+    return encoded, 1
+
+
+def _turned(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Stored pixels turned and mirrored as an orientation of 1 to 8 says; others are 1."""
+    mirrored, turns = {2: (1, 0), 3: (0, 2), 4: (1, 2), 5: (1, 1), 6: (0, 3), 7: (1, 3), 8: (0, 1)}.get(
+        orientation, (0, 0)
+    )
+    return np.ascontiguousarray(np.rot90(image[:, ::-1] if mirrored else image, turns))
 
 
 def _png_bytes(encoded: bytes) -> int:
@@ -151,8 +184,7 @@ def _with_pillow(encoded: bytes, flags: int) -> np.ndarray | None:
         return None
     try:
         with Image.open(io.BytesIO(encoded)) as opened:
-            kept = flags == cv2.IMREAD_UNCHANGED or flags & cv2.IMREAD_IGNORE_ORIENTATION
-            image = np.asarray((opened if kept else ImageOps.exif_transpose(opened)).convert("RGB"))
+            image = np.asarray((opened if _as_stored(flags) else ImageOps.exif_transpose(opened)).convert("RGB"))
     except Exception:  # Pillow's readers raise various exceptions on damaged images
         return None
     return image[..., ::-1]

@@ -441,7 +441,7 @@ class SCRFD:
         safe = jnp.where(match.positive[:, None], target, box.from_center(anchors))
         distance = 1 - box.diou(boxes / strides[:, None], safe / strides[:, None])
         terms = {
-            "score": Term(quality_focal_loss(raw["scores"], quality).sum(), match.positive.sum().astype(jnp.float32)),
+            "score": Term(quality_focal_loss(raw["scores"], quality).sum(), jnp.maximum(match.positive.sum(), 1.0)),
             "box": Term((weight * distance).sum(), weight.sum(), self.box_weight, 1e-6),
         }
         if self.points:

@@ -521,7 +521,7 @@ P6 = {
     "anchors": ANCHORS_P6,
     "balance": (4.0, 1.0, 0.4, 0.1),
     "box_weight": 0.05 * 3 / 4,
-    "score_weight": 1.4,
+    "score_weight": 1.4 * 3 / 4,
     "point_weight": 0.005 * 3 / 4,
 }
 """Settings of `YOLO5Face` for the networks with a fourth level."""

@@ -228,12 +228,12 @@ class YOLOv1:
         return {name: Term(value, jnp.ones(()), weight) for name, (value, weight) in terms.items()}
 
     def decode(self, raw: dict[str, jax.Array], size: tuple[int, int]) -> Detections:
-        """Detections by falling score, the confidence times the probability of the class."""
+        """Detections by falling score, the confidence times the probability of the class; boxes are clipped at last."""
         confidence, classes = (jnp.maximum(raw[name], 0) for name in ("confidence", "classes"))
         scores = confidence[..., None] * classes[..., None, :]
         boxes = box.from_center(self.boxes(raw["boxes"])) * jnp.array([*size[::-1]] * 2, jnp.float32)
         shape, images = scores.shape, len(scores)
-        return suppressed(
+        found = suppressed(
             jnp.broadcast_to(boxes[..., None, :], (*shape, 4)).reshape(images, -1, 4),
             scores.reshape(images, -1),
             labels=jnp.broadcast_to(jnp.arange(shape[-1], dtype=jnp.int32), shape).reshape(images, -1),
@@ -241,3 +241,4 @@ class YOLOv1:
             threshold=self.threshold,
             count=self.count,
         )
+        return found.replace(boxes=box.clip(found.boxes, size))

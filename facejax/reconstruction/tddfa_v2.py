@@ -107,7 +107,7 @@ def short_video(image: np.ndarray, frames: int, rng: np.random.Generator) -> tup
     """A still as a video: each frame moves the last one, and is degraded on its own (Sec. 3.3, in the image plane).
 
     A movement scales by 0.95 to 1.05, turns by up to 3 degrees and shifts by up to 5 of 120 pixels; a frame has
-    Gaussian noise of deviation up to 3 and a motion blur of 5 pixels in a random direction.
+    Gaussian noise of deviation up to 3, and with probability 0.5 a motion blur of 5 pixels in a random direction.
 
     Args:
       image: [S, S, 3] uint8.

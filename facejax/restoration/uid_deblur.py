@@ -110,7 +110,8 @@ class Content(nn.Module):
     def __call__(self, sharp: jax.Array, blurred: jax.Array) -> list[jax.Array]:
         """Images of both domains, equally many -> both contents [N, H/4, W/4, 4 width], with noise."""
         x = self.shared(jnp.concatenate([self.sharp(sharp), self.blurred(blurred)]))
-        return jnp.split(x + self.noise * jax.random.normal(self.make_rng("noise"), x.shape, x.dtype), 2)
+        noise = jax.random.normal(self.make_rng("noise"), x.shape)  # in bfloat16 it never exceeds 2.9
+        return jnp.split(x + self.noise * noise.astype(x.dtype), 2)
 
     def of_sharp(self, sharp: jax.Array) -> jax.Array:
         """The contents of sharp images, without noise."""

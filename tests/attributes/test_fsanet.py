@@ -7,6 +7,7 @@ import pytest
 
 from experiments import fsanet as experiment
 from facejax.attributes import fsanet
+from facejax.attributes.ssrnet import MultiSSRNet
 from facejax.train.dry_run import count
 
 RNG = np.random.default_rng(0)
@@ -124,6 +125,21 @@ def test_scores_of_zero_look_straight_ahead():
     for k in range(3):
         variables["params"][f"scores_{k}"] = jax.tree.map(np.zeros_like, variables["params"][f"scores_{k}"])
     np.testing.assert_array_equal(run(variables, images), np.zeros((2, 3)))
+
+
+def test_the_middle_class_of_every_stage_is_zero():
+    """Also of stages with different numbers of classes."""
+    images, size = np.float32(RNG.uniform(0, 255, (2, 16, 16, 3))), 16
+    for net in (fsanet.FSANet("none", classes=(5, 3, 7), size=size, **SMALL), MultiSSRNet(classes=(5, 3, 7), **SMALL)):
+        variables, run = made(net, images, train=False)
+        for name, layer in variables["params"].items():
+            if name.startswith(("scores", "shift", "stretch")):
+                variables["params"][name] = jax.tree.map(np.zeros_like, layer)
+            if name.startswith("scores"):
+                middle = np.zeros((3, layer["bias"].size // 3))
+                middle[:, middle.shape[1] // 2] = 1
+                variables["params"][name]["bias"] = np.float32(middle.ravel())
+        np.testing.assert_array_equal(run(variables, images), np.zeros((2, 3)))
 
 
 def test_fusion_holds_its_networks_side_by_side():

@@ -23,12 +23,12 @@ def one_hot(*classes):
     return np.eye(3)[list(classes)]
 
 
-def by_loops(scores, shifts, stretches, span, first):
+def by_loops(scores, shifts, stretches, span):
     total, divisor = 0.0, 1.0
     for k in range(len(scores)):
         divisor *= len(scores[k]) * (1 + stretches[k])
         for i in range(len(scores[k])):
-            total += scores[k][i] * (i + first + shifts[k][i]) / divisor
+            total += scores[k][i] * (i - len(scores[k]) // 2 + shifts[k][i]) / divisor
     return span * total
 
 
@@ -38,9 +38,9 @@ def test_regression_by_hand():
         expected = 101 * sum(i / 3 ** (k + 1) for k, i in enumerate(classes))
         assert soft_stagewise(stages(one_hot(*classes)), 101.0) == pytest.approx(expected, rel=1e-6)
     assert soft_stagewise(stages(one_hot(2, 2, 2)), 101.0) == pytest.approx(101 * 26 / 27)
-    assert soft_stagewise(stages(np.zeros((3, 3)), 1.0), 99.0, first=-1) == 0
-    assert soft_stagewise(stages(one_hot(1, 1, 1)), 99.0, first=-1) == 0
-    assert soft_stagewise(stages(one_hot(2, 1, 1), 0, 0.5), 99.0, first=-1) == pytest.approx(99 / 3 / 1.5)
+    assert soft_stagewise(stages(np.zeros((3, 3)), 1.0), 99.0, centred=True) == 0
+    assert soft_stagewise(stages(one_hot(1, 1, 1)), 99.0, centred=True) == 0
+    assert soft_stagewise(stages(one_hot(2, 1, 1), 0, 0.5), 99.0, centred=True) == pytest.approx(99 / 3 / 1.5)
     fixed = soft_stagewise(stages(one_hot(2, 1, 1), 0.5, 0.5), 90.0, stretch_weight=0.0, shift_weight=0.0)
     assert fixed == pytest.approx(60 + 10 + 10 / 3)
 
@@ -52,11 +52,11 @@ def test_regression_against_loops():
         shifts = [rng.uniform(-1, 1, (4, n)) for n in sizes]
         stretches = [rng.uniform(-0.9, 1, 4) for _ in sizes]
         found = soft_stagewise(
-            Stages(*(list(map(jnp.float32, x)) for x in (scores, shifts, stretches))), 99.0, first=-1
+            Stages(*(list(map(jnp.float32, x)) for x in (scores, shifts, stretches))), 99.0, centred=True
         )
         for n in range(4):
             parts = ([x[n] for x in part] for part in (scores, shifts, stretches))
-            assert found[n] == pytest.approx(by_loops(*parts, 99.0, -1), rel=1e-5)
+            assert found[n] == pytest.approx(by_loops(*parts, 99.0), rel=1e-5)
 
 
 def test_a_bound_keeps_numbers_and_gradients_finite():

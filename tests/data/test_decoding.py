@@ -1,4 +1,5 @@
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -29,6 +30,40 @@ def test_formats(picture, kind):
     for share in (0.2, 0.6, 0.9):
         with pytest.raises(BadImage, match="bytes does not decode"):
             transforms.decode(encoded[: int(share * len(encoded))])
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientations(picture, kind, orientation):
+    """A TIFF is turned as other files are, although OpenCV turns it with any flag and Pillow when it opens it."""
+    stored, exif = np.asarray(picture), Image.Exif()
+    exif[0x0112] = orientation
+    turned = {
+        2: stored[:, ::-1], 3: stored[::-1, ::-1], 4: stored[::-1], 5: stored.swapaxes(0, 1),
+        6: stored[::-1].swapaxes(0, 1), 7: stored[::-1, ::-1].swapaxes(0, 1), 8: stored[:, ::-1].swapaxes(0, 1),
+    }  # fmt: skip
+    for compression in (None, "tiff_lzw")[: 1 + (kind == "TIFF")]:
+        encoded = content(picture, kind, exif=exif, **({"compression": compression} if compression else {}))
+        np.testing.assert_array_equal(transforms.decode(encoded, upright=False), stored)
+        np.testing.assert_array_equal(transforms.decode(encoded), turned.get(orientation, stored))
+        assert decoding.size(encoded) == picture.size
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_tiff_of_the_other_byte_order_is_turned(picture):
+    """And one whose directory lies beyond its end is left to the readers."""
+    grey = picture.convert("L")
+    rows = np.asarray(grey).tobytes()
+    tags = {256: 56, 257: 40, 258: 8, 262: 1, 273: 122, 274: 6, 277: 1, 278: 40, 279: len(rows)}
+    directory = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    encoded = b"MM\0*" + struct.pack(">IH", 8, len(tags)) + directory + bytes(4) + rows
+    np.testing.assert_array_equal(transforms.decode(encoded, upright=False)[..., 0], np.asarray(grey))
+    np.testing.assert_array_equal(transforms.decode(encoded)[..., 0], np.asarray(grey)[::-1].T)
+    for cut in (3, 7, 9, 60):
+        with pytest.raises(BadImage):
+            transforms.decode(encoded[:cut])
+    with pytest.raises(BadImage):
+        transforms.decode(encoded[:4] + b"\xff" * 4 + encoded[8:])
 
 
 @pytest.mark.parametrize("kind", ["GIF", "AVIF"])

@@ -147,6 +147,13 @@ def test_losses_equal_brute_force(name, point_loss, wing_losses):
         np.testing.assert_allclose(terms[key].value(), weight * brute[key][0] / max(brute[key][1], 1), rtol=1e-4)
 
 
+def test_weights_of_four_levels_equal_those_of_the_authors_code():
+    found = yolo5face.yolo5face_p6(None)
+    scale = 3 / 4  # of three levels over four
+    assert (found.box_weight, found.point_weight) == (0.05 * scale, 0.005 * scale)
+    assert found.score_weight == pytest.approx(1.0 * scale * 1.4)
+
+
 def test_samples_equal_brute_force():
     detector, several = model(), 0
     samples = jax.jit(jax.vmap(yolo5face.samples, (0, 0, None, None, None)))

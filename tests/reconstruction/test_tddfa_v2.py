@@ -241,6 +241,13 @@ def test_bad_settings(changes, message):
         experiment.build(config)
 
 
+@pytest.mark.parametrize("preset", ["synthetic", "stills", "crops_meta"])
+def test_rounds_end_with_a_choice(preset):
+    """Else the run would give the network of one cost, chosen by nobody."""
+    config = experiment.get_config(preset)
+    assert experiment.build(config).choose(config.train.steps) == "choice"
+
+
 def test_normalisation_of_the_crops():
     np.testing.assert_allclose(
         normalize.bgr_symmetric(jnp.array([[[[0, 127, 255]]]])), [[[[0.99609375, -0.00390625, -0.99609375]]]]
