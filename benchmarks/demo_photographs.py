@@ -16,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from facejax.analysis import demo
+from facejax.analysis.analyzer import FaceAnalyzer
 from facejax.data import distortions, readers, sources, transforms
 from facejax.data.readers.aflw2000_crops import SIZE, Aflw2000Crops
 from facejax.evaluate.verification import tar_metrics
@@ -80,17 +81,19 @@ def photographs(folder: pathlib.Path) -> None:
     images, objects = [opened(folder / name) for name in true], list(true.values())
     count = sum(len(o.boxes) for o in objects)
     predict = Predictor(demo.detector(0.02), demo.variables()["detector"], demo.SIZE)
-    for size in (224, 256, 320, 384, 448):
+    for size in (160, 192, 224, 256, 320, 448):
         found = detections(predict, images, size)
-        shipped = detection.precision_recall(found, objects, demo.SCORE)
-        scores = np.unique(np.concatenate([f.scores for f in found]))
-        pairs = {s: detection.precision_recall(found, objects, s) for s in scores}
-        best = max(pairs, key=lambda s: 2 * pairs[s][0] * pairs[s][1] / max(sum(pairs[s]), 1e-9))
-        nme = detection.landmark_error(found, objects)
-        ap = detection.voc_ap(found, objects).mean
-        print(f"photographs, {size} pixels: recall {shipped[1]:.3f}, precision {shipped[0]:.3f} at score {demo.SCORE}; "
-              f"best {pairs[best][1]:.3f}, {pairs[best][0]:.3f} at {best:.3f}; AP {100 * ap:.1f}; "
-              f"five points {100 * nme.error:.1f} % of the box; {count} faces")  # fmt: skip
+        precision, recall = detection.precision_recall(found, objects, demo.SCORE)
+        ap = detection.voc_ap(found, objects, eleven_points=False).mean
+        print(f"photographs, {size} pixels: recall {recall:.3f}, precision {precision:.3f} at score {demo.SCORE}; "
+              f"AP {100 * ap:.1f}; the detector's five points "
+              f"{100 * detection.landmark_error(found, objects).nme:.1f} % of the box; {count} faces")  # fmt: skip
+    faces = FaceAnalyzer.from_weights([], demo=True)(images)
+    found = [Detections(f.boxes, f.scores, np.zeros(len(f), int), f.points) for f in faces]
+    precision, recall = detection.precision_recall(found, objects, 0.0)
+    error = detection.landmark_error(found, objects).nme
+    print(f"photographs, as analysed: recall {recall:.3f}, precision {precision:.3f}; "
+          f"five points {100 * error:.1f} % of the box")  # fmt: skip
 
 
 def aflw2000(folder: pathlib.Path) -> None:
@@ -160,15 +163,10 @@ def att_faces(folder: pathlib.Path) -> None:
     examples = [source[i] for i in range(len(source))]
     images, people = [transforms.decode(e["image"]) for e in examples], np.array([sources.label(e) for e in examples])
     whole = np.stack([transforms.resize(image, 112, 112) for image in images])
-    found = detections(demo_predictor(), images, 256)
-    hit = np.array([len(f.boxes) > 0 for f in found])
-    print(f"AT&T, detector: {hit.sum()} of {len(hit)} faces, {np.mean([len(f.boxes) for f in found]):.2f} boxes each")
-    aligned = whole.copy()
-    rows = np.flatnonzero(hit)
-    if len(rows):
-        points = np.stack([found[i].points[0] for i in rows])
-        boxes = np.stack([found[i].boxes[0] for i in rows])
-        aligned[rows] = seen("recogniser", [images[i] for i in rows], boxes, points)
+    faces = FaceAnalyzer.from_weights([], demo=True)(images)
+    hit = np.array([len(f) > 0 for f in faces])
+    print(f"AT&T, detector: {hit.sum()} of {len(hit)} faces, {np.mean([len(f) for f in faces]):.2f} boxes each")
+    aligned = np.stack([f.crops[0] if len(f) else image for f, image in zip(faces, whole, strict=True)])
     for title, crops in (("unaligned", whole), ("aligned", aligned)):
         features = said("recogniser", crops)
         rank1 = verification.leave_one_out_rank1(features, people)

@@ -18,15 +18,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from facejax.alignment import wing
 from facejax.analysis import demo
 from facejax.attributes import ssrnet
-from facejax.data import detection, landmark_images, pipeline, scene_faces, sources, transforms
+from facejax.data import detection, distortions, landmark_images, pipeline, scene_faces, sources, transforms
 from facejax.data.detection import DetectionImages
 from facejax.data.landmark_images import Augmentation
 from facejax.data.pipeline import Load
-from facejax.data.quality_faces import QualityFaces
 from facejax.data.scene_faces import SceneFaces
 from facejax.data.synthetic import faces, scenes
 from facejax.data.synthetic.faces import Task
@@ -35,12 +35,9 @@ from facejax.data.synthetic.scenes import Scenes
 from facejax.evaluate import verification
 from facejax.evaluate.detection import report as detection_report
 from facejax.evaluate.embedder import embed_flipped
-from facejax.evaluate.quality import QualityProtocol
 from facejax.metrics import age, landmarks, pose
-from facejax.quality import tinyfqnet
 from facejax.recipes import recogniser, scorer
 from facejax.recipes.detector import Evaluation, detector
-from facejax.recipes.recogniser import Recogniser
 from facejax.recognition.heads import Head
 from facejax.train import Experiment, Options, Report, TrainState, map_batches, optim, train
 
@@ -61,6 +58,10 @@ SQUARES = dataclasses.replace(PHOTOGRAPHED, rotation=25.0, scale=0.15, shift=0.0
 """Of squares around a face; also what a detector's box may be off."""
 ALIGNED = dataclasses.replace(PHOTOGRAPHED, rotation=6.0, scale=0.05, shift=0.03, flip=0.5, occlusion=0.1)
 """Of aligned faces; also what five detected points may be off."""
+LIGHT = dataclasses.replace(PHOTOGRAPHED, blur=0.0)
+"""What a camera changes without blurring."""
+MOST_BLUR, MOST_SHRUNK = 0.05, 10.0
+"""Strongest blur, of the face's side, and factor of the lowest resolution that the network of quality sees."""
 GREY = 0.2
 """Share of the training images without colour."""
 TRAINED_SIDE = 160
@@ -217,22 +218,42 @@ def embedder_run(task: Task, steps: int, batch_size: int = 64) -> tuple[Experime
     return Experiment(evaluate=evaluate, train_data=batches, **parts), Options(batch_size, steps)
 
 
-def quality_run(steps: int, batch_size: int = 64) -> tuple[Experiment, Options]:
-    """The quality: the cosine to the centre of the person, by the bundled recogniser."""
-    data, teacher, protocol, net = QualityFaces(), Recogniser(), QualityProtocol(), demo.quality()
+def degraded(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """An aligned face [S, S, 3] that is blurred, or shrunk and enlarged; a strength of 1 leaves hardly a face."""
+    if rng.random() < 0.5:
+        return distortions.blur(image, max(MOST_BLUR * len(image) * strength, 1e-3), rng)
+    return distortions.resolution(image, 1 + (MOST_SHRUNK - 1) * strength, rng)
+
+
+def quality_run(task: Task, steps: int, batch_size: int = 64) -> tuple[Experiment, Options]:
+    """The quality: 1 less the strength of what blurred the face, or took its resolution."""
+    size, net = demo.QUALITY_SIDE, demo.quality()
+
+    def load(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
+        strengths = [rng.random() for rng in rngs]
+        faces = [
+            degraded(transforms.decode(example["image"], upright=False), strength, rng)
+            for example, strength, rng in zip(examples, strengths, rngs, strict=True)
+        ]
+        images = np.stack([transforms.resize(face, size, size) for face in faces])
+        return {"image": images, "label": 1 - np.float32(strengths)}
 
     def batches() -> Any:
-        known = data.load("train")
-        targets = tinyfqnet.centre_cosine(teacher.embedder(0, **data.view)(known.images), known.people)
-        rows = tinyfqnet.balanced_draws(np.random.default_rng(0), targets)
-        source = sources.Rows({"image": known.images, "label": targets}, rows)
-        return data.batches(source, batch_size, 0)
+        return pipeline.train_batches(faces.load(task, "train"), varied(load, LIGHT, GREY), batch_size, seed=0)
+
+    def evaluate(state: TrainState) -> Report:
+        source = faces.load(task, "test")
+        batch = load(pipeline.fetch(source, range(len(source))), [np.random.default_rng(i) for i in range(len(source))])
+        found = map_batches(
+            lambda v, images: net.apply(v, demo.shrunk(size)(images), train=False),
+            scorer.variables(state), batch["image"], 100,
+        )  # fmt: skip
+        return Report({"rank_correlation": float(stats.spearmanr(found, batch["label"])[0]), "faces": len(source)})
 
     parts = scorer.training(
-        net, lambda scores, batch: (scores - batch["label"]) ** 2, adam(steps, 1e-2), image_size=data.image_size,
+        net, lambda scores, batch: (scores - batch["label"]) ** 2, adam(steps, 1e-2), image_size=size,
         batch_size=batch_size, fields={"label": jax.ShapeDtypeStruct((batch_size,), jnp.float32)},
     )  # fmt: skip
-    evaluate = lambda state: scorer.report(net, state, data, protocol, teacher)  # noqa: E731
     return Experiment(evaluate=evaluate, train_data=batches, **parts), Options(batch_size, steps)
 
 
@@ -246,7 +267,7 @@ RUNS: dict[str, Callable[[], tuple[Experiment, Options]]] = {
         SCENES, 600
     ),
     "recogniser": lambda: embedder_run(PEOPLE, 1200),
-    "quality": lambda: quality_run(600),
+    "quality": lambda: quality_run(PEOPLE, 600),
 }
 """Name of a network of `demo.NETS` -> its run."""
 

@@ -38,8 +38,8 @@ def common(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of all commands that look at photographs."""
     parser.add_argument("--weights", action="append", default=[], metavar="PATH",
                         help="file or folder of published weights, found by content; may be repeated")  # fmt: skip
-    parser.add_argument("--demo", action="store_true", help="small networks of this project in place of weights, "
-                        "once python -m experiments.analysis_demo has trained them")  # fmt: skip
+    parser.add_argument("--demo", action="store_true", help="small networks of this project, for a first look: they take the "
+                        "places that no weights fill (docs/analysis_demo.md)")  # fmt: skip
     parser.add_argument("--size", type=int, help="side of the detector's input, pixels; default: the detector's")
     parser.add_argument("--tiled", type=int, default=0, metavar="SIDE",
                         help="look in tiles at photographs with a longer side than this, pixels; 0: never")  # fmt: skip

@@ -60,6 +60,14 @@ def test_images_vary_and_some_lose_their_colour():
     assert (batch["image"] != images).any((1, 2, 3)).all()
 
 
+def test_quality_falls_with_what_blurs():
+    rng = np.random.default_rng(0)
+    face = rng.integers(0, 256, (56, 56, 3)).astype(np.uint8)
+    for seed in range(4):
+        detail = [experiment.degraded(face, s, np.random.default_rng(seed)).std() for s in (0.0, 0.2, 0.6, 1.0)]
+        assert detail[0] == pytest.approx(face.std()) and detail == sorted(detail, reverse=True)
+
+
 def test_unknown_networks_are_named(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["analysis_demo", "--only", "nose"])
     with pytest.raises(SystemExit):
