@@ -145,7 +145,7 @@ def shrunk(side: int) -> Callable[[jax.Array], jax.Array]:
     """Crops [n, S, S, 3] uint8 -> -1..1 [n, side, side, 3], averaged over the pixels that fall together."""
 
     def preprocess(images: jax.Array) -> jax.Array:
-        return jax.image.resize(normalize.symmetric(images), (len(images), side, side, 3), "linear")
+        return jax.image.resize(normalize.symmetric(images), (images.shape[0], side, side, 3), "linear")
 
     return preprocess
 

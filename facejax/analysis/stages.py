@@ -148,8 +148,8 @@ def quality(
     def apply(variables: Any, images: jax.Array) -> Outputs:
         images = preprocess(images)
         if size != images.shape[1]:
-            images = jax.image.resize(images, (len(images), size, size, 3), "linear")
-        return {"quality": scale * net.apply(variables, images, train=False).reshape(len(images))}
+            images = jax.image.resize(images, (images.shape[0], size, size, 3), "linear")
+        return {"quality": scale * net.apply(variables, images, train=False).reshape(images.shape[0])}
 
     return Stage(name, Aligned(), apply, variables, sha256=sha256, gives=("quality",))
 
@@ -249,6 +249,6 @@ def ssrnet(net: nn.Module, variables: Any, *, name: str = "SSR-Net", sha256: str
     """SSR-Net: the age in years."""
 
     def apply(variables: Any, images: jax.Array) -> Outputs:
-        return {"age": net.apply(variables, images.astype(jnp.float32), train=False).reshape(len(images))}
+        return {"age": net.apply(variables, images.astype(jnp.float32), train=False).reshape(images.shape[0])}
 
     return Stage(name, Enlarged(64, 0.4), apply, variables, sha256=sha256, gives=("age",))
