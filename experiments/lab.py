@@ -67,6 +67,7 @@ BASE = {
         "blocks": 1,  # residual blocks of a stage
         "hidden": 128,  # width of the dense layer before the last
         "depth": 1,  # poolings of the hourglasses that fuse
+        "head_norm": False,  # batch norm behind the dense layer before the last
         "dtype": "float32",  # to compute in
     },
     "discriminator": {
@@ -98,7 +99,7 @@ def published(kind: str, landmarks: int, images: int) -> dict[str, Any]:
     return {
         "data": {"kind": kind, "path": kind, "landmarks": landmarks, "image_size": 256, "workers": 8},
         "estimator": {"stacks": 4, "width": 256, "depth": 4, "message_width": 16, "message_kernel": 7},
-        "regressor": {"widths": (64, 128, 256, 512), "blocks": 2, "hidden": 256, "depth": 2},
+        "regressor": {"widths": (64, 128, 256, 512), "blocks": 2, "hidden": 256, "depth": 2, "head_norm": True},
         "discriminator": {"widths": (64, 128, 256, 16)},
         "loss.rounded": True,
         "optim.schedule.peak": 3e-4,

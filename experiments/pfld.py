@@ -15,24 +15,29 @@ cunjian/pytorch_face_landmark, of which no number is published.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from facejax.alignment import pfld
-from facejax.data import normalize
-from facejax.data.landmark_images import Augmentation, LandmarkImages
+from facejax.data import normalize, pipeline
+from facejax.data.landmark_images import Augmentation, LandmarkImages, Weighed
+from facejax.data.sources import Part
 from facejax.morphable.procedural import procedural
 from facejax.recipes.aligner import Evaluation, aligner, evaluated
 from facejax.train import AXIS, Experiment, Options, Report, TrainState, app, optim
 from facejax.train.claims import Claim
 
+RARITIES = ("data", "batch", "none")
 BASE = {
     "seed": 0,
     "data": asdict(LandmarkImages(enlarge=1.2)),
+    "profiles": 0.1,  # largest part of the training faces that are turned by 30 degrees or more; 1 keeps them all
     "model": {
         "width": 0.25,  # of all layers, relative to the published ones
         "second": "full",  # second convolution; or separable
@@ -41,7 +46,7 @@ BASE = {
     },
     "loss": {
         "auxiliary": True,  # False: the squared error of the landmarks alone
-        "rarity": True,  # whether rare kinds of faces weigh more
+        "rarity": "data",  # rare kinds weigh more: kinds rare in the data, in the batch, or none
         "floor": 1.0,  # least factor of the landmark error; the paper has none
         "angles": 0.1,  # weight of the squared error of the angles; the paper has none
     },
@@ -65,8 +70,9 @@ def published(kind: str, landmarks: int, images: int, normalizer: str) -> dict[s
             "kind": kind, "path": kind, "landmarks": landmarks, "image_size": 112, "workers": 8,
             "augment": asdict(Augmentation(rotation=30.0, scale=0.12, shift=0.1, colour=0.0)),
         },
+        "profiles": 1.0,
         "model.width": 1.0,
-        "loss": {"angles": 0.0, "floor": 0.0},
+        "loss": {"rarity": "batch", "angles": 0.0, "floor": 0.0},
         "optim.schedule": {"kind": "constant", "peak": 1e-4, "warmup": 0},
         "train": {"batch_size": 256, "steps": 500 * 10 * images // 256},
         "eval": {"normalizer": normalizer, "limit": 0.1},
@@ -76,7 +82,8 @@ def published(kind: str, landmarks: int, images: int, normalizer: str) -> dict[s
 PRESETS = {
     "synthetic": {},
     "plain": {"loss.auxiliary": False},
-    "pose_only": {"loss.rarity": False},
+    "pose_only": {"loss.rarity": "none"},
+    "batch": {"loss.rarity": "batch"},
     "wflw": published("wflw", 98, 7_500, "inter_ocular"),
     "300w": published("300w", 68, 3_148, "inter_pupil"),
     "published_68": {
@@ -107,25 +114,43 @@ def build(config: ConfigDict) -> Experiment:
         app.section(Evaluation, config.eval),
     )
     net = pfld.Net(data.landmarks, **{**config.model, "dtype": jnp.dtype(config.model.dtype)})
-    weighed, size = config.loss, data.image_size
-    face = mean_face(data.landmarks) if weighed.auxiliary else None
+    weighed, size, batch_size = config.loss, data.image_size, config.train.batch_size
+    if weighed.rarity not in RARITIES:
+        raise ValueError(f"loss.rarity is {weighed.rarity!r}: expected one of {', '.join(RARITIES)}")
+    face = mean_face(data.landmarks) if weighed.auxiliary or config.profiles < 1 else None
+    of_data = weighed.auxiliary and weighed.rarity == "data"
+
+    def members(angles: jax.Array, attributes: jax.Array) -> jax.Array:
+        named = dict(zip(data.attributes, jnp.moveaxis(attributes, -1, 0), strict=True))
+        none = jnp.zeros(len(angles), bool)
+        return pfld.kinds(angles, named.get("expression", none), named.get("occlusion", none))
 
     def losses(outputs: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         truth = batch["points"] / size
         if not weighed.auxiliary:
             return {"landmarks": jnp.sum((outputs["points"] - truth) ** 2, (1, 2))}
         angles = pfld.pose_of(batch["points"], face)
-        weights = jnp.ones(len(truth))
-        if weighed.rarity:
-            named = dict(zip(data.attributes, jnp.moveaxis(batch["attributes"], -1, 0), strict=True))
-            none = jnp.zeros(len(truth), bool)
-            member = pfld.kinds(angles, named.get("expression", none), named.get("occlusion", none))
-            weights = pfld.rarity(member, AXIS)
+        weights = batch["weight"] if of_data else jnp.ones(len(truth))
+        if weighed.rarity == "batch":
+            weights = pfld.rarity(members(angles, batch["attributes"]), AXIS)
         loss = pfld.pfld_loss(outputs["points"], truth, outputs["angles"], angles, weights, weighed.floor)
         terms = {"landmarks": loss}
         if weighed.angles:
             terms["angles"] = weighed.angles * jnp.sum((outputs["angles"] - angles) ** 2, -1)
         return terms
+
+    def train_data() -> Iterator[dict[str, np.ndarray]]:
+        source = data.source("train")
+        if not of_data and config.profiles == 1:
+            return data.batches(batch_size, config.seed, source)
+        faces = pipeline.fetch(source, range(len(source)))
+        points, attributes = (np.stack([found[name] for found in faces]) for name in ("points", "attributes"))
+        kinds = np.asarray(members(pfld.pose_of(points.astype(np.float32), face), attributes))
+        rows = few(kinds[:, 0] > 0, config.profiles, config.seed)
+        source = Part(source, rows)
+        if of_data:
+            source = Weighed(source, np.asarray(pfld.rarity(kinds[rows])))
+        return data.batches(batch_size, config.seed, source)
 
     def decode(outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {"points": size * outputs["points"]}
@@ -134,6 +159,8 @@ def build(config: ConfigDict) -> Experiment:
         net, data, optim.from_config(config.optim, config.train.steps), options, evaluation,
         losses=losses, decode=decode, preprocess=normalize.unit, seed=config.seed,
     )  # fmt: skip
+    batch = run.batch | ({"weight": jax.ShapeDtypeStruct((batch_size,), jnp.float32)} if of_data else {})
+    run = replace(run, train_data=train_data, batch=batch)
     if not config.eval.weights:
         return run
 
@@ -146,6 +173,15 @@ def build(config: ConfigDict) -> Experiment:
         return evaluated(predict, variables, data, evaluation)
 
     return replace(run, evaluate=evaluate)
+
+
+def few(rare: np.ndarray, part: float, seed: int) -> np.ndarray:
+    """Sorted indices of all faces that are not `rare` [N] and of so many random rare ones that they are a `part`."""
+    others, found = np.flatnonzero(~rare), np.flatnonzero(rare)
+    if part < 1:
+        count = min(round(part / (1 - part) * len(others)), len(found))
+        found = np.random.default_rng(seed).permutation(found)[:count]
+    return np.sort(np.concatenate([others, found]))
 
 
 def mean_face(landmarks: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """PFLD: pose by least squares, the loss and its weights, the network and the published weights."""
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from experiments import pfld as experiment
 from facejax.alignment import pfld
+from facejax.data.landmark_images import LandmarkImages
 from facejax.interop import pfld as interop
 from facejax.ops import rotation
 from facejax.train import AXIS
@@ -68,6 +70,47 @@ def test_kinds_and_rarity_by_hand():
     np.testing.assert_allclose(halves, pfld.rarity(member), rtol=1e-6)  # does not depend on the number of devices
 
 
+def test_few_keeps_a_part_of_the_rare_faces():
+    rare = np.arange(100) % 2 == 0
+    rows = experiment.few(rare, 0.2, 0)
+    assert rare[rows].mean() == pytest.approx(0.2, abs=0.01) and (~rare[rows]).sum() == 50
+    assert np.all(np.diff(rows) > 0) and not np.array_equal(rows, experiment.few(rare, 0.2, 1))
+    np.testing.assert_array_equal(experiment.few(rare, 1.0, 0), np.arange(100))
+    np.testing.assert_array_equal(experiment.few(rare, 0.9, 0), np.arange(100))  # there are not so many
+
+
+def test_weights_are_of_all_chosen_faces(monkeypatch):
+    """Profiles are turned by 0.8 radians; each has two kinds, and the weight goes with its image."""
+    face = np.asarray(experiment.mean_face(68), np.float64)
+    yaw = np.where(np.arange(40) % 2 == 0, 0.8, 0.0)
+    turned = np.einsum("nij,lj->nli", rotation.from_euler(jnp.stack([0 * yaw, yaw, 0 * yaw], -1)), face)
+    png = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
+    faces = [
+        {
+            "image": png, "points": 20 * points[:, :2] * [1, -1] + 32, "visible": np.ones(68, bool),
+            "region": (32.0, 32.0, 64.0), "attributes": np.array([False, i < 4, False, False]),
+        }
+        for i, points in enumerate(turned)
+    ]  # fmt: skip
+    monkeypatch.setattr(LandmarkImages, "source", lambda self, split: faces)
+    config = experiment.get_config()
+    config.profiles, config.train.batch_size, config.data.threads = 0.2, 25, 1
+    config.data.augment = {"rotation": 0.0, "scale": 0.0, "shift": 0.0}
+    batch = next(experiment.build(config).train_data())
+    profile = np.abs(pfld.pose_of(batch["points"], face.astype(np.float32))[:, 1]) > 0.5
+    expression = batch["attributes"][:, 1]
+    assert profile.sum() == 5
+    wanted = np.where(profile, 25 / 5, 25 / 20) + expression * 25 / max(expression.sum(), 1)
+    np.testing.assert_allclose(batch["weight"], wanted, rtol=1e-5)
+
+
+def test_an_unknown_rarity_is_refused():
+    config = experiment.get_config()
+    config.loss.rarity = "images"
+    with pytest.raises(ValueError, match="loss.rarity is 'images': expected one of data, batch, none"):
+        experiment.build(config)
+
+
 @pytest.mark.parametrize("size", [32, 48])
 def test_the_angles_are_of_training_only(size):
     net = pfld.Net(5, width=0.1)
@@ -127,7 +170,9 @@ def test_a_step_trains_both_branches():
         "points": np.float32(rng.uniform(4, 28, (8, 68, 2))),
         "visible": np.ones((8, 68), bool),
         "attributes": rng.random((8, 4)) < 0.3,
+        "weight": np.float32(rng.uniform(1, 9, 8)),
     }
+    assert set(batch) == set(run.batch)
     state = run.init(jax.random.key(0))
     step = jax.jit(lambda *a: jax.vmap(run.train_step, axis_name=AXIS)(*jax.tree.map(lambda x: x[None], a)))
     after, metrics = jax.tree.map(lambda x: x[0], step(state, batch, jax.random.key(1)))
