@@ -107,7 +107,7 @@ def test_weights_are_of_all_chosen_faces(monkeypatch):
 def test_an_unknown_rarity_is_refused():
     config = experiment.get_config()
     config.loss.rarity = "images"
-    with pytest.raises(ValueError, match="loss.rarity is 'images': expected one of data, batch, none"):
+    with pytest.raises(ValueError, match=r"loss\.rarity is 'images': expected one of data, batch, none"):
         experiment.build(config)
 
 
