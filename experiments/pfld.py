@@ -26,9 +26,8 @@ from ml_collections import ConfigDict
 
 from facejax.alignment import pfld
 from facejax.data import normalize, pipeline
-from facejax.data.landmark_images import Augmentation, LandmarkImages, Weighed
+from facejax.data.landmark_images import Augmentation, LandmarkImages, Weighed, mean_face
 from facejax.data.sources import Part
-from facejax.morphable.procedural import procedural
 from facejax.recipes.aligner import Evaluation, aligner, evaluated
 from facejax.train import AXIS, Experiment, Options, Report, TrainState, app, optim
 from facejax.train.claims import Claim
@@ -44,6 +43,7 @@ BASE = {
         "expansions": (2, 2, 4, 2),  # of the four groups of bottlenecks
         "dtype": "float32",  # of the computation
     },
+    "offsets": True,  # the network's outputs are offsets from the mean face; not in the paper
     "loss": {
         "auxiliary": True,  # False: the squared error of the landmarks alone
         "rarity": "data",  # rare kinds weigh more: kinds rare in the data, in the batch, or none
@@ -71,6 +71,7 @@ def published(kind: str, landmarks: int, images: int, normalizer: str) -> dict[s
             "augment": asdict(Augmentation(rotation=30.0, scale=0.12, shift=0.1, colour=0.0)),
         },
         "profiles": 1.0,
+        "offsets": False,
         "model.width": 1.0,
         "loss": {"rarity": "batch", "angles": 0.0, "floor": 0.0},
         "optim.schedule": {"kind": "constant", "peak": 1e-4, "warmup": 0},
@@ -88,6 +89,7 @@ PRESETS = {
     "300w": published("300w", 68, 3_148, "inter_pupil"),
     "published_68": {
         "data.image_size": 112,
+        "offsets": False,
         "model": {"width": 1.0, "second": "separable", "expansions": (1, 1, 2, 1)},
     },
 }
@@ -118,6 +120,7 @@ def build(config: ConfigDict) -> Experiment:
     if weighed.rarity not in RARITIES:
         raise ValueError(f"loss.rarity is {weighed.rarity!r}: expected one of {', '.join(RARITIES)}")
     face = mean_face(data.landmarks) if weighed.auxiliary or config.profiles < 1 else None
+    start = data.mean_shape() if config.offsets else 0.0
     of_data = weighed.auxiliary and weighed.rarity == "data"
 
     def members(angles: jax.Array, attributes: jax.Array) -> jax.Array:
@@ -126,14 +129,14 @@ def build(config: ConfigDict) -> Experiment:
         return pfld.kinds(angles, named.get("expression", none), named.get("occlusion", none))
 
     def losses(outputs: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        truth = batch["points"] / size
+        points, truth = outputs["points"] + start, batch["points"] / size
         if not weighed.auxiliary:
-            return {"landmarks": jnp.sum((outputs["points"] - truth) ** 2, (1, 2))}
+            return {"landmarks": jnp.sum((points - truth) ** 2, (1, 2))}
         angles = pfld.pose_of(batch["points"], face)
         weights = batch["weight"] if of_data else jnp.ones(len(truth))
         if weighed.rarity == "batch":
             weights = pfld.rarity(members(angles, batch["attributes"]), AXIS)
-        loss = pfld.pfld_loss(outputs["points"], truth, outputs["angles"], angles, weights, weighed.floor)
+        loss = pfld.pfld_loss(points, truth, outputs["angles"], angles, weights, weighed.floor)
         terms = {"landmarks": loss}
         if weighed.angles:
             terms["angles"] = weighed.angles * jnp.sum((outputs["angles"] - angles) ** 2, -1)
@@ -153,7 +156,7 @@ def build(config: ConfigDict) -> Experiment:
         return data.batches(batch_size, config.seed, source)
 
     def decode(outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"points": size * outputs["points"]}
+        return {"points": size * (outputs["points"] + start)}
 
     run = aligner(
         net, data, optim.from_config(config.optim, config.train.steps), options, evaluation,
@@ -182,14 +185,6 @@ def few(rare: np.ndarray, part: float, seed: int) -> np.ndarray:
         count = min(round(part / (1 - part) * len(others)), len(found))
         found = np.random.default_rng(seed).permutation(found)[:count]
     return np.sort(np.concatenate([others, found]))
-
-
-def mean_face(landmarks: int) -> jax.Array:
-    """[L, 3] landmarks of the procedural mean face."""
-    model = procedural()
-    if landmarks not in (68, 98):
-        raise ValueError(f"loss.auxiliary needs the mean face's landmarks: expected 68 or 98, not {landmarks}")
-    return model.mean_shape[model.landmarks68 if landmarks == 68 else model.landmarks98]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from facejax.data.pipeline import Load, Source
 from facejax.data.readers import landmarks as readers
 from facejax.data.readers.aflw2000_crops import SIZE, Aflw2000Crops
 from facejax.data.synthetic import faces
+from facejax.morphable.procedural import procedural
 
 KINDS = {"face_world": (68, 98), "300w": (68,), "wflw": (98,), "cofw": (29,), "aflw": (19,), "lapa": (106,)}
 """Kind of data -> possible numbers of landmarks."""
@@ -260,6 +261,14 @@ def square(points: np.ndarray) -> tuple[float, float, float]:
     return (*((low + high) / 2), float((high - low).max()))
 
 
+def mean_face(landmarks: int) -> np.ndarray:
+    """[L, 3] landmarks of the procedural mean face: x to the right, y up, z to the viewer."""
+    if landmarks not in KINDS["face_world"]:
+        raise ValueError(f"the mean face has 68 or 98 landmarks: expected one of them, not {landmarks}")
+    model = procedural()
+    return np.asarray(model.mean_shape[model.landmarks68 if landmarks == 68 else model.landmarks98])
+
+
 @dataclasses.dataclass(frozen=True)
 class LandmarkImages:
     """The `data` section of an alignment experiment.
@@ -312,6 +321,12 @@ class LandmarkImages:
     def attributes(self) -> tuple[str, ...]:
         """Names of the faces' attributes."""
         return ATTRIBUTES.get(self.kind, ())
+
+    def mean_shape(self) -> np.ndarray:
+        """[L, 2] landmarks of the mean face seen from the front, relative to the side of its crop, float32."""
+        points = mean_face(self.landmarks)[:, :2] * [1, -1]
+        x, y, side = square(points)
+        return (0.5 + (points - [x, y]) / (self.enlarge * side)).astype(np.float32)
 
     def source(self, split: str) -> Source:
         """The examples of "train" or "test", with regions enlarged."""
