@@ -32,7 +32,10 @@ from facejax.recipes.aligner import Evaluation, aligner, evaluated
 from facejax.train import AXIS, Experiment, Options, Report, TrainState, app, optim
 from facejax.train.claims import Claim
 
-RARITIES = ("data", "batch", "none")
+REPEATS = 10
+"""How often a face of mean weight stands in a pass over faces that are drawn."""
+RARITIES = ("drawn", "data", "batch", "none")
+"""How rare kinds count for more: faces drawn as often as they weigh; weights of the data, of the batch; not at all."""
 BASE = {
     "seed": 0,
     "data": asdict(LandmarkImages(enlarge=1.2)),
@@ -43,10 +46,10 @@ BASE = {
         "expansions": (2, 2, 4, 2),  # of the four groups of bottlenecks
         "dtype": "float32",  # of the computation
     },
-    "offsets": True,  # the network's outputs are offsets from the mean face; not in the paper
+    "offsets": 0.1,  # the network's outputs times this are offsets from the mean face; 0: the outputs are landmarks
     "loss": {
         "auxiliary": True,  # False: the squared error of the landmarks alone
-        "rarity": "data",  # rare kinds weigh more: kinds rare in the data, in the batch, or none
+        "rarity": "drawn",  # one of RARITIES
         "floor": 1.0,  # least factor of the landmark error; the paper has none
         "angles": 0.1,  # weight of the squared error of the angles; the paper has none
     },
@@ -71,7 +74,7 @@ def published(kind: str, landmarks: int, images: int, normalizer: str) -> dict[s
             "augment": asdict(Augmentation(rotation=30.0, scale=0.12, shift=0.1, colour=0.0)),
         },
         "profiles": 1.0,
-        "offsets": False,
+        "offsets": 0.0,
         "model.width": 1.0,
         "loss": {"rarity": "batch", "angles": 0.0, "floor": 0.0},
         "optim.schedule": {"kind": "constant", "peak": 1e-4, "warmup": 0},
@@ -84,12 +87,13 @@ PRESETS = {
     "synthetic": {},
     "plain": {"loss.auxiliary": False},
     "pose_only": {"loss.rarity": "none"},
+    "weighed": {"loss.rarity": "data"},
     "batch": {"loss.rarity": "batch"},
     "wflw": published("wflw", 98, 7_500, "inter_ocular"),
     "300w": published("300w", 68, 3_148, "inter_pupil"),
     "published_68": {
         "data.image_size": 112,
-        "offsets": False,
+        "offsets": 0.0,
         "model": {"width": 1.0, "second": "separable", "expansions": (1, 1, 2, 1)},
     },
 }
@@ -120,7 +124,7 @@ def build(config: ConfigDict) -> Experiment:
     if weighed.rarity not in RARITIES:
         raise ValueError(f"loss.rarity is {weighed.rarity!r}: expected one of {', '.join(RARITIES)}")
     face = mean_face(data.landmarks) if weighed.auxiliary or config.profiles < 1 else None
-    start = data.mean_shape() if config.offsets else 0.0
+    start, scale = (data.mean_shape(), config.offsets) if config.offsets else (0.0, 1.0)
     of_data = weighed.auxiliary and weighed.rarity == "data"
 
     def members(angles: jax.Array, attributes: jax.Array) -> jax.Array:
@@ -129,7 +133,7 @@ def build(config: ConfigDict) -> Experiment:
         return pfld.kinds(angles, named.get("expression", none), named.get("occlusion", none))
 
     def losses(outputs: dict[str, jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        points, truth = outputs["points"] + start, batch["points"] / size
+        points, truth = start + scale * outputs["points"], batch["points"] / size
         if not weighed.auxiliary:
             return {"landmarks": jnp.sum((points - truth) ** 2, (1, 2))}
         angles = pfld.pose_of(batch["points"], face)
@@ -144,19 +148,21 @@ def build(config: ConfigDict) -> Experiment:
 
     def train_data() -> Iterator[dict[str, np.ndarray]]:
         source = data.source("train")
-        if not of_data and config.profiles == 1:
+        drawn = weighed.auxiliary and weighed.rarity == "drawn"
+        if not (of_data or drawn or config.profiles < 1):
             return data.batches(batch_size, config.seed, source)
         faces = pipeline.fetch(source, range(len(source)))
         points, attributes = (np.stack([found[name] for found in faces]) for name in ("points", "attributes"))
         kinds = np.asarray(members(pfld.pose_of(points.astype(np.float32), face), attributes))
         rows = few(kinds[:, 0] > 0, config.profiles, config.seed)
+        weights = np.asarray(pfld.rarity(kinds[rows]))
+        if drawn:
+            rows = np.repeat(rows, np.maximum(np.rint(REPEATS * weights / weights.mean()).astype(int), 1))
         source = Part(source, rows)
-        if of_data:
-            source = Weighed(source, np.asarray(pfld.rarity(kinds[rows])))
-        return data.batches(batch_size, config.seed, source)
+        return data.batches(batch_size, config.seed, Weighed(source, weights) if of_data else source)
 
     def decode(outputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return {"points": size * (outputs["points"] + start)}
+        return {"points": size * (start + scale * outputs["points"])}
 
     run = aligner(
         net, data, optim.from_config(config.optim, config.train.steps), options, evaluation,

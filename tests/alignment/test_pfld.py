@@ -1,6 +1,5 @@
 """PFLD: pose by least squares, the loss and its weights, the network and the published weights."""
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,35 +79,54 @@ def test_few_keeps_a_part_of_the_rare_faces():
     np.testing.assert_array_equal(experiment.few(rare, 0.9, 0), np.arange(100))  # there are not so many
 
 
-def test_weights_are_of_all_chosen_faces(monkeypatch):
-    """Profiles are turned by 0.8 radians; each has two kinds, and the weight goes with its image."""
+@pytest.fixture
+def sources(monkeypatch):
+    """Rarity -> the source of training batches: 20 frontal faces, 20 turned by 0.8 radians, 4 with a smile."""
     face = np.asarray(mean_face_of(68), np.float64)
     yaw = np.where(np.arange(40) % 2 == 0, 0.8, 0.0)
     turned = np.einsum("nij,lj->nli", rotation.from_euler(jnp.stack([0 * yaw, yaw, 0 * yaw], -1)), face)
-    png = cv2.imencode(".png", np.zeros((64, 64, 3), np.uint8))[1].tobytes()
     faces = [
-        {
-            "image": png, "points": 20 * points[:, :2] * [1, -1] + 32, "visible": np.ones(68, bool),
-            "region": (32.0, 32.0, 64.0), "attributes": np.array([False, i < 4, False, False]),
-        }
-        for i, points in enumerate(turned)
-    ]  # fmt: skip
+        {"points": 20 * points[:, :2] * [1, -1] + 32, "attributes": np.array([False, i < 4, False, False]), "yaw": y}
+        for i, (points, y) in enumerate(zip(turned, yaw, strict=True))
+    ]
     monkeypatch.setattr(LandmarkImages, "source", lambda self, split: faces)
-    config = experiment.get_config()
-    config.profiles, config.train.batch_size, config.data.threads = 0.2, 25, 1
-    config.data.augment = {"rotation": 0.0, "scale": 0.0, "shift": 0.0}
-    batch = next(experiment.build(config).train_data())
-    profile = np.abs(pfld.pose_of(batch["points"], face.astype(np.float32))[:, 1]) > 0.5
-    expression = batch["attributes"][:, 1]
-    assert profile.sum() == 5
-    wanted = np.where(profile, 25 / 5, 25 / 20) + expression * 25 / max(expression.sum(), 1)
-    np.testing.assert_allclose(batch["weight"], wanted, rtol=1e-5)
+    monkeypatch.setattr(LandmarkImages, "batches", lambda self, size, seed, source: source)
+
+    def made(rarity):
+        config = experiment.get_config()
+        config.profiles, config.loss.rarity = 0.2, rarity
+        found = experiment.build(config).train_data()
+        return [found[i] for i in range(len(found))]
+
+    return made
+
+
+def rarity_of(faces):
+    """By counting: 5 profiles and 20 frontal faces, and the smiles among them."""
+    profile = np.array([face["yaw"] > 0 for face in faces])
+    smile = np.array([face["attributes"][1] for face in faces])
+    return profile, np.where(profile, 25 / 5, 25 / 20) + smile * 25 / smile.sum()
+
+
+def test_weights_are_of_all_chosen_faces(sources):
+    faces = sources("data")
+    profile, weights = rarity_of(faces)
+    assert len(faces) == 25 and profile.sum() == 5
+    np.testing.assert_allclose([face["weight"] for face in faces], weights, rtol=1e-5)
+
+
+def test_rare_faces_are_drawn_as_often_as_they_weigh(sources):
+    chosen, drawn = sources("none"), sources("drawn")
+    profile, weights = rarity_of(chosen)
+    assert len(chosen) == 25 and profile.sum() == 5 and "weight" not in drawn[0]
+    times = [sum(face is other for other in drawn) for face in chosen]
+    np.testing.assert_allclose(times, experiment.REPEATS * weights / weights.mean(), atol=0.51)
 
 
 def test_an_unknown_rarity_is_refused():
     config = experiment.get_config()
     config.loss.rarity = "images"
-    with pytest.raises(ValueError, match=r"loss\.rarity is 'images': expected one of data, batch, none"):
+    with pytest.raises(ValueError, match=r"loss\.rarity is 'images': expected one of drawn, data, batch, none"):
         experiment.build(config)
 
 
@@ -160,6 +178,7 @@ def test_published_weights(test_data):
 @pytest.mark.smoke
 def test_a_step_trains_both_branches():
     config = experiment.get_config()
+    config.loss.rarity = "data"
     config.train.batch_size, config.data.image_size, config.model.width = 8, 32, 0.1
     config.optim.schedule.warmup = 0  # the first step of a warm-up has the rate 0
     run = experiment.build(config)
