@@ -53,12 +53,12 @@ BASE = {
     "seed": 0,
     "boundaries": "predicted",  # what the regressor is given; one of SOURCES
     "offsets": 0.1,  # outputs times this are offsets from the mean face; 0: from the middle of the crop, unscaled
-    "data": asdict(LandmarkImages()),
+    "data": asdict(LandmarkImages(image_size=32)),
     "estimator": {
         "stacks": 1,  # hourglasses
         "width": 32,  # channels of the hourglasses
         "depth": 2,  # their poolings
-        "stride": 4,  # of the heatmaps, 4 or 2
+        "stride": 2,  # of the heatmaps, 4 or 2
         "message_width": 0,  # channels of a boundary where messages pass; 0 passes none
         "message_kernel": 3,  # side of the kernels there
         "dtype": "float32",  # to compute in
@@ -68,7 +68,6 @@ BASE = {
         "blocks": 1,  # residual blocks of a stage
         "hidden": 128,  # width of the dense layer before the last
         "depth": 1,  # poolings of the hourglasses that fuse
-        "head_norm": False,  # batch norm behind the dense layer before the last
         "dtype": "float32",  # to compute in
     },
     "discriminator": {
@@ -90,7 +89,7 @@ BASE = {
         "weight_decay": 0.0,
         "schedule": {"kind": "constant", "peak": 3e-4, "warmup": 0},
     },
-    "train": asdict(Options(batch_size=16, steps=400)),
+    "train": asdict(Options(batch_size=16, steps=300)),
     "eval": asdict(Evaluation()),
 }
 
@@ -100,8 +99,8 @@ def published(kind: str, landmarks: int, images: int) -> dict[str, Any]:
     return {
         "data": {"kind": kind, "path": kind, "landmarks": landmarks, "image_size": 256, "workers": 8},
         "offsets": 0.0,
-        "estimator": {"stacks": 4, "width": 256, "depth": 4, "message_width": 16, "message_kernel": 7},
-        "regressor": {"widths": (64, 128, 256, 512), "blocks": 2, "hidden": 256, "depth": 2, "head_norm": True},
+        "estimator": {"stacks": 4, "width": 256, "depth": 4, "stride": 4, "message_width": 16, "message_kernel": 7},
+        "regressor": {"widths": (64, 128, 256, 512), "blocks": 2, "hidden": 256, "depth": 2},
         "discriminator": {"widths": (64, 128, 256, 16)},
         "loss.rounded": True,
         "optim.schedule.peak": 3e-4,

@@ -2,6 +2,7 @@
 
     python -m experiments.pfld                                 # 68 landmarks of rendered faces, two cores
     python -m experiments.pfld --config=plain                  # the squared error alone, without the auxiliary branch
+    python -m experiments.pfld --config=pose_only              # without rarity; weighed and batch: rarity as weights
     python -m experiments.pfld --config=wflw --config.data.path=DIR                       # one GPU
     python -m experiments.pfld --config=300w --config.data.path=DIR
     python -m experiments.pfld --config=published_68 --eval_only --workdir= --config.eval.weights=pfld.onnx ...
@@ -38,7 +39,7 @@ RARITIES = ("drawn", "data", "batch", "none")
 """How rare kinds count for more: faces drawn as often as they weigh; weights of the data, of the batch; not at all."""
 BASE = {
     "seed": 0,
-    "data": asdict(LandmarkImages(enlarge=1.2)),
+    "data": asdict(LandmarkImages(image_size=32, enlarge=1.2)),
     "profiles": 0.1,  # largest part of the training faces that are turned by 30 degrees or more; 1 keeps them all
     "model": {
         "width": 0.25,  # of all layers, relative to the published ones
@@ -58,7 +59,7 @@ BASE = {
         "weight_decay": 1e-6,
         "schedule": {"kind": "cosine", "peak": 2e-3, "warmup": 20, "boundaries": ()},
     },
-    "train": asdict(Options(batch_size=32, steps=1000)),
+    "train": asdict(Options(batch_size=16, steps=800)),
     "eval": {
         **asdict(Evaluation()),
         "weights": "",  # ONNX file of the published network, to evaluate in place of the trained one

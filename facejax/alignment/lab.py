@@ -227,7 +227,6 @@ class LandmarkRegressor(nn.Module):
       blocks: residual blocks of a stage.
       hidden: width of the dense layer before the last.
       depth: poolings of the hourglass in each `Fusion`.
-      head_norm: whether batch norm follows the dense layer before the last.
       axis_name, dtype: see `BoundaryEstimator`; the dense layers stay in float32.
     """
 
@@ -236,7 +235,6 @@ class LandmarkRegressor(nn.Module):
     blocks: int = 2
     hidden: int = 256
     depth: int = 2
-    head_norm: bool = True
     axis_name: str | None = None
     dtype: Dtype = jnp.float32
 
@@ -270,9 +268,8 @@ class LandmarkRegressor(nn.Module):
                 x = ResidualBlock(width, stride, 1, False, Conv, name=f"stage{stage}_{block}", **options)(
                     x, train=train
                 )
-        flat = x.reshape(x.shape[0], -1).astype(jnp.float32)
-        x = nn.Dense(self.hidden, use_bias=not self.head_norm, name="fc1")(flat)
-        x = nn.relu(BatchNorm(self.axis_name, name="fc1_bn")(x, train=train) if self.head_norm else x)
+        x = nn.Dense(self.hidden, use_bias=False, name="fc1")(x.reshape(x.shape[0], -1).astype(jnp.float32))
+        x = nn.relu(BatchNorm(self.axis_name, name="fc1_bn")(x, train=train))
         x = nn.Dense(2 * self.landmarks, name="fc2")(x).reshape(x.shape[0], self.landmarks, 2)
         size = jnp.array(images.shape[2:0:-1], jnp.float32)
         return (size - 1) / 2 + size * x

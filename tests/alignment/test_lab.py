@@ -1,7 +1,5 @@
 """LAB: layers, message graph, labels and losses against loops and closed forms; the two optimizers; the run."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,15 +73,6 @@ def test_landmarks_are_pixels_around_the_centre():
     found = jax.jit(lambda: REGRESSOR.apply({**variables, "params": params}, images, maps, train=False))()
     assert found.shape == (2, 5, 2)
     np.testing.assert_allclose(found[0, :2], [[31.5, 15.5], [31.5, 15.5 + 0.25 * 32]])
-
-
-def test_a_head_without_norm_has_a_bias_in_its_place():
-    images, maps = np.zeros((2, 32, 32, 3), np.float32), np.zeros((2, 8, 8, 3), np.float32)
-    nets = [dataclasses.replace(REGRESSOR, head_norm=norm) for norm in (True, False)]
-    made = [jax.eval_shape(lambda net=net: net.init(jax.random.key(0), images, maps, train=False)) for net in nets]
-    with_norm, without = (set(shapes["params"]) for shapes in made)
-    assert with_norm - without == {"fc1_bn"} and not without - with_norm
-    assert ["bias" in shapes["params"]["fc1"] for shapes in made] == [False, True]
 
 
 def test_standardized():
