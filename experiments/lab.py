@@ -52,12 +52,13 @@ SOURCES = ("predicted", "true", "none")
 BASE = {
     "seed": 0,
     "boundaries": "predicted",  # what the regressor is given; one of SOURCES
-    "data": asdict(LandmarkImages()),
+    "offsets": 0.1,  # outputs times this are offsets from the mean face; 0: from the middle of the crop, unscaled
+    "data": asdict(LandmarkImages(image_size=32)),
     "estimator": {
         "stacks": 1,  # hourglasses
         "width": 32,  # channels of the hourglasses
         "depth": 2,  # their poolings
-        "stride": 4,  # of the heatmaps, 4 or 2
+        "stride": 2,  # of the heatmaps, 4 or 2
         "message_width": 0,  # channels of a boundary where messages pass; 0 passes none
         "message_kernel": 3,  # side of the kernels there
         "dtype": "float32",  # to compute in
@@ -88,7 +89,7 @@ BASE = {
         "weight_decay": 0.0,
         "schedule": {"kind": "constant", "peak": 3e-4, "warmup": 0},
     },
-    "train": asdict(Options(batch_size=16, steps=400)),
+    "train": asdict(Options(batch_size=16, steps=300)),
     "eval": asdict(Evaluation()),
 }
 
@@ -97,7 +98,8 @@ def published(kind: str, landmarks: int, images: int) -> dict[str, Any]:
     """The published networks; the paper states no optimizer and no schedule, these are ours."""
     return {
         "data": {"kind": kind, "path": kind, "landmarks": landmarks, "image_size": 256, "workers": 8},
-        "estimator": {"stacks": 4, "width": 256, "depth": 4, "message_width": 16, "message_kernel": 7},
+        "offsets": 0.0,
+        "estimator": {"stacks": 4, "width": 256, "depth": 4, "stride": 4, "message_width": 16, "message_kernel": 7},
         "regressor": {"widths": (64, 128, 256, 512), "blocks": 2, "hidden": 256, "depth": 2},
         "discriminator": {"widths": (64, 128, 256, 16)},
         "loss.rounded": True,
@@ -149,6 +151,7 @@ def build(config: ConfigDict) -> Experiment:
         raise ValueError(f"boundaries is {config.boundaries!r}: expected one of {', '.join(SOURCES)}")
     data, protocol, loss = LandmarkImages(**config.data), Evaluation(**config.eval), config.loss
     size, side, batch = data.image_size, data.image_size // config.estimator.stride, config.train.batch_size
+    middle, start = (size - 1) / 2, size * data.mean_shape() - 0.5 if config.offsets else None
     lines = boundaries.LINES[data.landmarks].values()
     members = np.array([[i in line for i in range(data.landmarks)] for line in lines])
     nets = {
@@ -166,6 +169,10 @@ def build(config: ConfigDict) -> Experiment:
         },
         {name: name if name == "discriminator" else "aligner" for name in parts},
     )
+
+    def placed(found: jax.Array) -> jax.Array:
+        """Landmarks of the regressor's outputs."""
+        return start + config.offsets * (found - middle) if config.offsets else found
 
     def drawn(points: jax.Array) -> jax.Array:
         """True heatmaps [n, side, side, B] of landmarks in pixels of the crop."""
@@ -200,7 +207,7 @@ def build(config: ConfigDict) -> Experiment:
             stacks = run("estimator", images)
             given = lax.stop_gradient(stacks[-1])
             terms["boundary_loss"] = lab.boundary_loss(stacks, true)
-        points = run("regressor", images, given)
+        points = placed(run("regressor", images, given))
         terms["landmark_loss"] = loss.landmarks * lab.landmark_loss(points, truth, size)
         if judged:
             labels = lab.effective(points, truth, members, theta=loss.theta, delta=loss.delta)
@@ -229,7 +236,8 @@ def build(config: ConfigDict) -> Experiment:
         else:
             given = {config.boundaries: given[config.boundaries]}
         maps = jnp.stack([*given.values()])
-        points = run("regressor", jnp.tile(images, (len(given), 1, 1, 1)), maps.reshape(-1, *true.shape[1:]))
+        found = run("regressor", jnp.tile(images, (len(given), 1, 1, 1)), maps.reshape(-1, *true.shape[1:]))
+        points = placed(found)
         errors = jnp.sqrt(jnp.square(maps - true).sum((2, 3, 4)) / jnp.square(true).sum((1, 2, 3)))
         return {
             "points": dict(zip(given, points.reshape(len(given), *batch["points"].shape), strict=True)),

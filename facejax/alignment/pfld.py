@@ -68,10 +68,10 @@ def kinds(angles: jax.Array, expression: jax.Array, occlusion: jax.Array) -> jax
 
 
 def rarity(member: jax.Array, axis_name: str | None = None) -> jax.Array:
-    """Weight [N] of each face: the sum over its kinds of 1 / (part of the batch that is of that kind).
+    """Weight [N] of each face: the sum over its kinds of 1 / (part of the faces that are of that kind).
 
     Args:
-      member: [N, C] in 0..1.
+      member: [N, C] in 0..1, of all faces, or of a batch as in polarisZhao/PFLD-pytorch.
       axis_name: the batch is split over this mapped axis.
     """
     part = member.mean(0)

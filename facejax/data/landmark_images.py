@@ -24,6 +24,7 @@ from facejax.data.pipeline import Load, Source
 from facejax.data.readers import landmarks as readers
 from facejax.data.readers.aflw2000_crops import SIZE, Aflw2000Crops
 from facejax.data.synthetic import faces
+from facejax.morphable.procedural import procedural
 
 KINDS = {"face_world": (68, 98), "300w": (68,), "wflw": (98,), "cofw": (29,), "aflw": (19,), "lapa": (106,)}
 """Kind of data -> possible numbers of landmarks."""
@@ -139,6 +140,8 @@ def changed(image: np.ndarray, augmentation: Augmentation, rng: np.random.Genera
 def loader(size: int, partners: np.ndarray, augmentation: Augmentation) -> Load:
     """Training batches {"image": uint8 [n, S, S, 3], "points": [n, L, 2], "visible": [n, L], "attributes": [n, A]}.
 
+    A batch of a `Weighed` source has "weight" [n] too.
+
     Args:
       size: side S of the crops, pixels.
       partners: [L] int, each landmark's mirror partner.
@@ -154,12 +157,13 @@ def loader(size: int, partners: np.ndarray, augmentation: Augmentation) -> Load:
         points = moved(points, matrix)
         if mirror:
             points, visible = points[partners], visible[partners]
-        return {
+        made = {
             "image": changed(crop(image, matrix, size), augmentation, rng),
             "points": points.astype(np.float32),
             "visible": visible,
             "attributes": np.asarray(found["attributes"], bool),
         }
+        return {**made, "weight": np.float32(found["weight"])} if "weight" in found else made
 
     def load(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
         return pipeline.stacked_batch([example(e, r) for e, r in zip(examples, rngs, strict=True)], rngs)
@@ -257,6 +261,14 @@ def square(points: np.ndarray) -> tuple[float, float, float]:
     return (*((low + high) / 2), float((high - low).max()))
 
 
+def mean_face(landmarks: int) -> np.ndarray:
+    """[L, 3] landmarks of the procedural mean face: x to the right, y up, z to the viewer."""
+    if landmarks not in KINDS["face_world"]:
+        raise ValueError(f"the mean face has 68 or 98 landmarks: expected one of them, not {landmarks}")
+    model = procedural()
+    return np.asarray(model.mean_shape[model.landmarks68 if landmarks == 68 else model.landmarks98])
+
+
 @dataclasses.dataclass(frozen=True)
 class LandmarkImages:
     """The `data` section of an alignment experiment.
@@ -310,6 +322,12 @@ class LandmarkImages:
         """Names of the faces' attributes."""
         return ATTRIBUTES.get(self.kind, ())
 
+    def mean_shape(self) -> np.ndarray:
+        """[L, 2] landmarks of the mean face seen from the front, relative to the side of its crop, float32."""
+        points = mean_face(self.landmarks)[:, :2] * [1, -1]
+        x, y, side = square(points)
+        return (0.5 + (points - [x, y]) / (self.enlarge * side)).astype(np.float32)
+
     def source(self, split: str) -> Source:
         """The examples of "train" or "test", with regions enlarged."""
         if self.kind == "face_world":
@@ -318,11 +336,11 @@ class LandmarkImages:
             found = Annotated(opened(self.kind, self.path, split), self.kind, self.crop)
         return Enlarged(found, self.enlarge)
 
-    def batches(self, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
-        """Endless training batches of `loader`."""
+    def batches(self, batch_size: int, seed: int, source: Source | None = None) -> Iterator[dict[str, np.ndarray]]:
+        """Endless training batches of `loader`, of a source or of all training faces."""
         load = loader(self.image_size, self.partners, self.augment)
         workers = {"threads": self.threads, "workers": self.workers}
-        return pipeline.train_batches(self.source("train"), load, batch_size, seed=seed, **workers)
+        return pipeline.train_batches(source or self.source("train"), load, batch_size, seed=seed, **workers)
 
     def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a training batch."""
@@ -404,6 +422,24 @@ class Enlarged:
     def _larger(self, example: dict[str, Any]) -> dict[str, Any]:
         x, y, side = example["region"]
         return {**example, "region": (x, y, self.factor * side)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighed:
+    """A source whose examples have a "weight"; weights [N]."""
+
+    source: Source
+    weights: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {**self.source[index], "weight": self.weights[index]}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        examples = pipeline.fetch(self.source, indices)
+        return [{**e, "weight": self.weights[i]} for e, i in zip(examples, indices, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,8 @@ import pytest
 
 from experiments import pfld as experiment
 from facejax.alignment import pfld
+from facejax.data.landmark_images import LandmarkImages
+from facejax.data.landmark_images import mean_face as mean_face_of
 from facejax.interop import pfld as interop
 from facejax.ops import rotation
 from facejax.train import AXIS
@@ -15,7 +17,7 @@ from facejax.train.dry_run import count
 
 @pytest.fixture(scope="module", params=[68, 98])
 def mean_face(request):
-    return np.asarray(experiment.mean_face(request.param), np.float64)
+    return np.asarray(mean_face_of(request.param), np.float64)
 
 
 def test_angles_of_a_projected_mean_face_are_exact(mean_face):
@@ -68,6 +70,66 @@ def test_kinds_and_rarity_by_hand():
     np.testing.assert_allclose(halves, pfld.rarity(member), rtol=1e-6)  # does not depend on the number of devices
 
 
+def test_few_keeps_a_part_of_the_rare_faces():
+    rare = np.arange(100) % 2 == 0
+    rows = experiment.few(rare, 0.2, 0)
+    assert rare[rows].mean() == pytest.approx(0.2, abs=0.01) and (~rare[rows]).sum() == 50
+    assert np.all(np.diff(rows) > 0) and not np.array_equal(rows, experiment.few(rare, 0.2, 1))
+    np.testing.assert_array_equal(experiment.few(rare, 1.0, 0), np.arange(100))
+    np.testing.assert_array_equal(experiment.few(rare, 0.9, 0), np.arange(100))  # there are not so many
+
+
+@pytest.fixture
+def sources(monkeypatch):
+    """Rarity -> the source of training batches: 20 frontal faces, 20 turned by 0.8 radians, 4 with a smile."""
+    face = np.asarray(mean_face_of(68), np.float64)
+    yaw = np.where(np.arange(40) % 2 == 0, 0.8, 0.0)
+    turned = np.einsum("nij,lj->nli", rotation.from_euler(jnp.stack([0 * yaw, yaw, 0 * yaw], -1)), face)
+    faces = [
+        {"points": 20 * points[:, :2] * [1, -1] + 32, "attributes": np.array([False, i < 4, False, False]), "yaw": y}
+        for i, (points, y) in enumerate(zip(turned, yaw, strict=True))
+    ]
+    monkeypatch.setattr(LandmarkImages, "source", lambda self, split: faces)
+    monkeypatch.setattr(LandmarkImages, "batches", lambda self, size, seed, source: source)
+
+    def made(rarity):
+        config = experiment.get_config()
+        config.profiles, config.loss.rarity = 0.2, rarity
+        found = experiment.build(config).train_data()
+        return [found[i] for i in range(len(found))]
+
+    return made
+
+
+def rarity_of(faces):
+    """By counting: 5 profiles and 20 frontal faces, and the smiles among them."""
+    profile = np.array([face["yaw"] > 0 for face in faces])
+    smile = np.array([face["attributes"][1] for face in faces])
+    return profile, np.where(profile, 25 / 5, 25 / 20) + smile * 25 / smile.sum()
+
+
+def test_weights_are_of_all_chosen_faces(sources):
+    faces = sources("data")
+    profile, weights = rarity_of(faces)
+    assert len(faces) == 25 and profile.sum() == 5
+    np.testing.assert_allclose([face["weight"] for face in faces], weights, rtol=1e-5)
+
+
+def test_rare_faces_are_drawn_as_often_as_they_weigh(sources):
+    chosen, drawn = sources("none"), sources("drawn")
+    profile, weights = rarity_of(chosen)
+    assert len(chosen) == 25 and profile.sum() == 5 and "weight" not in drawn[0]
+    times = [sum(face is other for other in drawn) for face in chosen]
+    np.testing.assert_allclose(times, experiment.REPEATS * weights / weights.mean(), atol=0.51)
+
+
+def test_an_unknown_rarity_is_refused():
+    config = experiment.get_config()
+    config.loss.rarity = "images"
+    with pytest.raises(ValueError, match=r"loss\.rarity is 'images': expected one of drawn, data, batch, none"):
+        experiment.build(config)
+
+
 @pytest.mark.parametrize("size", [32, 48])
 def test_the_angles_are_of_training_only(size):
     net = pfld.Net(5, width=0.1)
@@ -97,8 +159,6 @@ def test_bad_input():
             pfld.Net().init(jax.random.key(0), jnp.zeros(shape), train=False)
     with pytest.raises(ValueError, match="second is 'dense', expected full or separable"):
         pfld.Net(second="dense").init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)
-    with pytest.raises(ValueError, match="expected 68 or 98, not 29"):
-        experiment.mean_face(29)
 
 
 def test_published_weights(test_data):
@@ -118,6 +178,7 @@ def test_published_weights(test_data):
 @pytest.mark.smoke
 def test_a_step_trains_both_branches():
     config = experiment.get_config()
+    config.loss.rarity = "data"
     config.train.batch_size, config.data.image_size, config.model.width = 8, 32, 0.1
     config.optim.schedule.warmup = 0  # the first step of a warm-up has the rate 0
     run = experiment.build(config)
@@ -127,7 +188,9 @@ def test_a_step_trains_both_branches():
         "points": np.float32(rng.uniform(4, 28, (8, 68, 2))),
         "visible": np.ones((8, 68), bool),
         "attributes": rng.random((8, 4)) < 0.3,
+        "weight": np.float32(rng.uniform(1, 9, 8)),
     }
+    assert set(batch) == set(run.batch)
     state = run.init(jax.random.key(0))
     step = jax.jit(lambda *a: jax.vmap(run.train_step, axis_name=AXIS)(*jax.tree.map(lambda x: x[None], a)))
     after, metrics = jax.tree.map(lambda x: x[0], step(state, batch, jax.random.key(1)))

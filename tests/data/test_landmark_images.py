@@ -163,6 +163,26 @@ def test_300w_has_its_challenging_subset_and_no_boxes(tmp_path):
         li.LandmarkImages("300w", str(tmp_path), crop="box").source("train")
 
 
+@pytest.mark.parametrize(("landmarks", "eyes", "chin"), [(68, (36, 45), 8), (98, (60, 72), 16)])
+def test_the_mean_shape_fills_its_crop(landmarks, eyes, chin):
+    found = li.LandmarkImages(landmarks=landmarks, enlarge=1.25).mean_shape()
+    low, high = found.min(0), found.max(0)
+    np.testing.assert_allclose([(high - low).max(), *(high + low)], [1 / 1.25, 1.0, 1.0], atol=1e-5)
+    assert found[eyes[0], 0] < 0.5 < found[eyes[1], 0] and found[chin, 1] == high[1]  # the chin is the lowest
+    with pytest.raises(ValueError, match="the mean face has 68 or 98 landmarks: expected one of them, not 29"):
+        li.mean_face(29)
+
+
+def test_weights_go_with_their_examples():
+    source = li.Weighed([example(np.full((3, 2), float(i))) for i in (50, 60, 70)], np.array([1.0, 2.0, 3.0]))
+    assert len(source) == 3 and source[1]["weight"] == 2
+    load = li.loader(32, np.array([1, 0, 2]), STILL)
+    batch = load(source.__getitems__([2, 0]), [np.random.default_rng(i) for i in range(2)])
+    assert batch["weight"].dtype == np.float32
+    np.testing.assert_array_equal(batch["weight"], [3.0, 1.0])
+    assert "weight" not in load([source.source[0]], [np.random.default_rng(0)])
+
+
 def test_photographs(test_data):
     faces = li.photographs(str(test_data / "aflw2000"), 64, 1.25)
     assert faces.points.shape == (2000, 68, 2) and sum(mask.sum() for mask in faces.subsets.values()) == 2000
