@@ -55,9 +55,9 @@ BASE = {
     "autoencoders": asdict(Autoencoding()),
     "perception": asdict(Perception()),
     "average": 0.99,  # of the generator: decay of a step; 1 or more: half-life in images
-    "growth": asdict(Growth(first=8, stable=2400, fading=1200)),
-    "optim": asdict(Adam(rate=4e-3)),
-    "train": asdict(Options(batch_size=8, steps=1600)),
+    "growth": asdict(Growth(first=16, stable=8000, fading=1200)),
+    "optim": asdict(Adam(rate=2e-2)),
+    "train": asdict(Options(batch_size=8, steps=2000)),
     "eval": asdict(GenerationProtocol(images=500)),
     "control": asdict(ControlProtocol()),
 }
@@ -65,7 +65,7 @@ PRESETS = {
     "synthetic": {},
     "imitative": {"loss.contrastive_after": -1},
     "unconditional": {"loss.imitative": False, "loss.contrastive_after": -1},
-    "perceptual": {"loss.pixels_until": 8},
+    "perceptual": {"loss.pixels_until": 16},
     "ffhq_256": {
         "data": {"source": "folder", "image_size": 256, "workers": 8},
         "model": {
@@ -82,6 +82,7 @@ PRESETS = {
             "whitened": False,
             "style_size": 512,
             "mapping_layers": 8,
+            "mapping_multiplier": 0.01,
             "base": 8192,
             "largest": 512,
         },
@@ -90,6 +91,7 @@ PRESETS = {
         "perception.name": "rnet",
         "average": 10_000,
         "growth": {
+            "first": 8,
             "stable": 600_000,
             "fading": 600_000,
             "batch_sizes": (256, 128, 64, 32, 16, 16),
