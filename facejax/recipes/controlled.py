@@ -150,7 +150,7 @@ class Loss:
     landmarks_later: float = 100.0
     light: float = 10.0
     colour: float = 20.0
-    contrastive_after: int = 12_000
+    contrastive_after: int = 8000
     expression_pair: float = 10.0
     light_pair: float = 10.0
 
