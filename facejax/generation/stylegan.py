@@ -150,6 +150,7 @@ class Generator(nn.Module):
       mapping_layers: of the mapping network; 0: w is z, normalised.
       normalize: scale z to a mean square of one.
       style_size: W, where it differs from Z.
+      mapping_multiplier: learning rate of the mapping network relative to that of other layers.
     """
 
     resolution: int = 1024
@@ -159,11 +160,14 @@ class Generator(nn.Module):
     mapping_layers: int = 8
     normalize: bool = True
     style_size: int | None = None
+    mapping_multiplier: float = 0.01
     dtype: Dtype = jnp.float32
 
     def setup(self) -> None:
         size = self.style_size or self.latent_size
-        self.mapping = Mapping(size, self.mapping_layers, size, normalize=self.normalize, dtype=self.dtype)
+        self.mapping = Mapping(
+            size, self.mapping_layers, size, self.mapping_multiplier, self.normalize, dtype=self.dtype
+        )
         self.synthesis = Synthesis(self.resolution, self.base, self.largest, self.dtype)
 
     def __call__(self, latents: jax.Array, *, alpha: Alpha = None) -> jax.Array:

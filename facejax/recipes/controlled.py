@@ -40,9 +40,10 @@ class Model:
       widths: of the autoencoders' hidden layers, of identity, expression, light and pose.
       vertices: of the face model, about; 0: all.
       bfm: files of the Basel face model and its expressions, see `facejax.morphable.bfm`; empty: the procedural head.
-      whitened: the generator sees whitened coefficients, not coefficients as they are; a short training needs that.
+      whitened: the generator sees whitened coefficients, in which all factors together have the same variance, not
+        coefficients as they are; a short training needs that.
       style_size: W, and the width of the mapping network.
-      mapping_layers: of the mapping network.
+      mapping_layers, mapping_multiplier: of the mapping network, and its learning rate relative to other layers'.
       base, largest: feature maps at 2 pixels, half as many at each double, and at most so many.
       group: images whose deviation the discriminator sees.
       dtype: of the computation of generator and discriminator.
@@ -62,7 +63,8 @@ class Model:
     whitened: bool = True
     style_size: int = 96
     mapping_layers: int = 2
-    base: int = 128
+    mapping_multiplier: float = 1.0
+    base: int = 256
     largest: int = 64
     group: int = 4
     dtype: str = "float32"
@@ -91,7 +93,13 @@ class Model:
         shape = {"base": self.base, "largest": self.largest, "dtype": jnp.dtype(self.dtype)}
         size = self.layout.size + self.noise
         generator = stylegan.Generator(
-            resolution, size, mapping_layers=self.mapping_layers, normalize=False, style_size=self.style_size, **shape
+            resolution,
+            size,
+            mapping_layers=self.mapping_layers,
+            normalize=False,
+            style_size=self.style_size,
+            mapping_multiplier=self.mapping_multiplier,
+            **shape,
         )
         return generator, stylegan.Discriminator(resolution, group=self.group, **shape)
 
@@ -142,7 +150,7 @@ class Loss:
     landmarks_later: float = 100.0
     light: float = 10.0
     colour: float = 20.0
-    contrastive_after: int = 9600
+    contrastive_after: int = 8000
     expression_pair: float = 10.0
     light_pair: float = 10.0
 
@@ -323,6 +331,8 @@ class Disco:
             raise ValueError("perception.name is small: expected rnet, for images whose coefficients are estimates")
         decoders = self.autoencoding.fit(self.model, coefficients, self.seed)
         mean, std = coefficients.mean(0), np.maximum(coefficients.std(0), 1e-6)
+        for place in layout.slices().values():
+            std[place] *= np.sqrt((place.stop - place.start) * len(discofacegan.FACTORS) / layout.size)
         if not self.model.whitened:
             mean, std = np.zeros_like(mean), np.ones_like(std)
         whitening = {"mean": jnp.asarray(mean), "std": jnp.asarray(std)}
