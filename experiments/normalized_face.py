@@ -195,7 +195,7 @@ def build(config: ConfigDict) -> Experiment:
         features, _ = map_batches(seen, variables, test.photographs, call)
         means = np.stack([features[test.person == p].mean(0) for p in range(len(test.images))])
         found = map_batches(made, given_state, features, call)
-        judge = None if given.weights else given.evaluator(image_size=recogniser_size, data_dir=data.data_dir)
+        independent = None if given.weights else given.evaluator(image_size=recogniser_size, data_dir=data.data_dir)
         return normalization.assess(
             test,
             pictures(found),
@@ -204,7 +204,7 @@ def build(config: ConfigDict) -> Experiment:
             train.images.mean(0),
             train.mean_landmarks,
             lambda images: map_batches(seen, variables, images, call)[1],
-            judge,
+            independent,
         )
 
     return Experiment(

@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     from facejax.analysis import folder, page, photographs
 
     if arguments.out:
-        photographs.files(arguments.photographs)  # a wrong name is told before networks are read
+        photographs.files(arguments.photographs)  # a wrong name fails before networks are read
         failed = folder.analyse(arguments.photographs, analyzer(arguments), arguments.out,
                                 progress=sys.stderr.isatty(), max_pixels=arguments.max_pixels)  # fmt: skip
         page.write(arguments.out)
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _counting() -> list[float]:
-    """Seconds of every compilation from now on, as they come."""
+    """A list to which every later compilation appends its seconds."""
     import jax
 
     seconds: list[float] = []

@@ -146,7 +146,7 @@ def test_calibrate_save_and_compare(monkeypatch, capsys, album, tmp_path):
         command(monkeypatch, analyzer, "0.jpg", "5.jpg", "--calibration", saved)
 
 
-def test_without_an_operating_point_only_the_similarity_is_told(monkeypatch, capsys, album):
+def test_without_an_operating_point_only_the_similarity_is_printed(monkeypatch, capsys, album):
     assert command(monkeypatch, album[0], "0.jpg", "1.jpg") == 0
     told = capsys.readouterr().out
     assert "no operating point was measured for net" in told and "person" not in told
