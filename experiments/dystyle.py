@@ -109,8 +109,8 @@ Edit = Callable[..., jax.Array]
 """(variables, codes [N, L, D], values [N, A], active [N, A]) -> codes."""
 NETS = {"dystyle": dystyle.DyStyle, "concatenation": dystyle.Concatenation}
 LINEAR = ("directions", "projected")
-COLUMNS, SHOWN, WISHES = 9, 8, 7
-"""Images of a row of the two sheets; seed of the wishes that an evaluation makes."""
+COLUMNS, SHOWN, EDITS_SEED = 9, 8, 7
+"""Images of a row of the two sheets; seed of the edits in an evaluation."""
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -143,7 +143,7 @@ def build(config: ConfigDict) -> Experiment:
         codes = world.codes(frozen, jax.random.normal(keys[0], (count, world.size)))
         most = dystyle.easy_to_hard(batch["done"][0], easy_steps, world.attributes)
         values, active = dystyle.configurations(keys[1], count, world.binary, most)
-        if weights.contrastive:  # the second half has the wishes of the first
+        if weights.contrastive:  # the second half has the edits of the first
             values, active = (jnp.concatenate([x[: count // 2]] * 2) for x in (values, active))
         edited = net.apply({"params": params["editor"]}, codes, values, active)
         found, before = world.observe(frozen, codes)
@@ -164,7 +164,7 @@ def build(config: ConfigDict) -> Experiment:
     update = supervised_step(loss_fn, tx, microbatches=config.train.microbatches)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
-        del batch  # codes and wishes are drawn
+        del batch  # codes and edits are drawn
         return update(state, {"done": jnp.full(config.train.batch_size // lax.axis_size(AXIS), state.step)}, rng)
 
     def evaluate(state: TrainState) -> Report:

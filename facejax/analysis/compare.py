@@ -449,7 +449,7 @@ def run(args: argparse.Namespace) -> int:
     if args.pairs and args.calibration:
         raise ValueError("--pairs measures operating points, --calibration reads them: expected one of the two")
     if not args.pairs and (args.save or args.root or args.about):
-        raise ValueError("--save, --root and --about say something of --pairs, which is missing")
+        raise ValueError("--save, --root and --about need --pairs")
     if args.save and os.path.exists(args.save):
         raise ValueError(f"{args.save} exists: expected the name of a new file for the calibration")
     pairs = read_pairs(args.pairs, args.root) if args.pairs else None

@@ -352,7 +352,7 @@ def run(args: argparse.Namespace) -> int:
     Everything is made in OUT.partial, which becomes OUT at the end; a killed command finds its analysis there.
 
     Raises:
-      ValueError, OSError: wrong usage, or a folder that is not as expected.
+      ValueError, OSError: wrong usage, or an invalid folder.
     """
     from facejax.analysis import folder as runs
     from facejax.analysis import main, photographs

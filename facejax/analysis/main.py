@@ -150,7 +150,7 @@ def _summary(records: Sequence[dict[str, Any]]) -> str:
 def _prepare() -> None:
     """Compiled programs are kept in the user's cache folder, and memory is taken in huge pages, as in experiments.
 
-    What the environment says goes before.
+    Environment variables that are set take precedence.
     """
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "facejax" / "compiled"))

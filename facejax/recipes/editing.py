@@ -168,7 +168,7 @@ CROP = (35 / 256, 223 / 256), (32 / 256, 220 / 256)
 
 
 class World:
-    """Codes, images and what frozen predictors say of them.
+    """Codes, images and the outputs of frozen predictors for them.
 
     Args:
       faces, generator, predictors: sections of the configuration.
