@@ -244,10 +244,8 @@ def quality_run(task: Task, steps: int, batch_size: int = 64) -> tuple[Experimen
     def evaluate(state: TrainState) -> Report:
         source = faces.load(task, "test")
         batch = load(pipeline.fetch(source, range(len(source))), [np.random.default_rng(i) for i in range(len(source))])
-        found = map_batches(
-            lambda v, images: net.apply(v, demo.shrunk(size)(images), train=False),
-            scorer.variables(state), batch["image"], 100,
-        )  # fmt: skip
+        scores = lambda v, images: net.apply(v, demo.shrunk(size)(images), train=False)  # noqa: E731
+        found = map_batches(scores, scorer.variables(state), batch["image"], 100)
         return Report({"rank_correlation": float(stats.spearmanr(found, batch["label"])[0]), "faces": len(source)})
 
     parts = scorer.training(

@@ -186,7 +186,7 @@ def build(config: ConfigDict) -> Experiment:
             "parameters": tddfa.wpdc(known, target, seen, whitening, scale=loss.scale or None),
             "landmarks_3d": asl2d.landmark_loss_3d(known, target, marks, whitening, size),
         }
-        judged = jnp.zeros(count)
+        critic_losses = jnp.zeros(count)
         if assisted:
             others = parameters[count:]
             shown = place(others, marks, whitening)
@@ -198,15 +198,15 @@ def build(config: ConfigDict) -> Experiment:
                 back = place(again["parameters"], marks, whitening)
                 losses["cycle"] = asl2d.landmark_loss(back, shown, size)
             if loss.critic:
-                judge = lax.stop_gradient(params["critic"])
-                losses["critic"] = logistic_generator_loss(verdict(judge, features[count:], others, first))
+                critic = lax.stop_gradient(params["critic"])
+                losses["critic"] = logistic_generator_loss(verdict(critic, features[count:], others, first))
                 pairs = ((features[:count], target), (features[count:], lax.stop_gradient(others)))
                 keys = jax.random.split(second)
                 scores = [verdict(params["critic"], *pair, key) for pair, key in zip(pairs, keys, strict=True)]
-                judged = logistic_discriminator_loss(*scores)
-        total = sum(loss[name] * values for name, values in losses.items()) + judged
+                critic_losses = logistic_discriminator_loss(*scores)
+        total = sum(loss[name] * values for name, values in losses.items()) + critic_losses
         metrics = {name: Mean.of(values) for name, values in losses.items()}
-        metrics |= {"judge": Mean.of(judged)} if "critic" in losses else {}
+        metrics |= {"discriminator": Mean.of(critic_losses)} if "critic" in losses else {}
         return total.mean(), ({**model_state, "variables": variables}, metrics)
 
     def training(assisted: bool) -> Any:

@@ -98,7 +98,7 @@ def build(config: ConfigDict) -> Experiment:
     data, model, loss, batch_size = GlassesImages(**config.data), config.model, config.loss, config.train.batch_size
     dtype, adds, size = jnp.dtype(model.dtype), data.task == "add", data.image_size
     net = ByeGlasses(model.width, model.depth, model.segments, model.shares, model.outer_norm, dtype)
-    judge = PatchDiscriminator(model.patch_width, model.patch_layers, dtype)
+    discriminator = PatchDiscriminator(model.patch_width, model.patch_layers, dtype)
     recogniser = Recogniser(**config.recogniser)
     extractor, photographs = recogniser.backbone(), data.source == "celeba"
     optimizer = Adam(**config.optim).make()
@@ -109,12 +109,13 @@ def build(config: ConfigDict) -> Experiment:
         players = {
             GENERATOR: net.init(keys[0], image, jnp.zeros((1, CODE)) if adds else None)["params"],
             DISCRIMINATOR: {
-                name: judge.init(key, image)["params"] for name, key in zip(("global", "local"), keys[1:3], strict=True)
+                name: discriminator.init(key, image)["params"]
+                for name, key in zip(("global", "local"), keys[1:3], strict=True)
             },
         }
         if start is None:
-            seen = jnp.zeros((2, recogniser.image_size, recogniser.image_size, 3))
-            start = dict(extractor.init(keys[3], seen, train=False))
+            crop = jnp.zeros((2, recogniser.image_size, recogniser.image_size, 3))
+            start = dict(extractor.init(keys[3], crop, train=False))
         return GanState(
             step=jnp.zeros((), jnp.int32),
             rng=rng,
@@ -129,17 +130,17 @@ def build(config: ConfigDict) -> Experiment:
         return net.apply({"params": params}, normalize.symmetric(batch["image"]), style)
 
     def features(variables: Any, images: jax.Array) -> jax.Array:
-        return extractor.apply(variables, seen_by_recogniser(images, config.crop, recogniser.image_size), train=False)
+        return extractor.apply(variables, recogniser_input(images, config.crop, recogniser.image_size), train=False)
 
-    def judged(params: Any, images: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def scores(params: Any, images: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
         views = {"global": images, "local": paper.masked(images, mask)}
-        return tuple(judge.apply({"params": params[name]}, view) for name, view in views.items())
+        return tuple(discriminator.apply({"params": params[name]}, view) for name, view in views.items())
 
     def discriminate(params: Any, state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
         del rng
         target, glasses = normalize.symmetric(batch["target"]), batch["masks"][..., 0].astype(jnp.float32)
         made = jax.lax.stop_gradient(translated(params[GENERATOR], batch).image)
-        real, fake = (judged(params[DISCRIMINATOR], images, glasses) for images in (target, made))
+        real, fake = (scores(params[DISCRIMINATOR], images, glasses) for images in (target, made))
         whole, local = (paper.discriminator_loss(*scores) for scores in zip(real, fake, strict=True))
         local = local * paper.present(glasses)
         return (whole + local).mean(), (state, {"discriminator": Mean.of(whole + local)})
@@ -148,7 +149,7 @@ def build(config: ConfigDict) -> Experiment:
         del rng
         target, masks = normalize.symmetric(batch["target"]), batch["masks"].astype(jnp.float32)
         made, logits = translated(params[GENERATOR], batch)
-        whole, local = judged(params[DISCRIMINATOR], made, masks[..., 0])
+        whole, local = scores(params[DISCRIMINATOR], made, masks[..., 0])
         losses = {
             "adversarial": paper.adversarial_loss(whole),
             "local_adversarial": paper.adversarial_loss(local) * paper.present(masks[..., 0]),
@@ -182,11 +183,11 @@ def build(config: ConfigDict) -> Experiment:
         return Translated(images, eight_bit(127.5 * made["image"] + 127.5), truth, pairs.glasses, found, pairs.person)
 
     def evaluate(state: GanState) -> Report:
-        judge_of_identity = recogniser.evaluator(**options)
+        evaluator = recogniser.evaluator(**options)
 
         def embed(images: np.ndarray) -> np.ndarray:
             top, left, side = (round(part * size) for part in config.crop)
-            return judge_of_identity(images[:, top : top + side, left : left + side], config.eval.batch_size)
+            return evaluator(images[:, top : top + side, left : left + side], config.eval.batch_size)
 
         report = protocol.assess(translate(state, data.pairs()), embed)
         if model.segments:
@@ -207,8 +208,8 @@ def build(config: ConfigDict) -> Experiment:
     )
 
 
-def seen_by_recogniser(images: jax.Array, crop: tuple[float, float, float], side: int) -> jax.Array:
-    """The crop of images [N, S, S, 3] that the recogniser is shown, resized to `side` pixels."""
+def recogniser_input(images: jax.Array, crop: tuple[float, float, float], side: int) -> jax.Array:
+    """The crop of images [N, S, S, 3] for the recogniser, resized to `side` pixels."""
     top, left, extent = (round(part * images.shape[1]) for part in crop)
     part = images[:, top : top + extent, left : left + extent]
     return jax.image.resize(part, (len(images), side, side, 3), "linear")

@@ -141,7 +141,7 @@ def progressive(config: ConfigDict, contrastive: bool = False) -> Progressive:
 
     def plays(resolution: int, alpha: jax.Array) -> list[Play]:
         players = Players(disco, resolution, alpha, contrastive)
-        return [Play(DISCRIMINATOR, players.judge), Play(GENERATOR, players.forge)]
+        return [Play(DISCRIMINATOR, players.discriminate), Play(GENERATOR, players.generate)]
 
     def draw(average: Any, frozen: Any, latents: jax.Array, resolution: int, alpha: Any) -> jax.Array:
         inputs = disco.inputs(frozen, latents)

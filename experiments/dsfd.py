@@ -37,8 +37,8 @@ BASE = {
     "data": asdict(DetectionImages(augment="anchor")),
     "model": {
         "name": "tiny",  # a key of NETS
-        "fem": True,  # feature enhancement; the full networks have it
-        "first_shot": True,  # progressive anchor loss; the full networks have what their name says
+        "fem": True,  # feature enhancement, of the miniature alone; the full networks have it
+        "first_shot": True,  # progressive anchor loss, of the miniature alone
         "trunk": "",  # file of the trunk's weights to begin from
         "dtype": "float32",  # of the computation
         "second_weight": 1.0,  # lambda

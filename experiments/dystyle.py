@@ -109,8 +109,8 @@ Edit = Callable[..., jax.Array]
 """(variables, codes [N, L, D], values [N, A], active [N, A]) -> codes."""
 NETS = {"dystyle": dystyle.DyStyle, "concatenation": dystyle.Concatenation}
 LINEAR = ("directions", "projected")
-COLUMNS, SHOWN, WISHES = 9, 8, 7
-"""Images of a row of the two sheets; seed of the wishes that an evaluation makes."""
+COLUMNS, SHOWN, EDITS_SEED = 9, 8, 7
+"""Images of a row of the two sheets; seed of the edits in an evaluation."""
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -143,11 +143,11 @@ def build(config: ConfigDict) -> Experiment:
         codes = world.codes(frozen, jax.random.normal(keys[0], (count, world.size)))
         most = dystyle.easy_to_hard(batch["done"][0], easy_steps, world.attributes)
         values, active = dystyle.configurations(keys[1], count, world.binary, most)
-        if weights.contrastive:  # the second half has the wishes of the first
+        if weights.contrastive:  # the second half has the edits of the first
             values, active = (jnp.concatenate([x[: count // 2]] * 2) for x in (values, active))
         edited = net.apply({"params": params["editor"]}, codes, values, active)
-        found, before = world.seen(frozen, codes)
-        outputs, after = world.seen(frozen, edited)
+        found, before = world.observe(frozen, codes)
+        outputs, after = world.observe(frozen, edited)
         wanted = dystyle.targets(found, values, active, world.binary)
         losses = {
             "attribute": dystyle.attribute_loss(outputs, wanted, world.binary).sum(1),
@@ -164,7 +164,7 @@ def build(config: ConfigDict) -> Experiment:
     update = supervised_step(loss_fn, tx, microbatches=config.train.microbatches)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
-        del batch  # codes and wishes are drawn
+        del batch  # codes and edits are drawn
         return update(state, {"done": jnp.full(config.train.batch_size // lax.axis_size(AXIS), state.step)}, rng)
 
     def evaluate(state: TrainState) -> Report:
@@ -183,7 +183,7 @@ def linear(config: ConfigDict, world: World) -> tuple[Any, Edit, Any]:
 
     def labelled(frozen: Any, normal: jax.Array) -> tuple[jax.Array, jax.Array]:
         codes = world.codes(frozen, normal)
-        found = world.seen(frozen, codes)[0]
+        found = world.observe(frozen, codes)[0]
         return codes[:, 0], jnp.where(jnp.asarray(world.binary), jnp.sign(found), found)
 
     fitted = dystyle.linear_map(*map_batches(labelled, frozen, normal, config.eval.batch_size))
@@ -192,15 +192,15 @@ def linear(config: ConfigDict, world: World) -> tuple[Any, Edit, Any]:
 
 
 def report(config: ConfigDict, world: World, frozen: Any, edit: Edit, variables: Any) -> Report:
-    """Edits of held-out codes, judged by a predictor that training did not see, and by the factors where known."""
+    """Edits of held-out codes, measured by a predictor held out from training, and by the factors where known."""
     faces, size, count = world.faces, config.eval.batch_size, config.eval.images
     normal = faces.draw("test")[:count] if world.known else generation.latents(range(count), world.size)
     values, active = map(
         np.asarray, dystyle.configurations(jax.random.key(7), len(normal), world.binary, world.attributes)
     )
 
-    def judged(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        found = map_batches(lambda v, x: world.said(v, "held_out", normalize.symmetric(x)), frozen, images, size)
+    def predicted(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        found = map_batches(lambda v, x: world.predict(v, "held_out", normalize.symmetric(x)), frozen, images, size)
         return images, *found
 
     def drawn(edit: Edit, normal: np.ndarray, values: np.ndarray, active: np.ndarray) -> tuple[Any, Any]:
@@ -213,10 +213,10 @@ def report(config: ConfigDict, world: World, frozen: Any, edit: Edit, variables:
                 return faces.vectors(codes)
             images = world.images(both["frozen"], codes)
             small = generation.to_uint8(generation.enlarged(images, faces.image_size))
-            return small, *world.said(both["frozen"], "held_out", images)
+            return small, *world.predict(both["frozen"], "held_out", images)
 
         found = map_batches(run, both, (normal, values, active), size)
-        return (judged(faces.render(found)), found) if world.known else (found, None)
+        return (predicted(faces.render(found)), found) if world.known else (found, None)
 
     def compared(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
         return editing.edit_metrics(before, after, values, active, world.binary)
@@ -232,7 +232,7 @@ def report(config: ConfigDict, world: World, frozen: Any, edit: Edit, variables:
     shown = [start[:SHOWN], end[:SHOWN]]
     if world.known:
         truth = compared(*(np.asarray(faces.values(x)) for x in (normal, vectors)))
-        perfect, best, same = judged(faces.render(faces.changed(normal, values, active)))
+        perfect, best, same = predicted(faces.render(faces.changed(normal, values, active)))
         metrics |= {f"true_{name}": value for name, value in truth.items()}
         metrics |= {f"perfect_{name}": value for name, value in compared(before, best).items()}
         metrics["perfect_identity"] = cosine(who, same)

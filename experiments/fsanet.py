@@ -3,7 +3,7 @@ r"""FSA-Net: head pose by fine-grained structure aggregation.
     python -m experiments.fsanet                                 # rendered faces, two cores
     python -m experiments.fsanet --config=ssrnet                 # SSR-Net for three angles, the same streams
     python -m experiments.fsanet --config=fusion                 # three scorings, and their mean
-    python -m experiments.fsanet --config.eval.photographs=DIR   # also judged on photographs, whose yaw is known
+    python -m experiments.fsanet --config.eval.photographs=DIR   # also tested on photographs, whose yaw is known
     python -m experiments.fsanet --config=300w_lp --config.data.path=300W_LP --config.data.test_path=AFLW2000
     python -m experiments.fsanet --config=aflw2000_published --config.data.test_path=AFLW2000 \
         --config.eval.weights=FSA-Net/pre-trained/300W_LP_models

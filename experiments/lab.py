@@ -120,22 +120,14 @@ PRESETS = {
 }
 CLAIM = (
     Claim(
-        "lab.boundaries",
-        "estimated boundaries lower the landmark error of a regressor",
-        metric="nme",
-        better="lower",
-        method="synthetic",
-        baseline=("none",),
+        "lab.boundaries", "estimated boundaries lower the landmark error of a regressor",
+        metric="nme", better="lower", method="synthetic", baseline=("none",),
     ),
     Claim(
-        "lab.true_boundaries",
-        "true boundaries lower it further",
-        metric="nme",
-        better="lower",
-        method="true",
-        baseline=("synthetic", "none"),
+        "lab.true_boundaries", "true boundaries lower it further",
+        metric="nme", better="lower", method="true", baseline=("synthetic", "none"),
     ),
-)
+)  # fmt: skip
 BLURS, NOISES = (1, 2, 4, 8), (0.1, 0.2, 0.4, 0.8)
 """Radii in pixels of the heatmaps, and deviations, of the boundaries whose effect the report plots."""
 

@@ -186,16 +186,16 @@ def build(config: ConfigDict) -> Experiment:
             found = decode(params, features, model_state)
             return {"image": render(found, model_state["mean_landmarks"]), "landmarks": size * found.landmarks}
 
-        def seen(variables: Any, images: jax.Array) -> jax.Array:
+        def embedded(variables: Any, images: jax.Array) -> jax.Array:
             return identify(variables, normalize.symmetric(images))
 
         def pictures(found: dict[str, np.ndarray]) -> np.ndarray:
             return eight_bit(127.5 * found["image"] + 127.5)
 
-        features, _ = map_batches(seen, variables, test.photographs, call)
+        features, _ = map_batches(embedded, variables, test.photographs, call)
         means = np.stack([features[test.person == p].mean(0) for p in range(len(test.images))])
         found = map_batches(made, given_state, features, call)
-        judge = None if given.weights else given.evaluator(image_size=recogniser_size, data_dir=data.data_dir)
+        independent = None if given.weights else given.evaluator(image_size=recogniser_size, data_dir=data.data_dir)
         return normalization.assess(
             test,
             pictures(found),
@@ -203,8 +203,8 @@ def build(config: ConfigDict) -> Experiment:
             pictures(map_batches(made, given_state, means, call)),
             train.images.mean(0),
             train.mean_landmarks,
-            lambda images: map_batches(seen, variables, images, call)[1],
-            judge,
+            lambda images: map_batches(embedded, variables, images, call)[1],
+            independent,
         )
 
     return Experiment(

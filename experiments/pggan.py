@@ -150,17 +150,17 @@ def progressive(config: ConfigDict) -> Progressive:
         def scored(params: Any) -> Any:
             return lambda images: discriminator.apply({"params": params[DISCRIMINATOR]}, images, alpha=alpha)
 
-        def judge(params: Any, model_state: Any, batch: Any, rng: jax.Array) -> Any:
+        def discriminate(params: Any, model_state: Any, batch: Any, rng: jax.Array) -> Any:
             first, second = jax.random.split(rng)
             fake = generated(params, len(batch["image"]), first)
             losses = pggan.discriminator_loss(scored(params), batch["image"], fake, second, **config.loss)
             return losses.mean(), (model_state, {"discriminator_loss": Mean.of(losses)})
 
-        def forge(params: Any, model_state: Any, batch: Any, rng: jax.Array) -> Any:
+        def generate(params: Any, model_state: Any, batch: Any, rng: jax.Array) -> Any:
             losses = pggan.generator_loss(scored(params), generated(params, len(batch["image"]), rng))
             return losses.mean(), (model_state, {"generator_loss": Mean.of(losses)})
 
-        return [Play(DISCRIMINATOR, judge), Play(GENERATOR, forge)]
+        return [Play(DISCRIMINATOR, discriminate), Play(GENERATOR, generate)]
 
     def draw(average: Any, model_state: Any, latents: jax.Array, resolution: int, alpha: Any) -> jax.Array:
         return networks(resolution)[0].apply({"params": average}, latents, alpha=alpha)

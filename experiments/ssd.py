@@ -97,7 +97,7 @@ CLAIM = Claim(
     baseline=("single",),
 )
 
-LADDER = ((10.0, 20.0), (20.0, 38.0), (38.0, 66.0), (66.0, 110.0))
+SIDES = ((10.0, 20.0), (20.0, 38.0), (38.0, 66.0), (66.0, 110.0))
 """Sides of the priors of the small networks, in pixels: as many cells as those of SSD300."""
 
 
@@ -112,7 +112,7 @@ class Model(NamedTuple):
 def tiny(num_classes: int, dtype: Any) -> Model:
     """6,080 priors of 128 pixels on four maps; with batch norm, because no weights of ImageNet are there."""
     ratios = ((2.0,), (2.0, 3.0), (2.0, 3.0), (2.0,))
-    sources = tuple(Source(4 * 2**i, (LADDER[i],), ratios[i]) for i in range(4))
+    sources = tuple(Source(4 * 2**i, (SIDES[i],), ratios[i]) for i in range(4))
     trunk = ReducedVGG((1, 1, 1, 1, 1), (16, 24, 32, 48, 48), 64, True, dtype)
     names = ("relu3_1", "relu4_1", "relu7", "conv6_2")
     net = ssd.Net(num_classes, trunk, ((24, 48, 3, 2, 1),), names, (4, 6, 6, 4), (), True, dtype)
@@ -122,7 +122,7 @@ def tiny(num_classes: int, dtype: Any) -> Model:
 def tiny_single(num_classes: int, dtype: Any) -> Model:
     """6,144 priors of the same sides, all on the map of stride 8."""
     net = tiny(num_classes, dtype).net.clone(extras=(), sources=("relu4_1",), priors=(24,))
-    return Model(net, (Source(8, LADDER, (2.0, 3.0)),), 64.0)
+    return Model(net, (Source(8, SIDES, (2.0, 3.0)),), 64.0)
 
 
 NETS = {

@@ -142,13 +142,13 @@ def run(config: ConfigDict) -> Progressive | Regularised:
 
     def growing(resolution: int, alpha: jax.Array) -> list[Play]:
         made = StyleGan(model, loss, resolution, {"alpha": alpha})
-        return [Play(DISCRIMINATOR, made.judge), Play(GENERATOR, made.forge)]
+        return [Play(DISCRIMINATOR, made.discriminate), Play(GENERATOR, made.generate)]
 
     def penalised(active: Sequence[str]) -> list[Play]:
         made = StyleGan(model, loss, side)
         path = [Play(GENERATOR, made.straighten)] if "path" in active else []
         r1 = [Play(DISCRIMINATOR, made.penalise)] if "r1" in active else []
-        return [Play(GENERATOR, made.forge), *path, Play(DISCRIMINATOR, made.judge), *r1]
+        return [Play(GENERATOR, made.generate), *path, Play(DISCRIMINATOR, made.discriminate), *r1]
 
     def draw(average: Any, _: Any, latents: jax.Array, resolution: int = side, alpha: Any = None) -> jax.Array:
         options = {} if alpha is None else {"alpha": alpha}

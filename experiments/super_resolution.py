@@ -46,7 +46,7 @@ BASE = {
         "workdir": "",  # of a finished run: of stage "pixels" to begin the second stage (empty: trained now), or of
         # another scale to begin the first
         "steps": 0,  # of the first stage where it is trained now; 0: as its preset says
-        "vgg": "",  # file of VGG-19's weights, for the second stage
+        "vgg": "",  # file of VGG-19's weights, for the second stage with model.features=vgg19
     },
     "data": asdict(RestorationImages(memory=True)),
     "model": {
@@ -275,13 +275,7 @@ def beginning(config: ConfigDict, vgg: VGG) -> dict[str, Any]:
     found = {"generator": state.params, "generator_stats": state.model_state.get("batch_stats", {})}
     if config.model.features == "random":
         return found
-    if not config.start.vgg:
-        raise ValueError("start.vgg is empty: expected a file of VGG-19's weights (or model.features=random)")
-    from facejax.interop import torchvision  # only published weights need it
-
-    images = jnp.zeros((1, config.data.patch, config.data.patch, 3))
-    shapes = jax.eval_shape(lambda key: vgg.init(key, images, train=False), jax.random.key(0))["params"]
-    return {**found, "vgg": torchvision.load_vgg_convolutions(config.start.vgg, shapes)}
+    return {**found, "vgg": restorer.vgg_weights(vgg, config.start.vgg, "start.vgg")}
 
 
 def of_other_scale(config: ConfigDict) -> Any:

@@ -32,6 +32,7 @@ from facejax.data.unpaired import UnpairedImages, blur
 from facejax.evaluate import deblurring
 from facejax.evaluate.deblurring import Triple
 from facejax.metrics.image import eight_bit
+from facejax.recipes import restorer
 from facejax.restoration import uid_deblur
 from facejax.restoration.uid_deblur import UID, Discriminator
 from facejax.restoration.uid_deblur import absolute_error as error
@@ -108,7 +109,7 @@ EXTRACTORS = {
     "vgg16_face": (vgg16(), uid_deblur.vgg_features),
 }
 """Name -> the network with weights, if any, and the function of (network,) parameters and images."""
-JUDGES = ("sharp", "blurred", "sharp_random", "blurred_random")
+DISCRIMINATORS = ("sharp", "blurred", "sharp_random", "blurred_random")
 
 
 def get_config(preset: str = "synthetic") -> ConfigDict:
@@ -131,9 +132,9 @@ def build(config: ConfigDict) -> Experiment:
         raise ValueError(f"train.microbatches is {config.train.microbatches}: expected 1, both updates share one pass")
     dtype = jnp.dtype(model.dtype)
     net = UID(model.width, model.blocks, model.code_size, model.noise, dtype)
-    judge = Discriminator(model.patch_width, model.patch_layers, model.scales, dtype)
+    discriminator = Discriminator(model.patch_width, model.patch_layers, model.scales, dtype)
     random = loss.random and model.code_size > 0
-    names = JUDGES if random else JUDGES[:2]
+    names = DISCRIMINATORS if random else DISCRIMINATORS[:2]
     vgg, extract = EXTRACTORS[loss.extractor]
     extract = functools.partial(extract, vgg) if vgg else extract
     settings, half = config.optim, config.train.steps // 2
@@ -145,8 +146,9 @@ def build(config: ConfigDict) -> Experiment:
 
     def init(rng: jax.Array, start: Any = None) -> TrainState:
         keys = jax.random.split(rng, 6)
-        judges = {name: judge.init(key, image)["params"] for name, key in zip(names, keys[:4], strict=False)}
-        params = {**net.init(keys[4], image)["params"], "judges": judges}
+        drawn = zip(names, keys[:4], strict=False)
+        discriminators = {name: discriminator.init(key, image)["params"] for name, key in drawn}
+        params = {**net.init(keys[4], image)["params"], "discriminators": discriminators}
         if start is None:
             start = vgg.init(keys[5], image, train=False)["params"] if vgg else {}
         opt_state = {name: tx.init(part) for name, part in params.items()}
@@ -158,19 +160,19 @@ def build(config: ConfigDict) -> Experiment:
             (sharp, other_sharp), (blurred, other_blurred) = (jnp.split(x, 2) for x in (sharp, blurred))
         keys = dict(zip(("noise", "code", "random"), jax.random.split(rng, 3), strict=True))
         params, opt_state = dict(state.params), dict(state.opt_state)
-        judges = params.pop("judges")
+        discriminators = params.pop("discriminators")
 
         def made(method: str) -> Any:
             return jax.vjp(
                 lambda players: net.apply({"params": players}, sharp, blurred, method=method, rngs=keys), params
             )
 
-        def scores(judges: Any, name: str, images: jax.Array) -> list[jax.Array]:
-            return judge.apply({"params": judges[name]}, images)
+        def scores(discriminators: Any, name: str, images: jax.Array) -> list[jax.Array]:
+            return discriminator.apply({"params": discriminators[name]}, images)
 
         def fooled(sharp: jax.Array, blurred: jax.Array, suffix: str = "") -> jax.Array:
             pairs = ((f"sharp{suffix}", sharp), (f"blurred{suffix}", blurred))
-            return sum(uid_deblur.adversarial_loss(scores(judges, *pair)) for pair in pairs)
+            return sum(uid_deblur.adversarial_loss(scores(discriminators, *pair)) for pair in pairs)
 
         def perceptual(images: jax.Array) -> jax.Array:
             return uid_deblur.perceptual_loss(extract, state.model_state["extractor"], images, blurred)
@@ -201,21 +203,21 @@ def build(config: ConfigDict) -> Experiment:
             return jax.tree.map(lambda p, u: p - rate(state.step) * u, part, updates)
 
         t, back = made("translate")
-        seen = {"sharp": (sharp, t.deblurred), "blurred": (blurred, t.blurred)}
+        compared = {"sharp": (sharp, t.deblurred), "blurred": (blurred, t.blurred)}
         if random:
             r, back_random = made("translate_random")
-            seen |= {"sharp_random": (other_sharp, r.deblurred), "blurred_random": (other_blurred, r.blurred)}
+            compared |= {"sharp_random": (other_sharp, r.deblurred), "blurred_random": (other_blurred, r.blurred)}
 
-        def judged(judges: Any) -> Any:
+        def discriminator_loss(discriminators: Any) -> Any:
             losses = sum(
-                uid_deblur.discriminator_loss(scores(judges, name, real), scores(judges, name, fake))
-                for name, (real, fake) in seen.items()
+                uid_deblur.discriminator_loss(scores(discriminators, name, real), scores(discriminators, name, fake))
+                for name, (real, fake) in compared.items()
             )
             return losses.mean(), losses
 
-        grads, losses = jax.grad(judged, has_aux=True)(judges)
+        grads, losses = jax.grad(discriminator_loss, has_aux=True)(discriminators)
         metrics = {"discriminators": Mean.of(losses)}
-        judges = update("judges", judges, grads)
+        discriminators = update("discriminators", discriminators, grads)
         if generate:
             grads, losses = jax.grad(first_loss, has_aux=True)(t)
             (grads,) = back(grads)
@@ -227,11 +229,11 @@ def build(config: ConfigDict) -> Experiment:
                 new |= {name: update(name, new[name], grads[name]) for name in ("content", "generator")}
                 metrics["regression"] = Mean.of(losses["regression"])
             params = new
-        params["judges"] = judges
+        params["discriminators"] = discriminators
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def evaluate(state: TrainState) -> Report:
-        players = {name: part for name, part in state.params.items() if name != "judges"}
+        players = {name: part for name, part in state.params.items() if name != "discriminators"}
         pairs = data.pairs()
 
         def run(method: Any, *images: np.ndarray) -> np.ndarray:
@@ -246,21 +248,19 @@ def build(config: ConfigDict) -> Experiment:
         report = deblurring.assess_images(Triple(pairs.blurred, images(None, pairs.blurred), pairs.sharp))
         if not model.code_size or np.isnan(pairs.kernels).any():
             return report
-        report |= deblurring.assess_transfer(functools.partial(images, "transferred"), reblurred, *pairs)
+        transfer = functools.partial(images, "transferred")
+        report |= deblurring.assess_transfer(transfer, lambda image, kernel: blur(image, *kernel), *pairs)
         for name, method in (("code", blur_codes), ("content", mean_contents)):
             report.metrics[f"{name}_r2"] = deblurring.explained(run(method, pairs.blurred), pairs.kernels)
         return report
 
     steps = {"both": step, "discriminators": functools.partial(step, generate=False)}
     every = settings.generator_every
-    batch = {
-        name: jax.ShapeDtypeStruct((size, data.image_size, data.image_size, 3), jnp.uint8)
-        for name in ("sharp", "blurred")
-    }
+    batch = dict.fromkeys(("sharp", "blurred"), jax.ShapeDtypeStruct((size, *image.shape[1:]), jnp.uint8))
     return Experiment(
         evaluate=evaluate,
         init=init,
-        prepare=functools.partial(read_vgg, loss.weights, vgg) if vgg else None,
+        prepare=functools.partial(restorer.vgg_weights, vgg, loss.weights, "loss.weights") if vgg else None,
         train_step=step if every == 1 else steps,
         choose=None if every == 1 else lambda number: "discriminators" if number % every else "both",
         train_data=lambda: data.batches(size, config.seed),
@@ -278,25 +278,10 @@ def mean_contents(net: UID, blurred: jax.Array) -> jax.Array:
     return net.content.of_blurred(blurred).mean((1, 2))
 
 
-def reblurred(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """A sharp image with the blur of a kernel (length, angle)."""
-    return blur(image, *kernel)
-
-
 def assess_input(data: UnpairedImages) -> Report:
     """The blurred test images in place of restored ones."""
     pairs = data.pairs()
     return deblurring.assess_images(Triple(pairs.blurred, pairs.blurred, pairs.sharp))
-
-
-def read_vgg(path: str, vgg: Any) -> Any:
-    """The convolutions of VGG from a file in torchvision's layout."""
-    if not path:
-        raise ValueError("loss.weights is empty: expected the file of the extractor's weights, in torchvision's layout")
-    from facejax.interop import torchvision  # only published weights need it
-
-    shapes = jax.eval_shape(lambda key: vgg.init(key, jnp.zeros((1, 64, 64, 3)), train=False), jax.random.key(0))
-    return torchvision.load_vgg_convolutions(path, shapes["params"])
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def test_boxes_without_area_or_outside_are_dropped(grow, kept):
         np.testing.assert_allclose(found.boxes[0], np.array([32, 8, 40, 16]) + grow)
 
 
-def test_more_faces_than_rows_are_said_once():
+def test_more_faces_than_rows_warn_once():
     predictor = squares(count=3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -3,7 +3,7 @@
 An answer needs a threshold of the cosine similarity, and a threshold is worth what is known of its errors. A
 calibration lists operating points with the error rates that one recogniser had on one list of pairs. Some are shipped
 (`SHIPPED`, measured by this command); `--pairs` measures one on the user's own pairs. Without one, only the
-similarity is told.
+similarity is printed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TARGETS = (1e-1, 1e-2, 1e-3, 1e-4)
 USUAL_FMR = 1e-3
 RESAMPLES = 1000
 FEWEST = 10
-"""Of fewer people no interval is told: it is 0 to 1."""
+"""Number of people below which an interval is 0 to 1."""
 
 LFW_NAME = re.compile(r"\.?[^./\\][^/\\]*")
 
@@ -231,7 +231,7 @@ def read_pairs(path: str | os.PathLike[str], root: str | os.PathLike[str] | None
     wrong = ~same & (people[first] == people[second])
     if wrong.any():
         number = int(line[np.argmax(wrong)])
-        raise ValueError(f"{path}, line {number}: two files of one person, as genuine pairs say, are said to differ")
+        raise ValueError(f"{path}, line {number}: an impostor pair, but other lines make both files one person")
     return Pairs(list(files), people, first, second, same)
 
 
@@ -242,7 +242,7 @@ def calibrate(
 
     The threshold of a target is the lowest with no more false matches, halfway between two scores. Intervals: bootstrap
     over people (a pair counts as often as both of its people were drawn, Fogliato et al. 2024, arXiv:2306.01198),
-    thresholds fixed. Where no error was seen, the upper end is the exact binomial bound of as many trials as there are
+    thresholds fixed. Where no error occurred, the upper end is the exact binomial bound of as many trials as there are
     people (FNMR) or disjoint pairs of people (FMR). Of fewer than ten people the intervals are 0 to 1.
 
     Args:
@@ -449,7 +449,7 @@ def run(args: argparse.Namespace) -> int:
     if args.pairs and args.calibration:
         raise ValueError("--pairs measures operating points, --calibration reads them: expected one of the two")
     if not args.pairs and (args.save or args.root or args.about):
-        raise ValueError("--save, --root and --about say something of --pairs, which is missing")
+        raise ValueError("--save, --root and --about need --pairs")
     if args.save and os.path.exists(args.save):
         raise ValueError(f"{args.save} exists: expected the name of a new file for the calibration")
     pairs = read_pairs(args.pairs, args.root) if args.pairs else None

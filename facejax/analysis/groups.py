@@ -352,7 +352,7 @@ def run(args: argparse.Namespace) -> int:
     Everything is made in OUT.partial, which becomes OUT at the end; a killed command finds its analysis there.
 
     Raises:
-      ValueError, OSError: wrong usage, or a folder that is not as expected.
+      ValueError, OSError: wrong usage, or an invalid folder.
     """
     from facejax.analysis import folder as runs
     from facejax.analysis import main, photographs
@@ -368,7 +368,7 @@ def run(args: argparse.Namespace) -> int:
     source, failed = pathlib.Path(args.photographs[0]), 0
     given = len(args.photographs) == 1 and (source / "run.json").is_file()
     if not given:
-        photographs.files(args.photographs)  # a wrong name is told before networks are read
+        photographs.files(args.photographs)  # a wrong name fails before networks are read
         source = partial / "analysis"
         source.mkdir(parents=True, exist_ok=True)
         analyzer = main.analyzer(args)

@@ -358,7 +358,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--top is {args.top}: expected 1 or more")
     files = photographs.files(args.photographs)
     if args.command == "search":
-        Index.open(args.index).close()  # a wrong name is told before networks are read
+        Index.open(args.index).close()  # a wrong name fails before networks are read
     analyzer = main.analyzer(args)
     if args.command == "search":
         with Index.open(args.index, analyzer.identity) as index:

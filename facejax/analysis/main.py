@@ -38,8 +38,8 @@ def common(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of all commands that look at photographs."""
     parser.add_argument("--weights", action="append", default=[], metavar="PATH",
                         help="file or folder of published weights, found by content; may be repeated")  # fmt: skip
-    parser.add_argument("--demo", action="store_true", help="small networks of this project, for a first look: they take the "
-                        "places that no weights fill (docs/analysis_demo.md)")  # fmt: skip
+    parser.add_argument("--demo", action="store_true", help="small networks that come along, for a first look: they "
+                        "take the places that no weights fill (docs/analysis_demo.md)")  # fmt: skip
     parser.add_argument("--size", type=int, help="side of the detector's input, pixels; default: the detector's")
     parser.add_argument("--tiled", type=int, default=0, metavar="SIDE",
                         help="look in tiles at photographs with a longer side than this, pixels; 0: never")  # fmt: skip
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     from facejax.analysis import folder, page, photographs
 
     if arguments.out:
-        photographs.files(arguments.photographs)  # a wrong name is told before networks are read
+        photographs.files(arguments.photographs)  # a wrong name fails before networks are read
         failed = folder.analyse(arguments.photographs, analyzer(arguments), arguments.out,
                                 progress=sys.stderr.isatty(), max_pixels=arguments.max_pixels)  # fmt: skip
         page.write(arguments.out)
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _counting() -> list[float]:
-    """Seconds of every compilation from now on, as they come."""
+    """A list to which every later compilation appends its seconds."""
     import jax
 
     seconds: list[float] = []
@@ -150,7 +150,7 @@ def _summary(records: Sequence[dict[str, Any]]) -> str:
 def _prepare() -> None:
     """Compiled programs are kept in the user's cache folder, and memory is taken in huge pages, as in experiments.
 
-    What the environment says goes before.
+    Environment variables that are set take precedence.
     """
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "facejax" / "compiled"))

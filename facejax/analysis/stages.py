@@ -1,4 +1,4 @@
-"""The networks that look at one face: where each looks, what it sees, what it says, and where that lies.
+"""The networks applied to one face: the crop of each, its input, its outputs, and their places in the photograph.
 
 A `Stage` is made by one function for each kind of network, from a Linen module and its variables.
 """
@@ -70,7 +70,7 @@ class Stage:
         return functools.partial(jax.jit(self.apply), variables)
 
     def __call__(self, images: jax.Array) -> Outputs:
-        """What the network says of crops [n, side, side, 3] uint8; places are in the crop. Compiled once for each n."""
+        """Outputs for crops [n, side, side, 3] uint8, with places in the crop. Compiled once for each n."""
         return self._call(images)
 
 

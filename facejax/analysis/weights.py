@@ -288,7 +288,7 @@ def find(paths: str | os.PathLike[str] | Iterable[Any]) -> list[Installed]:
 
 
 def _named(model: str, path: pathlib.Path) -> Installed:
-    """A file whose network is told."""
+    """A file whose network the user names."""
     row = next((row for row in PUBLISHED if row.model == model and not row.sha256), None)
     if row is None:
         embedder = model.startswith(("iresnet", "mobilefacenet", "magface"))

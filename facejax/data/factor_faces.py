@@ -94,7 +94,7 @@ class FactorFaces:
         return jnp.where(jnp.asarray(self.binary), jnp.where(own > 0, 1.0, -1.0), numbers)
 
     def outputs(self, vectors: jax.Array) -> jax.Array:
-        """What a perfect predictor says, [N, A]: the numbers, and logits of binary attributes."""
+        """Outputs of a perfect predictor, [N, A]: the numbers, and logits of binary attributes."""
         own = vectors[:, : len(self.attributes)]
         return jnp.where(jnp.asarray(self.binary), LOGIT * own, self.values(vectors))
 

@@ -82,7 +82,7 @@ class Identities:
         source = self.split(seed, packs=packs)[0]
         if self.source == "path":
             classification.check_classes(self.path, _identities(source), self.classes)
-            spread = np.linspace(0, len(source) - 1, min(len(source), sources.SEEN)).astype(int)
+            spread = np.linspace(0, len(source) - 1, min(len(source), sources.INSPECTED)).astype(int)
             sources.warn_unaligned((source[int(i)]["image"] for i in spread), self.image_size, self.path)
         for pack in filter(None, packs.split(",")):
             read_pack(pack)

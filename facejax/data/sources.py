@@ -30,20 +30,20 @@ def image(example: Mapping[str, Any], size: int) -> np.ndarray:
     return transforms.resize(transforms.decode(example["image"]), size, size)
 
 
-SEEN = 64
-"""Images that `warn_unaligned` looks at."""
+INSPECTED = 64
+"""Number of images that `warn_unaligned` inspects."""
 
 
 def warn_unaligned(files: Iterable[Any], size: int, where: str) -> None:
     """A warning if images are stretched to size x size, or differ in size, as photographs do and aligned crops do not.
 
     Args:
-      files: paths or contents of image files; the first `SEEN` that are images count.
+      files: paths or contents of image files; the first `INSPECTED` that are images count.
       size: side of the network's input, pixels.
       where: what the warning calls them.
     """
     sides = []
-    for file in itertools.islice(files, SEEN):
+    for file in itertools.islice(files, INSPECTED):
         try:
             sides.append(decoding.size(file if isinstance(file, bytes) else decoding.ImageFile.read(file)))
         except (decoding.BadImage, OSError):

@@ -1,4 +1,4 @@
-"""Edits of attributes judged: how near the edited come to their targets, and how far the others drift."""
+"""Errors of edits: of edited attributes from their targets, and the drift of all others."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def assess(
     mean_face: np.ndarray,
     mean_landmarks: np.ndarray,
     recogniser: Embed,
-    judge: Embed | None = None,
+    independent: Embed | None = None,
 ) -> Report:
     """Errors of normalised faces, what is left of the identity, and how little the photograph matters.
 
@@ -56,7 +56,7 @@ def assess(
       of_means: [P, S, S, 3] uint8 of the mean features of each person's photographs.
       mean_face, mean_landmarks: [S, S, 3] and [68, 2] of the training people, the baseline.
       recogniser: the network of the features, images -> embeddings.
-      judge: one that the decoder has never seen.
+      independent: a recogniser that took no part in training the decoder.
     """
     truth = people.images[people.person].astype(np.float64)
     true_landmarks = people.landmarks[people.person]
@@ -73,9 +73,11 @@ def assess(
         "identity_cosine": float(cosines(recogniser, outputs, people.photographs).mean()),
         "identity_cosine_truth": float(cosines(recogniser, truth.astype(np.uint8), people.photographs).mean()),
     }
-    if judge is not None:
-        found["judge_cosine"] = float(cosines(judge, outputs, people.photographs).mean())
-        found["judge_cosine_truth"] = float(cosines(judge, truth.astype(np.uint8), people.photographs).mean())
+    if independent is not None:
+        found["independent_cosine"] = float(cosines(independent, outputs, people.photographs).mean())
+        found["independent_cosine_truth"] = float(
+            cosines(independent, truth.astype(np.uint8), people.photographs).mean()
+        )
     found |= {
         "variance_ratio": within / max(across, 1e-12),
         "variance_ratio_photographs": photographs_within / max(photographs_across, 1e-12),
@@ -93,7 +95,7 @@ def assess(
             "the mean of the training faces",
             "nme": "mean landmark error, percent of the distance between the outer corners of the eyes",
             "identity_cosine": "of the recogniser's embeddings of output and photograph; truth: the true normalised "
-            "face in place of the output; judge: of a recogniser that took no part",
+            "face in place of the output; independent: of a recogniser that took no part",
             "variance_ratio": "variance of a person's outputs over that of the people's mean outputs; photographs: of "
             "the inputs",
         },

@@ -225,6 +225,6 @@ def identity_loss(found: jax.Array, wanted: jax.Array) -> jax.Array:
 
 
 def pasted(output: Output, images: jax.Array) -> jax.Array:
-    """The output where its own mask says glasses, the input elsewhere (not in the paper) -> [N, H, W, 3]."""
+    """The output where its own mask marks glasses, the input elsewhere (not in the paper) -> [N, H, W, 3]."""
     glasses = jax.nn.sigmoid(output.masks[..., :1])
     return glasses * output.image + (1 - glasses) * images

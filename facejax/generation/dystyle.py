@@ -241,7 +241,7 @@ def _checked(
 
 
 def configurations(rng: jax.Array, count: int, binary: Sequence[bool], most: Any) -> tuple[jax.Array, jax.Array]:
-    """Random wishes: how many attributes (1 to `most`), which of them, and their values are uniform.
+    """Random edits: how many attributes (1 to `most`), which of them, and their values are uniform.
 
     Args:
       rng: key.
@@ -268,15 +268,15 @@ def easy_to_hard(step: jax.Array, easy_steps: int, attributes: int) -> jax.Array
 
 
 def targets(found: jax.Array, values: jax.Array, active: jax.Array, binary: Sequence[bool]) -> jax.Array:
-    """What a predictor should say of the edited image; no gradient passes.
+    """Targets of a predictor's outputs for the edited image; no gradient passes.
 
     Args:
       found: [N, A] its outputs for the unedited image: numbers, and logits of binary attributes.
-      values, active: the wish, see `DyStyle`.
+      values, active: the edit, see `DyStyle`.
       binary: [A].
 
     Returns:
-      [N, A]: the wish where active, else what the predictor said; binary ones as probabilities.
+      [N, A]: the edit's value where active, else the predictor's output; binary ones as probabilities.
     """
     binary = jnp.asarray(binary)
     wished = jnp.where(binary, (values + 1) / 2, values)
@@ -306,7 +306,7 @@ def norm_loss(edited: jax.Array, codes: jax.Array) -> jax.Array:
 
 
 def contrastive_loss(features: jax.Array, temperature: float = 0.1) -> jax.Array:
-    """InfoNCE of edits: samples n and n + N/2 were edited by the same wish, all others by other ones.
+    """InfoNCE of edits: samples n and n + N/2 had the same edit, all others have different ones.
 
     Args:
       features: [N, D] of edited images, or changes of codes; N is even.

@@ -12,7 +12,7 @@ _CUT = re.compile(
     r"truncated|Ran out of input|EOFError|unpack requires a buffer|index out of range"  # pickle, in C and in Python
     r"|incomplete metadata|Error parsing message|exceeds available data"  # safetensors, onnx, h5py
 )
-"""What readers say of a file without its end."""
+"""Messages of readers about a file without its end."""
 
 
 def unreadable(path: str | os.PathLike[str], kind: str, reason: Any) -> ValueError:

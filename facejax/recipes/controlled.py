@@ -412,7 +412,7 @@ class Players:
         """[count, Z]."""
         return jax.random.normal(rng, (count, self.disco.model.latents.size))
 
-    def judge(self, params: Params, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+    def discriminate(self, params: Params, frozen: Any, batch: Any, rng: jax.Array) -> Any:
         """The discriminator's loss with its penalty."""
         first, second = jax.random.split(rng)
         real, score = batch["image"], self.score(params)
@@ -421,7 +421,7 @@ class Players:
         losses += stylegan.r1_penalty(score, real, self.disco.loss.gamma)
         return losses.mean(), (frozen, {"discriminator_loss": Mean.of(losses)})
 
-    def forge(self, params: Params, frozen: Any, batch: Any, rng: jax.Array) -> Any:
+    def generate(self, params: Params, frozen: Any, batch: Any, rng: jax.Array) -> Any:
         """The generator's loss."""
         first, second, third = jax.random.split(rng, 3)
         inputs = self.disco.inputs(frozen, self.latents(first, len(batch["image"])))

@@ -168,7 +168,7 @@ CROP = (35 / 256, 223 / 256), (32 / 256, 220 / 256)
 
 
 class World:
-    """Codes, images and what frozen predictors say of them.
+    """Codes, images and the outputs of frozen predictors for them.
 
     Args:
       faces, generator, predictors: sections of the configuration.
@@ -224,7 +224,7 @@ class World:
         """Images [N, R, R, 3] of StyleGAN2."""
         return self.generator.net.apply(frozen["generator"], codes, method="synthesize")
 
-    def said(self, frozen: Any, name: str, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def predict(self, frozen: Any, name: str, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Attributes [N, A] and embeddings of images [N, R, R, 3] in -1..1, by the predictor `name`."""
         small = generation.enlarged(images, self.faces.image_size)
         found = self.predictors.net(name, self.faces).apply(frozen[name], small)
@@ -238,9 +238,9 @@ class World:
         cropped = pooling.resize_bilinear(images[:, rows, columns], (112, 112))
         return self.recogniser.apply(frozen["recogniser"], cropped, train=False)
 
-    def seen(self, frozen: Any, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def observe(self, frozen: Any, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Attributes and embeddings that training sees; of the face world, the factors themselves."""
         if self.known:
             vectors = self.faces.vectors(codes)
             return self.faces.outputs(vectors), vectors[:, self.attributes :]
-        return self.said(frozen, "training", self.images(frozen, codes))
+        return self.predict(frozen, "training", self.images(frozen, codes))

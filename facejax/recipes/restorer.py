@@ -57,6 +57,25 @@ def begun(made: Any, start: Any) -> Any:
     return traverse_util.unflatten_dict({k: jnp.asarray(given[k]) if k in same else v for k, v in own.items()})
 
 
+def vgg_weights(vgg: VGG, path: str, field: str) -> Any:
+    """Parameters of a VGG's convolutions from a file in torchvision's layout.
+
+    Args:
+      vgg: without dense layers.
+      path: of the file.
+      field: of the configuration, in which the path stands.
+
+    Raises:
+      ValueError: no path, or a file of other layers.
+    """
+    if not path:
+        raise ValueError(f"{field} is empty: expected a file of VGG's weights, in torchvision's layout")
+    from facejax.interop import torchvision  # only published weights need it
+
+    shapes = jax.eval_shape(lambda key: vgg.init(key, jnp.zeros((1, 64, 64, 3)), train=False), jax.random.key(0))
+    return torchvision.load_vgg_convolutions(path, shapes["params"])
+
+
 def by_pixels(
     net: nn.Module,
     loss: Callable[[Any, Batch], Losses],
@@ -148,13 +167,13 @@ def adversarial(
 
     def init(rng: jax.Array, start: Any = None) -> TrainState:
         low, high = (jnp.zeros((2, *fields[name].shape[1:])) for name in ("low", "high"))
-        made, judge = net.init(rng, low), discriminator.init(jax.random.fold_in(rng, 1), high, train=False)
+        made, adversary = net.init(rng, low), discriminator.init(jax.random.fold_in(rng, 1), high, train=False)
         frozen = vgg.init(jax.random.key(0), high, train=False)["params"]
         begin = start or {}
-        params = {"generator": begin.get("generator", made["params"]), "discriminator": judge["params"]}
+        params = {"generator": begin.get("generator", made["params"]), "discriminator": adversary["params"]}
         state = {
             "generator": begin.get("generator_stats", made.get("batch_stats", {})),
-            "discriminator": judge.get("batch_stats", {}),
+            "discriminator": adversary.get("batch_stats", {}),
             "vgg": begin.get("vgg") or frozen,
         }
         own, state = jax.tree.map(jnp.asarray, (params, state))
@@ -165,7 +184,7 @@ def adversarial(
         del rng
         truth, stats = unit(batch["high"]), state.model_state
 
-        def judged(params: Any, images: jax.Array, running: Any) -> tuple[jax.Array, Any]:
+        def scored(params: Any, images: jax.Array, running: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": running}
             scores, updated = discriminator.apply(variables, images, train=True, mutable=["batch_stats"])
             return scores, updated.get("batch_stats", {})
@@ -176,9 +195,9 @@ def adversarial(
         def generator_loss(params: Any) -> tuple[jax.Array, Any]:
             variables = {"params": params, "batch_stats": stats["generator"]}
             fake, updated = net.apply(variables, unit(batch["low"]), train=True, mutable=["batch_stats"])
-            scores, _ = judged(state.params["discriminator"], fake, stats["discriminator"])
+            scores, _ = scored(state.params["discriminator"], fake, stats["discriminator"])
             if relativistic:
-                real, _ = judged(state.params["discriminator"], truth, stats["discriminator"])
+                real, _ = scored(state.params["discriminator"], truth, stats["discriminator"])
                 fooled = srgan.relativistic_loss(scores, real, AXIS)
             else:
                 fooled = srgan.generator_loss(scores)
@@ -191,23 +210,23 @@ def adversarial(
             return sum(losses.values()).mean(), (losses, fake, updated.get("batch_stats", {}))
 
         def discriminator_loss(params: Any, fake: jax.Array) -> tuple[jax.Array, Any]:
-            real, running = judged(params, truth, stats["discriminator"])
-            false, running = judged(params, fake, running)
+            real, running = scored(params, truth, stats["discriminator"])
+            false, running = scored(params, fake, running)
             both = srgan.relativistic_loss(real, false, AXIS) if relativistic else srgan.discriminator_loss(real, false)
             return both.mean(), (both, real > false, running)
 
         grads, (losses, fake, generator_stats) = jax.grad(generator_loss, has_aux=True)(state.params["generator"])
-        against, (judge, right, judge_stats) = jax.grad(discriminator_loss, has_aux=True)(
-            state.params["discriminator"], lax.stop_gradient(fake)
-        )
+        discriminator_grads, (discriminator_losses, right, discriminator_stats) = jax.grad(
+            discriminator_loss, has_aux=True
+        )(state.params["discriminator"], lax.stop_gradient(fake))
         params, opt_state = {}, {}
-        for name, gradient in reduce_gradients({"generator": grads, "discriminator": against}).items():
+        for name, gradient in reduce_gradients({"generator": grads, "discriminator": discriminator_grads}).items():
             updates, opt_state[name] = tx.update(gradient, state.opt_state[name], state.params[name])
             params[name] = optax.apply_updates(state.params[name], updates)
-        running = lax.pmean({"generator": generator_stats, "discriminator": judge_stats}, AXIS)
+        running = lax.pmean({"generator": generator_stats, "discriminator": discriminator_stats}, AXIS)
         ema = ema_update(state.ema, params, options.ema_decay) if options.ema_decay else state.ema
         metrics = {"loss": Mean.of(sum(losses.values())), **{name: Mean.of(x) for name, x in losses.items()}}
-        metrics |= {"discriminator": Mean.of(judge), "right": Mean.of(right)}
+        metrics |= {"discriminator": Mean.of(discriminator_losses), "right": Mean.of(right)}
         state = state.replace(
             step=state.step + 1,
             params=params,

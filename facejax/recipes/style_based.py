@@ -128,7 +128,7 @@ class StyleGan:
         discriminator = self.model.networks(self.resolution)[1]
         return lambda images: discriminator.apply({"params": params[DISCRIMINATOR]}, images, **self.options)
 
-    def judge(self, params: Params, averages: Any, batch: Any, rng: jax.Array) -> Outcome:
+    def discriminate(self, params: Params, averages: Any, batch: Any, rng: jax.Array) -> Outcome:
         """The discriminator's loss, in version 1 with its penalty."""
         score, first, second = self.score(params), *jax.random.split(rng)
         fake, averages = self.fake(params, averages, len(batch["image"]), first)
@@ -140,7 +140,7 @@ class StyleGan:
                 losses += stylegan.r1_penalty(score, batch["image"], self.loss.gamma)
         return losses.mean(), (averages, {"discriminator_loss": Mean.of(losses)})
 
-    def forge(self, params: Params, averages: Any, batch: Any, rng: jax.Array) -> Outcome:
+    def generate(self, params: Params, averages: Any, batch: Any, rng: jax.Array) -> Outcome:
         """The generator's loss."""
         fake, averages = self.fake(params, averages, len(batch["image"]), rng)
         paper = pggan if self.loss.kind == "wgan_gp" else stylegan

@@ -3,7 +3,7 @@
 Ledig et al. "Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network". CVPR 2017.
 arXiv:1609.04802. Wang et al. "ESRGAN: Enhanced Super-Resolution Generative Adversarial Networks". ECCVW 2018.
 arXiv:1809.00219. A generator trained for PSNR is trained on with the distance of VGG-19's features in place of that of
-pixels, and against a discriminator. In ESRGAN the discriminator says which of two images is more real.
+pixels, and against a discriminator. In ESRGAN the discriminator predicts which of two images is real.
 
 Differs: nothing known. ESRGAN's code takes the mean of the other side's scores over one device; `axis_name` takes it
 over all.

@@ -38,7 +38,7 @@ class Options:
     Attributes:
       batch_size: samples per step over all devices and hosts.
       steps: total number of updates.
-      log_every, eval_every, save_every: intervals. The last step of a run always logs, evaluates and saves.
+      log_every, eval_every, save_every: steps from one to the next; the last step of a run always does all three.
       save_seconds: minimum time between two checkpoints, seconds.
       keep: number of checkpoints kept on disk.
       microbatches: slices per device batch for gradient accumulation.

@@ -46,7 +46,7 @@ class FakeAnalyzer:
 
 
 def make_run(folder, embeddings, files=None, facts=()):
-    """A run's folder with a photograph for each row of embeddings, `facts` being what is said of its face besides."""
+    """A run's folder with a photograph for each row of embeddings, `facts` being further fields of its record."""
     (folder / "crops").mkdir(parents=True)
     run = {"format": 1, "facejax": "0", "dimension": embeddings.shape[1], "weights": WEIGHTS, "settings": {}}
     (folder / "run.json").write_text(json.dumps(run))

@@ -80,7 +80,7 @@ def test_pairs_of_two_forms(tmp_path):
     ("text", "message"),
     [
         ("a b 1\na b maybe\n", "line 2: 'a b maybe', expected \"a b 1\""),
-        ("a b 1\nb c 1\n\na c 0\n", "line 4: two files of one person"),
+        ("a b 1\nb c 1\n\na c 0\n", "line 4: an impostor pair, but other lines make both files one person"),
         ("10 300\nAda 1\n", "line 2: 'Ada 1', expected \"name 1 2\""),
         ("10\n../x 1 2\n", "line 2: '../x 1 2'"),
         ("# nothing\n", "no pair"),
@@ -146,7 +146,7 @@ def test_calibrate_save_and_compare(monkeypatch, capsys, album, tmp_path):
         command(monkeypatch, analyzer, "0.jpg", "5.jpg", "--calibration", saved)
 
 
-def test_without_an_operating_point_only_the_similarity_is_told(monkeypatch, capsys, album):
+def test_without_an_operating_point_only_the_similarity_is_printed(monkeypatch, capsys, album):
     assert command(monkeypatch, album[0], "0.jpg", "1.jpg") == 0
     told = capsys.readouterr().out
     assert "no operating point was measured for net" in told and "person" not in told

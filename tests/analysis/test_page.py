@@ -45,7 +45,7 @@ def test_facts_pictures_and_escapes(run):
     assert not re.search(r'(src|href)="(?!data:)', text)  # nothing is loaded from elsewhere
 
 
-def test_large_runs_are_bounded_and_groups_are_told(run, tmp_path):
+def test_large_runs_are_bounded_and_faces_have_their_groups(run, tmp_path):
     page.write(run, tmp_path / "page.html", {2: page.Place(5, 0.25)}, most=2)
     found = content(tmp_path / "page.html")
     assert [face["id"] for face in found["faces"]] == [2, 3] and found["total"] == 4

@@ -92,7 +92,7 @@ def test_the_first_path_wins(published):
     assert parts["detector"].predict.detector.sides == ((10, 20), (32, 64), (128, 256))
 
 
-def test_a_file_whose_network_is_told(published, tmp_path):
+def test_a_file_whose_network_is_named(published, tmp_path):
     """For files that the table does not know, such as ONNX files whose tensors have numbers for names."""
     file = published / "scrfd" / "scrfd_500m_kps.onnx"
     (found,) = weights.find([f"scrfd_500m_kps={file}"])

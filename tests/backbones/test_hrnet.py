@@ -107,7 +107,7 @@ def test_small_kernels():
     np.testing.assert_array_equal(drawn["bn"]["scale"], 1)
 
 
-def test_bad_sizes_are_said():
+def test_bad_sizes_raise():
     key = jax.random.key(0)
     for size in ((2, 33, 64, 3), (2, 32, 48, 3), (2, 0, 32, 3), (32, 32, 3)):
         with pytest.raises(ValueError, match=r"expected \[N, H, W, 3\] with H and W multiples of 32"):

@@ -152,7 +152,7 @@ def test_pairs_of_kernels_and_strides():
         assert shape == (1, side, side, 8)
 
 
-def test_averages_leave_the_padding_out_unless_told():
+def test_average_pooling_counts_padding_only_on_request():
     x = jnp.ones((1, 4, 4, 1))
     for counted, corner in ((False, 1), (True, 4 / 9)):
         pooled = Mixed(Plan((), "avg"), 1.0, inception.ConvRelu, count_padding=counted).apply({}, x, train=False)
@@ -208,7 +208,7 @@ def test_response_normalisation_is_caffes(small):
     np.testing.assert_allclose(found["conv2"], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_bad_input_is_said():
+def test_bad_input_raises():
     with pytest.raises(ValueError, match=r"InceptionV3: images \(1, 74, 74, 3\), expected .* sides of 75 pixels"):
         shapes(InceptionV3(), 74)
     with pytest.raises(ValueError, match=r"GoogLeNet: images \(48, 48, 3\), expected \[N, H, W, 3\]"):

@@ -152,7 +152,7 @@ def test_one_pixel_of_one_image_trains(block):
     np.testing.assert_allclose(y, x[:1, :1, :1], atol=1e-4)
 
 
-def test_bad_input_is_said():
+def test_bad_input_raises():
     with pytest.raises(ValueError, match=r"MobileNetV1: images \(32, 32, 3\), expected \[N, H, W, 3\]"):
         jax.eval_shape(lambda: MobileNetV1().init(jax.random.key(0), jnp.zeros((32, 32, 3)), train=False))
     with pytest.raises(ValueError, match=r"MobileNetV2.width is -1: expected above 0"):

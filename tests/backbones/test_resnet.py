@@ -28,6 +28,6 @@ def test_a_block_without_its_convolutions_passes_its_input():
     np.testing.assert_allclose(net.apply(variables, x, train=False), x)
 
 
-def test_other_strides_are_said():
+def test_other_strides_raise():
     with pytest.raises(ValueError, match="output_stride is 8: expected 16 or 32"):
         resnet.resnet18(output_stride=8).init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)), train=False)

@@ -43,7 +43,7 @@ def test_outputs_and_gradients():
     assert np.abs(gradient).max() > 0
 
 
-def test_too_small_an_image_is_said():
+def test_too_small_an_image_raises():
     net, images = ZFNet(), jnp.zeros((1, 52, 64, 3))
     with pytest.raises(ValueError, match=r"images \(1, 52, 64, 3\), expected \[N, H, W, 3\] with sides of 53"):
         jax.eval_shape(lambda: net.init(jax.random.key(0), images, train=False))

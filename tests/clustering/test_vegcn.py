@@ -116,7 +116,7 @@ def test_connections_follow_the_most_probable_candidate(world):
 
 
 def test_duplicates_and_identities_with_one_image():
-    """Equal rows have equal confidence and no parent; a single image has only itself as a sure neighbour."""
+    """Equal rows have equal confidence and no parent; a single image has only itself as a confident neighbour."""
     rows = np.eye(4, dtype=np.float32)[[0, 0, 0, 1]]
     near = knn.knn(rows, 3)
     labels = np.array([0, 0, 0, 1])

@@ -27,7 +27,7 @@ def test_nobody_is_in_both(data):
     assert len(others.images) == len(others.roi) == 8
 
 
-def test_detected_landmarks_err_as_much_as_told_and_always_alike(data):
+def test_detected_landmarks_have_the_set_error_and_depend_on_the_seed_alone(data):
     test = data.test()
     found = data.detected(test, 2)
     errors = (found.landmarks68 - test.landmarks68) / 32

@@ -46,7 +46,7 @@ def test_videos():
     assert sizes.metrics["psnr"] == sizes.metrics["psnr_degraded"]
 
 
-def test_black_videos_have_an_infinite_psnr_which_is_said():
+def test_report_notes_the_infinite_psnr_of_black_videos():
     black = ArrayVideo("black", Pair(*np.zeros((2, 3, 16, 16, 3), np.uint8)))
     report = deblurring.assess_videos(lambda frames: frames, [black])
     assert report.metrics["psnr"] == np.inf and report.metrics["ssim"] == 1

@@ -66,7 +66,7 @@ def test_training_lowers_the_loss_of_people_it_sees_and_packs_are_evaluated(phot
     assert np.load(tmp_path / "arrays" / "mine_embeddings.npy").shape == (40, 8)
 
 
-def test_a_pack_trains_in_chunks_and_labels_beyond_the_classes_are_said(photographs, tmp_path):
+def test_a_pack_trains_in_chunks_and_labels_beyond_the_classes_raise(photographs, tmp_path):
     images = [((photographs / f"p{i % 8}" / "0.png").read_bytes(), i % 8) for i in range(16)]
     write_records(tmp_path, images, (24, 24))
     config = smoke(tmp_path, **{"data.classes": 6, "loss.chunk": 4})
@@ -114,7 +114,7 @@ def test_a_run_without_anybody_to_verify_does_not_begin(photographs):
         experiment.train_data()
 
 
-def test_bad_words_are_said(photographs):
+def test_unknown_options_raise(photographs):
     with pytest.raises(ValueError, match=r"model\.name is 'resnet51': expected one of tiny, iresnet18"):
         arcface.build(smoke(photographs, **{"model.name": "resnet51"}))
     with pytest.raises(ValueError, match=r"loss\.kind is 'sphere': expected 'margin', 'arcnegface' or 'softmax'"):

@@ -79,7 +79,7 @@ def test_a_second_stage_begins_with_the_first(folder):
     moved = state.params["generator"]["first"]["kernel"] - start["generator"]["first"]["kernel"]
     assert 0 < np.abs(moved).max() < 0.1
     config.model.features = "vgg19"
-    with pytest.raises(ValueError, match=r"start\.vgg is empty: expected a file of VGG-19's weights"):
+    with pytest.raises(ValueError, match=r"start\.vgg is empty: expected a file of VGG's weights"):
         experiment.beginning(config, experiment.FEATURES["vgg19"]())
 
 

@@ -44,8 +44,8 @@ def test_sizes_of_the_whole_networks():
     expected = {"encoder": encoder, "segmentation": ups[0] + 9 * 64 * 2 + 2, "face": ups[1] + 9 * 128 * 3 + 3}
     assert {name: count(part) for name, part in params.items()} == expected
     assert sum(expected.values()) == 16_558_277
-    scores, judge = shapes_of(PatchDiscriminator(), picture)
-    assert scores.shape == (1, 30, 30) and count(judge["params"]) == 2_764_737
+    scores, variables = shapes_of(PatchDiscriminator(), picture)
+    assert scores.shape == (1, 30, 30) and count(variables["params"]) == 2_764_737
 
 
 def test_a_patch_has_70_pixels(monkeypatch):
@@ -86,7 +86,7 @@ def without_sharing(variables):
     return {"params": params}
 
 
-def test_a_style_is_seen_everywhere_where_no_norm_hides_it(images):
+def test_without_outer_norms_the_style_changes_every_region(images):
     styles, net = jnp.eye(2, 5), NET.clone(outer_norm=False)
     variables = jax.tree.map(lambda x: 20 * x, jax.jit(net.init)(jax.random.key(0), images, styles))
     assert variables["params"]["encoder"]["conv0"]["kernel"].shape == (3, 3, 8, 4)
@@ -140,7 +140,7 @@ def test_losses_by_hand():
     )
 
 
-def test_a_perfect_output_costs_nothing_but_the_judgement_and_no_glasses_nothing_local():
+def test_losses_of_perfect_output_and_of_images_without_glasses_are_zero():
     image, mask = jnp.ones((2, 4, 4, 3)) / 3, jnp.zeros((2, 4, 4)).at[0, 1].set(1)
     masks = jnp.stack([mask, 1 - mask], -1)
     perfect = [
@@ -250,9 +250,9 @@ def test_presets_dry_run(preset):
 
 def test_the_recogniser_sees_a_crop():
     images = jnp.arange(100.0).reshape(1, 10, 10, 1) * jnp.ones(3)
-    part = experiment.seen_by_recogniser(images, (0.2, 0.1, 0.6), 6)
+    part = experiment.recogniser_input(images, (0.2, 0.1, 0.6), 6)
     np.testing.assert_allclose(part, images[:, 2:8, 1:7], atol=1e-4)
-    assert experiment.seen_by_recogniser(images, (0.0, 0.0, 1.0), 5).shape == (1, 5, 5, 3)
+    assert experiment.recogniser_input(images, (0.0, 0.0, 1.0), 5).shape == (1, 5, 5, 3)
 
 
 def test_bad_input_raises(images):

@@ -213,7 +213,7 @@ def test_people_and_their_textures(config):
 
 def test_a_run(config):
     state, report = app.run(config, experiment.build, name="normalized_face:synthetic", workdir=None, quiet=True)
-    assert {"mae", "nme", "identity_cosine", "judge_cosine", "variance_ratio"} < report.metrics.keys()
+    assert {"mae", "nme", "identity_cosine", "independent_cosine", "variance_ratio"} < report.metrics.keys()
     assert all(np.isfinite(x) for x in report.metrics.values())
     (picture,) = report.images.values()
     assert picture.shape == (2 * 16, 8 * 16, 3)

@@ -99,17 +99,17 @@ def plays(resolution, alpha):
     def images(params, real, rng):
         return draw(params[GENERATOR], None, jax.random.normal(rng, (len(real), 2)), real.shape[1], alpha)
 
-    def judge(params, model_state, batch, rng):
+    def discriminate(params, model_state, batch, rng):
         scores = [score(params[DISCRIMINATOR], x) for x in (batch["image"], images(params, batch["image"], rng))]
         losses = adversarial.logistic_discriminator_loss(*scores)
         return losses.mean(), (model_state, {"discriminator_loss": Mean.of(losses)})
 
-    def forge(params, model_state, batch, rng):
+    def generate(params, model_state, batch, rng):
         scores = score(params[DISCRIMINATOR], images(params, batch["image"], rng))
         losses = adversarial.logistic_generator_loss(scores)
         return losses.mean(), ({"turns": model_state["turns"] + 1}, {"generator_loss": Mean.of(losses)})
 
-    return [Play(DISCRIMINATOR, judge), Play(GENERATOR, forge)]
+    return [Play(DISCRIMINATOR, discriminate), Play(GENERATOR, generate)]
 
 
 def init(rng, resolution):
@@ -233,14 +233,14 @@ def test_growth_end_to_end(folder, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder, tmp_path):
     def broken(resolution, alpha):
-        judge, forge = plays(resolution, alpha)
+        discriminate, generate = plays(resolution, alpha)
 
         def exploded(params, model_state, batch, rng):
-            loss, (model_state, _) = judge.loss(params, model_state, batch, rng)
+            loss, (model_state, _) = discriminate.loss(params, model_state, batch, rng)
             factor = jnp.where(model_state["turns"] == 3, jnp.nan, 1)
             return loss * factor, (model_state, {"discriminator_loss": Mean.of(loss * factor)})
 
-        return [Play(DISCRIMINATOR, exploded), forge]
+        return [Play(DISCRIMINATOR, exploded), generate]
 
     made = run(folder, gan=Gan(2, init, broken, draw))
     with pytest.raises(RunError, match=r"step 4: discriminator_loss is nan; the last good checkpoint is .*3"):

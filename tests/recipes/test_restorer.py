@@ -37,15 +37,15 @@ def test_parameters_of_another_scale_begin_a_run():
 def adversarial(kind, **changes):
     options = restorer.Adversary(kind, 0.3, 0.2, 0.5, layer="1_1", ema_decay=0.9, **changes)
     fields = restorer.batch_fields(DATA, NET, 4)
-    judge, vgg = srgan.Discriminator((4, 4), hidden=3), VGG((1,), (4,))
-    parts = restorer.adversarial(NET, judge, vgg, options, optax.sgd(0.1), fields, dict)
-    return judge, vgg, Experiment(lambda state: Report({}), **parts)
+    discriminator, vgg = srgan.Discriminator((4, 4), hidden=3), VGG((1,), (4,))
+    parts = restorer.adversarial(NET, discriminator, vgg, options, optax.sgd(0.1), fields, dict)
+    return discriminator, vgg, Experiment(lambda state: Report({}), **parts)
 
 
 @pytest.mark.parametrize("kind", ["relativistic", "plain"])
 def test_both_networks_follow_their_own_losses(batch, kind):
     """One step of gradient descent, recomputed from the losses at the old parameters."""
-    judge, vgg, built = adversarial(kind)
+    discriminator, vgg, built = adversarial(kind)
     executor = parallel.make_executor(built, "shard_map", 1)
     start = jax.tree.map(np.asarray, executor.local(executor.init(0)).replace(rng=0))
     state, metrics = executor.step(executor.init(0), executor.put(batch))
@@ -53,7 +53,7 @@ def test_both_networks_follow_their_own_losses(batch, kind):
 
     def scores(params, images):
         variables = {"params": params, "batch_stats": start.model_state["discriminator"]}
-        return judge.apply(variables, images, train=True, mutable=["batch_stats"])[0]
+        return discriminator.apply(variables, images, train=True, mutable=["batch_stats"])[0]
 
     @jax.jit
     def updated(params):

@@ -235,7 +235,7 @@ def test_both_players_learn_once_faces_without_labels_join(first_step):
     run, state, alone, (after, metrics) = first_step
     assert [run.step_name(i) for i in (1, 2)] == ["labelled", "assisted"]
     assert alone == {"parameters", "landmarks_3d"}
-    assert set(metrics) == alone | {"landmarks_2d", "cycle", "critic", "judge"}
+    assert set(metrics) == alone | {"landmarks_2d", "cycle", "critic", "discriminator"}
     assert all(np.isfinite(mean.total) and mean.count == 4 for mean in metrics.values())
     for player in ("net", "critic"):
         assert all(changed(state.params[player], after.params[player]))

@@ -206,7 +206,7 @@ def test_each_update_moves_its_own_players(trained):
     run, start, _, (first, second), metrics = trained
     assert [run.step_name(number) for number in (1, 2, 3, 4)] == ["discriminators", "both"] * 2
     moved = {name: jax.tree.map(lambda a, b: np.abs(a - b).max() > 0, first[name], start[name]) for name in start}
-    assert all(jax.tree.leaves(moved.pop("judges")))
+    assert all(jax.tree.leaves(moved.pop("discriminators")))
     assert not any(jax.tree.leaves(moved))
     assert set(metrics[0]) == {"discriminators"} and {"adversarial", "regression"} < set(metrics[1])
     kernels = [params["content"]["sharp"]["conv0"]["conv"]["kernel"] for params in (second, start)]
@@ -232,7 +232,7 @@ def test_presets_dry_run(preset):
     assert found["step flops per device"] > 1e8
     if preset == "celeba":
         parts = found["parameters by part"]
-        assert parts.pop("judges") == 4 * 8_271_171 and sum(parts.values()) == 19_926_902
+        assert parts.pop("discriminators") == 4 * 8_271_171 and sum(parts.values()) == 19_926_902
 
 
 def test_bad_input_raises(images, variables):
@@ -250,5 +250,5 @@ def test_bad_input_raises(images, variables):
         with pytest.raises(ValueError, match=message):
             experiment.build(config_of(**{"loss.random": True, field: value}))
     run = experiment.build(config_of(**{"loss.extractor": "vgg19"}))
-    with pytest.raises(ValueError, match=r"loss\.weights is empty: expected the file of the extractor's weights"):
+    with pytest.raises(ValueError, match=r"loss\.weights is empty: expected a file of VGG's weights"):
         run.prepare()
