@@ -198,8 +198,8 @@ def build(config: ConfigDict) -> Experiment:
                 back = place(again["parameters"], marks, whitening)
                 losses["cycle"] = asl2d.landmark_loss(back, shown, size)
             if loss.critic:
-                critic = lax.stop_gradient(params["critic"])
-                losses["critic"] = logistic_generator_loss(verdict(critic, features[count:], others, first))
+                fixed = lax.stop_gradient(params["critic"])
+                losses["critic"] = logistic_generator_loss(verdict(fixed, features[count:], others, first))
                 pairs = ((features[:count], target), (features[count:], lax.stop_gradient(others)))
                 keys = jax.random.split(second)
                 scores = [verdict(params["critic"], *pair, key) for pair, key in zip(pairs, keys, strict=True)]

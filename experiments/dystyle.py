@@ -63,9 +63,9 @@ BASE = {
         "dtype": "float32",  # of the computation
     },
     "loss": {
-        "attribute": 1.0,
-        "identity": 0.5,
-        "norm": 0.01,
+        "attribute": 1.0,  # weight of the attributes' loss
+        "identity": 0.5,  # of the loss of the identity's embedding
+        "norm": 0.01,  # of the squared change of the codes
         "contrastive": 0.0,  # of images and of codes
         "temperature": 0.1,  # of the contrastive losses
     },

@@ -43,13 +43,17 @@ BASE = {
     "seed": 0,
     "data": asdict(GenerationImages()),
     "model": {
-        "latent_size": 64,
+        "latent_size": 64,  # numbers of a latent
         "base": 128,  # feature maps at 2 pixels, half as many at each double
         "largest": 64,  # and at most so many
         "group": 4,  # images whose deviation the discriminator sees
         "dtype": "float32",  # of the computation
     },
-    "loss": {"weight": 10.0, "target": 1.0, "drift": 1e-3},
+    "loss": {
+        "weight": 10.0,  # of the gradient penalty
+        "target": 1.0,  # norm of the gradient without penalty
+        "drift": 1e-3,  # weight of the squared scores of real images
+    },
     "average": 0.99,  # of the generator: decay of a step; 1 or more: half-life in images
     "growth": asdict(Growth(stable=3200, fading=1600)),
     "optim": asdict(Adam(rate=4e-3)),

@@ -55,8 +55,8 @@ BASE = {
         "order": 3,  # of the graph convolutions
         "code": 24,  # size of the code
         "samples": 1000,  # meshes on which the decoder is trained
-        "steps": 1000,
-        "batch_size": 16,
+        "steps": 1000,  # of the decoder's training
+        "batch_size": 16,  # meshes in a step of it
         "learning_rate": 5e-3,
         "crop": 24,  # side of the rendered crops, pixels
         "count": 2,  # rendered anchors per image
@@ -68,7 +68,10 @@ BASE = {
         "schedule": {"kind": "cosine", "peak": 0.05, "warmup": 30, "boundaries": ()},
     },
     "train": asdict(Options(batch_size=16, steps=500)),
-    "eval": {**asdict(Evaluation()), "weights": ""},  # PyTorch file of a published model to evaluate
+    "eval": {
+        **asdict(Evaluation()),
+        "weights": "",  # PyTorch file of a published model to evaluate
+    },
 }
 IMAGES = 12_880
 PAPER = {"mesh": {"vertices": (2000, 500, 125, 32), "features": (32, 16, 16), "order": 6, "code": 128, "crop": 64}}

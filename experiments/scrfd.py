@@ -48,7 +48,10 @@ BASE = {
         "schedule": {"kind": "cosine", "peak": 0.004, "warmup": 30, "boundaries": ()},
     },
     "train": asdict(Options(batch_size=16, steps=400)),
-    "eval": {**asdict(Evaluation()), "weights": ""},  # ONNX file of a published model with landmarks to evaluate
+    "eval": {
+        **asdict(Evaluation()),
+        "weights": "",  # ONNX file of a published model with landmarks to evaluate
+    },
 }
 
 

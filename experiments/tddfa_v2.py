@@ -46,7 +46,7 @@ from facejax.train.claims import Claim
 BASE = {
     "seed": 0,
     "data": asdict(ReconstructionFaces()),
-    "model": {"name": "tiny", "dtype": "float32"},  # a key of TRUNKS; of the computation
+    "model": {"name": "tiny", "dtype": "float32"},  # name: a key of TRUNKS; dtype: of the computation
     "loss": {
         "cost": "meta",  # "vdc", "fwpdc", "joint" (their balanced sum) or "meta" (both in turn, the better goes on)
         "beta": 0.5,  # share of fWPDC in the joint cost

@@ -1,7 +1,8 @@
 """The configuration part of `--help`: every field with its default and its meaning.
 
 A field's meaning is the trailing comment on its line in the dict BASE of the experiment's source, or in a dict that
-BASE includes from another module (`**module.NAME`, `module.NAME["section"]`, an imported name, a function's result).
+BASE includes from another module (`**module.NAME`, `module.NAME["section"]`, an imported name, a function's result); a
+section's is on the line where it opens or closes.
 The meanings of a dataclass's fields (`asdict(Class(...))`, and of `train`) come from "Attributes:" in the class's
 docstring. This module imports no further modules of the experiment.
 """
@@ -9,6 +10,7 @@ docstring. This module imports no further modules of the experiment.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -27,12 +29,14 @@ VALUE_WIDTH = 28
 USUAL = {
     r"seed": "of initial weights, of the order of examples and of every random draw",
     r"eval\.batch_size": "examples a call",
-    r"optim(\.\w+)*\.name": "of the optimizer (facejax.train.optim)",
+    r"(\w+_)?optim(\.\w+)*\.name": "of the optimizer (facejax.train.optim)",
     r".*weight_decay": "L2 regulariser weight",
     r".*learning_rate": "step size of the optimizer",
     r".*clip": "greatest norm of the gradient; 0 is none",
     r".*clip_only": "sub-tree of the parameters whose gradient is clipped; empty is all",
     r".*optim(\.\w+)*\.(b2|eps|momentum)": "of the optimizer",
+    r".*optim(\.\w+)*\.nesterov": "whether SGD's momentum is that of Nesterov",
+    r".*optim(\.\w+)*\.decay": 'parameters with weight decay: "all", or "kernels", those with two or more axes',
     r".*dropout": "rate, 0..1",
     r"data\.data_dir": "where prepared data lies; empty is $FACEJAX_DATA_DIR, else ~/.cache/facejax",
     r"data\.image_size": "side of the network's input, pixels",
@@ -40,6 +44,7 @@ USUAL = {
     r"data\.workers": "processes that load besides; 0 loads in this one",
     r".*schedule\.kind": "of the learning rate over steps (facejax.train.optim.schedule)",
     r".*schedule\.peak": "greatest learning rate",
+    r".*schedule\.end": "learning rate at the end",
     r".*schedule\.warmup": "steps of linear warm-up; below 1 a share of all steps",
     r".*schedule\.boundaries": "steps at which a step schedule falls; below 1 shares of all steps",
     r".*schedule\.factor": "of the learning rate at every fall",
@@ -101,11 +106,19 @@ def field_meanings(variables: Mapping[str, Any], name: str = "BASE") -> dict[str
 
 
 def attribute_meanings(documented: type) -> dict[str, str]:
-    """Attribute -> its text in the section "Attributes:" of a docstring; names separated by commas share one text."""
-    section = (inspect.getdoc(documented) or "").partition("Attributes:\n")[2]
+    """Attribute -> its text in the section "Attributes:" of a docstring; names separated by commas share one text.
+
+    Attributes of base classes and, with a dot, those of fields that are dataclasses themselves are included.
+    """
     found = {}
-    for names, text in re.findall(r"^  (\w[\w, ]*): (.*(?:\n {4,}.*)*)", section, re.M):
-        found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    for base in reversed(documented.__mro__):
+        section = inspect.cleandoc(base.__doc__ or "").partition("Attributes:\n")[2]
+        for names, text in re.findall(r"^  (\w[\w, ]*): (.*(?:\n {4,}.*)*)", section, re.M):
+            found |= dict.fromkeys(names.split(", "), " ".join(text.split()))
+    for field in dataclasses.fields(documented) if dataclasses.is_dataclass(documented) else ():
+        value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.{name}": text for name, text in attribute_meanings(type(value)).items()}
     return found
 
 
@@ -127,6 +140,11 @@ def _meanings(found: Found) -> dict[str, str]:
     return {}
 
 
+def _key_lines(node: ast.Dict) -> set[int]:
+    """Lines on which the keys of a dict begin."""
+    return {key.lineno for key in node.keys if key is not None}
+
+
 def _of_dict(node: ast.Dict, source: Source) -> dict[str, str]:
     meanings: dict[str, str] = {}
     lines = [key.lineno for key in node.keys if key is not None]
@@ -139,8 +157,10 @@ def _of_dict(node: ast.Dict, source: Source) -> dict[str, str]:
                 meanings = {field: text for field, text in meanings.items() if not field.startswith(f"{key.value}.")}
             meanings |= {f"{key.value}.{field}": text for field, text in inner.items()}
             alone = lines.count(key.lineno) == 1 and value.end_lineno != node.end_lineno
-            if alone and value.end_lineno in source.comments:
-                meanings[str(key.value)] = source.comments[value.end_lineno]
+            opens = isinstance(value, ast.Dict) and key.lineno not in {value.end_lineno, *_key_lines(value)}
+            comment = source.comments.get(value.end_lineno) or (source.comments.get(key.lineno) if opens else None)
+            if alone and comment:
+                meanings[str(key.value)] = comment
     return meanings
 
 

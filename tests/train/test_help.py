@@ -1,5 +1,6 @@
 """`--help`: fields with their defaults and their meanings from the source."""
 
+import dataclasses
 import importlib
 import os
 import pathlib
@@ -8,7 +9,8 @@ import sys
 
 import pytest
 
-from facejax.train import Options
+from experiments import __main__ as catalog
+from facejax.train import Options, app
 from facejax.train.help import attribute_meanings, describe_fields, field_meanings
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -63,6 +65,9 @@ BASE = {
     "recogniser": {**dataclasses.asdict(paper_shared.Recogniser(steps=5)), "name": "r50"},
     "two": 1, "fields": 2,  # on one line have none
     "unknown": [*range(3)],
+    "levels": {  # of blur
+        "low": 1,
+    },
     # a line of its own is no meaning
     "hash": "#",
 }
@@ -92,6 +97,7 @@ def test_meanings_are_found_through_modules_names_and_functions(paper):
         "recogniser.steps": "of its training, in SGD.",
         "recogniser.rate": "of its training, in SGD.",
         "recogniser.name": "one of many.",
+        "levels": "of blur",
     }
     assert field_meanings(vars(paper), "ABSENT") == {}
     assert field_meanings({}) == {}
@@ -101,6 +107,53 @@ def test_meanings_of_options():
     meanings = attribute_meanings(Options)
     assert set(meanings) == set(Options.__dataclass_fields__)
     assert meanings["eval_every"] == meanings["log_every"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """Inside.
+
+    Attributes:
+      angle: degrees.
+    """
+
+    angle: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """Before.
+
+    Attributes:
+      path, name: of a file.
+    """
+
+    path: str = ""
+    name: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived(Base):
+    """After.
+
+    Attributes:
+      name: of a network.
+      inner: nested.
+    """
+
+    name: str = "net"
+    inner: Inner = Inner()
+    made: Inner = dataclasses.field(default_factory=lambda: Inner(2.0))
+
+
+def test_meanings_of_base_classes_and_nested_dataclasses():
+    assert attribute_meanings(Derived) == {
+        "path": "of a file.",
+        "name": "of a network.",
+        "inner": "nested.",
+        "inner.angle": "degrees.",
+        "made.angle": "degrees.",
+    }
 
 
 def test_lines():
@@ -139,3 +192,18 @@ def test_a_config_file(tmp_path):
     assert lines["data.examples"] == ["64", "100", "%", "of", "them"]
     assert lines["model.dropout"] == ["0.2", "rate,", "0..1"]
     assert lines["train.steps"] == ["20", "total", "number", "of", "updates."]
+
+
+def test_every_field_of_every_experiment_has_a_meaning():
+    """Its own, or that of its section."""
+    missing = []
+    for name in sorted({system.program.stem for system in catalog.SYSTEMS}):
+        module = importlib.import_module(f"experiments.{name}")
+        preset = next(iter(module.PRESETS))
+        text = app._fields_help(preset, module.get_config(preset), module, module.get_config)
+        lines = [line.split(None, 1) for line in text.splitlines() if line.startswith("  ")]
+        sections = tuple(field.removesuffix("*") for field, *_ in lines if field.endswith("*"))
+        fields = dict(app._flatten(module.get_config(preset)))
+        bare = [field for field, rest in lines if field in fields and rest.strip() == repr(fields[field])]
+        missing += [f"{name}: {field}" for field in bare if not field.startswith(sections)]
+    assert missing == []
