@@ -27,7 +27,7 @@ def test_asset_is_small_and_fits():
     size = demo.asset().stat().st_size
     assert size <= demo.MOST_BYTES
     kept = demo.variables()
-    assert list(kept) == list(demo.NETS)
+    assert kept.keys() == demo.NETS.keys()
     leaves = jax.tree.leaves(kept)
     assert all(leaf.dtype == np.float32 and np.isfinite(leaf).all() for leaf in leaves)
     assert 2 * sum(leaf.size for leaf in leaves) < size  # half precision
