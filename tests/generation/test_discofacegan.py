@@ -333,7 +333,7 @@ def test_what_was_prepared_stays_in_the_state(state):
 def test_all_losses_of_a_step(config, state):
     """Perceptual losses and both pairs, on images of the generator; equal factors make no difference."""
     config = config.copy_and_resolve_references()
-    config.loss.pixels_until = 2
+    config.loss.pixels_until, config.loss.light_pair = 2, 10.0
     system = experiment.system(config)
 
     @jax.jit

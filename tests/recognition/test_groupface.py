@@ -300,7 +300,7 @@ def test_the_report_describes_the_groups():
 
 
 def test_invalid_input_raises():
-    with pytest.raises(ValueError, match=r"ensemble 'softer', expected one of \('soft', 'hard'\)"):
+    with pytest.raises(ValueError, match=r"ensemble 'softer', expected one of \('soft', 'hard', 'none'\)"):
         groupface.combine(jnp.ones((2, 3, 4)), jnp.ones((2, 3)), "softer")
     with pytest.raises(ValueError, match=r"branches \(2, 3, 4\) and probabilities \(2, 4\), expected \[N, K, D\]"):
         groupface.combine(jnp.ones((2, 3, 4)), jnp.ones((2, 4)), "soft")
