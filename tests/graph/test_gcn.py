@@ -283,3 +283,25 @@ def test_graph_and_sparse_features_pass_through_jit(problem):
     params = net.init(jax.random.key(0), features, graph, train=False)
     found = jax.jit(lambda g, x: net.apply(params, x, g, train=False))(graph, features)
     np.testing.assert_allclose(found, net.apply(params, features, graph, train=False), rtol=1e-5, atol=1e-6)
+
+
+def test_own_graphs_are_classified_by_name(tmp_path):
+    """Two rings of two classes; another graph that lacks the first class is numbered by the first graph's classes."""
+
+    def written(name, labels):
+        folder, count = tmp_path / name, len(labels)
+        folder.mkdir()
+        (folder / "labels.txt").write_text("\n".join(labels) + "\n")
+        (folder / "edges.txt").write_text("".join(f"{i} {(i + 2) % count}\n" for i in range(count)))
+        np.save(folder / "features.npy", np.eye(2)[[int(label == "wolf") for label in labels]])
+        (folder / "split.txt").write_text(("train\n" * 2 + "validation\n" * 2) * 2 + "test\n" * (count - 8))
+        return str(folder)
+
+    config = experiment.get_config("files")
+    path, other = written("first", ["cat", "wolf"] * 8), written("other", ["wolf"] * 16)
+    config.update_from_flattened_dict({"data.path": path, "optim.runs": 1, "train.steps": 3})
+    _, report = app.run(config, experiment.build, quiet=True, save_arrays=tmp_path / "arrays")
+    assert report.metrics["test_accuracy"] == 100
+    assert (tmp_path / "arrays" / "classes.txt").read_text().split() == ["cat", "wolf"] * 8
+    config.eval.path = other
+    assert app.run(config, experiment.build, quiet=True)[1].metrics["test_accuracy"] == 100
