@@ -28,8 +28,9 @@ from ml_collections import ConfigDict
 
 from facejax.alignment import wing
 from facejax.backbones.resnet import resnet50
-from facejax.data import normalize, pipeline
-from facejax.data.landmark_images import Augmentation, LandmarkImages, loader
+from facejax.data import normalize
+from facejax.data.landmark_images import Augmentation, LandmarkImages
+from facejax.data.sources import Part
 from facejax.recipes.aligner import Evaluation, aligner
 from facejax.train import Experiment, Mean, Options, TrainState, app, optim, supervised_step, warm_start
 from facejax.train.claims import Claim
@@ -48,6 +49,7 @@ BASE = {
         "width": 10.0,  # pixels of error where the wing's line begins
         "curvature": 2.0,  # of its logarithm
     },
+    "offsets": 3.0,  # outputs times this are offsets in pixels from the mean face; 0: the outputs are landmarks
     "bins": 0,  # of the pose-based data balancing; 0 for none, the paper's is 9
     "optim": {
         "name": "adam", "momentum": 0.9, "weight_decay": 0.0,
@@ -69,6 +71,7 @@ def published(kind: str, landmarks: int, steps: int, rates: tuple[float, float],
             "kind": kind, "path": kind, "landmarks": landmarks, "image_size": 64, "augment": augment, "workers": 8
         },
         "model.width": 1.0,
+        "offsets": 0.0,
         "bins": 9,
         "optim": {
             "name": "sgd", "weight_decay": 5e-4,
@@ -93,7 +96,7 @@ PRESETS = {
     "l1": {"loss.name": "l1"},
     "smooth_l1": {"loss.name": "smooth_l1"},
     "balanced": {"bins": 9},
-    "two_stage": {"model.name": "two_stage", "data.image_size": 128},
+    "two_stage": {"model.name": "two_stage", "data.image_size": 128, "offsets": 0.0},
     "aflw": published("aflw", 19, 120_000, (3e-5, 3e-7)),
     "300w": published(
         "300w", 68, 120_000, (3e-5, 3e-7),
@@ -142,10 +145,18 @@ def build(config: ConfigDict) -> Experiment:
     net, loss = NETS[config.model.name](data.landmarks, config.model), make_loss(config.loss)
     tx = optim.from_config(config.optim, config.train.steps)
     two_stage = config.model.name == "two_stage"
+    if two_stage and config.offsets:
+        raise ValueError(f"offsets is {config.offsets} with two_stage: expected 0, its stages exchange landmarks")
+    start = data.image_size * data.mean_shape() - 0.5 if config.offsets else 0.0
+
+    def placed(found: jax.Array) -> jax.Array:
+        """Landmarks of a network's outputs."""
+        return start + config.offsets * found if config.offsets else found
+
     run = aligner(
         net, data, tx, options, evaluation,
-        losses=lambda points, batch: {config.loss.name: loss(points - batch["points"])},
-        decode=lambda found: {n: found[n] for n in ("points", "first")} if two_stage else {"points": found},
+        losses=lambda found, batch: {config.loss.name: loss(placed(found) - batch["points"])},
+        decode=lambda found: {n: found[n] for n in ("points", "first")} if two_stage else {"points": placed(found)},
         preprocess=normalize.imagenet if config.model.name == "resnet50" else normalize.unit, seed=config.seed,
     )  # fmt: skip
     if two_stage:
@@ -208,20 +219,6 @@ def started(run: Experiment, config: ConfigDict) -> Experiment:
     return dataclasses.replace(run, init=init, prepare=prepare)
 
 
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """Some examples of a source, each as often as `rows` names it."""
-
-    source: pipeline.Source
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        return self.source[int(self.rows[index])]
-
-
 def balanced_batches(data: LandmarkImages, bins: int, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
     """Training batches with repeated poses, each repetition with an augmentation of its own."""
     source, shapes = data.source("train"), []
@@ -229,10 +226,7 @@ def balanced_batches(data: LandmarkImages, bins: int, batch_size: int, seed: int
         example = source[i]
         x, y, side = example["region"]
         shapes.append((example["points"] - [x, y]) / side)
-    rows = wing.balanced(np.stack(shapes), bins)
-    load = loader(data.image_size, data.partners, data.augment)
-    workers = {"threads": data.threads, "workers": data.workers}
-    return pipeline.train_batches(Rows(source, rows), load, batch_size, seed=seed, **workers)
+    return data.batches(batch_size, seed, Part(source, wing.balanced(np.stack(shapes), bins)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from scipy.linalg import orthogonal_procrustes
 from experiments import wing as experiment
 from facejax.alignment import wing
 from facejax.backbones.resnet import ResNet, resnet50
-from facejax.data.landmark_images import region_matrix
+from facejax.data.landmark_images import LandmarkImages, region_matrix
 from facejax.interop import torchvision
 from facejax.train import Options, app
 from facejax.train.dry_run import count, dry_run
@@ -216,8 +216,22 @@ def test_smoke(tmp_path):
     assert (tmp_path / "run" / "report.html").stat().st_size > 20_000
 
 
+def test_outputs_are_offsets_from_the_mean_face():
+    def error(offsets, outputs):
+        run = experiment.build(smoke(offsets=offsets))
+        state = run.init(jax.random.key(0))
+        last = {"kernel": jnp.zeros_like(state.params["points"]["kernel"]), "bias": jnp.asarray(outputs)}
+        return run.evaluate(state.replace(params={**state.params, "points": last})).metrics["nme"]
+
+    mean = 32 * LandmarkImages(image_size=32).mean_shape().T.ravel() - 0.5
+    assert error(2.0, np.zeros(136)) == pytest.approx(error(0.0, mean), rel=1e-4)
+    assert error(2.0, np.ones(136) / 2) == pytest.approx(error(0.0, mean + 1), rel=1e-4)
+
+
 def test_smoke_of_two_stages():
-    _, report = app.run(smoke(**{"data.image_size": 64, "model.name": "two_stage"}), experiment.build, quiet=True)
+    _, report = app.run(
+        smoke(**{"data.image_size": 64, "model.name": "two_stage", "offsets": 0.0}), experiment.build, quiet=True
+    )
     assert {"nme", "nme_first"} <= set(report.metrics)
 
 
@@ -289,3 +303,5 @@ def test_bad_input():
         experiment.build(smoke(**{"loss.name": "huber"}))
     with pytest.raises(ValueError, match=r"model\.name is 'cnn8': expected one of cnn6, cnn7, two_stage, resnet50"):
         experiment.build(smoke(**{"model.name": "cnn8"}))
+    with pytest.raises(ValueError, match=r"offsets is 3\.0 with two_stage: expected 0"):
+        experiment.build(smoke(**{"model.name": "two_stage"}))
