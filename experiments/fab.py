@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from facejax.alignment import fab
+from facejax.data.landmark_images import mean_shape
 from facejax.data.landmark_videos import Clip, LandmarkVideos
 from facejax.metrics import image, landmarks
 from facejax.recipes.aligner import Evaluation
@@ -30,15 +31,17 @@ from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": asdict(LandmarkVideos()),
+    "data": asdict(LandmarkVideos(image_size=48)),
     "model": {
         "temporal": True,  # False: the landmark network on every frame by itself
         "predictor": (8, 16, 16, 16, 8, 8),  # channels of the structure predictor
         "width": 12,  # channels of the deblurring network
         "blocks": 2,  # its residual blocks
         "stem": 16,  # channels of the landmark network's first convolution
-        "widths": (8, 16, 32),  # inner channels of its stages
+        "widths": (16, 32, 64),  # inner channels of its stages
         "hidden": 128,  # width of its dense layers
+        "spread": 0.2,  # standard deviation of their first weights
+        "mean_face": True,  # whether outputs of 0 are the mean face, not the frame's middle
         "sigma": 1.0,  # of the boundaries, pixels
         "samples": 40,  # points on each of them
         "residual": True,  # whether the blurred frame is added to the deblurred one; not in the paper
@@ -48,15 +51,16 @@ BASE = {
     "loss": {  # weights of half the sums of squares, landmarks in units of the frame's side
         "landmarks": 100.0,
         "boundary": 0.1,
-        "image": 0.1,
+        "image": 1.0,
     },
-    "pretraining": 1500,  # first steps, of the landmark network alone
+    "pretraining": 3000,  # first steps, of the landmark network alone
     "optim": {
         "name": "adam",
+        "b2": 0.99,  # with 0.999 the parts that pre-training leaves alone begin with steps six times too large
         "weight_decay": 0.0,
-        "schedule": {"kind": "step", "peak": 2e-3, "warmup": 20, "boundaries": (0.7, 0.97), "factor": 0.5},
+        "schedule": {"kind": "cosine", "peak": 2e-3, "warmup": 20, "boundaries": ()},
     },
-    "train": asdict(Options(batch_size=8, steps=1700)),
+    "train": asdict(Options(batch_size=8, steps=4500)),
     "eval": asdict(Evaluation(batch_size=12)),
 }
 PRESETS = {
@@ -70,13 +74,15 @@ PRESETS = {
             "blocks": 8,
             "widths": (8, 16, 32, 64),
             "hidden": 256,
+            "spread": 0.01,
+            "mean_face": False,
             "samples": 170,
             "residual": False,
             "momentum": 0.9997,
         },
-        "loss": {"landmarks": 1.0, "boundary": 1.0, "image": 1.0},
+        "loss": {"landmarks": 1.0, "boundary": 1.0},
         "pretraining": 0,
-        "optim": {"weight_decay": 1e-4, "schedule": {"kind": "constant", "peak": 3e-5, "warmup": 0, "boundaries": ()}},
+        "optim": {"b2": 0.999, "weight_decay": 1e-4, "schedule": {"kind": "constant", "peak": 3e-5, "warmup": 0}},
         "train": {"batch_size": 1, "steps": 660_000, "devices": 1},
         "eval": {"normalizer": "inter_ocular"},
     },
@@ -107,7 +113,9 @@ def build(config: ConfigDict) -> Experiment:
     data, protocol = LandmarkVideos(**config.data), Evaluation(**config.eval)
     model, batch, size = dict(config.model), config.train.batch_size, config.data.image_size
     temporal, model["dtype"] = model.pop("temporal"), jnp.dtype(model["dtype"])
-    net = fab.FAB(landmarks=data.landmarks, **model)
+    face = mean_shape(data.landmarks, data.enlarge)
+    start = tuple(map(tuple, face.tolist())) if model.pop("mean_face") else None
+    net = fab.FAB(landmarks=data.landmarks, start=start, **model)
     steps = STEPS if temporal else STEPS[:1]
     tx = optim.from_config(config.optim, config.train.steps)
 

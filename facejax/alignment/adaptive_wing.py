@@ -271,7 +271,8 @@ class AdaptiveWing:
         peaks, _ = heatmaps.gaussian_maps(cells, size, sigma=self.sigma, radius=self.radius)
         lines = boundaries.curves(cells, self.samples, last=False)
         lines = lines.reshape(*lines.shape[:-3], -1, 2)
-        squares = boundaries.squared_distances(lines, size, rounded=True)
+        options = {"rounded": True, "reach": boundaries.reach(self.boundary_sigma)}
+        squares = boundaries.squared_distances(lines, size, **options)
         return jnp.concatenate([peaks, boundaries.gaussian(squares, self.boundary_sigma)[..., None]], -1)
 
     def losses(self, outputs: list[jax.Array], batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

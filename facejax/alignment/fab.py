@@ -196,6 +196,8 @@ class LandmarkNet(nn.Module):
       stem: channels of the first convolution.
       widths: inner channels of the stages; a stage has two blocks and four times as many outputs.
       hidden: width of two dense layers, without activation between.
+      spread: standard deviation of the dense layers' first weights.
+      start: [L, 2] landmarks at outputs of 0, as shares of the frame; None: the frame's middle.
       dtype: of the convolutions.
     """
 
@@ -203,6 +205,8 @@ class LandmarkNet(nn.Module):
     stem: int = 16
     widths: tuple[int, ...] = (8, 16, 32, 64)
     hidden: int = 256
+    spread: float = 0.01
+    start: tuple[tuple[float, float], ...] | None = None
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -233,8 +237,9 @@ class LandmarkNet(nn.Module):
             x = activated(x, f"stage{stage}")
         x = x.mean((1, 2)).astype(jnp.float32)
         for i, width in enumerate((self.hidden, self.hidden, 2 * self.landmarks), 1):
-            x = nn.Dense(width, kernel_init=nn.initializers.truncated_normal(0.01), name=f"fc{i}")(x)
-        return (size - 1) * (0.5 + x.reshape(x.shape[0], self.landmarks, 2))
+            x = nn.Dense(width, kernel_init=nn.initializers.truncated_normal(self.spread), name=f"fc{i}")(x)
+        start = (size - 1) / 2 if self.start is None else size * jnp.asarray(self.start) - 0.5
+        return start + (size - 1) * x.reshape(x.shape[0], self.landmarks, 2)
 
 
 class FAB(nn.Module):
@@ -244,7 +249,7 @@ class FAB(nn.Module):
       landmarks: L.
       predictor: channels of `StructurePredictor`.
       width, blocks: of `Deblur`.
-      stem, widths, hidden: of `LandmarkNet`.
+      stem, widths, hidden, spread, start: of `LandmarkNet`.
       sigma: of the boundaries drawn from landmarks, pixels.
       samples: points on each of them.
       residual: whether the blurred frame is added to the deblurred one; not in the paper, short trainings need it.
@@ -260,6 +265,8 @@ class FAB(nn.Module):
     stem: int = 16
     widths: tuple[int, ...] = (8, 16, 32, 64)
     hidden: int = 256
+    spread: float = 0.01
+    start: tuple[tuple[float, float], ...] | None = None
     sigma: float = 1.0
     samples: int = 170
     residual: bool = False
@@ -270,7 +277,9 @@ class FAB(nn.Module):
     def setup(self) -> None:
         self.structure = StructurePredictor(self.predictor, self.momentum, self.axis_name, self.dtype)
         self.deblurring = Deblur(self.width, self.blocks, self.dtype)
-        self.detector = LandmarkNet(self.landmarks, self.stem, self.widths, self.hidden, self.dtype)
+        self.detector = LandmarkNet(
+            self.landmarks, self.stem, self.widths, self.hidden, self.spread, self.start, self.dtype
+        )
 
     def __call__(self, video: jax.Array, points: jax.Array | None = None, *, train: bool) -> Estimate:
         """All frames of videos.

@@ -269,6 +269,18 @@ def mean_face(landmarks: int) -> np.ndarray:
     return np.asarray(model.mean_shape[model.landmarks68 if landmarks == 68 else model.landmarks98])
 
 
+def mean_shape(landmarks: int, enlarge: float) -> np.ndarray:
+    """[L, 2] landmarks of the mean face seen from the front, relative to the side of its crop, float32.
+
+    Args:
+      landmarks: L, 68 or 98.
+      enlarge: side of the crop relative to the square around all landmarks.
+    """
+    points = mean_face(landmarks)[:, :2] * [1, -1]
+    x, y, side = square(points)
+    return (0.5 + (points - [x, y]) / (enlarge * side)).astype(np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class LandmarkImages:
     """The `data` section of an alignment experiment.
@@ -324,9 +336,7 @@ class LandmarkImages:
 
     def mean_shape(self) -> np.ndarray:
         """[L, 2] landmarks of the mean face seen from the front, relative to the side of its crop, float32."""
-        points = mean_face(self.landmarks)[:, :2] * [1, -1]
-        x, y, side = square(points)
-        return (0.5 + (points - [x, y]) / (self.enlarge * side)).astype(np.float32)
+        return mean_shape(self.landmarks, self.enlarge)
 
     def source(self, split: str) -> Source:
         """The examples of "train" or "test", with regions enlarged."""

@@ -14,7 +14,8 @@ vmap and have gradients.
 
 from __future__ import annotations
 
-from functools import partial
+import math
+from functools import partial, reduce
 from typing import Literal, get_args
 
 import jax
@@ -107,7 +108,9 @@ def curves(points: jax.Array, samples: int = 100, *, ends: Ends = "not_a_knot", 
     return spline(points[..., padded, :], samples, ends=ends, last=last)
 
 
-def squared_distances(curve: jax.Array, size: tuple[int, int], *, rounded: bool = False) -> jax.Array:
+def squared_distances(
+    curve: jax.Array, size: tuple[int, int], *, rounded: bool = False, reach: int | None = None
+) -> jax.Array:
     """Squared distance of every pixel to a curve, given by samples on it.
 
     Args:
@@ -116,10 +119,16 @@ def squared_distances(curve: jax.Array, size: tuple[int, int], *, rounded: bool 
       rounded: distance to the nearest of the pixels that the samples round to, those outside the map left out: the
         exact distance transform of the drawn curve, as in the published code. False: distance to the line segments
         between the samples, inside or outside the map.
+      reach: with `rounded`, distances to pixels more rows or columns away than this are infinite, which costs
+        4 reach + 2 operations a pixel and line instead of S; None: all distances.
 
     Returns:
       [..., H, W], infinite where the curve has no (finite) sample.
     """
+    if rounded and reach is not None:
+        rows, columns = (jnp.floor(curve[..., i, None] + 0.5) == jnp.arange(n) for i, n in ((1, size[0]), (0, size[1])))
+        hits = jnp.einsum("...sh,...sw->...hw", rows.astype(jnp.float32), columns.astype(jnp.float32))
+        return _lowest(_lowest(jnp.where(hits > 0, 0.0, jnp.inf), -2, reach), -1, reach)
     row, column = jnp.arange(size[0])[:, None, None], jnp.arange(size[1])[:, None]
     x, y = curve[..., None, None, :, 0], curve[..., None, None, :, 1]
     if rounded:
@@ -136,6 +145,11 @@ def squared_distances(curve: jax.Array, size: tuple[int, int], *, rounded: bool 
 def gaussian(squares: jax.Array, sigma: float = 1.0) -> jax.Array:
     """exp(-d^2 / (2 sigma^2)) of squared distances d^2 below (3 sigma)^2, else 0."""
     return jnp.where(squares < (3 * sigma) ** 2, jnp.exp(-squares / (2 * sigma**2)), 0.0)
+
+
+def reach(sigma: float) -> int:
+    """The farthest row or column at which `gaussian` is not 0."""
+    return math.ceil(3 * sigma) - 1
 
 
 def boundary_maps(
@@ -160,7 +174,19 @@ def boundary_maps(
       rounded: see `squared_distances`.
     """
     lines = curves(points, samples, ends=ends, last=last)
-    return jnp.moveaxis(gaussian(squared_distances(lines, size, rounded=rounded), sigma), -3, -1)
+    squares = squared_distances(lines, size, rounded=rounded, reach=reach(sigma))
+    return jnp.moveaxis(gaussian(squares, sigma), -3, -1)
+
+
+def _lowest(squares: jax.Array, axis: int, reach: int) -> jax.Array:
+    """min over -reach <= k <= reach of k^2 + squares at place + k of an axis."""
+    pad = [(0, 0)] * squares.ndim
+    pad[axis] = (reach, reach)
+    padded, length = jnp.pad(squares, pad, constant_values=jnp.inf), squares.shape[axis]
+    parts = [
+        lax.slice_in_dim(padded, reach + k, reach + k + length, axis=axis) + k**2 for k in range(-reach, reach + 1)
+    ]
+    return reduce(jnp.minimum, parts)
 
 
 def _lines(landmarks: int) -> dict[str, tuple[int, ...]]:

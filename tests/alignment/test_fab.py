@@ -149,6 +149,15 @@ def test_half_squares():
     np.testing.assert_allclose(fab.half_squares(a, b), wanted, rtol=1e-5)
 
 
+def test_landmarks_begin_at_the_given_shape(variables, video):
+    shape = np.random.default_rng(3).uniform(size=(68, 2)).astype(np.float32)
+    net = dataclasses.replace(NET, start=tuple(map(tuple, shape.tolist())))
+    found = jax.jit(lambda video: net.apply(variables, video, method="alone"))(video)
+    middle = jax.jit(lambda video: NET.apply(variables, video, method="alone"))(video)
+    wanted = shape * [24, 16] - 0.5 - [11.5, 7.5]
+    np.testing.assert_allclose(found - middle, np.broadcast_to(wanted, found.shape), atol=1e-4)
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 16, 16, 3), (1, 2, 16, 16, 3), (1, 3, 16, 20, 3), (3, 16, 16, 3)])
 def test_bad_videos_are_refused(shape):
     with pytest.raises(ValueError, match=r"FAB: video \(.*\), expected \[N, T, H, W, 3\] with .* 3 or more frames"):
@@ -197,10 +206,10 @@ def test_one_step_trains_every_part():
 
 def test_pretraining_comes_first_and_only_where_there_is_more_to_train():
     config = experiment.get_config()
-    kinds = [experiment.build(config).choose(n) for n in (1, 1500, 1501)]
+    kinds = [experiment.build(config).choose(n) for n in (1, 3000, 3001)]
     assert kinds == ["landmarks", "landmarks", "whole"]
     config.model.temporal = False
-    assert experiment.build(config).choose(1501) == "landmarks"
+    assert experiment.build(config).choose(3001) == "landmarks"
 
 
 def test_smoke_of_single_frames(moving_faces, tmp_path):

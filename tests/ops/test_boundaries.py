@@ -111,6 +111,17 @@ def test_rounded_distances_equal_the_distance_transform(size):
         np.testing.assert_allclose(np.sqrt(found), drawn(np.asarray(curve), size), atol=1e-5)
 
 
+@pytest.mark.parametrize("reach", [0, 2, 40])
+def test_distances_beyond_the_reach_are_infinite(reach):
+    curves = jnp.stack([through(LINE), through(LINE + np.array([8, 4])), jnp.full((40, 2), jnp.nan)])
+    every = boundaries.squared_distances(curves, (19, 25), rounded=True)
+    found = np.asarray(jax.jit(lambda c: boundaries.squared_distances(c, (19, 25), rounded=True, reach=reach))(curves))
+    near = np.isfinite(found)
+    np.testing.assert_array_equal(found[near], np.asarray(every)[near])
+    assert near[every <= reach**2].all()
+    assert not near[every > 2 * reach**2].any()
+
+
 def test_distances_to_segments():
     curve = jnp.array([[2.0, 3], [2, 3], [7, 3], [7, 30]])
     found = np.sqrt(jax.jit(lambda c: boundaries.squared_distances(c, (12, 11)))(curve))
