@@ -179,7 +179,7 @@ def boundary_maps(
 
 
 def _lowest(squares: jax.Array, axis: int, reach: int) -> jax.Array:
-    """min over -reach <= k <= reach of k^2 + squares at place + k of an axis."""
+    """Min over -reach <= k <= reach of k^2 + squares at place + k of an axis."""
     pad = [(0, 0)] * squares.ndim
     pad[axis] = (reach, reach)
     padded, length = jnp.pad(squares, pad, constant_values=jnp.inf), squares.shape[axis]
