@@ -72,9 +72,9 @@ BASE = {
     "loss": {"normalizer": "inter_pupil"},  # face size that divides the distances
     "optim": {
         "name": "sgd", "momentum": 0.9, "weight_decay": 5e-4,
-        "schedule": {"kind": "step", "peak": 0.05, "warmup": 20, "boundaries": (0.5, 0.8), "factor": 0.3},  # of a phase
+        "schedule": {"kind": "step", "peak": 0.01, "warmup": 20, "boundaries": (0.5, 0.8), "factor": 0.3},  # of a phase
     },
-    "train": asdict(Options(batch_size=32, steps=800)),
+    "train": asdict(Options(batch_size=32, steps=1200)),
     "eval": asdict(Evaluation()),
 }  # fmt: skip
 AUGMENT = {"rotation": 30.0, "scale": 0.15, "shift": 0.05}
