@@ -34,7 +34,7 @@ from facejax.train.claims import Claim
 
 BASE = {
     "seed": 0,
-    "data": asdict(DetectionImages(augment="anchor")),
+    "data": asdict(DetectionImages(augment="flip")),
     "model": {
         "name": "tiny",  # a key of NETS
         "fem": True,  # feature enhancement, of the miniature alone; the full networks have it
@@ -50,7 +50,7 @@ BASE = {
         "weight_decay": 0.0,
         "schedule": {"kind": "cosine", "peak": 4e-3, "warmup": 30, "boundaries": ()},
     },
-    "train": asdict(Options(batch_size=16, steps=400)),
+    "train": asdict(Options(batch_size=16, steps=1200)),
     "eval": asdict(Evaluation()),
 }
 
@@ -58,7 +58,9 @@ BASE = {
 def wider(name: str, by_sampled: bool) -> dict[str, Any]:
     """The paper's schedule: 60,000 iterations of 16 images, divided by 10 after 40,000 and 50,000."""
     return {
-        "data": {"kind": "wider", "path": "wider", "image_size": 640, "max_boxes": 256, "workers": 8},
+        "data": {
+            "kind": "wider", "path": "wider", "image_size": 640, "max_boxes": 256, "augment": "anchor", "workers": 8,
+        },
         "model": {"name": name, "by_sampled": by_sampled},
         "optim": {
             "name": "sgd", "weight_decay": 5e-4,
@@ -77,13 +79,23 @@ PRESETS = {
     "wider_dual_vgg16": wider("dual_vgg16", by_sampled=True),
     "wider_dual_resnet152": wider("dual_resnet152", by_sampled=True),
 }
-CLAIM = Claim(
-    "dsfd.dual_shot",
-    "feature enhancement and the progressive anchor loss raise AP above one shot on the trunk's features",
-    metric="ap",
-    better="higher",
-    method="synthetic",
-    baseline=("single_shot",),
+CLAIM = (
+    Claim(
+        "dsfd.dual_shot",
+        "feature enhancement and the progressive anchor loss raise AP above one shot on the trunk's features",
+        metric="ap",
+        better="higher",
+        method="synthetic",
+        baseline=("single_shot",),
+    ),
+    Claim(
+        "dsfd.enhancement",
+        "feature enhancement raises AP above one shot on the trunk's features",
+        metric="ap",
+        better="higher",
+        method="enhanced",
+        baseline=("single_shot",),
+    ),
 )
 
 

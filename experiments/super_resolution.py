@@ -100,7 +100,7 @@ PRESETS = {
     "synthetic": {},
     "bicubic": {"model.name": "bicubic"},
     "srcnn": {
-        "data.patch": 32, "model.name": "srcnn", "loss": {"kind": "luminance", "border": 6}, "train.steps": 800,
+        "data.patch": 32, "model.name": "srcnn", "loss": {"kind": "luminance", "border": 6}, "train.steps": 3000,
     },
     "rrdb": {"data.patch": 32, "model.name": "rrdb_small", "train.steps": 600},
     "esrgan": {
