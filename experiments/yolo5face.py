@@ -75,7 +75,7 @@ def wider(name: str) -> dict[str, Any]:
 PRESETS = {
     "synthetic": {},
     "focus": {"model.name": "tiny_focus"},
-    "l2": {"model": {"point_loss": "l2", "point_weight": 0.07}},
+    "l2": {"model": {"point_loss": "l2", "point_weight": 0.005}},
     "wider_n05": wider("n05"),
     "wider_n": wider("n"),
     "wider_s": wider("s"),
