@@ -113,8 +113,9 @@ def build(config: ConfigDict) -> Experiment:
     data, protocol = LandmarkVideos(**config.data), Evaluation(**config.eval)
     model, batch, size = dict(config.model), config.train.batch_size, config.data.image_size
     temporal, model["dtype"] = model.pop("temporal"), jnp.dtype(model["dtype"])
-    face = mean_shape(data.landmarks, data.enlarge)
-    start = tuple(map(tuple, face.tolist())) if model.pop("mean_face") else None
+    start = None
+    if model.pop("mean_face"):
+        start = tuple(map(tuple, mean_shape(data.landmarks, data.enlarge).tolist()))
     net = fab.FAB(landmarks=data.landmarks, start=start, **model)
     steps = STEPS if temporal else STEPS[:1]
     tx = optim.from_config(config.optim, config.train.steps)

@@ -271,7 +271,7 @@ class AdaptiveWing:
         peaks, _ = heatmaps.gaussian_maps(cells, size, sigma=self.sigma, radius=self.radius)
         lines = boundaries.curves(cells, self.samples, last=False)
         lines = lines.reshape(*lines.shape[:-3], -1, 2)
-        options = {"rounded": True, "reach": boundaries.reach(self.boundary_sigma)}
+        options = {"rounded": True, "reach": boundaries.gaussian_reach(self.boundary_sigma)}
         squares = boundaries.squared_distances(lines, size, **options)
         return jnp.concatenate([peaks, boundaries.gaussian(squares, self.boundary_sigma)[..., None]], -1)
 

@@ -147,7 +147,7 @@ def gaussian(squares: jax.Array, sigma: float = 1.0) -> jax.Array:
     return jnp.where(squares < (3 * sigma) ** 2, jnp.exp(-squares / (2 * sigma**2)), 0.0)
 
 
-def reach(sigma: float) -> int:
+def gaussian_reach(sigma: float) -> int:
     """The farthest row or column at which `gaussian` is not 0."""
     return math.ceil(3 * sigma) - 1
 
@@ -174,7 +174,7 @@ def boundary_maps(
       rounded: see `squared_distances`.
     """
     lines = curves(points, samples, ends=ends, last=last)
-    squares = squared_distances(lines, size, rounded=rounded, reach=reach(sigma))
+    squares = squared_distances(lines, size, rounded=rounded, reach=gaussian_reach(sigma))
     return jnp.moveaxis(gaussian(squares, sigma), -3, -1)
 
 

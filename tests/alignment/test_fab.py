@@ -212,6 +212,12 @@ def test_pretraining_comes_first_and_only_where_there_is_more_to_train():
     assert experiment.build(config).choose(3001) == "landmarks"
 
 
+def test_the_miniatures_aids_stay_out_of_the_published_settings():
+    config = experiment.get_config("300vw")
+    assert (config.model.spread, config.model.mean_face, config.optim.b2) == (0.01, False, 0.999)
+    assert (config.loss.image, config.loss.boundary, config.loss.landmarks, config.pretraining) == (1.0, 1.0, 1.0, 0)
+
+
 def test_smoke_of_single_frames(moving_faces, tmp_path):
     config = settings("frame", **{"data.data_dir": str(moving_faces)})
     _, report = app.run(config, experiment.build, workdir=tmp_path / "run", quiet=True)

@@ -353,6 +353,7 @@ def test_presets_dry_run(preset):
     config = experiment.get_config(preset)
     costs = dry_run(experiment.build(config), Options(**config.train))
     if preset in PARAMETERS:
+        assert config.data.augment == "anchor"
         assert costs["parameters"] == PARAMETERS[preset]
         assert [round(b * config.train.steps) for b in config.optim.schedule.boundaries] == [40_000, 50_000]
 
