@@ -117,7 +117,7 @@ class Peer:
 
 def accuracy(data: pathlib.Path, size: int) -> None:
     """Prints rank-1 and TAR of the AT&T faces through the whole pipeline."""
-    from facejax.analysis.analyzer import FaceAnalyzer
+    from facejax.analysis import FaceAnalyzer
 
     analyzer = FaceAnalyzer.from_weights([data / "weights" / name for name in ("scrfd", "mobilefacenet")], size=size)
     recogniser = analyzer.stages["recogniser"]
@@ -153,8 +153,7 @@ def accuracy(data: pathlib.Path, size: int) -> None:
 
 def speed(data: pathlib.Path, threads: int, seconds: float) -> None:
     """Prints faces a second of both on one photograph and on a folder of 100, and what each stage takes."""
-    from facejax.analysis import folder, photographs
-    from facejax.analysis.analyzer import FaceAnalyzer
+    from facejax.analysis import FaceAnalyzer, folder, photographs
 
     weights = data / "weights"
     start = time.perf_counter()

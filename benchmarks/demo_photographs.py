@@ -15,8 +15,7 @@ import cv2
 import numpy as np
 from scipy import stats
 
-from facejax.analysis import demo
-from facejax.analysis.analyzer import FaceAnalyzer
+from facejax.analysis import FaceAnalyzer, demo
 from facejax.data import distortions, readers, sources, transforms
 from facejax.data.readers.aflw2000_crops import SIZE, Aflw2000Crops
 from facejax.evaluate.verification import tar_metrics

@@ -12,6 +12,7 @@ import fnmatch
 import functools
 import importlib
 import inspect
+import json
 import os
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -111,6 +112,8 @@ def variable_shapes(name: str, **options: Any) -> Any:
     """Shapes and types of a model's variables at its published input shape; arguments as in `create_model`."""
     import jax
 
+    from facejax import programs
+
     net = create_model(name, **options)
     model = MODELS[name]
 
@@ -118,7 +121,7 @@ def variable_shapes(name: str, **options: Any) -> Any:
         keys = {"params": key, "dropout": key, "latent": key}
         return net.init(keys, *INPUTS[model.inputs](*model.input_shape), **_evaluation(net))
 
-    return jax.eval_shape(init, jax.random.key(0))
+    return programs.kept_shapes(lambda: jax.eval_shape(init, jax.random.key(0)), _key(name, options))
 
 
 def _evaluation(net: nn.Module) -> dict[str, bool]:
@@ -297,7 +300,20 @@ def _predictor(name: str, variables: Any, options: Mapping[str, Any]) -> Any:
 
     model = MODELS[name]
     settings, used = _split(model, options)
-    return Predictor(_made(_with(model.detector, {"net": create_model(name, **settings), **used})), variables)
+    detector = _made(_with(model.detector, {"net": create_model(name, **settings), **used}))
+    return Predictor(detector, variables, key=_key(name, options))
+
+
+def _key(name: str, options: Mapping[str, Any]) -> str:
+    """Of a model with options, for `facejax.programs`.
+
+    "" of a model that is no part of the library, and where an option, such as a function, has no written form.
+    """
+    model = MODELS[name]
+    try:
+        return json.dumps([str(model), options], sort_keys=True) if model.constructor.startswith("facejax.") else ""
+    except TypeError:
+        return ""
 
 
 def _read_folder(folder: str | os.PathLike[str], changes: Mapping[str, Any]) -> tuple[str, dict[str, Any], Any]:

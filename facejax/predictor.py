@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from facejax import programs
 from facejax.data import transforms
 from facejax.data.decoding import ImageFile
 from facejax.detection.base import Detections, Detector, gathered
@@ -110,12 +111,14 @@ class Predictor:
       variables: of the network; read-only, too.
       size: side of the square that the network sees, pixels.
       batch_size: images of a list that the network sees at once; on a CPU, one is as fast as several.
+      key: what the detector is, see `facejax.programs.kept`.
     """
 
-    def __init__(self, detector: Detector, variables: Any, size: int = 640, batch_size: int = 1):
+    def __init__(self, detector: Detector, variables: Any, size: int = 640, batch_size: int = 1, key: str = ""):
         self._detector, self._variables = detector, jax.device_put(variables)
         self.size, self.batch_size = size, batch_size
-        self._predict = jax.jit(self._predict)  # with the variables as constants, which lets XLA fold the norms
+        predict = programs.kept(self._predict, key)
+        self._call = jax.jit(lambda views: predict(self.variables, views))  # constants let XLA fold the norms
         self._said = False
 
     @property
@@ -193,13 +196,13 @@ class Predictor:
             raise ValueError(f"size is {size!r}: expected a whole number of pixels, {SMALLEST} or more")
         return int(size)
 
-    def _predict(self, views: View) -> tuple[Detections, jax.Array]:
+    def _predict(self, variables: Any, views: View) -> dict[str, jax.Array]:
         """Detections in pixels of the images, without those that have no area, lie outside or at inner borders.
 
-        The second result [N] tells whether the detector had found as many as it can return.
+        The fields of `Detections`, and "full" [N], whether the detector had found as many as it can return.
         """
         size = views.image.shape[1:3]
-        raw = self.detector.net.apply(self.variables, self.detector.preprocess(views.image), train=False)
+        raw = self.detector.net.apply(variables, self.detector.preprocess(views.image), train=False)
         found = self.detector.decode(raw, size)
         extent, scale, offset, inner = (x[:, None] for x in (views.extent, views.scale, views.offset, views.inner))
         low, high = found.boxes[..., :2], found.boxes[..., 2:]
@@ -210,8 +213,8 @@ class Predictor:
         boxes, points = jnp.concatenate([low, high], -1), points / scale[:, None]
         rows = jnp.argsort(~real, axis=1, stable=True)
         kept = jnp.take_along_axis(real, rows, 1)
-        full = found.mask.all(1)
-        return jax.vmap(gathered)(rows, kept, boxes, found.scores, points, found.labels), full
+        best = jax.vmap(gathered)(rows, kept, boxes, found.scores, points, found.labels)
+        return {"full": found.mask.all(1), **vars(best)}
 
     def _found(self, views: Iterable[View]) -> Iterator[Detections]:
         """Detections batch by batch; views that do not fill a batch go one by one."""
@@ -219,7 +222,8 @@ class Predictor:
         while part := list(itertools.islice(views, self.batch_size)):
             for batch in [part] if len(part) == self.batch_size else ([view] for view in part):
                 stacked = jax.tree.map(lambda *x: np.stack(x), *batch)
-                found, full = jax.tree.map(np.asarray, self._predict(stacked))
+                fields = {name: np.asarray(value) for name, value in self._call(stacked).items()}
+                full, found = fields.pop("full"), Detections(**fields)
                 if full.any() and not self._said:
                     self._said = True
                     warnings.warn(

@@ -2,4 +2,4 @@
 
 from facejax._lazy import lazy
 
-__getattr__, __dir__, __all__ = lazy(__name__, __path__)
+__getattr__, __dir__, __all__ = lazy(__name__, __path__, FaceAnalyzer="analyzer", Faces="faces")

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from facejax import programs
 from facejax.alignment import pfld
 from facejax.analysis.crops import Aligned, Regions
 from facejax.attributes import fsanet, ssrnet
@@ -180,10 +181,11 @@ def parts() -> dict[str, Any]:
         def apply(variables: Any, images: jax.Array) -> Any:
             return {field: output(network.module.apply(variables, network.preprocess(images), train=False))}
 
-        options = {"placed": placed} if name == "landmarks" else {}
-        return Stage(f"demo {name}", network.rule, apply, network.variables, sha256=sha256, gives=(field,), **options)
+        options: dict[str, Any] = {"placed": placed} if name == "landmarks" else {}
+        options |= {"sha256": sha256, "gives": (field,), "key": f"demo {name}"}
+        return Stage(f"demo {name}", network.rule, apply, network.variables, **options)
 
-    predict = Predictor(detector(kind=Boxes), found["detector"].variables, SIZE)
+    predict = Predictor(detector(kind=Boxes), found["detector"].variables, SIZE, key="demo detector")
     return {"detector": NamedDetector(predict, "demo detector", sha256), **{name: stage(name) for name in outputs}}
 
 
@@ -209,8 +211,11 @@ def variables() -> dict[str, Any]:
 def shapes(name: str) -> Any:
     """Shapes of the variables that the network applies at inference."""
     make, side = NETS[name]
-    found = jax.eval_shape(lambda key: make().init(key, jnp.zeros((2, side, side, 3)), train=False), jax.random.key(0))
-    return _used(found)
+
+    def init(key: jax.Array) -> Any:
+        return make().init(key, jnp.zeros((2, side, side, 3)), train=False)
+
+    return _used(programs.kept_shapes(lambda: jax.eval_shape(init, jax.random.key(0)), f"demo {name}"))
 
 
 def _used(variables: Any) -> Any:

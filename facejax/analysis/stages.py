@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from facejax import programs
 from facejax.analysis.crops import Aligned, Enlarged, Regions, Roi, Rule, Square
 from facejax.backbones.iresnet import EmbeddingHead
 from facejax.data import normalize
@@ -46,6 +47,7 @@ class Stage:
       placed: (outputs, regions) -> outputs in pixels of the photograph.
       sha256: of the file that the variables are from; "" for variables of no file.
       gives: names of the outputs; empty: `apply` is traced for them.
+      key: what `apply` is, see `facejax.programs.kept`.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Stage:
     placed: Callable[[Outputs, Regions], Outputs] = lambda outputs, _: outputs
     sha256: str = ""
     gives: tuple[str, ...] = ()
+    key: str = ""
 
     @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -64,10 +67,10 @@ class Stage:
 
     @functools.cached_property
     def _call(self) -> Callable[[jax.Array], Outputs]:
-        variables = jax.device_put(self.variables)
+        variables, apply = jax.device_put(self.variables), programs.kept(self.apply, self.key)
         if sum(leaf.nbytes for leaf in jax.tree.leaves(variables)) <= SMALL:
-            return jax.jit(lambda images: self.apply(variables, images))
-        return functools.partial(jax.jit(self.apply), variables)
+            return jax.jit(lambda images: apply(variables, images))
+        return functools.partial(jax.jit(apply), variables)
 
     def __call__(self, images: jax.Array) -> Outputs:
         """Outputs for crops [n, side, side, 3] uint8, with places in the crop. Compiled once for each n."""

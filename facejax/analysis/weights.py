@@ -328,6 +328,9 @@ def load(paths: Iterable[Any], dtype: str = "float32") -> dict[str, Any]:
             made = _tddfa_v2(file, bases)
         else:
             made = _made(file)
+        if file.row.roles != ("detector",):
+            rows = [other.row for other in (pose if file in pose else [file])]
+            made = dataclasses.replace(made, key=str(sorted((row.model, str(row.options)) for row in rows)))
         parts |= dict.fromkeys(roles, made)
     return parts
 
