@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.compare import record
 from facejax.backbones.mobilenet import MobileNetV1
 
 if __name__ == "__main__":
@@ -52,5 +53,9 @@ if __name__ == "__main__":
             jax.block_until_ready(run(variables["params"]))
             seconds[name][0].append(time.perf_counter() - wall)
             seconds[name][1].append(time.process_time() - busy)
+    shape = f"{arguments.batch} images of {arguments.size} pixels"
+    record(
+        f"variance of batch norms, step of MobileNet V1, {shape}", {k: v[0] for k, v in seconds.items()}, "two passes"
+    )
     for name, (wall, busy) in seconds.items():
         print(f"{name}: median {statistics.median(wall):.3f} s, processor time {statistics.median(busy):.3f} s")

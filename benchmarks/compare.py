@@ -1,6 +1,7 @@
 """Compares the time and memory of several implementations in one process.
 
-    results = compare({"torch": lambda: net(x), "facejax": lambda: apply(variables, x)}, unit="images", amount=64)
+    results = compare("my net, 64 images", {"torch": lambda: net(x), "facejax": lambda: apply(v, x)}, unit="images",
+                      amount=64)
 
 The contenders alternate, and each round starts with the next one, so that a slowdown of the machine affects all.
 `compare` blocks on JAX results; a contender that uses a GPU through another framework must synchronise itself.
@@ -9,16 +10,25 @@ The contenders alternate, and each round starts with the next one, so that a slo
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import importlib.metadata
+import json
 import os
+import pathlib
 import statistics
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 MIB = 2**20
+JOURNAL = "FACEJAX_BENCHMARKS"
+"""Environment variable: the file to which `record` appends."""
+PEERS = ("torch", "torch_geometric", "onnxruntime", "faiss-cpu", "scipy", "numpy")
+"""Packages whose versions are recorded where they are in use."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +52,7 @@ class Result:
 
 
 def compare(
+    work: str,
     contenders: Mapping[str, Callable[[], Any]],
     *,
     repeats: int = 5,
@@ -52,6 +63,7 @@ def compare(
     """Runs the contenders and prints one line for each: median and minimum time, ratio, memory, throughput.
 
     Args:
+      work: what all of them do, with its sizes.
       contenders: name -> call without arguments; the first is the reference of the ratios.
       repeats: number of timed runs of each.
       warmup: number of untimed runs before, which compile and fill caches.
@@ -76,6 +88,7 @@ def compare(
             seconds[name].append(time.perf_counter() - start)
     base = statistics.median(seconds[names[0]])
     results = {n: Result(tuple(seconds[n]), memory[n], base / statistics.median(seconds[n])) for n in names}
+    record(work, seconds)
     width = max(map(len, names))
     for name, result in results.items():
         line = (
@@ -84,6 +97,32 @@ def compare(
         )
         print(line + (f"  {amount / result.median:.1f} {unit}/s" if amount else ""), flush=True)
     return results
+
+
+def record(work: str, seconds: Mapping[str, Sequence[float]], ours: str = "facejax") -> None:
+    """Appends a run to the file that `JOURNAL` names, as a line of JSON; does nothing without it.
+
+    Args:
+      work: what was done, with its sizes.
+      seconds: contender -> seconds of each timed run.
+      ours: the contender that is compared with the others.
+    """
+    if JOURNAL not in os.environ:
+        return
+    used = [name for name in PEERS if name.split("-")[0] in sys.modules]
+    row = {
+        "benchmark": pathlib.Path(sys.argv[0]).stem,
+        "work": work,
+        "ours": ours,
+        "seconds": {name: [round(value, 6) for value in values] for name, values in seconds.items()},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": jax.devices()[0].device_kind,
+        "threads": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 1),
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", *used)},
+    }
+    with open(os.environ[JOURNAL], "a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def peak_memory(call: Callable[[], Any]) -> int:

@@ -81,9 +81,11 @@ def main() -> None:
         for ours, theirs in zip((found, *gradients), expected, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-3 * float(theirs.abs().max()), err_msg=name)
 
-    print(f"{args.batch} x {args.size} x {args.size} x {args.width}, 3 x 3, v2, values and all gradients")
+    shape = f"{args.batch} x {args.size} x {args.size} x {args.width}"
+    work = f"deformable convolution v2, values and all gradients, {shape}, 3 x 3"
+    print(work)
     calls = {name: lambda call=call, values=values: call(*values) for name, (call, values) in programs.items()}
-    compare({**calls, "torch": torch_step}, repeats=args.repeats, unit="images", amount=args.batch)
+    compare(work, {**calls, "torch": torch_step}, repeats=args.repeats, unit="images", amount=args.batch)
     planned = {name: call.memory_analysis().temp_size_in_bytes for name, (call, _) in programs.items()}
     for name, size in planned.items():
         print(f"{name:16}  planned {size / MIB:8.1f} MiB  {size / planned['facejax']:6.2f} of facejax's")

@@ -29,6 +29,7 @@ if __name__ == "__main__":
             theirs(nchw)
 
     compare(
+        f"IResNet-50 inference, {arguments.batch} images of 112 pixels",
         {"torch": torch_forward, "facejax": lambda: ours(variables, images).block_until_ready()},
         repeats=arguments.repeats, unit="images", amount=arguments.batch,
     )  # fmt: skip

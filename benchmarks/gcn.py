@@ -123,7 +123,9 @@ def main() -> None:
         "PyG, sparse": torch_training(data, args.epochs, sparse=True),
     }
     contenders = {name: noted(name, call) for name, call in calls.items()} | {"facejax": lambda: ours(args.epochs)}
-    results = compare(contenders, repeats=args.repeats, unit="epochs", amount=args.epochs)
+    results = compare(
+        f"GCN on Cora, {args.epochs} epochs", contenders, repeats=args.repeats, unit="epochs", amount=args.epochs
+    )
     accuracy["facejax"] = run.evaluate(ours(args.epochs)).metrics["test_accuracy"]
     for name, result in results.items():
         times = result.median / results["facejax"].median

@@ -30,7 +30,8 @@ def main() -> None:
         found[method] = knn.knn(features, args.k, method=method, block=args.block)
 
     contenders = {"faiss flat": lambda: run("faiss"), "facejax": lambda: run("exact")}
-    compare(contenders, repeats=args.repeats, warmup=int(args.repeats > 1), unit="rows", amount=args.rows)
+    work = f"exact neighbours, {args.rows:,} x {args.width}, k {args.k}"
+    compare(work, contenders, repeats=args.repeats, warmup=int(args.repeats > 1), unit="rows", amount=args.rows)
     same = np.mean([len(np.intersect1d(a, b)) for a, b in zip(found["faiss"].ids, found["exact"].ids, strict=True)])
     print(f"{same / args.k:.6f} of the neighbours agree")
 

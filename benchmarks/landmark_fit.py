@@ -16,6 +16,7 @@ import numpy as np
 from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
+from benchmarks.compare import record
 from facejax.morphable import fit, parameters
 from facejax.morphable.parameters import LinearFace, Parameters
 from facejax.morphable.procedural import procedural
@@ -93,19 +94,20 @@ def main() -> None:
         if costs[0] > costs[1] * 1.001:
             raise RuntimeError(f"face {i}: the cost is {costs[0]:.5f} and SciPy's {costs[1]:.5f}")
 
-    def seconds(call: object, times: int) -> float:
+    def seconds(call: object, times: int, share: float = 1.0) -> list[float]:
         taken = []
         for _ in range(times):
             begin = time.perf_counter()
             jax.block_until_ready(call())
-            taken.append(time.perf_counter() - begin)
-        return min(taken)
+            taken.append((time.perf_counter() - begin) / share)
+        return taken
 
-    ours = seconds(lambda: solve(given), 7)
-    print(f"facejax, {FACES} faces in one call: {ours:.3f} s")
+    taken = {"facejax": seconds(lambda: solve(given), 7)}
     for name, call in (("differences", scipy), ("analytic Jacobian", analytic)):
-        peer = seconds(call, 2) * FACES / SOLVED
-        print(f"SciPy, {name}: {peer:.1f} s for {FACES} faces one by one, ratio {peer / ours:.0f}")
+        taken[f"SciPy, {name}, one by one"] = seconds(call, 2, SOLVED / FACES)
+    for name, values in taken.items():
+        print(f"{name}: {min(values):.3f} s for {FACES} faces, {min(values) / min(taken['facejax']):.0f} of facejax's")
+    record(f"68 landmarks of {FACES:,} faces fitted", taken)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.compare import record
 from facejax.recognition import arcface
 
 DEVICES = 8
@@ -54,8 +55,9 @@ def run(call: Callable, arguments: tuple) -> tuple[object, float, int]:
     return results, seconds, peak - before - sum(x.nbytes for x in jax.tree.leaves(results))
 
 
-def compare(contenders: dict[str, tuple[Callable, tuple]], repeats: int) -> None:
+def compare(work: str, contenders: dict[str, tuple[Callable, tuple]], repeats: int) -> None:
     """Prints seconds, memory and the ratio to the first contender; fails if losses or gradients differ by 1e-4."""
+    print(work)
     compiled = {name: (call.lower(*arguments).compile(), arguments) for name, (call, arguments) in contenders.items()}
     seconds, memory = {name: [] for name in compiled}, {name: [] for name in compiled}
     for _ in range(repeats):
@@ -69,6 +71,8 @@ def compare(contenders: dict[str, tuple[Callable, tuple]], repeats: int) -> None
             first = first or small
             for ours, theirs in zip(small, first):
                 np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max(), err_msg=name)
+    *_, ours = compiled
+    record(work, seconds, ours)
     base = statistics.median(seconds[next(iter(compiled))])
     for name, (call, _) in compiled.items():
         median, planned = statistics.median(seconds[name]), call.memory_analysis().temp_size_in_bytes
@@ -119,19 +123,19 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", DEVICES)
 
-    print(f"{args.classes:,} classes x {args.width}, batch {args.batch}, one device")
     arguments = problem(args.classes, args.width, args.batch)
     dense = gradient(arcface.margin_softmax_loss)
     chunked = gradient(arcface.chunked_margin_softmax_loss)
-    compare({"dense": (dense, arguments), "chunked": (chunked, arguments)}, args.repeats)
+    work = f"margin softmax, {args.classes:,} x {args.width}, batch {args.batch}, loss and gradients, one device"
+    compare(work, {"dense": (dense, arguments), "chunked": (chunked, arguments)}, args.repeats)
     del arguments
 
-    print(f"{args.shard_classes:,} classes x {args.width}, batch {args.batch}, {DEVICES} simulated devices")
+    work = f"margin softmax, {args.shard_classes:,} x {args.width}, batch {args.batch}, {DEVICES} simulated devices"
     arguments = problem(args.shard_classes, args.width, args.batch)
     mesh = Mesh(np.array(jax.devices()), ("data",))
     split = jax.device_put(arguments, NamedSharding(mesh, P("data")))
     sharded = sharded_gradient(mesh, args.shard_classes)
-    compare({"dense": (dense, arguments), "sharded": (sharded, split)}, args.repeats)
+    compare(work, {"dense": (dense, arguments), "sharded": (sharded, split)}, args.repeats)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,8 @@ def main() -> None:
     }
     if NeighborLoader:
         contenders["NeighborLoader"] = loader()
-    compare(contenders, repeats=args.repeats, unit="batches", amount=args.batches)
+    work = f"both hops of {args.batches} batches of {args.batch}, {args.nodes:,} nodes"
+    compare(work, contenders, repeats=args.repeats, unit="batches", amount=args.batches)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ def networks(side: int, repeats: int) -> None:
         for name, found in (("EDSR", plain(variables, low)), ("folded", folded(low))):
             print(f"{name}: largest difference from PyTorch {np.abs(found - wanted).max():.1e}")
         compare(
+            f"EDSR baseline x4, {side} x {side} pixels",
             {
                 "torch": lambda: theirs(x),
                 "torch, channels last": lambda: last(y),
@@ -95,10 +96,10 @@ def resizing(side: int, repeats: int) -> None:
     for scale, picture in ((1 / 4, image), (1 / 3, image), (4, image[: side // 4, : side // 4])):
         ours = jax.jit(lambda x, scale=scale: imresize(x, scale))
         difference = np.abs(ours(picture) - numpy_imresize(picture, scale)).max()
-        print(
-            f"imresize of {picture.shape[0]} x {picture.shape[1]} by {scale:.3g}: largest difference {difference:.1e}"
-        )
+        work = f"imresize of {picture.shape[0]} x {picture.shape[1]} by {scale:.3g}"
+        print(f"{work}: largest difference {difference:.1e}")
         compare(
+            work,
             {
                 "NumPy, gathered": lambda scale=scale, picture=picture: numpy_imresize(picture, scale),
                 "facejax": lambda ours=ours, picture=picture: ours(picture),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.compare import record
 from facejax.train import Experiment, Mean, Options, Report, TrainState, parallel, supervised_step, train
 
 STEPS, WIDTH, BATCH = 200, 1024, 256
@@ -69,6 +70,8 @@ def looped(steps: int) -> float:
 
 if __name__ == "__main__":
     pairs = [(bare(STEPS), looped(STEPS)) for _ in range(3)]
+    step_times, loop_times = zip(*pairs, strict=True)
+    record(f"{STEPS} steps of the training loop", {"the bare step": step_times, "facejax": loop_times})
     ratios = sorted(loop / step for step, loop in pairs)
     for step, loop in pairs:
         print(f"step {1e3 * step / STEPS:.2f} ms   in the loop {1e3 * loop / STEPS:.2f} ms   ratio {loop / step:.3f}")

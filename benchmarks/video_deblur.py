@@ -36,6 +36,7 @@ if __name__ == "__main__":
             theirs.step(frames, *maps)
 
     compare(
+        f"OVD, a frame of {arguments.size[1]} x {arguments.size[0]} pixels",
         {"torch": torch_step, "facejax": lambda: step(variables, state, frame)},
         repeats=arguments.repeats, unit="frames", amount=1,
     )  # fmt: skip

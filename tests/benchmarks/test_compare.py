@@ -19,7 +19,7 @@ def test_contenders_take_turns_and_ratios_refer_to_the_first(capsys):
         time.sleep(0.01)
         return jnp.ones(3), "text"
 
-    results = compare({"slow": slow, "quick": quick}, repeats=3, warmup=2, unit="images", amount=8)
+    results = compare("sleeping", {"slow": slow, "quick": quick}, repeats=3, warmup=2, unit="images", amount=8)
     assert calls[:4] == ["slow", "slow", "quick", "quick"]  # warm-up
     assert calls[4:6] == ["slow", "quick"]  # memory
     assert calls[6:] == ["slow", "quick", "quick", "slow", "slow", "quick"]
@@ -41,4 +41,4 @@ def test_peak_memory_sees_what_is_freed_again():
 
 def test_nothing_to_compare_gets_a_sentence():
     with pytest.raises(ValueError, match="0 contenders, 5 repeats; expected one or more of each"):
-        compare({})
+        compare("nothing", {})
