@@ -53,7 +53,7 @@ def test_page_gets_the_table_between_its_marks(tmp_path: pathlib.Path) -> None:
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert text.count("| `nms` |") == 1
     page.write_text("no marks")
-    with pytest.raises(ValueError, match="performance.md: expected <!-- benchmarks:begin -->"):
+    with pytest.raises(ValueError, match=r"performance\.md: expected <!-- benchmarks:begin -->"):
         benchmarks.write_page(page, [])
 
 
