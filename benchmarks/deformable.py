@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from benchmarks.compare import MIB, compare
+from benchmarks.torch_deformable import deform_conv2d_torch
 from facejax.foundations.deformable import deform_conv2d
 from facejax.ops.conv import conv
-from tests.parity.test_deformable_torch import deform_conv2d_torch
 
 
 def all_at_once(x: jax.Array, offset: jax.Array, kernel: jax.Array, mask: jax.Array) -> jax.Array:

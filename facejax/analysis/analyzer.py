@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from facejax.analysis import photographs
 from facejax.analysis.crops import Aligned, Pixels, Regions, Rule, cut
 from facejax.analysis.faces import Faces
-from facejax.analysis.stages import Stage, batches, checksum
+from facejax.analysis.stages import NamedDetector, Stage, batches, checksum
 from facejax.data import transforms
 from facejax.detection.base import Detections
 from facejax.predictor import SMALLEST, Picture, Predictor, opened
@@ -33,21 +32,6 @@ SLOTS = {
 
 TOGETHER = 1 << 26
 """Pixels of the photographs of a list that are looked at together, if they are several."""
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class NamedDetector:
-    """A detector of faces.
-
-    Attributes:
-      predict: the network with its post-processing.
-      name: for people.
-      sha256: of its file; "" for variables of no file.
-    """
-
-    predict: Predictor
-    name: str = "detector"
-    sha256: str = ""
 
 
 class FaceAnalyzer:

@@ -163,8 +163,7 @@ def networks() -> dict[str, Network]:
 
 def parts() -> dict[str, Any]:
     """Stages of `FaceAnalyzer` by its arguments' names."""
-    from facejax.analysis.analyzer import NamedDetector
-    from facejax.analysis.stages import Stage
+    from facejax.analysis.stages import NamedDetector, Stage
 
     found, sha256 = networks(), hashlib.sha256(asset().read_bytes()).hexdigest()
     outputs: dict[str, tuple[str, Callable[[Any], Any]]] = {

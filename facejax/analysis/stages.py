@@ -23,6 +23,7 @@ from facejax.data import normalize
 from facejax.morphable import crops, parameters
 from facejax.morphable.parameters import LinearFace, Whitening
 from facejax.ops import rotation, vectors
+from facejax.predictor import Predictor
 from facejax.quality import ser_fiq
 from facejax.recognition import magface
 
@@ -32,6 +33,21 @@ SMALL = 32 << 20
 """Variables of up to as many bytes are compiled in, which lets XLA fold the batch norms; larger ones are arguments."""
 
 Outputs = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NamedDetector:
+    """A detector of faces.
+
+    Attributes:
+      predict: the network with its post-processing.
+      name: for people.
+      sha256: of its file; "" for variables of no file.
+    """
+
+    predict: Predictor
+    name: str = "detector"
+    sha256: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

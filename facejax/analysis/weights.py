@@ -369,11 +369,10 @@ def _made(file: Installed) -> Any:
     """The detector or the stage of a file."""
     import facejax
     from facejax.analysis import stages
-    from facejax.analysis.analyzer import NamedDetector
 
     row, named = file.row, {"name": file.row.name, "sha256": file.sha256}
     if row.roles == ("detector",):
-        return NamedDetector(facejax.load_pretrained(row.model, file.path, **row.options), **named)
+        return stages.NamedDetector(facejax.load_pretrained(row.model, file.path, **row.options), **named)
     net, variables = _variables(file)
     if "recogniser" in row.roles:
         settings: dict[str, Any] = {"magnitudes": "quality" in row.roles}

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from facejax.analysis import stages, weights
-from facejax.analysis.analyzer import FaceAnalyzer, NamedDetector
+from facejax.analysis import FaceAnalyzer, stages, weights
 from facejax.analysis.crops import Aligned, Enlarged, Pixels, Roi, Square, cut
 from facejax.analysis.faces import Faces
 from facejax.backbones.iresnet import IResNet
@@ -140,7 +139,7 @@ def test_one_network_for_several_places(parts, recorded, photos, whole, test_dat
     """3DDFA_V2 gives landmarks and pose as well: of its recorded rotation, in the convention of `Faces`."""
     names, _ = whole
     stage = parts["mesh"]
-    detector = NamedDetector(Recorded(recorded), "recorded")
+    detector = stages.NamedDetector(Recorded(recorded), "recorded")
     first, second = FaceAnalyzer(detector, landmarks=stage, pose=stage)(photos)
     reference = np.load(test_data / "weights" / "3ddfa_v2" / "reference.npz")
     turns = jnp.asarray(reference["crops_R"][rows(reference, names)])
