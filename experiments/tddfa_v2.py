@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -32,7 +31,7 @@ from flax import struct
 from jax import lax
 from ml_collections import ConfigDict
 
-from facejax.data import normalize
+from facejax.data import normalize, short_videos
 from facejax.data.reconstruction import LAYOUT, ReconstructionFaces
 from facejax.evaluate import reconstruction as evaluation
 from facejax.metrics import landmarks
@@ -167,7 +166,7 @@ def build(config: ConfigDict) -> Experiment:
         evaluated,
         seed=config.seed,
         fields=marks,
-        load=functools.partial(filmed, data.loader(), loss.frames) if loss.frames > 1 else None,
+        load=functools.partial(short_videos.batch, data, loss.frames) if loss.frames > 1 else None,
     )
     run = alternating(run, net, loss.steps) if loss.cost == "meta" else run
     if evaluated.protocol != "face_world":
@@ -198,19 +197,6 @@ def cost(name: str, options: ConfigDict, size: int) -> Any:
         return total + tddfa_v2.balanced(total, error, AXIS)
 
     return loss
-
-
-def filmed(load: Any, frames: int, examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, Any]:
-    """A batch of short videos of `frames` frames from every `frames`-th example."""
-    stills = load(examples[::frames], rngs[::frames])
-    size = stills["image"].shape[1]
-    videos = [tddfa_v2.short_video(x, frames, rng) for x, rng in zip(stills["image"], rngs[::frames], strict=True)]
-    images, moves = (np.concatenate(part) for part in zip(*videos, strict=True))
-    vectors = tddfa_v2.moved(stills["parameters"].repeat(frames, 0).astype(np.float64), moves, size)
-    batch = {"image": images, "parameters": vectors.astype(np.float32)}
-    if "landmarks68" in stills:
-        batch["landmarks68"] = tddfa_v2.moved_points(stills["landmarks68"].repeat(frames, 0), moves)
-    return batch
 
 
 def alternating(run: Experiment, net: tddfa_v2.Net, length: int) -> Experiment:
@@ -260,9 +246,8 @@ def alternating(run: Experiment, net: tddfa_v2.Net, length: int) -> Experiment:
 def video_jitter(net: tddfa_v2.Net, state: TrainState, data: ReconstructionFaces, frames: int = 6) -> float:
     """Trembling in % on short videos of the held-out faces, the same for every network."""
     test, whitening, face = data.test(), state.model_state["whitening"], data.face()
-    videos = [tddfa_v2.short_video(x, frames, np.random.default_rng([3, i])) for i, x in enumerate(test.images)]
-    images, moves = (np.concatenate(part) for part in zip(*videos, strict=True))
-    truth = tddfa_v2.moved_points(test.landmarks68.repeat(frames, 0), moves)
+    rngs = [np.random.default_rng([3, i]) for i in range(len(test.images))]
+    images, _, truth = short_videos.videos(data, test.images, test.parameters, test.landmarks68, frames, rngs)
     variables = {"params": state.params, **state.model_state["variables"]}
 
     def predict(given: Any, images: jax.Array) -> jax.Array:

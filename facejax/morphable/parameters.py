@@ -181,6 +181,13 @@ def reconstruct(face: LinearFace, vector: jax.Array) -> jax.Array:
     return place(model_shape(face, parameters), parameters.pose)
 
 
+def reconstruct_on_host(face: LinearFace, vector: np.ndarray) -> np.ndarray:
+    """`reconstruct` in NumPy, for loaders: a face of NumPy arrays, vectors [..., D] -> vertices [..., V, 3]."""
+    pose = vector[..., :POSE].reshape(*vector.shape[:-1], 3, 4)
+    vertices = face.mean + np.einsum("vjk,...k->...vj", face.bases, vector[..., POSE:])
+    return vertices @ np.swapaxes(pose[..., :3], -1, -2) + pose[..., None, :, 3]
+
+
 def place(vertices: jax.Array, pose: jax.Array) -> jax.Array:
     """[f R | t] [..., 3, 4] applied to vertices [..., V, 3]."""
     turned = jnp.einsum("...vj,...ij->...vi", vertices, pose[..., :3], precision=lax.Precision.HIGHEST)

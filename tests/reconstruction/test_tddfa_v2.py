@@ -73,65 +73,12 @@ def test_balanced_loss_has_the_first_ones_mean_and_the_second_ones_direction():
     np.testing.assert_allclose(halves[:, 0], [1, 3])  # one ratio for all devices
 
 
-def test_parameters_follow_the_image(face, vectors):
-    rng, size = np.random.default_rng(4), 32
-    angle, scale = rng.uniform(-1, 1, N), rng.uniform(0.8, 1.2, N)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]).transpose(2, 0, 1)
-    moves = np.concatenate([scale[:, None, None] * turn, rng.normal(0, 4, (N, 2, 1))], -1)
-    after = tddfa_v2.moved(np.asarray(vectors, np.float64), moves, size).astype(np.float32)
-    before, found = (np.asarray(parameters.reconstruct(face, v)) for v in (vectors, jnp.asarray(after)))
-    down = np.stack([before[..., 0], size - before[..., 1]], -1)
-    expected = tddfa_v2.moved_points(down, moves)
-    np.testing.assert_allclose(found[..., 0], expected[..., 0], atol=1e-3)
-    np.testing.assert_allclose(size - found[..., 1], expected[..., 1], atol=1e-3)
-    np.testing.assert_allclose(found[..., 2], scale[:, None] * before[..., 2], atol=1e-3)
-
-
-@pytest.mark.parametrize("size", [96, 61])
-def test_points_follow_the_frames(size):
-    y, x = np.indices((size, size))
-    middle = np.array([0.55, 0.4]) * size
-    spot = 255 * np.exp(-((x + 0.5 - middle[0]) ** 2 + (y + 0.5 - middle[1]) ** 2) / (2 * 3.0**2))
-    frames, moves = tddfa_v2.short_video(
-        np.repeat(spot[..., None], 3, -1).astype(np.uint8), 5, np.random.default_rng(5)
-    )
-    np.testing.assert_array_equal(moves[0], [[1, 0, 0], [0, 1, 0]])
-    expected = tddfa_v2.moved_points(np.tile(middle, (5, 1, 1)), moves)[:, 0]
-    for frame, place in zip(frames, expected, strict=True):
-        weight = frame[..., 0] * (np.hypot(x + 0.5 - place[0], y + 0.5 - place[1]) < 12) * (frame[..., 0] > 25)
-        found = np.array([((x + 0.5) * weight).sum(), ((y + 0.5) * weight).sum()]) / weight.sum()
-        np.testing.assert_allclose(found, place, atol=0.2)
-    steps = np.linalg.norm(np.diff(expected, axis=0), axis=1)
-    assert steps.max() > 1 and steps.max() < 0.12 * size
-    again, _ = tddfa_v2.short_video(np.zeros((size, size, 3), np.uint8), 2, np.random.default_rng(5))
-    assert again.std() > 0  # noise
-
-
 def test_jitter_by_hand():
     truth = np.cumsum(np.ones((2, 4, 5, 2)), 1)
     assert (tddfa_v2.jitter(truth + 7, truth, np.ones(2)) == 0).all()  # a constant error does not tremble
     shaken = truth.copy()
     shaken[0, 1, :, 0] += 3  # two of three steps are wrong by 3
     np.testing.assert_allclose(tddfa_v2.jitter(shaken, truth, np.array([2.0, 1.0])), [3 * 2 / 3 / 2, 0])
-
-
-def test_a_batch_of_videos():
-    rng = np.random.default_rng(6)
-    stills = {
-        "image": rng.integers(0, 255, (4, 16, 16, 3)).astype(np.uint8),
-        "parameters": rng.normal(size=(4, 62)).astype(np.float32),
-        "landmarks68": rng.uniform(0, 16, (4, 68, 2)).astype(np.float32),
-    }
-
-    def load(examples, rngs):
-        assert examples == [0, 2] and len(rngs) == 2
-        return {name: value[examples] for name, value in stills.items()}
-
-    batch = experiment.filmed(load, 2, [0, 1, 2, 3], [np.random.default_rng(i) for i in range(4)])
-    assert batch["image"].shape == (4, 16, 16, 3) and batch["parameters"].shape == (4, 62)
-    np.testing.assert_allclose(batch["landmarks68"][::2], stills["landmarks68"][[0, 2]], atol=1e-5)
-    np.testing.assert_allclose(batch["parameters"][::2], stills["parameters"][[0, 2]], atol=1e-5)
-    assert np.abs(batch["landmarks68"][1] - batch["landmarks68"][0]).max() > 0.1
 
 
 class Fixed:
