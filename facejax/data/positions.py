@@ -14,6 +14,7 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
 
 from facejax.data import pipeline, sources, transforms
 from facejax.data.synthetic import faces
@@ -115,7 +116,8 @@ class PositionFaces:
             near = np.sqrt(np.linalg.det(matrix[:, :2])) * example["positions"][..., 2:]
             positions = np.concatenate([_moved(example["positions"][..., :2], matrix), near], -1)
             if size != SIDE:
-                positions = cv2.resize(positions, (size, size), interpolation=cv2.INTER_LINEAR)
+                filled = _filled(positions, example["positions"].any(-1))
+                positions = cv2.resize(filled, (size, size), interpolation=cv2.INTER_LINEAR)
             positions[..., 2] -= positions[..., 2][self.layout.mask].min()
             maps.append(positions.astype(np.float32))
         return {"image": np.stack(images), "positions": np.stack(maps)}
@@ -136,6 +138,12 @@ def _load(split: str, data_dir: str) -> dict[str, np.ndarray]:
         "landmarks68": np.stack([e["landmarks68"] for e in examples]).astype(np.float32),
         "yaw": np.degrees([e["pose"][1] for e in examples]),
     }
+
+
+def _filled(positions: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """A map [S, S, 3] whose texels outside of `known` [S, S] have the position of the nearest one inside."""
+    rows, columns = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    return positions[rows, columns]
 
 
 def _moved(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:

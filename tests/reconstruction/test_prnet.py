@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from experiments import prnet as experiment
 from facejax.data import positions
 from facejax.data.synthetic import faces
+from facejax.morphable.uv import UVLayout
 from facejax.reconstruction import prnet
 from facejax.train import app
 
@@ -61,6 +63,27 @@ def test_maps_agree_with_landmarks_and_follow_the_crop(small_world):
         near = np.ptp(batch["positions"][i][layout.mask][:, 2]) / np.ptp(row["positions"][layout.mask][:, 2])
         np.testing.assert_allclose(near, factor, rtol=1e-4)
     assert np.ptp([turned._matrix(row, np.random.default_rng(i))[1, 0] for i in range(4)]) > 0.1
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_resized_maps_leave_empty_texels_out(size, monkeypatch):
+    """At a hole of the mesh, as between eyelids, positions are those of texels beside it."""
+    mesh = np.zeros((64, 64), bool)
+    mesh[8:40, 10:50] = True
+    mesh[21:24, 21:30] = False
+    places = (np.arange(size) + 0.5) * 64 / size - 0.5
+    inside = cv2.resize(np.uint8(mesh), (size, size), interpolation=cv2.INTER_NEAREST) > 0
+    monkeypatch.setattr(positions, "_layout", lambda size: UVLayout(inside, None, None))
+    ramp = [np.stack([*np.meshgrid(x, x), np.full((len(x),) * 2, 7.0)], -1) / 2 + 20 for x in (np.arange(64), places)]
+    corners = np.float32([[20, 25], [40, 45]])
+    row = {"images": np.zeros((64, 64, 3), np.uint8), "positions": ramp[0] * mesh[..., None], "landmarks68": corners}
+    data = positions.PositionFaces(image_size=size, rotation=0, shift=0, scale=0, colour=0)
+    found = data._load([row], [np.random.default_rng(0)])["positions"][0]
+    matrix = data._matrix(row, np.random.default_rng(0))
+    expected = ramp[1][..., :2] @ matrix[:, :2].T + matrix[:, 2]
+    errors = np.linalg.norm(found[..., :2] - expected, axis=-1)[inside]
+    assert errors.max() < 0.25 * np.sqrt(2) * matrix[0, 0]  # half a texel along both axes; a texel is half a pixel
+    np.testing.assert_allclose(found[inside][:, 2], 0, atol=1e-3)
 
 
 def test_a_crop_shows_what_its_map_says(small_world):
