@@ -182,7 +182,7 @@ def network(model: ConfigDict, data: ReconstructionFaces, outputs: int) -> tuple
     if not model.stages:
         net = make()
         return lambda key: net.init(key, crop, train=False), without_face(net)
-    net = tddfa.Cascade(model.stages, make, model.coarse)
+    net = tddfa.Cascade(model.stages, make, model.coarse, data.convention)
     return lambda key: net.init(key, crop, data.resident_face(), no_whitening(), train=False), net.apply
 
 

@@ -87,11 +87,13 @@ class Cascade(nn.Module):
       stages: K.
       make: (name=) -> network of a stage, (images [N, S, S, 6], train=) -> [N, D].
       coarse: pixels of the crop per pixel of the rendered PNCC, along each axis.
+      convention: from the parameters' vertices to pixels of the crop.
     """
 
     stages: int = 3
     make: Callable[..., nn.Module] = mobilenet
     coarse: int = 1
+    convention: crops.Convention = crops.FACEJAX
 
     @nn.compact
     def __call__(self, images: jax.Array, face: LinearFace, whitening: Whitening, *, train: bool) -> jax.Array:
@@ -129,7 +131,7 @@ class Cascade(nn.Module):
     ) -> jax.Array:
         """PNCC of whitened parameters [N, D], scaled as the crops are: [N, S, S, 3]."""
         small = size // self.coarse
-        vertices = crops.to_image(reconstruct(face, whitening.restore(current)), size) / self.coarse
+        vertices = crops.to_image(reconstruct(face, whitening.restore(current)), size, self.convention) / self.coarse
         picture = pncc.render_pncc(vertices, face.triangles, code, (small, small))
         return jnp.repeat(jnp.repeat((255 * picture - 127.5) / 128, self.coarse, 1), self.coarse, 2)
 

@@ -173,6 +173,22 @@ def test_stages_see_the_code_of_what_was_found(face, whitening, cascade):
         np.testing.assert_allclose(current, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_code_lies_where_published_crops_show_the_face(face, whitening, monkeypatch):
+    placed = []
+
+    def render(vertices, triangles, code, size):
+        placed.append(vertices)
+        return jnp.zeros((len(vertices), *size, 3))
+
+    monkeypatch.setattr(tddfa.pncc, "render_pncc", render)
+    config = experiment.get_config("crops_cascade")
+    _, apply = experiment.network(config.model, reconstruction.ReconstructionFaces(**config.data), D)
+    current, code = jnp.zeros((1, D)), pncc.coordinate_code(face.mean)
+    apply.__self__._picture(current, face, code, whitening, 120)
+    expected = np.array(parameters.reconstruct(face, whitening.restore(current))) * [1, -1, 1] + [-0.5, 120.5, 0]
+    np.testing.assert_allclose(placed[0], expected, atol=1e-4)
+
+
 def test_a_stage_sends_no_gradient_to_the_one_before(face, whitening, cascade):
     net, images, variables = cascade
 
