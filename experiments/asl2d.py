@@ -12,8 +12,8 @@ in afw, helen/trainset, lfpw/trainset). FILE is test_codes/test.data/detect_test
 landmarks of 1,998 of the 2,000 crops; the other two are left out, as there.
 
 Published (arXiv, remembered), NME in % of 68 points on AFLW2000-3D by bins of yaw: 2.75, 3.44, 4.41, mean 3.53. The
-authors state neither their optimizer nor the weights of their losses: the schedule of 300wlp_wild is that of 3DDFA, a
-tenth of it with 3D labels alone.
+authors state neither their optimizer nor the weights of their losses: 300wlp_wild has the rate and its falls of 3DDFA
+after a linear warm-up of one epoch, and a tenth of the steps with 3D labels alone.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ def build(config: ConfigDict) -> Experiment:
 
 
 def faces_report(test: Faces, seen: np.ndarray, vectors: np.ndarray, face: LinearFace) -> Report:
-    """Errors on the face world's held-out faces, with those that the authors add: 3D landmarks, surfaces after ICP.
+    """Errors on the face world's held-out faces, also of 3D landmarks, as the authors, and of surfaces after ICP.
 
     Args:
       test: the crops with their truth.

@@ -101,11 +101,14 @@ def icp_error(
 ) -> float:
     """Mean distance to the nearest true vertex after iterative closest points, divided by the size.
 
+    Not the number of 2DASL's code, which takes the distance of the same vertices after a rigid motion and ends when the
+    mean squared distance changes by 0.01 or less.
+
     Args:
       predicted: [V, 3] of the face region.
       truth: [V', 3].
       size: the outer interocular distance in 3D (PRNet), or sqrt(width * height) of the true mesh's box (2DASL).
-      change: ends when the mean distance falls by less, in units of the vertices (2DASL's 0.01 pixels).
+      change: ends when the mean distance falls by less, in units of the vertices.
       most: iterations at most.
       scale: whether the alignment scales.
     """
