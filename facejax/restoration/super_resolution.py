@@ -22,6 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from facejax.nn.conv import Conv
 from facejax.nn.init import torch_default
@@ -40,12 +41,17 @@ SHIFT = np.array([16.0, 128.0, 128.0]) / 255
 
 def to_ycbcr(images: jax.Array) -> jax.Array:
     """RGB [..., 3] in 0..1 -> YCbCr of ITU-R BT.601, studio range, divided by 255 (MATLAB's rgb2ycbcr)."""
-    return images @ jnp.asarray(YCBCR, images.dtype) + jnp.asarray(SHIFT, images.dtype)
+    return _converted(images, YCBCR) + jnp.asarray(SHIFT, images.dtype)
 
 
 def to_rgb(images: jax.Array) -> jax.Array:
     """The inverse of `to_ycbcr`."""
-    return (images - jnp.asarray(SHIFT, images.dtype)) @ jnp.asarray(np.linalg.inv(YCBCR), images.dtype)
+    return _converted(images - jnp.asarray(SHIFT, images.dtype), np.linalg.inv(YCBCR))
+
+
+def _converted(colours: jax.Array, matrix: np.ndarray) -> jax.Array:
+    """Colours [..., 3] times a matrix, in full precision on accelerators, too."""
+    return jnp.matmul(colours, jnp.asarray(matrix, colours.dtype), precision=lax.Precision.HIGHEST)
 
 
 def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:

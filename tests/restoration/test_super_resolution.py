@@ -41,6 +41,12 @@ def test_influence_ends_at_the_radius(name):
     assert net.radius - 2 <= distance <= net.radius
 
 
+@pytest.mark.parametrize("convert", [sr.to_ycbcr, sr.to_rgb])
+def test_colours_are_converted_in_full_precision(convert):
+    """Accelerators round the factors of a product to 8 or 11 bits unless told otherwise."""
+    assert "HIGHEST" in str(jax.make_jaxpr(convert)(jnp.zeros((1, 2, 2, 3))))
+
+
 @pytest.mark.parametrize("name", ["srcnn", "edsr4", "srresnet", "rrdb"])
 def test_bfloat16(name):
     net, low = NETS[name], images(1, 8, 8)
