@@ -149,6 +149,7 @@ PRESETS = {
             "name": "rmsprop", "momentum": 0.0, "b2": 0.99, "schedule": {"kind": "constant", "peak": 2.5e-4},
         },
         "train": {"batch_size": 14, "steps": 300_000, "devices": 1, "eval_every": 0},
+        "eval.border": -8,  # whole images, as the authors' test script
     },
 }  # fmt: skip
 FIRST = {"rrdb_small": "rrdb", "rrdb": "div2k_rrdb", "srresnet": "div2k_srresnet"}

@@ -45,7 +45,7 @@ class Enlargement:
       overlap: pixels on each side of them that are computed and dropped; 0: the network's radius.
       ensemble: whether to average over turned and mirrored images ("+" of EDSR's authors).
       luminance: PSNR and SSIM of Y; otherwise of RGB.
-      border: pixels cut off at each border in addition to the scale.
+      border: pixels cut off at each border in addition to the scale; minus the scale cuts nothing off.
     """
 
     tile: int = 192

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from experiments import super_resolution as experiment
-from facejax.data.restoration import RestorationImages
+from facejax.data.restoration import Pair, RestorationImages, small
+from facejax.evaluate.restoration import Enlargement, bicubic
+from facejax.metrics.image import psnr
 from facejax.restoration import fsrnet
 from facejax.restoration import super_resolution as sr
 from facejax.train import Options, app
@@ -67,6 +69,14 @@ def test_srcnn_trains_on_the_luminance(folder):
     updates, _ = tx.update(params, tx.init(params), params)
     last, first = (float(updates[name]["kernel"].squeeze()) for name in ("conv3", "conv1"))
     assert last == pytest.approx(0.1 * first, rel=1e-5)
+
+
+def test_fsrnet_is_measured_on_whole_images():
+    config = experiment.get_config("celeba_fsrnet")
+    high = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    pair, enlarge = Pair("a", small(high, 8), high), bicubic(8)
+    report = app.section(Enlargement, config.eval).assess(enlarge, {"x": [pair]}, config.data.scale)
+    assert report.metrics["psnr"] == pytest.approx(psnr(enlarge(pair.low), high, luminance=True))
 
 
 def test_a_second_stage_begins_with_the_first(folder):
