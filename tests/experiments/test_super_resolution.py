@@ -8,7 +8,8 @@ import pytest
 from experiments import super_resolution as experiment
 from facejax.data.restoration import Pair, RestorationImages, small
 from facejax.evaluate.restoration import Enlargement, bicubic
-from facejax.metrics.image import psnr
+from facejax.metrics.image import luma, psnr
+from facejax.ops.resize import imresize_on_host
 from facejax.restoration import fsrnet
 from facejax.restoration import super_resolution as sr
 from facejax.train import Options, app
@@ -69,6 +70,41 @@ def test_srcnn_trains_on_the_luminance(folder):
     updates, _ = tx.update(params, tx.init(params), params)
     last, first = (float(updates[name]["kernel"].squeeze()) for name in ("conv3", "conv1"))
     assert last == pytest.approx(0.1 * first, rel=1e-5)
+
+
+def test_srcnn_steps_as_in_caffe():
+    """1e-4 of half the sum of squares of 21 x 21 pixels of Y; a tenth of it for biases and for the last layer."""
+    config, rng = experiment.get_config("div2k_srcnn"), np.random.default_rng(0)
+    places = [("conv1", "kernel"), ("conv1", "bias"), ("conv3", "kernel"), ("conv3", "bias")]
+    shown = rng.uniform(size=(4, 2, config.data.patch, config.data.patch, 3))
+    truth = rng.uniform(size=shown.shape[1:])
+    params = {"conv1": {"kernel": 0.1, "bias": 0.2}, "conv3": {"kernel": 0.3, "bias": 0.4}}
+
+    def loss(params):
+        found = sum(params[layer][kind] * picture for (layer, kind), picture in zip(places, shown, strict=True))
+        return sr.pixel_loss(found, truth, config.loss.kind, config.loss.border).mean()
+
+    tx = experiment.make_optimizer(config)
+    updates, _ = tx.update(jax.jit(jax.grad(loss))(params), tx.init(params), params)
+    inside = slice(config.data.patch // 2 - 10, config.data.patch // 2 + 11)
+    pictures = [(luma(255 * x)[:, inside, inside] - 16) / 255 for x in shown]
+    wrong = sum(params[a][b] * y for (a, b), y in zip(places, pictures, strict=True))
+    wrong -= (luma(255 * truth)[:, inside, inside] - 16) / 255
+    for (layer, kind), picture, rate in zip(places, pictures, (1e-4, 1e-5, 1e-5, 1e-5), strict=True):
+        expected = -rate * (wrong * picture).sum() / 2
+        assert float(updates[layer][kind]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_srcnn_learns_where_a_patch_is_enlarged_as_the_whole_image_is():
+    config = experiment.get_config("div2k_srcnn")
+    net, side, scale = sr.SRCNN(), config.data.patch, config.data.scale
+    margin, start = config.loss.border - sum(k // 2 for k in net.kernels), 10
+    low = np.random.default_rng(0).uniform(size=(side, side, 3))
+    part = low[start : start + side // scale, start : start + side // scale]
+    whole, alone = imresize_on_host(low, scale), imresize_on_host(part, scale)
+    seen, first = slice(margin, side - margin), scale * start + margin
+    expected = whole[first : first + side - 2 * margin, first : first + side - 2 * margin]
+    np.testing.assert_allclose(alone[seen, seen], expected, atol=1e-5)
 
 
 def test_fsrnet_is_measured_on_whole_images():
