@@ -5,8 +5,8 @@ arXiv:1609.04802. Wang et al. "ESRGAN: Enhanced Super-Resolution Generative Adve
 arXiv:1809.00219. A generator trained for PSNR is trained on with the distance of VGG-19's features in place of that of
 pixels, and against a discriminator. In ESRGAN the discriminator predicts which of two images is real.
 
-Differs: nothing known. ESRGAN's code takes the mean of the other side's scores over one device; `axis_name` takes it
-over all.
+Differs from ESRGAN's code: that takes the mean of the other side's scores over one device, `axis_name` takes it over
+all; and in the discriminator's step that sends no gradient through these means, which the paper's formula has.
 """
 
 from __future__ import annotations
