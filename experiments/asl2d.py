@@ -12,8 +12,8 @@ in afw, helen/trainset, lfpw/trainset). FILE is test_codes/test.data/detect_test
 landmarks of 1,998 of the 2,000 crops; the other two are left out, as there.
 
 Published (arXiv, remembered), NME in % of 68 points on AFLW2000-3D by bins of yaw: 2.75, 3.44, 4.41, mean 3.53. The
-authors state neither their optimizer nor the weights of their losses: 300wlp_wild has the rate and its falls of 3DDFA
-after a linear warm-up of one epoch, and a tenth of the steps with 3D labels alone.
+settings of 300wlp_wild are not those of the authors' early script: they are 3DDFA's rate and its falls after a linear
+warm-up of one epoch, a tenth of the steps with 3D labels alone, and the miniature's weights of the losses.
 """
 
 from __future__ import annotations

@@ -7,9 +7,10 @@ detected landmarks. Of faces with known parameters it learns these and their 3D 
 the projected landmarks are the detected ones (weighted, where visible), that its own landmarks as input give the same
 landmarks again (cycle), and to fool a critic of features and parameters, which has seen true pairs (self-critic).
 
-The authors published the network, the map and helpers of the training (weights of landmarks, the critic's layers,
-XgTu/2DASL), not the training itself. Choices of ours: units and weights of the losses, that the cycle compares both
-passes of the network, that the critic sees features and whitened parameters without t_z, the critic's logistic loss.
+The authors published the network, the map and, in an early commit, a script that trains a variant (XgTu/2DASL).
+Differs from it: units and weights of the losses; weights of landmarks, which it squares; the cycle compares both passes
+of the network, there the second pass and the detected landmarks; the critic sees features and whitened parameters
+without t_z, there expression alone.
 """
 
 from __future__ import annotations
