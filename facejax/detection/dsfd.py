@@ -422,6 +422,8 @@ class DSFD:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Detections of the release's test script for WIDER FACE: many scales and a mirrored image, joined by voting.
 
+        `count` limits the result; every pass keeps all of its `candidates` that suppression leaves.
+
         Args:
           apply: preprocessed images -> raw predictions; compiled once for every scale.
           image: [H, W, 3] RGB 0..255.
@@ -430,11 +432,11 @@ class DSFD:
         Returns:
           boxes [K, 4] in pixels of the image, and scores [K]; a box that no other one confirms is dropped.
         """
-        boxes, scores = [], []
+        boxes, scores, every = [], [], dataclasses.replace(self, count=self.candidates)
         for scale, mirror, low, high in scale_plan(image.shape[:2]):
             shown = image[:, ::-1] if mirror else image
             inputs = padded(self.preprocess(resized(shown[None], scale)), multiple)
-            found = self.decode(apply(inputs), inputs.shape[1:3])
+            found = every.decode(apply(inputs), inputs.shape[1:3])
             kept = np.asarray(found.mask[0])
             corners = np.asarray(found.boxes[0])[kept] / scale
             corners = np.asarray(mirrored(corners, image.shape[1])) if mirror else corners

@@ -304,6 +304,23 @@ def test_multi_scale_keeps_boxes_by_longer_and_shorter_side(finder, monkeypatch,
     np.testing.assert_allclose(boxes, [[16, 30, 41, 80]] if kept else np.zeros((0, 4)), atol=1e-3)
 
 
+def test_multi_scale_limits_the_result_and_no_pass(monkeypatch):
+    """Two faces are the second and the third of their passes: both passes must give both for them to be confirmed."""
+    model = dsfd.DSFD(dsfd.Net(maps()), strides=(16,), sizes=(16,), count=2)
+    passes = iter(([0.9, 0.8, 0.7], [0.3, 0.8, 0.9]))
+
+    def apply(inputs):
+        scores = np.full(model.anchors("face", inputs.shape[1:3]).shape[0], 1e-4)
+        scores[[0, 3, 6]] = next(passes)
+        logits = np.stack([np.zeros(len(scores)), np.log(scores / (1 - scores))], -1)
+        return {"face": (jnp.float32(logits[None]), jnp.zeros((1, len(scores), 4)))}
+
+    monkeypatch.setattr(dsfd, "scale_plan", lambda size: [(1.0, False, 0, math.inf)] * 2)
+    boxes, scores = model.multi_scale(apply, np.zeros((16, 112, 3), np.uint8))
+    np.testing.assert_allclose(scores, [0.9, 0.9], rtol=1e-5)
+    np.testing.assert_allclose((boxes[:, 0] + boxes[:, 2]) / 2, [8, 104], atol=1e-3)
+
+
 def test_rows_of_a_result_file():
     found = dsfd.wider_rows(np.array([[1.5, 2.0, 4.2, 6.0], [-0.5, 0, 3, 3]]))
     assert found.tolist() == [[1, 2, 4, 5], [-1, 0, 5, 4]]
