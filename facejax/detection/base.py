@@ -93,6 +93,7 @@ class Detector(Protocol):
       net: images -> raw predictions, a pytree; called as net.apply(variables, images, train=...).
       classes: number of classes C.
       points: P, number of points per detection; 0 for none.
+      clips: whether boxes end at the image's border; a detector without the attribute does not cut them.
     """
 
     net: nn.Module

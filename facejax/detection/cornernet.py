@@ -261,6 +261,7 @@ class CornerNet:
     sigma: float = 0.5
     count: int = 100
     points: ClassVar[int] = 0
+    clips: ClassVar[bool] = True
 
     @property
     def classes(self) -> int:

@@ -249,6 +249,7 @@ class RetinaNet:
     deviation: tuple[float, float, float] = (1.0, 1.0, 1.0)
     bgr: bool = True
     points: ClassVar[int] = 0
+    clips: ClassVar[bool] = True
 
     @property
     def classes(self) -> int:

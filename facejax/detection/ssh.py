@@ -233,6 +233,7 @@ class SSH:
     count: int = 750
     classes: ClassVar[int] = 1
     points: ClassVar[int] = 0
+    clips: ClassVar[bool] = True
 
     def preprocess(self, images: jax.Array) -> jax.Array:
         """RGB 0..255 -> BGR less the mean."""

@@ -9,7 +9,7 @@ import cv2
 import jax
 import numpy as np
 
-from facejax.data import pipeline, transforms
+from facejax.data import decoding, pipeline, transforms
 from facejax.data.augment_boxes import decoded
 from facejax.data.detection import letterboxed
 from facejax.data.pipeline import Source
@@ -46,6 +46,8 @@ def detect(
 ) -> list[Detections]:
     """Detections in all images of a source, in pixels of the stored images.
 
+    Boxes of a detector that `clips` end at the border of the image, which is not that of the network's square input.
+
     Args:
       model, variables: the detector.
       source: examples with "image".
@@ -55,13 +57,15 @@ def detect(
     """
 
     def load(rows: Sequence[int]) -> dict[str, np.ndarray]:
-        parts = [fitted(example, size, stretch) for example in pipeline.fetch(source, rows)]
+        examples = pipeline.fetch(source, rows)
+        parts = [fitted(example, size, stretch) for example in examples]
         images, scales, offsets = (np.stack(x) for x in zip(*parts, strict=True))
-        return {"image": images, "scale": scales, "offset": offsets}
+        extents = np.array([decoding.size(example["image"]) for example in examples], np.float32)
+        return {"image": images, "scale": scales, "offset": offsets, "extent": extents}
 
     def predict(variables: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
         raw = model.net.apply(variables, model.preprocess(batch["image"]), train=False)
-        return {"found": model.decode(raw, (size, size)), "scale": batch["scale"], "offset": batch["offset"]}
+        return {"found": model.decode(raw, (size, size)), **{k: batch[k] for k in ("scale", "offset", "extent")}}
 
     out = map_batches(predict, variables, range(len(source)), batch_size, load)
     found = out["found"]
@@ -69,6 +73,8 @@ def detect(
     for i, mask in enumerate(found.mask):
         scale, offset = out["scale"][i], out["offset"][i]
         boxes = (found.boxes[i][mask] - np.tile(offset, 2)) / np.tile(scale, 2)
+        if getattr(model, "clips", False):
+            boxes = np.clip(boxes, 0, np.tile(out["extent"][i], 2))
         points = (found.points[i][mask] - offset) / scale
         images.append(Detections(boxes, found.scores[i][mask], found.labels[i][mask], points if model.points else None))
     return images

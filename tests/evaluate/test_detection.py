@@ -12,6 +12,9 @@ import pytest
 from facejax.data.detection import DetectionImages
 from facejax.data.synthetic.faces import png
 from facejax.detection.base import Detections, Term
+from facejax.detection.cornernet import CornerNet
+from facejax.detection.retinanet import RetinaNet
+from facejax.detection.ssh import SSH
 from facejax.evaluate import detection
 from facejax.metrics import detection as metrics
 from facejax.metrics import wider_face
@@ -91,6 +94,23 @@ def test_detections_lie_in_pixels_of_the_stored_images(variables):
     stretched = detection.detect(model, variables, images, 64, batch_size=4, stretch=True)
     x, y = images[2]["boxes"][0, :2]
     np.testing.assert_allclose(stretched[2].boxes, [[x, y, x + 8, y + 12]], atol=1e-4)  # 64 wide, 128 high
+
+
+def test_boxes_of_a_detector_that_clips_end_at_the_border_of_the_image(variables):
+    class Cut(Brightest):
+        clips = True
+
+    images = source([(64, 32), (32, 64)])
+    for example, (row, column) in zip(images, ((60, 30), (29, 60)), strict=True):
+        image = np.zeros((*((64, 32), (32, 64))[example["name"] == "1"], 3), np.uint8)
+        image[row:, column:] = 250
+        example["image"] = png(image)
+    wide, tall = (found.boxes for found in detection.detect(Cut(), variables, images[::-1], 64, batch_size=2))
+    np.testing.assert_allclose(wide, [[60, 29, 64, 32]])  # 32 pixels high in a square of 64
+    np.testing.assert_allclose(tall, [[30, 60, 32, 64]])
+    wide, _ = (found.boxes for found in detection.detect(Brightest(), variables, images[::-1], 64, batch_size=2))
+    np.testing.assert_allclose(wide, [[60, 29, 68, 35]])
+    assert RetinaNet.clips and SSH.clips and CornerNet.clips
 
 
 def test_report(variables):
