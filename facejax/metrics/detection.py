@@ -142,11 +142,7 @@ def coco_ap(detections: Sequence[Detections], objects: Sequence[Objects]) -> dic
     Raises:
       ImportError: pycocotools is not installed.
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise ImportError("coco_ap needs pycocotools: pip install pycocotools") from error
+    COCO, COCOeval = pycocotools()
     _check_images(detections, objects)
     if not any(len(true.boxes) for true in objects):
         return dict.fromkeys(COCO_NAMES, float("nan"))
@@ -177,6 +173,16 @@ def coco_ap(detections: Sequence[Detections], objects: Sequence[Objects]) -> dic
         evaluation.summarize()
     values = np.where(evaluation.stats < 0, np.nan, evaluation.stats)
     return dict(zip(COCO_NAMES, values.tolist(), strict=True))
+
+
+def pycocotools() -> tuple[type, type]:
+    """The classes COCO and COCOeval of pycocotools; ImportError if it is not installed."""
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise ImportError("coco_ap needs pycocotools: pip install pycocotools") from error
+    return COCO, COCOeval
 
 
 def size_split_ap(

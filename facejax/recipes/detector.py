@@ -14,6 +14,7 @@ from flax.errors import FlaxError
 from facejax.data.detection import DetectionImages
 from facejax.detection.base import Detector, Truth
 from facejax.evaluate import detection
+from facejax.metrics import detection as metrics
 from facejax.metrics import wider_face
 from facejax.train import AXIS, Experiment, Mean, Options, Report, TrainState, supervised_step, warm_start
 
@@ -107,15 +108,24 @@ def detector(
             reason = str(error).partition("\n")[0]
             raise ValueError(f"eval.image_size is {side}: a network for {size} does not take it: {reason}") from error
 
-    def train_data() -> Any:
+    def check_protocol() -> None:
         if evaluation.protocol == "wider":
-            wider_face.read_truth(evaluation.truth)  # a missing file is an error now, not after the training
+            wider_face.read_truth(evaluation.truth)
+        if evaluation.protocol == "coco":
+            try:
+                metrics.pycocotools()
+            except ImportError as error:
+                raise ValueError(f"eval.protocol is 'coco': {error}") from error
+
+    def train_data() -> Any:
+        check_protocol()  # a missing file or package is an error now, not after the training
         if evaluation.image_size not in (0, size):
             check_evaluation_size()
         data.test()  # missing images likewise
         return data.batches(batch, seed)
 
     def evaluate(state: TrainState) -> Report:
+        check_protocol()
         variables = {"params": state.ema if ema else state.params, **state.model_state}
         if load is not None:
             variables = load(jax.eval_shape(lambda: variables))

@@ -1,6 +1,7 @@
 """The evaluation of detectors: places in pixels of the stored images, numbers, pictures; the loss over devices."""
 
 import dataclasses
+import sys
 
 import chex
 import flax.linen as nn
@@ -241,6 +242,15 @@ def test_the_protocol_is_checked_before_training(tmp_path):
     run = detector(Brightest(), data, None, Options(batch_size=1, steps=1), chosen, seed=0)
     with pytest.raises(ValueError, match=r"wider_face_val.mat"):
         run.train_data()
+
+
+def test_the_package_of_the_protocol_is_checked_before_training(monkeypatch):
+    data = DetectionImages("retinaface", "nowhere")
+    run = detector(Brightest(), data, None, Options(batch_size=1, steps=1), Evaluation(protocol="coco"), seed=0)
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    for start in (run.train_data, lambda: run.evaluate(None)):
+        with pytest.raises(ValueError, match=r"eval.protocol is 'coco': .* pip install pycocotools"):
+            start()
 
 
 class OneSize(nn.Module):
