@@ -11,8 +11,8 @@ DIR holds COCO: annotations/instances_{train,val}2017.json, images/{train,val}20
 ImageNet. 8 GPUs of two images, as published.
 
 Published COCO AP, in %, on minival after 90,000 steps of 16 images, 800 pixels (Detectron's MODEL_ZOO): ResNet-50 35.7,
-ResNet-101 37.7. At 600 pixels (paper, ResNet-50): focal loss 34.0, cross-entropy 30.2, with alpha 0.75 31.1; ResNet-101
-on test-dev: focal loss 36.0, best OHEM 32.8.
+ResNet-101 37.7. At 600 pixels on minival (paper, Table 1), ResNet-50: focal loss 34.0, cross-entropy 30.2, with alpha
+0.75 31.1; ResNet-101: focal loss 36.0, best OHEM 32.8.
 """
 
 from __future__ import annotations
