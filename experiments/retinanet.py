@@ -149,7 +149,7 @@ def build(config: ConfigDict) -> Experiment:
         Options(**config.train),
         Evaluation(**config.eval),
         seed=config.seed,
-        start=functools.partial(read_backbone, model.weights) if model.weights else None,
+        start=functools.partial(read_backbone, model.weights) if model.weights or model.frozen else None,
     )
 
 
@@ -164,7 +164,9 @@ def frozen(params: Any) -> Any:
 
 
 def read_backbone(path: str, shapes: Any) -> Any:
-    """The backbone's variables from torchvision's state dict."""
+    """The backbone's variables from torchvision's state dict; ValueError without a path."""
+    if not path:
+        raise ValueError("model.weights is empty: model.frozen keeps layers of the ResNet, which would stay at random")
     from facejax.interop import torchvision  # only published weights need it
 
     found = torchvision.load(path, {kind: tree["backbone"] for kind, tree in shapes.items()})

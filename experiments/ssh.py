@@ -96,7 +96,6 @@ def build(config: ConfigDict) -> Experiment:
     if config.model.name not in NETS:
         raise ValueError(f"model.name is {config.model.name!r}: expected one of {', '.join(NETS)}")
     model = NETS[config.model.name](context=config.model.context, dtype=jnp.dtype(config.model.dtype))
-    trunk = config.model.trunk
     return detector(
         model,
         DetectionImages(**config.data),
@@ -104,12 +103,14 @@ def build(config: ConfigDict) -> Experiment:
         Options(**config.train),
         Evaluation(**config.eval),
         seed=config.seed,
-        start=functools.partial(read_trunk, trunk) if trunk else None,
+        start=functools.partial(read_trunk, config.model.trunk) if config.model.trunk or config.optim.frozen else None,
     )
 
 
 def read_trunk(path: str, shapes: Any) -> Any:
-    """VGG's published convolutions."""
+    """VGG's published convolutions; ValueError without a path."""
+    if not path:
+        raise ValueError("model.trunk is empty: optim.frozen keeps stages of VGG, which would stay at random")
     from facejax.interop import torchvision  # only published weights need it
 
     return {"params": {"vgg": torchvision.load_vgg_convolutions(path, shapes["params"]["vgg"])}}

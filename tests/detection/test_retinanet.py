@@ -289,6 +289,12 @@ def test_smoke(small, faces_folder, tmp_path):
     assert {"ap", "ap_tiny", "precision", "recall"} <= set(report.metrics)
 
 
+def test_frozen_layers_need_weights():
+    run = experiment.build(experiment.get_config("coco_r50"))
+    with pytest.raises(ValueError, match=r"model.weights is empty: model.frozen keeps layers of the ResNet"):
+        run.prepare()
+
+
 def test_a_run_from_weights_keeps_what_is_frozen(small, faces_folder, tmp_path, monkeypatch):
     """Batch norms, stem and stage 2 of the backbone stay as in the file; all else is trained."""
     from facejax.interop import torchvision

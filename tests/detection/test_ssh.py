@@ -349,6 +349,12 @@ def test_frozen_stages_and_the_rate_of_biases():
         np.testing.assert_allclose(layer["bias"], -0.008, rtol=1e-5)
 
 
+def test_frozen_stages_need_a_published_trunk():
+    run = experiment.build(experiment.get_config("wider"))
+    with pytest.raises(ValueError, match=r"model.trunk is empty: optim.frozen keeps stages of VGG"):
+        run.prepare()
+
+
 def test_a_run_begins_from_a_published_trunk(small, faces_folder, monkeypatch):
     rng, tensors, inputs = np.random.default_rng(0), {}, 3
     for place, width in ((0, 2), (3, 3), (6, 4)):
