@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from facejax.backbones.vgg import vgg16
@@ -149,12 +150,25 @@ def build(config: ConfigDict) -> Experiment:
     return detector(
         ssd.SSD(net, sources, bipartite=model.bipartite, ratio=model.ratio, deviation=deviation),
         DetectionImages(**config.data),
-        optim.from_config(config.optim, config.train.steps),
+        make_optimizer(config.optim, config.train.steps),
         Options(**config.train),
         Evaluation(**config.eval),
         seed=config.seed,
         start=(lambda shapes: {"params": {"trunk": read_weights(model.weights)}}) if model.weights else None,
     )
+
+
+def make_optimizer(settings: ConfigDict, steps: int) -> optax.GradientTransformation:
+    """The optimizer. With SGD the scales of the L2 norms have weight decay, too, as Caffe decays all but the biases."""
+
+    def is_scale(path: Any, _: Any) -> bool:
+        return path[-2].key.endswith("_norm")
+
+    tx = optim.from_config(settings, steps)
+    if settings.name != "sgd" or settings.decay != "kernels":
+        return tx
+    decayed = optax.add_decayed_weights(settings.weight_decay)
+    return optax.chain(optax.masked(decayed, lambda params: jax.tree_util.tree_map_with_path(is_scale, params)), tx)
 
 
 def read_weights(path: str) -> dict[str, Any]:

@@ -246,6 +246,17 @@ def test_presets_dry_run(preset):
         assert costs["parameters"] == PARAMETERS[preset]
 
 
+def test_caffe_decays_all_but_biases():
+    settings = experiment.get_config("voc300").optim
+    settings.weight_decay, ones = 0.5, jnp.ones((2, 2))
+    params = {"trunk": {"fc6": {"kernel": ones, "bias": ones[0]}}, "relu4_3_norm": {"scale": ones[0]}}
+    tx = experiment.make_optimizer(settings, 100)
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+    np.testing.assert_allclose(updates["trunk"]["fc6"]["kernel"], -1e-3 * 1.5, rtol=1e-5)
+    np.testing.assert_allclose(updates["trunk"]["fc6"]["bias"], -2e-3, rtol=1e-5)
+    np.testing.assert_allclose(updates["relu4_3_norm"]["scale"], -1e-3 * 1.5, rtol=1e-5)
+
+
 def test_both_sides_of_the_claim_have_as_many_priors():
     counts = {}
     for name in ("tiny", "tiny_single"):
