@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -186,13 +186,18 @@ def wider_scores(found: Sequence[Detections], source: Source, folder: str) -> di
     truth = wider_face.read_truth(folder)
     rows = {name: np.zeros((0, 5)) for name in truth.names}
     for row, entry in enumerate(found):
-        name = source[row]["name"]
-        if name.removesuffix(".jpg") not in rows:
-            raise ValueError(f"{name}: expected an image of {folder}")
+        name = check_name(source[row]["name"], rows, folder)
         sides = entry.boxes[:, 2:] - entry.boxes[:, :2]
-        rows[name.removesuffix(".jpg")] = np.column_stack([entry.boxes[:, :2], sides, entry.scores])
+        rows[name] = np.column_stack([entry.boxes[:, :2], sides, entry.scores])
     curves = wider_face.evaluate([rows[name] for name in truth.names], truth.boxes, truth.subsets)
     return {name: 100 * curve.ap for name, curve in curves.items()}
+
+
+def check_name(name: str, names: Collection[str], folder: str) -> str:
+    """An image's name without its extension; ValueError if it is not one of the official lists in `folder`."""
+    if name.removesuffix(".jpg") not in names:
+        raise ValueError(f"{name}: expected an image of {folder}")
+    return name.removesuffix(".jpg")
 
 
 def landmark_scores(found: Sequence[Detections], source: Source, true: Sequence[Objects]) -> dict[str, float]:

@@ -121,7 +121,9 @@ def detector(
         check_protocol()  # a missing file or package is an error now, not after the training
         if evaluation.image_size not in (0, size):
             check_evaluation_size()
-        data.test()  # missing images likewise
+        test = data.test()  # missing images likewise
+        if evaluation.protocol == "wider":
+            detection.check_name(test[0]["name"], wider_face.read_truth(evaluation.truth).names, evaluation.truth)
         return data.batches(batch, seed)
 
     def evaluate(state: TrainState) -> Report:

@@ -244,6 +244,17 @@ def test_the_protocol_is_checked_before_training(tmp_path):
         run.train_data()
 
 
+def test_other_images_than_the_official_ones_are_refused_before_training(faces_folder, monkeypatch):
+    truth = wider_face.Truth(["1--Other/0"], [np.zeros((0, 4))], {})
+    monkeypatch.setattr(wider_face, "read_truth", lambda folder: truth)
+    data, chosen = DetectionImages("retinaface", str(faces_folder)), Evaluation(protocol="wider", truth="folder")
+    run = detector(Brightest(), data, None, Options(batch_size=1, steps=1), chosen, seed=0)
+    with pytest.raises(ValueError, match=r"0--Event/0\.jpg: expected an image of folder"):
+        run.train_data()
+    truth.names.append("0--Event/0")
+    assert next(run.train_data())["image"].shape == (1, 128, 128, 3)
+
+
 def test_the_package_of_the_protocol_is_checked_before_training(monkeypatch):
     data = DetectionImages("retinaface", "nowhere")
     run = detector(Brightest(), data, None, Options(batch_size=1, steps=1), Evaluation(protocol="coco"), seed=0)
