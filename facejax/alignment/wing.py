@@ -4,7 +4,7 @@ Feng, Kittler, Awais, Huber, Wu. "Wing Loss for Robust Facial Landmark Localisat
 CVPR 2018. arXiv:1711.06753. The loss is a logarithm near zero, whose gradient grows as the error shrinks, and a line
 beyond. Small convolutional networks regress all coordinates from a crop; of two stages the first one only turns and
 crops the face for the second. Rare poses are repeated in the training set. Formulas and the balancing are those of the
-authors' MATLAB code (FengZhenhua/Wing-Loss: lgLoss.m, pdb.m), which has no training.
+authors' MATLAB code (FengZhenhua/Wing-Loss: lgLoss.m in its history, pdb.m), which has no training.
 
 Differs: widths of CNN-7 beyond its first layer are not published; the second stage's crop is cut from the first one's,
 not from the photograph; empty bins of the balancing are skipped.

@@ -11,7 +11,7 @@ from facejax.alignment import wing
 from facejax.backbones.resnet import ResNet, resnet50
 from facejax.data.landmark_images import LandmarkImages, region_matrix
 from facejax.interop import torchvision
-from facejax.train import Options, app
+from facejax.train import Options, app, optim
 from facejax.train.dry_run import count, dry_run
 
 RNG = np.random.default_rng(0)
@@ -279,6 +279,15 @@ def test_published_settings():
         if preset in sizes:
             assert count(jax.eval_shape(run.init, jax.random.key(0)).params) == sizes[preset]
             assert (config.loss.name, config.loss.width, config.loss.curvature, config.bins) == ("wing", 10, 2, 9)
+
+
+@pytest.mark.parametrize(("preset", "outputs"), [("wflw", 196), ("cofw", 58)])
+def test_a_sum_over_coordinates_shrinks_the_weights_as_the_authors_mean(preset, outputs):
+    settings = experiment.get_config(preset).optim
+    assert settings.schedule.peak * outputs == pytest.approx(1e-3)
+    tx, weight = optim.from_config(settings, 10), {"w": jnp.ones(1)}
+    move, _ = tx.update({"w": jnp.zeros(1)}, tx.init(weight), weight)
+    assert float(move["w"][0]) == pytest.approx(-1e-3 * 5e-4, rel=1e-4)
 
 
 def test_all_sides_of_the_claim_differ_in_the_loss_only():
