@@ -281,6 +281,12 @@ def test_published_settings():
             assert (config.loss.name, config.loss.width, config.loss.curvature, config.bins) == ("wing", 10, 2, 9)
 
 
+@pytest.mark.parametrize(("preset", "enlarge"), [("aflw", 1.0), ("cofw", 1.0), ("wflw", 1.25)])
+def test_published_crops_are_the_given_boxes(preset, enlarge):
+    data = experiment.get_config(preset).data
+    assert (data.crop, data.enlarge) == ("box", enlarge)
+
+
 @pytest.mark.parametrize(("preset", "outputs"), [("wflw", 196), ("cofw", 58)])
 def test_a_sum_over_coordinates_shrinks_the_weights_as_the_authors_mean(preset, outputs):
     settings = experiment.get_config(preset).optim
