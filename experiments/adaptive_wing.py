@@ -55,11 +55,13 @@ BASE = {
 
 def published(kind: str, landmarks: int, images: int, normalizer: str) -> dict[str, Any]:
     """The paper's settings for a data set of so many training images: 240 epochs of batches of 8."""
-    augment = {"rotation": 50.0, "scale": 0.15, "shift": 25 / 256, "blur": 0.3, "noise": 0.3, "occlusion": 0.3}
+    augment = {
+        "rotation": 50.0, "scale": 0.15, "shift": 25 / 256, "blur": 0.3, "noise": 0.3, "occlusion": 0.3, "colour": 0.0,
+    }  # fmt: skip
     return {
         "data": {
             "kind": kind, "path": kind, "landmarks": landmarks, "image_size": 256, "enlarge": 1.344, "workers": 8,
-            "augment": augment,
+            "augment": augment, "crop": "box" if kind == "wflw" else "points",
         },
         "model": {"stacks": 4, "depth": 4, "features": 256},
         "target": {"sigma": 1.75, "boundary_sigma": 1.0, "samples": 100},

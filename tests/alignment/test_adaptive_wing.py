@@ -200,6 +200,8 @@ def test_published_settings():
         if preset in steps:
             assert config.train.steps == steps[preset] and config.target.sigma == 1.75
             assert (config.model.stacks, config.model.features, config.model.depth) == (4, 256, 4)
+            assert config.data.crop == ("box" if preset == "wflw" else "points")
+            assert config.data.augment.colour == 0
 
 
 def test_both_sides_of_the_claim_have_one_network():
