@@ -80,7 +80,7 @@ PRESETS = {
             "residual": False,
             "momentum": 0.9997,
         },
-        "loss": {"landmarks": 1.0, "boundary": 1.0},
+        "loss": {"landmarks": 1.0, "boundary": 3.0},  # the authors' predicted boundary has three equal channels
         "pretraining": 0,
         "optim": {"b2": 0.999, "weight_decay": 1e-4, "schedule": {"kind": "constant", "peak": 3e-5, "warmup": 0}},
         "train": {"batch_size": 1, "steps": 660_000, "devices": 1},

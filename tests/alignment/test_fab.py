@@ -215,7 +215,16 @@ def test_pretraining_comes_first_and_only_where_there_is_more_to_train():
 def test_the_miniatures_aids_stay_out_of_the_published_settings():
     config = experiment.get_config("300vw")
     assert (config.model.spread, config.model.mean_face, config.optim.b2) == (0.01, False, 0.999)
-    assert (config.loss.image, config.loss.boundary, config.loss.landmarks, config.pretraining) == (1.0, 1.0, 1.0, 0)
+    assert (config.loss.image, config.loss.landmarks, config.pretraining) == (1.0, 1.0, 0)
+
+
+def test_the_published_boundary_loss_counts_three_channels():
+    """The authors compare the mask's three channels of the predicted boundary with the one channel of the true one."""
+    rng = np.random.default_rng(3)
+    found, true = (rng.uniform(size=(1, 1, 4, 4, 1)).astype(np.float32) for _ in range(2))
+    theirs = np.sum((np.repeat(found, 3, -1) - true) ** 2) / 2
+    weight = experiment.get_config("300vw").loss.boundary
+    np.testing.assert_allclose(weight * fab.half_squares(found, true)[0, 0], theirs, rtol=1e-6)
 
 
 def test_smoke_of_single_frames(moving_faces, tmp_path):
