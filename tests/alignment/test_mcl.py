@@ -198,6 +198,36 @@ def test_phases_follow_each_other(faces, monkeypatch, tmp_path):
     assert again.metrics == report.metrics
 
 
+@pytest.mark.parametrize("preset", ["300w", "cofw"])
+def test_published_optimizers(preset):
+    """As in CFT: biases learn twice as fast, only kernels decay, and fine-tuning of 30,000 steps keeps its rate."""
+    config = experiment.get_config(preset)
+    layer = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+    for phase, length, rates in (
+        ("basic", 160_000, {0: 0.02, 29_999: 0.02, 30_000: 0.006, 159_999: 0.02 * 0.3**5}),
+        ("weighting", 30_000, {0: 0.001, 29_999: 0.001}),
+        ("centers", 30_000, {0: 0.001, 29_999: 0.001}),
+    ):
+        tx = experiment.make_optimizer(config, phase, length)
+        layers = experiment.copies(layer, 5) if phase == "centers" else {"shape": layer, "bn": {"norm": layer}}
+        zeros, ones = jax.tree.map(jnp.zeros_like, layers), jax.tree.map(jnp.ones_like, layers)
+        for step, rate in rates.items():
+            state = jax.tree.map(lambda x, n=step: jnp.full_like(x, n) if x.dtype == jnp.int32 else x, tx.init(layers))
+            decay, moves = tx.update(zeros, state, layers)[0], tx.update(ones, state, zeros)[0]
+            if phase != "centers":
+                np.testing.assert_allclose(moves["bn"]["norm"]["bias"], -rate, rtol=1e-5)
+                decay, moves = decay["shape"], moves["shape"]
+            np.testing.assert_allclose(decay["kernel"], -rate * 5e-4, rtol=1e-5)
+            np.testing.assert_array_equal(decay["bias"], 0)
+            np.testing.assert_allclose(moves["bias"], -2 * rate, rtol=1e-5)
+            np.testing.assert_allclose(moves["kernel"], -rate, rtol=1e-5)
+
+
+def test_published_crops():
+    assert experiment.get_config("cofw").data.crop == "box"
+    assert experiment.get_config("300w").data.augment.colour == experiment.get_config("cofw").data.augment.colour == 0
+
+
 def test_weights_follow_the_errors_on_held_out_faces(faces, monkeypatch):
     monkeypatch.setattr(LandmarkImages, "source", lambda self, split: faces)
     made = build()
