@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from facejax.train import parallel
-from facejax.train.loop import Options
+from facejax.train.loop import Options, batch_examples
 from facejax.train.state import Experiment
 
 
@@ -22,7 +22,7 @@ def dry_run(experiment: Experiment, options: Options) -> dict[str, Any]:
       "state bytes per device": parameters, optimizer and other state, exact; "step flops per device": operations of
       convolutions and matrix products, forward and backward, 2 per multiply-add; "activation bytes per device
       (estimate)": peak size of the live arrays besides the state, without what the compiler fuses. With several
-      steps, the maximum over steps.
+      steps, the maximum over steps; of a run that grows, the last step's.
     """
     devices = options.devices or jax.device_count()
     state, traced = parallel.trace(experiment, devices, options.steps)
@@ -34,7 +34,7 @@ def dry_run(experiment: Experiment, options: Options) -> dict[str, Any]:
         "parameters": count(state.params),
         "parameters by part": {name: count(part) for name, part in parts.items()},
         "devices": devices,
-        "batch per device": options.batch_size // devices,
+        "batch per device": max(batch_examples(experiment.batch_of(x), options.batch_size) for x in traced) // devices,
         "state bytes per device": round(sum(jax.tree.leaves(held))),
         "step flops per device": max(map(flops, bodies)),
         "activation bytes per device (estimate)": max(map(peak_bytes, bodies)),

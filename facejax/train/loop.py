@@ -288,7 +288,7 @@ def train(
                     checked.add(name)
                 state, metrics = executor.step(state, executor.put(batch), name)
                 window.add(done, metrics)
-                examples += _examples(experiment.batch_of(name), options.batch_size)
+                examples += batch_examples(experiment.batch_of(name), options.batch_size)
                 logger.advance(done)
                 last = done == options.steps
                 if last or done % options.log_every == 0:
@@ -362,7 +362,7 @@ def _start(
     return state, saved.progress
 
 
-def _examples(batch: dict[str, jax.ShapeDtypeStruct], default: int) -> int:
+def batch_examples(batch: dict[str, jax.ShapeDtypeStruct], default: int) -> int:
     """Examples in a global batch; `default` for one without arrays."""
     return next((leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.shape), default)
 

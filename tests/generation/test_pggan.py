@@ -181,3 +181,12 @@ def test_presets(preset):
     if preset in ("synthetic", "from_scratch"):
         costs = dry_run(made.experiment(), Options(**config.train))
         assert costs["parameters"] == sum(costs["parameters by part"].values()) > 0
+
+
+def test_a_dry_run_counts_the_batch_of_the_last_stage():
+    config = experiment.get_config()
+    config.growth.update({"first": 4, "batch_sizes": (8, 2), "stable": 8, "fading": 8})
+    config.update_from_flattened_dict({"data.image_size": 8, "model.base": 32, "model.largest": 8, "train.steps": 40})
+    made = experiment.progressive(config)
+    costs = dry_run(made.experiment(), Options(**{**config.train, "devices": 1}))
+    assert [stage.batch_size for stage in made.stages] == [8, 2] and costs["batch per device"] == 2
