@@ -45,6 +45,11 @@ def main(
     folder, words, out, columns = (given.pop(key) for key in ("sample", "seeds", "out", "columns"))
     try:
         numbers = seeds(words)
+        if columns < 0:
+            raise ValueError(f"--columns is {columns}: expected 0 or more")
+        for option, value in given.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"--{option} is {value}: expected a finite number")
         images, step = newest_images(name, build, sample, folder, numbers, **given)
         columns = columns or math.ceil(math.sqrt(len(images)))
         Image.fromarray(image_grid(images, columns)).save(out)
