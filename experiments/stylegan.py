@@ -130,6 +130,8 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 def run(config: ConfigDict) -> Progressive | Regularised:
     """Wires networks, losses and schedule."""
     model, loss = Model(**config.model), Loss(**config.loss)
+    if model.version == 2 and loss.kind != "logistic":
+        raise ValueError(f"loss.kind is {loss.kind!r}: expected 'logistic', the only loss of version 2")
     sections = {
         "data": GenerationImages(**config.data),
         "adam": Adam(**config.optim),

@@ -236,7 +236,11 @@ class Growth:
         for name, given in (("batch_sizes", self.batch_sizes), ("rates", self.rates)):
             if len(given) not in (0, count):
                 raise ValueError(f"growth.{name} has {len(given)} values: expected {count}, for {self.first} pixels up")
+        if min(self.stable, self.fading) < 0:
+            raise ValueError(f"growth.stable is {self.stable}, growth.fading {self.fading}: expected 0 or more")
         sizes = self.batch_sizes or (batch_size,) * count
+        if min(sizes) < 1:
+            raise ValueError(f"growth.batch_sizes is {sizes}: expected 1 or more of each")
         rates = self.rates or (rate,) * count
         made, begin, images = [], 0, 0
         for i, (size, each) in enumerate(zip(sizes, rates, strict=True)):

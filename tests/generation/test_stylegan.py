@@ -249,6 +249,7 @@ def test_bad_settings():
         ({"model.version": 3}, "model.version is 3: expected 1 or 2"),
         ({"loss.kind": "hinge"}, "loss.kind is 'hinge': expected one of logistic, wgan_gp"),
         ({"model.version": 2, "loss.r1_interval": 0}, "the regulariser r1 has an interval of 0 steps"),
+        ({"model.version": 2, "loss.kind": "wgan_gp"}, "loss.kind is 'wgan_gp': expected 'logistic', the only loss"),
         ({"styles.space": "y"}, "styles.space is 'y': expected w or z"),
         ({"data.image_size": 48}, "data.image_size is 48: expected a power of two"),
     ):

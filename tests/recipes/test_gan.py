@@ -62,6 +62,10 @@ def test_bad_growth():
         Growth(12).stages(32, 16, 1.0)
     with pytest.raises(ValueError, match=r"growth.rates has 2 values: expected 4, for 4 pixels up"):
         Growth(4, rates=(1.0, 2.0)).stages(32, 16, 1.0)
+    with pytest.raises(ValueError, match=r"growth.stable is 8, growth.fading -4: expected 0 or more"):
+        Growth(4, 8, -4).stages(8, 16, 1.0)
+    with pytest.raises(ValueError, match=r"growth.batch_sizes is \(8, 0\): expected 1 or more of each"):
+        Growth(4, 8, 4, (8, 0)).stages(8, 16, 1.0)
 
 
 def test_lazy_regularisation():
