@@ -525,7 +525,7 @@ def warped(images: jax.Array, displacement: jax.Array) -> jax.Array:
 def expression_pair_loss(first: jax.Array, second: jax.Array, one: Rendered, two: Rendered, face: Face) -> jax.Array:
     """Images that differ in the expression only have to be equal after the warp that the face model tells.
 
-    Mean squares (choice) of smoothed images, beside what only the first mesh covers.
+    Mean distance of the colours of smoothed images, beside what only the first mesh covers; see `pixel_loss`.
 
     Args:
       first, second: [N, S, S, 3] generated images.
@@ -537,11 +537,11 @@ def expression_pair_loss(first: jax.Array, second: jax.Array, one: Rendered, two
     """
     moved = warped(first, flow(one.points, two.points, face, first.shape[1]))
     kept = 1 - one.mask * (1 - two.mask)
-    return jnp.mean(_masked_mean((smoothed(moved) - smoothed(second)) ** 2, kept), -1)
+    return pixel_loss(smoothed(moved), smoothed(second), kept)
 
 
 def smoothed(images: jax.Array) -> jax.Array:
-    """Images [N, S, S, C] under a Gaussian of 5 x 5 pixels and deviation 2, zeros beyond the border (choice)."""
+    """Images [N, S, S, C] under a Gaussian of 5 x 5 pixels and deviation 2, zeros beyond the border."""
     line = np.exp(-np.square(np.arange(-2, 3)) / 8)
     kernel = np.outer(line, line) / line.sum() ** 2
     channels = images.shape[-1]
