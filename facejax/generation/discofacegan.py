@@ -497,7 +497,7 @@ def light_loss(found: jax.Array, wanted: jax.Array) -> jax.Array:
 def colour_loss(fake: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:
     """Distance of the mean colours within a mask, [N]."""
     gap = _masked_mean(fake, mask) - _masked_mean(image, mask)
-    return jnp.sqrt(jnp.sum(gap**2, -1) + 1e-12)
+    return jnp.sqrt(jnp.sum(gap**2, -1) + 1e-8)
 
 
 def flow(first: jax.Array, second: jax.Array, face: Face, size: int) -> jax.Array:

@@ -226,6 +226,7 @@ def test_losses_by_numpy(size):
     np.testing.assert_allclose(
         jax.jit(disco.colour_loss)(fake, image, mask), np.linalg.norm(np.subtract(*means), axis=1), rtol=1e-4
     )
+    np.testing.assert_allclose(jax.jit(disco.colour_loss)(fake, fake, mask), 1e-4, rtol=1e-5)  # sqrt(1e-8)
     line = np.exp(-np.array([4, 1, 0, 1, 4]) / 8)
     kernel = np.outer(line, line) / np.outer(line, line).sum()
     smooth = [[correlate(x[..., c], kernel, mode="constant") for c in range(3)] for x in fake]
