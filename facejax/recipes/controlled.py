@@ -251,11 +251,10 @@ class Perception:
         return discofacegan.SmallNet(layout, tuple(self.widths), self.features)
 
     def read(self, layout: Layout, variables: Any, images: jax.Array, size: int) -> jax.Array:
-        """Coefficients and translation [N, D + 3] of images of at most `size` pixels, which the small net sees."""
+        """Coefficients and translation [N, D + 3] of images, which are repeated to `size` pixels first."""
+        images = generation.enlarged(images, size)
         if self.name == "rnet":
             images = resize_bilinear(images, (RNET_SIZE, RNET_SIZE))
-        else:
-            images = generation.enlarged(images, size)
         return self.net(layout).apply(variables, images)
 
     def fit(self, layout: Layout, face: Face, images: np.ndarray, coefficients: np.ndarray, seed: int) -> Any:

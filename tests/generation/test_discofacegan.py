@@ -370,6 +370,15 @@ def test_all_losses_of_a_step(config, state):
     assert other["expression_pair"] > 2e-3 and other["light_pair"] > found["light_pair"] + 1e-5
 
 
+def test_rnet_sees_small_images_enlarged_by_repetition(monkeypatch):
+    net = controlled.Perception("rnet")
+    monkeypatch.setattr(controlled.Perception, "net", lambda self, layout: self)
+    monkeypatch.setattr(controlled.Perception, "apply", lambda self, variables, images: images, raising=False)
+    images = jnp.asarray(RNG.normal(size=(1, 64, 64, 3)), jnp.float32)
+    read = jax.jit(lambda x: net.read(LAYOUT, None, x, 256))
+    np.testing.assert_allclose(read(images), read(np.asarray(images).repeat(4, 1).repeat(4, 2)), atol=1e-6)
+
+
 def test_samples(config, state):
     assert experiment.sample(config, state, [0, 5], truncation=0.5).shape == (2, 4, 4, 3)
 
