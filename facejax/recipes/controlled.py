@@ -14,7 +14,7 @@ from facejax.data.model_aligned import ModelAlignedImages
 from facejax.evaluate import control, generation
 from facejax.evaluate.control import Fitting
 from facejax.formats import arrays
-from facejax.generation import discofacegan, stylegan
+from facejax.generation import discofacegan, pggan, stylegan
 from facejax.generation.discofacegan import Autoencoder, Decoder, Face, Latents, Layout
 from facejax.morphable import bfm, lighting, tddfa_files
 from facejax.morphable.procedural import procedural
@@ -435,9 +435,14 @@ class Players:
         )  # fmt: skip
 
     def imitative(self, frozen: Any, coefficients: jax.Array, fake: jax.Array) -> dict[str, jax.Array]:
-        """The weighted imitative losses of images [N, R, R, 3] of coefficients [N, D]."""
+        """The weighted imitative losses of images [N, R, R, 3] of coefficients [N, D].
+
+        While layers are faded in, renderings and masks are faded like real images. The perception net sees images that
+        are cut to -1..1.
+        """
         loss, layout, face = self.disco.loss, self.disco.model.layout, frozen["face"]
         image, mask, _ = rendered(face, coefficients, layout, self.resolution)
+        image, mask = pggan.faded(image, self.alpha), pggan.faded(mask, self.alpha)
         if self.resolution <= loss.pixels_until:
             return {"pixels": loss.pixels * discofacegan.pixel_loss(fake, image, mask)}
         several = jnp.concatenate([fake, (fake + 1) * mask - 1, image])

@@ -370,6 +370,27 @@ def test_all_losses_of_a_step(config, state):
     assert other["expression_pair"] > 2e-3 and other["light_pair"] > found["light_pair"] + 1e-5
 
 
+def test_imitation_while_layers_are_faded_in(config, state):
+    """Renderings are compared at the detail that the images have: at alpha 0 that of the coarser resolution."""
+    system = experiment.system(config)
+    wanted = state.model_state["whitening"]["mean"] + np.zeros((2, 1), np.float32)
+    drawn = controlled.rendered(state.model_state["face"], wanted, system.model.layout, 4)
+    fake = jnp.asarray(RNG.uniform(-1, 1, (2, 4, 4, 3)), jnp.float32)
+
+    @jax.jit
+    def loss(fake, alpha):
+        return controlled.Players(system, 4, alpha, False).imitative(state.model_state, wanted, fake)["pixels"]
+
+    def coarse(x):
+        return np.asarray(x).reshape(2, 2, 2, 2, 2, -1).mean((2, 4)).repeat(2, 1).repeat(2, 2)
+
+    for alpha, share in ((0.0, 1.0), (0.25, 0.75), (1.0, 0.0)):
+        image, mask = ((1 - share) * np.asarray(x) + share * coarse(x) for x in (drawn.images, drawn.mask))
+        expected = 20 * disco.pixel_loss(fake, image, mask)
+        np.testing.assert_allclose(loss(fake, alpha), expected, rtol=1e-5)
+    assert np.ptp([float(loss(fake, alpha).sum()) for alpha in (0.0, 1.0)]) > 1e-2
+
+
 def test_rnet_sees_small_images_enlarged_by_repetition(monkeypatch):
     net = controlled.Perception("rnet")
     monkeypatch.setattr(controlled.Perception, "net", lambda self, layout: self)
