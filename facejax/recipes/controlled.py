@@ -445,7 +445,8 @@ class Players:
         image, mask = pggan.faded(image, self.alpha), pggan.faded(mask, self.alpha)
         if self.resolution <= loss.pixels_until:
             return {"pixels": loss.pixels * discofacegan.pixel_loss(fake, image, mask)}
-        several = jnp.concatenate([fake, (fake + 1) * mask - 1, image])
+        cut = jnp.clip(fake, -1, 1)
+        several = jnp.concatenate([cut, (cut + 1) * mask - 1, image])
         found, masked, goal = split(self.disco.see(frozen, several), 3)
         wanted = discofacegan.landmarks(face, coefficients, layout)
         weight = loss.landmarks_later if self.contrastive else loss.landmarks
@@ -470,7 +471,7 @@ class Players:
         made = rendered(face, inputs[of_expression, : model.layout.size], model.layout, self.resolution)
         first, second = split(fake[of_expression], 2)
         moved = discofacegan.expression_pair_loss(first, second, *split(made, 2), face)
-        lit = discofacegan.light_pair_loss(*split(self.disco.see(frozen, fake[1::2]), 2))
+        lit = discofacegan.light_pair_loss(*split(self.disco.see(frozen, jnp.clip(fake[1::2], -1, 1)), 2))
         return {"expression_pair": loss.expression_pair * moved, "light_pair": loss.light_pair * lit}
 
 

@@ -391,6 +391,28 @@ def test_imitation_while_layers_are_faded_in(config, state):
     assert np.ptp([float(loss(fake, alpha).sum()) for alpha in (0.0, 1.0)]) > 1e-2
 
 
+def test_the_perception_net_sees_images_in_range(config, state):
+    """Colours beyond -1..1 neither change what it sees nor have a gradient through it."""
+    config = config.copy_and_resolve_references()
+    config.loss.pixels_until = 2
+    system = experiment.system(config)
+    wanted = state.model_state["whitening"]["mean"] + np.zeros((2, 1), np.float32)
+
+    @jax.jit
+    def terms(fake):
+        def seen(fake):
+            found = controlled.Players(system, 4, 1.0, False).imitative(state.model_state, wanted, fake)
+            return sum(found[name].sum() for name in ("identity", "landmarks", "light"))
+
+        return jax.value_and_grad(seen)(fake)
+
+    fake = jnp.asarray(RNG.uniform(-2, 2, (2, 4, 4, 3)), jnp.float32)
+    (value, slopes), (cut, _) = terms(fake), terms(jnp.clip(fake, -1, 1))
+    np.testing.assert_allclose(value, cut, rtol=1e-6)
+    beyond = np.abs(np.asarray(fake)) > 1
+    assert not np.any(np.asarray(slopes)[beyond]) and np.any(np.asarray(slopes)[~beyond])
+
+
 def test_rnet_sees_small_images_enlarged_by_repetition(monkeypatch):
     net = controlled.Perception("rnet")
     monkeypatch.setattr(controlled.Perception, "net", lambda self, layout: self)
