@@ -226,15 +226,17 @@ def controlled(config: ConfigDict, state: Any) -> Controlled:
     def run(variables: Any, method: str, x: jax.Array, **options: Any) -> jax.Array:
         return net.apply({"params": variables["params"]}, x, method=method, **options)
 
-    def of_identity(variables: Any, inputs: jax.Array) -> jax.Array:
-        place = layout.slices()["identity"]
-        return run(variables, "map", jnp.zeros_like(inputs).at[:, place].set(inputs[:, place]))
+    def of_identity(variables: Any, inputs: jax.Array, noise: bool = False) -> jax.Array:
+        kept = np.zeros(inputs.shape[1], bool)
+        kept[layout.slices()["identity"]], kept[layout.size :] = True, noise
+        return run(variables, "map", jnp.where(kept, inputs, 0))
 
     def decode(variables: Any, latents: jax.Array) -> jax.Array:
         return disco.inputs(variables["frozen"], latents)
 
     def identities(variables: Any, latents: jax.Array) -> jax.Array:
-        return of_identity(variables, disco.whitened(variables["frozen"], decode(variables, latents)))
+        inputs = disco.whitened(variables["frozen"], decode(variables, latents))
+        return of_identity(variables, inputs, noise=True)
 
     latents = generation.latents(range(config.control.images), disco.model.latents.size)
     average = map_batches(identities, variables, latents, config.control.batch_size).mean(0)

@@ -190,7 +190,8 @@ def truncated(styles: jax.Array, of_identity: jax.Array, average: jax.Array, psi
     Args:
       styles: [N, L, W].
       of_identity: [N, W], w of the same identities, with zeros for all other inputs.
-      average: [W], mean of such w over identities; 50,000 in the paper.
+      average: [W], mean over identities of w with random noise and zeros for expression, light and pose; of 50,000 in
+        the authors' code.
       psi: 1: unchanged.
 
     Returns:

@@ -426,6 +426,31 @@ def test_samples(config, state):
     assert experiment.sample(config, state, [0, 5], truncation=0.5).shape == (2, 4, 4, 3)
 
 
+def test_the_mean_of_the_truncation_has_noise(config, state):
+    """As in the authors' code: random noise beside the identities of the mean, none beside that of an image."""
+    system, net = experiment.system(config), experiment.controlled(config, state)
+    generator, size = system.model.networks(4)[0], system.model.layout.size
+    draw = jax.jit(lambda x: system.whitened(state.model_state, system.inputs(state.model_state, x)))
+    inputs = np.asarray(draw(experiment.generation.latents(range(config.control.images), system.model.latents.size)))
+    place = system.model.layout.slices()["identity"]
+
+    def run(method, x, **options):
+        return generator.apply({"params": state.ema["generator"]}, x, method=method, **options)
+
+    def alone(noise):
+        kept = np.zeros_like(inputs)
+        kept[:, place] = inputs[:, place]
+        kept[:, size:] = noise * inputs[:, size:]
+        return run("map", kept)
+
+    styles = jnp.repeat(run("map", inputs)[:, None], generator.layers, 1)
+    means = [styles + (alone(noise).mean(0) - alone(0))[:, None] for noise in (1, 0)]
+    wanted, without = (run("synthesize", mean, alpha=1.0) for mean in means)
+    found = net.images(net.inputs(experiment.generation.latents(range(16), net.latents.size), 16), 16, 0.0)
+    np.testing.assert_allclose(found, experiment.generation.to_uint8(wanted), atol=1)
+    assert np.abs(wanted - without).max() > 4 / 127.5
+
+
 def test_stages(config):
     config = config.copy_and_resolve_references()
     config.loss.contrastive_after = 80
