@@ -161,14 +161,16 @@ def progressive(config: ConfigDict, contrastive: bool = False) -> Progressive:
 
 
 def build(config: ConfigDict) -> Experiment:
-    """Wires the run; once pairs are compared, a step has another name."""
+    """Wires the run; once pairs are compared, a step has another name, before whose first the optimizers begin anew."""
     made, disco = progressive(config), system(config)
     whole, last = made.experiment(), made.stages[-1]
-    steps, batch, after = dict(whole.train_step), dict(whole.batch), config.loss.contrastive_after
+    steps, batch, grow = dict(whole.train_step), dict(whole.batch), dict(whole.grow)
+    after = config.loss.contrastive_after
     begin = config.train.steps if after < 0 else last.begin + max(0, after - last.images) // last.batch_size
     if begin < config.train.steps:
         steps[CONTRASTIVE] = progressive(config, contrastive=True).experiment().train_step[last.name]
         batch[CONTRASTIVE] = batch[last.name]
+        grow.setdefault(begin + 1, made.restarted)
 
     def init(rng: jax.Array, start: Any = None) -> Any:
         state = made.init(rng)
@@ -189,6 +191,7 @@ def build(config: ConfigDict) -> Experiment:
         prepare=disco.prepare,
         train_step=steps,
         batch=batch,
+        grow=grow,
         choose=lambda number: CONTRASTIVE if number > begin else made.reached(number).name,
     )
 

@@ -358,7 +358,7 @@ class Progressive:
     def init(self, rng: jax.Array) -> GanState:
         """The state before the first step, of the networks of the first stage."""
         params, model_state = self.gan.init(rng, self.stages[0].resolution)
-        return self._restarted(GanState.begin(rng, params, model_state, self.data.image_size))
+        return self.restarted(GanState.begin(rng, params, model_state, self.data.image_size))
 
     def _grown(self, stage: Stage, state: GanState) -> GanState:
         """The state with the parameters that the stage adds, and new optimizers."""
@@ -368,9 +368,10 @@ class Progressive:
             model_state=merged(model_state, state.model_state),
             ema=merged({GENERATOR: params[GENERATOR]}, state.ema),
         )
-        return self._restarted(state)
+        return self.restarted(state)
 
-    def _restarted(self, state: GanState) -> GanState:
+    def restarted(self, state: GanState) -> GanState:
+        """The state with new optimizers."""
         optimizer = self.adam.make()
         return state.replace(opt_state={player: optimizer.init(own) for player, own in state.params.items()})
 
@@ -419,7 +420,7 @@ class Progressive:
 
         def step(state: GanState, batch: dict[str, jax.Array], rng: jax.Array) -> tuple[GanState, dict[str, Mean]]:
             alpha, faded = stage.alpha(state.step), stage.faded(state.step)
-            fresh = self._restarted(state).opt_state
+            fresh = self.restarted(state).opt_state
             opt_state = jax.tree.map(lambda new, old: jnp.where(faded, new, old), fresh, state.opt_state)
             real = self.faded(batch["image"].astype(jnp.float32) / 127.5 - 1, alpha)
             state, metrics = play(

@@ -455,10 +455,22 @@ def test_stages(config):
     config = config.copy_and_resolve_references()
     config.loss.contrastive_after = 80
     config.train.steps = 12
-    chosen = [experiment.build(config).choose(number) for number in (1, 10, 11, 12)]
-    assert chosen == ["4x4", "4x4", "contrastive", "contrastive"]
+    made = experiment.build(config)
+    assert [made.choose(number) for number in (1, 10, 11, 12)] == ["4x4", "4x4", "contrastive", "contrastive"]
     config.loss.contrastive_after = -1
-    assert set(experiment.build(config).train_step) == {"4x4"}
+    assert set(experiment.build(config).train_step) == {"4x4"} and not experiment.build(config).grow
+
+
+def test_the_second_stage_begins_with_new_optimizers(config, state):
+    config = config.copy_and_resolve_references()
+    config.loss.contrastive_after, config.train.steps = 80, 12
+    grow = experiment.build(config).grow
+    assert list(grow) == [11]
+    begun = jax.jit(grow[11])(state)
+    assert any(np.any(x) for x in jax.tree.leaves(state.opt_state))
+    assert not any(np.any(x) for x in jax.tree.leaves(begun.opt_state))
+    kept = [(x.step, x.params, x.ema, x.model_state) for x in (begun, state)]
+    assert jax.tree.all(jax.tree.map(np.array_equal, *kept))
 
 
 def test_bad_settings(config):
@@ -486,4 +498,4 @@ def test_the_published_preset():
     assert sum(x.size for x in jax.tree.leaves(frozen["perception"]["params"])) == 24_034_625
     for count, images in ((config.train.steps, 20e6), (begin, 15e6)):
         assert last.images + (count - last.begin) * last.batch_size == pytest.approx(images, rel=1e-5)
-    assert [made.choose(begin), made.choose(begin + 1)] == ["256x256", "contrastive"]
+    assert [made.choose(begin), made.choose(begin + 1)] == ["256x256", "contrastive"] and begin + 1 in made.grow
