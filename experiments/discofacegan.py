@@ -11,7 +11,7 @@ DIR holds FFHQ's images of 256 pixels, aligned by R-Net's face models without tr
 .npy file holds R-Net's coefficients of the images, [N, 254] in the order of `facejax.generation.discofacegan.Layout`.
 
 The settings of ffhq_256 are those of the authors' code on 4 P100 (6 d 15 h for the first stage, 5 d 8 h for the
-second); that the growth begins at 8 pixels, as StyleGAN's does, is a (choice). No FID of the paper is known.
+second). No FID of the paper is known.
 """
 
 from __future__ import annotations
