@@ -51,7 +51,7 @@ BASE = {
     "seed": 0,
     "data": asdict(ModelAlignedImages(zoom=discofacegan.ZOOM)),
     "model": asdict(Model()),
-    "loss": asdict(Loss(gamma=0.5, light_pair=1.0)),
+    "loss": asdict(Loss(gamma=0.5, expression_pair=1.0, light_pair=1.0)),
     "autoencoders": asdict(Autoencoding()),
     "perception": asdict(Perception()),
     "average": 0.99,  # of the generator: decay of a step; 1 or more: half-life in images
@@ -86,7 +86,7 @@ PRESETS = {
             "base": 8192,
             "largest": 512,
         },
-        "loss": {"gamma": 10.0, "contrastive_after": 15_000_000, "light_pair": 10.0},
+        "loss": {"gamma": 10.0, "contrastive_after": 15_000_000, "expression_pair": 10.0, "light_pair": 10.0},
         "autoencoders": {"epochs": 400, "rate": 1e-4, "gamma": 1.0},
         "perception.name": "rnet",
         "average": 10_000,

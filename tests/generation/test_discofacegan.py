@@ -365,9 +365,9 @@ def test_all_losses_of_a_step(config, state):
     assert set(found) == {"identity", "landmarks", "light", "colour", "expression_pair", "light_pair"}
     assert all(np.all(found[name] > 0) for name in ("identity", "landmarks", "light", "colour"))
     np.testing.assert_allclose(found["light_pair"], 0, atol=1e-4)
-    np.testing.assert_allclose(found["expression_pair"], 10 * 1e-4, rtol=1e-3)
+    np.testing.assert_allclose(found["expression_pair"], config.loss.expression_pair * 1e-4, rtol=1e-3)
     other = terms(state.params, state.model_state, 1.0)
-    assert other["expression_pair"] > 2e-3 and other["light_pair"] > found["light_pair"] + 1e-5
+    assert other["expression_pair"] > 2 * found["expression_pair"] and other["light_pair"] > found["light_pair"] + 1e-5
 
 
 def test_imitation_while_layers_are_faded_in(config, state):
