@@ -5,7 +5,7 @@
     python -m experiments.detection_board --images 6400 --seed 1
 
 Every detector trains with its own recipe, loss and learning rate on its miniature; the number of training images is the
-same. "speed" is the time of one image on this machine, network and post-processing.
+same. "ms" is the time of one image on this machine, network and post-processing.
 """
 
 from __future__ import annotations
