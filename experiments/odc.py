@@ -111,8 +111,8 @@ PRESETS = {
 
 CLAIM = Claim(
     "odc.online_labels",
-    "labels updated at every step give features that classify held-out identities better than a k-means every epoch "
-    "after equally many passes over the pictures, and than no training",
+    "labels updated at every step give features that classify held-out identities better than a k-means before every "
+    "second pass after equally many passes over the pictures, and than no training",
     metric="probe_accuracy",
     better="higher",
     method="synthetic",
