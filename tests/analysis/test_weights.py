@@ -92,6 +92,15 @@ def test_the_first_path_wins(published):
     assert parts["detector"].predict.detector.sides == ((10, 20), (32, 64), (128, 256))
 
 
+def test_traced_programs_are_kept_by_network_and_type(published):
+    """No two of these may share a program: another network, several FSA-Nets, another type."""
+    folders = [published / name for name in ("mobilefacenet", "pfld", "ssrnet", "fsanet")]
+    single = published / "fsanet" / "300W_LP_fsanet_var_capsule_3_16_2_21_5.h5"
+    parts = [weights.load(folders), weights.load(folders[:3], "bfloat16"), weights.load([single])]
+    keys = [stage.key for found in parts for stage in found.values()]
+    assert len(keys) == 8 and len(set(keys)) == 8 and all(keys)
+
+
 def test_a_file_whose_network_is_named(published, tmp_path):
     """For files that the table does not know, such as ONNX files whose tensors have numbers for names."""
     file = published / "scrfd" / "scrfd_500m_kps.onnx"
