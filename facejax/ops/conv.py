@@ -78,9 +78,12 @@ def conv_transpose(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Paddi
       stride: (vertical, horizontal).
       padding: ((top, bottom), (left, right)), cropped from the full output.
     """
+    sizes = kernel.shape[:2]
+    pads = [(k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(sizes, padding, strict=True)]
+    if tuple(stride) == (1, 1) and all(min(pad) >= 0 and sum(pad) < k for pad, k in zip(pads, sizes, strict=True)):
+        return conv(x, kernel[::-1, ::-1], padding=pads)
 
     def native(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        pads = [(k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(kernel.shape[:2], padding, strict=True)]
         return lax.conv_general_dilated(
             x, kernel[::-1, ::-1], (1, 1), pads, lhs_dilation=stride, dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
@@ -168,15 +171,17 @@ def _polyphase(x: jax.Array, kernel: jax.Array, stride: Pair, padding: Padding) 
     n, h, w, _ = x.shape
     kh, kw, _, features = kernel.shape
     (sy, sx), taps = stride, (-(-kh // stride[0]), -(-kw // stride[1]))
-    kernel = jnp.pad(kernel, ((0, taps[0] * sy - kh), (0, taps[1] * sx - kw), (0, 0), (0, 0)))
-    pads = [(t - 1, t - 1) for t in taps]
-    phases = [
-        lax.conv_general_dilated(
-            x, kernel[i::sy, j::sx][::-1, ::-1], (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        for i in range(sy)
-        for j in range(sx)
-    ]
+    kernel = jnp.pad(kernel, ((0, max(sy - kh, 0)), (0, max(sx - kw, 0)), (0, 0), (0, 0)))
+    # The gradient of a kernel is slow where the convolution itself pads the input so much.
+    x = jnp.pad(x, ((0, 0), *((t - 1, t - 1) for t in taps), (0, 0)))
+    phases = []
+    for i in range(sy):
+        for j in range(sx):
+            part = kernel[i::sy, j::sx][::-1, ::-1]
+            seen = x[:, taps[0] - part.shape[0] :, taps[1] - part.shape[1] :]
+            phases.append(
+                lax.conv_general_dilated(seen, part, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            )
     rows, columns = h + taps[0] - 1, w + taps[1] - 1
     full = jnp.stack(phases, 3).reshape(n, rows, columns, sy, sx, features)
     full = full.transpose(0, 1, 3, 2, 4, 5).reshape(n, rows * sy, columns * sx, features)

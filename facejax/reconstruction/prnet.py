@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from facejax.morphable.uv import UVLayout
 from facejax.nn.blocks import ConvNorm
+from facejax.nn.conv import ConvTranspose
 from facejax.nn.norm import BatchNorm
 
 Dtype = Any
@@ -90,10 +91,8 @@ class Net(nn.Module):
         for level, repeats in ((4, 3), (3, 3), (2, 3), (1, 2), (0, 2)):
             layers += [(self.width << level, 2 if i == 0 else 1) for i in range(repeats)]
         for i, (features, stride) in enumerate([*layers, (3, 1), (3, 1), (3, 1)], 1):
-            x = nn.ConvTranspose(
-                features, (4, 4), (stride, stride), "SAME", use_bias=False, kernel_init=GLOROT, dtype=self.dtype,
-                name=f"up{i}",
-            )(x)  # fmt: skip
+            cut = ((1, 1), (1, 1)) if stride == 2 else ((1, 2), (1, 2))
+            x = ConvTranspose(features, 4, stride, cut, kernel_init=GLOROT, dtype=self.dtype, name=f"up{i}")(x)
             x = BatchNorm(**norm, name=f"up{i}_bn")(x, train=train)
             x = nn.relu(x) if i < len(layers) + 3 else nn.sigmoid(x.astype(jnp.float32))
         return x

@@ -51,7 +51,7 @@ def reference(variables, images):
             x = torch.relu(norm(x + y, p, s, "bn"))
     last = max(int(name[2:]) for name in params if name.startswith("up") and not name.endswith("bn"))
     for i in range(1, last + 1):
-        weight = tensor(params[f"up{i}"]["kernel"]).flip(0, 1).permute(2, 3, 0, 1)
+        weight = tensor(params[f"up{i}"]["kernel"]).permute(2, 3, 0, 1)
         doubled = i in (2, 5, 8, 11, 13)
         x = (
             F.conv_transpose2d(x, weight, stride=2, padding=1)
