@@ -412,27 +412,36 @@ class Players:
         return jax.random.normal(rng, (count, self.disco.model.latents.size))
 
     def discriminate(self, params: Params, frozen: Any, batch: Any, rng: jax.Array) -> Any:
-        """The discriminator's loss with its penalty."""
-        first, second = jax.random.split(rng)
+        """The discriminator's loss with its penalty; of images of pairs as well, beside as many of the real ones."""
+        first, second, third, fourth = jax.random.split(rng, 4)
         real, score = batch["image"], self.score(params)
         fake = self.draw(params, frozen, self.disco.inputs(frozen, self.latents(first, len(real))), second)
-        losses = stylegan.discriminator_loss(score, real, fake)
-        losses += stylegan.r1_penalty(score, real, self.disco.loss.gamma)
-        return losses.mean(), (frozen, {"discriminator_loss": Mean.of(losses)})
+        penalty = stylegan.r1_penalty(score, real, self.disco.loss.gamma)
+        terms = {"discriminator_loss": stylegan.discriminator_loss(score, real, fake) + penalty}
+        if self.contrastive:
+            if len(real) < 4:
+                raise ValueError(
+                    f"{len(real)} real images a device: expected at least 4, as many as a step has in pairs"
+                )
+            fake = self.draw(params, frozen, self.pair_inputs(frozen, third), fourth)
+            losses = stylegan.discriminator_loss(score, real[:4], fake)
+            terms["pairs_discriminator_loss"] = losses + penalty[:4]
+        return total(terms, frozen)
 
     def generate(self, params: Params, frozen: Any, batch: Any, rng: jax.Array) -> Any:
         """The generator's loss."""
-        first, second, third = jax.random.split(rng, 3)
-        inputs = self.disco.inputs(frozen, self.latents(first, len(batch["image"])))
+        first, second, third, fourth = jax.random.split(rng, 4)
+        inputs, score = self.disco.inputs(frozen, self.latents(first, len(batch["image"]))), self.score(params)
         fake = self.draw(params, frozen, inputs, second)
-        terms = {"generator_loss": stylegan.generator_loss(self.score(params), fake)}
+        terms = {"generator_loss": stylegan.generator_loss(score, fake)}
         if self.disco.loss.imitative:
             terms |= self.imitative(frozen, inputs[:, : self.disco.model.layout.size], fake)
         if self.contrastive:
-            terms |= self.pairs(params, frozen, third)
-        return sum(term.mean() for term in terms.values()), (
-            frozen, {name: Mean.of(term) for name, term in terms.items()}
-        )  # fmt: skip
+            inputs = self.pair_inputs(frozen, third)
+            fake = self.draw(params, frozen, inputs, fourth)
+            terms["pairs_generator_loss"] = stylegan.generator_loss(score, fake)
+            terms |= self.compare(frozen, inputs, fake)
+        return total(terms, frozen)
 
     def imitative(self, frozen: Any, coefficients: jax.Array, fake: jax.Array) -> dict[str, jax.Array]:
         """The weighted imitative losses of images [N, R, R, 3] of coefficients [N, D].
@@ -458,21 +467,26 @@ class Players:
             "colour": loss.colour * discofacegan.colour_loss(fake, image, mask),
         }
 
-    def pairs(self, params: Params, frozen: Any, rng: jax.Array) -> dict[str, jax.Array]:
-        """The weighted contrastive losses of a pair of expressions and a pair of lights."""
-        loss, model, face = self.disco.loss, self.disco.model, frozen["face"]
+    def pair_inputs(self, frozen: Any, rng: jax.Array) -> jax.Array:
+        """Coefficients and noise of two pairs [4, D + noise]: of expression and light, then with it changed."""
         first, second, third = jax.random.split(rng, 3)
-        latents = self.latents(first, 2)
-        expression = discofacegan.pairs(second, latents[:1], "expression", model.latents)
-        light = discofacegan.pairs(third, latents[1:], "light", model.latents)
-        inputs = self.disco.inputs(frozen, jnp.concatenate([latents, expression, light]))
-        fake = self.draw(params, frozen, inputs)
-        of_expression = jnp.array([0, 2])
-        made = rendered(face, inputs[of_expression, : model.layout.size], model.layout, self.resolution)
-        first, second = split(fake[of_expression], 2)
-        moved = discofacegan.expression_pair_loss(first, second, *split(made, 2), face)
+        latents, sizes = self.latents(first, 2), self.disco.model.latents
+        expression = discofacegan.pairs(second, latents[:1], "expression", sizes)
+        light = discofacegan.pairs(third, latents[1:], "light", sizes)
+        return self.disco.inputs(frozen, jnp.concatenate([latents, expression, light]))
+
+    def compare(self, frozen: Any, inputs: jax.Array, fake: jax.Array) -> dict[str, jax.Array]:
+        """The weighted contrastive losses of the images [4, R, R, 3] of `pair_inputs`."""
+        loss, layout, face = self.disco.loss, self.disco.model.layout, frozen["face"]
+        made = rendered(face, inputs[::2, : layout.size], layout, self.resolution)
+        moved = discofacegan.expression_pair_loss(*split(fake[::2], 2), *split(made, 2), face)
         lit = discofacegan.light_pair_loss(*split(self.disco.see(frozen, jnp.clip(fake[1::2], -1, 1)), 2))
         return {"expression_pair": loss.expression_pair * moved, "light_pair": loss.light_pair * lit}
+
+
+def total(terms: dict[str, jax.Array], frozen: Any) -> Any:
+    """The sum of the terms' means; what stays frozen; and the terms, to be logged."""
+    return sum(term.mean() for term in terms.values()), (frozen, {name: Mean.of(term) for name, term in terms.items()})
 
 
 def split(tree: Any, parts: int) -> list[Any]:

@@ -358,7 +358,8 @@ def test_all_losses_of_a_step(config, state):
         fake = players.draw(params, frozen, inputs)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(disco, "pairs", lambda rng, latents, factor, sizes: latents + fresh)
-            pairs = players.pairs(params, frozen, jax.random.key(2))
+            inputs_of_pairs = players.pair_inputs(frozen, jax.random.key(2))
+        pairs = players.compare(frozen, inputs_of_pairs, players.draw(params, frozen, inputs_of_pairs))
         return players.imitative(frozen, inputs[:, : system.model.layout.size], fake) | pairs
 
     found = terms(state.params, state.model_state, 0.0)
@@ -368,6 +369,40 @@ def test_all_losses_of_a_step(config, state):
     np.testing.assert_allclose(found["expression_pair"], config.loss.expression_pair * 1e-4, rtol=1e-3)
     other = terms(state.params, state.model_state, 1.0)
     assert other["expression_pair"] > 2 * found["expression_pair"] and other["light_pair"] > found["light_pair"] + 1e-5
+
+
+def test_the_discriminator_judges_images_of_pairs(config, state):
+    """In the second stage both players' losses hold them, beside the first real images and their penalty."""
+    system = experiment.system(config)
+    first, second = (controlled.Players(system, 4, 1.0, contrastive) for contrastive in (False, True))
+    real = jnp.asarray(RNG.uniform(-1, 1, (8, 4, 4, 3)), jnp.float32)
+    key, params, frozen = jax.random.key(3), state.params, state.model_state
+
+    @jax.jit
+    def losses(params):
+        return [
+            getattr(player, turn)(params, frozen, {"image": real}, key)
+            for turn in ("discriminate", "generate")
+            for player in (first, second)
+        ]
+
+    @jax.jit
+    def expected():
+        score, (_, _, drawn, noise) = second.score(params), jax.random.split(key, 4)
+        fake = second.draw(params, frozen, second.pair_inputs(frozen, drawn), noise)
+        penalty = config.loss.gamma / 2 * jnp.sum(jax.grad(lambda x: score(x).sum())(real) ** 2, (1, 2, 3))
+        judged = jnp.log1p(jnp.exp(score(fake))) + jnp.log1p(jnp.exp(-score(real[:4]))) + penalty[:4]
+        return judged.mean(), jnp.log1p(jnp.exp(-score(fake))).mean()
+
+    one, both, fooled, all_fooled = losses(params)
+    judged, deceived = expected()
+    np.testing.assert_allclose(both[0] - one[0], judged, rtol=1e-4)
+    compared = sum(
+        all_fooled[1][1][name].total / all_fooled[1][1][name].count for name in ("expression_pair", "light_pair")
+    )
+    np.testing.assert_allclose(all_fooled[0] - fooled[0] - compared, deceived, rtol=1e-3)
+    with pytest.raises(ValueError, match="3 real images a device: expected at least 4"):
+        second.discriminate(params, frozen, {"image": real[:3]}, key)
 
 
 def test_imitation_while_layers_are_faded_in(config, state):
