@@ -3,6 +3,7 @@
     python -m benchmarks                       # all that need no files
     python -m benchmarks nms knn               # these
     python -m benchmarks gcn --data DATA       # DATA holds planetoid/ (the files ind.cora.*)
+    python -m benchmarks tddfa_v2 --data DATA  # DATA holds weights/3ddfa_v2/ (see benchmarks/tddfa_v2.py)
     python -m benchmarks --page                # writes docs/performance.md's first table
 
 Both sides get `--threads` threads. Every comparison is a line of results/benchmarks.jsonl: seconds of each run, date,
@@ -41,6 +42,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "neighbor_sampling": (),
     "batch_norm": (),
     "gcn": ("{data}/planetoid",),
+    "tddfa_v2": ("{data}/weights/3ddfa_v2",),
 }
 """Benchmark -> arguments; {data} is the folder of `--data`."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
