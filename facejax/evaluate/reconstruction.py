@@ -75,7 +75,13 @@ def fitted(
       size: of the crops.
       weights: [N, 68], such as the visibility.
       noise: expected error of a coordinate, pixels.
+
+    Raises:
+      ValueError: landmarks that are not finite.
     """
+    if not np.isfinite(points).all():
+        row = int(np.argmin(np.isfinite(points).all((1, 2))))
+        raise ValueError(f"the landmarks of face {row} are not finite, expected pixels of its crop")
     upright = np.stack([points[..., 0], size - points[..., 1]], -1)
     vectors = fit.fit_landmarks(face, jnp.asarray(upright, jnp.float32), weights, noise=noise)
     return surfaces(face, np.asarray(vectors), size)

@@ -81,6 +81,10 @@ def test_a_shift_by_hand(face, test):
 def test_the_fit_to_true_landmarks_is_close(face, test):
     found = evaluation.fitted(face, test.landmarks68, SIZE, noise=0.01)
     assert evaluation.errors(found, evaluation.surfaces(face, test.parameters, SIZE))["nme"].max() < 0.5
+    broken = test.landmarks68.copy()
+    broken[3, 5, 1] = np.nan
+    with pytest.raises(ValueError, match="the landmarks of face 3 are not finite"):
+        evaluation.fitted(face, broken, SIZE)
 
 
 def test_bad_crops():
