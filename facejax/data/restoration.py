@@ -160,10 +160,16 @@ def loader(scale: int, size: int, points: bool = False) -> Load:
         otherwise patches are mirrored and turned by quarters at random.
     """
 
+    def part(example: Any, rng: np.random.Generator) -> np.ndarray:
+        try:
+            return window(example["image"], scale, size, rng)
+        except ValueError as error:
+            raise ValueError(f"{example['name']}: {error}") from error
+
     def load(examples: Sequence[Any], rngs: Sequence[np.random.Generator]) -> dict[str, np.ndarray]:
         if points and any("points" not in e or e["image"].shape[:2] != (size, size) for e in examples):
             raise ValueError(f"data.points: expected faces with landmarks, of data.patch {size} pixels")
-        cut = np.stack([window(e["image"], scale, size, rng) for e, rng in zip(examples, rngs, strict=True)])
+        cut = np.stack([part(e, rng) for e, rng in zip(examples, rngs, strict=True)])
         edge = MARGIN * scale
         lows, highs = small(cut, scale)[:, MARGIN:-MARGIN, MARGIN:-MARGIN], cut[:, edge:-edge, edge:-edge]
         marks, found = [e.get("points") for e in examples], []
@@ -382,6 +388,12 @@ class RestorationImages:
         for i in range(len(source)):
             example = source[i]
             high = divisible(example["image"], self.scale)
+            if 0 in high.shape:
+                height, width = example["image"].shape[:2]
+                raise ValueError(
+                    f"{example['name']}: an image of {height} x {width} pixels: expected at least {self.scale} on each "
+                    "side, as data.scale"
+                )
             found.append(Pair(example["name"], small(high, self.scale), high, example.get("points")))
         return found
 

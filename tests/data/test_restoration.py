@@ -125,6 +125,17 @@ def test_folders(tmp_path, picture_folder):
         data.Folder(tmp_path / "empty")
 
 
+def test_an_image_that_is_too_small_is_named(tmp_path, picture_folder):
+    picture_folder(tmp_path, {"x": noise(1, 30, 15)})
+    section = data.RestorationImages(str(tmp_path), str(tmp_path), scale=16, patch=16, threads=1)
+    with pytest.raises(
+        ValueError, match=r"0: an image of 30 x 15 pixels: expected at least 16 on each side, as data\.sc"
+    ):
+        section.tests()
+    with pytest.raises(ValueError, match=r"0: an image of 30 x 15 pixels: expected at least data\.patch 16"):
+        next(section.batches(1, 0))
+
+
 def test_photographs_of_both_splits_differ():
     train, test = (data.Photographs(split) for split in ("train", "test"))
     names = [{source[i]["name"] for i in range(len(source))} for source in (train, test)]
