@@ -246,7 +246,7 @@ def build(config: ConfigDict) -> Experiment:
         if report is None:
             return real
         named = {f"aflw2000_{name}": value for name, value in real.metrics.items()}
-        return report | Report(named, tables=real.tables)
+        return report | Report(named, tables=real.tables, images=real.images)
 
     def train_data() -> Any:
         evaluated.benchmark()  # missing files are an error now, not after the training

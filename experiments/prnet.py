@@ -128,7 +128,7 @@ def build(config: ConfigDict) -> Experiment:
         )
         points = evaluation.aflw2000_points(benchmark, found[..., :2], size)
         real = evaluation.aflw2000_report(benchmark, points)
-        return report | Report({f"aflw2000_{k}": v for k, v in real.metrics.items()}, tables=real.tables)
+        return report | Report({f"aflw2000_{k}": v for k, v in real.metrics.items()}, real.tables, images=real.images)
 
     return Experiment(
         evaluate=evaluate,

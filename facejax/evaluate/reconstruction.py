@@ -158,17 +158,34 @@ def aflw2000_report(benchmark: Aflw2000Crops, points: np.ndarray) -> Report:
 
     Returns:
       "nme", the mean of the three bins on the original labels, "nme_images", and the same on the labels corrected by
-      hand as "renewed_nme", "renewed_nme_images"; a table of all bins by both divisions.
+      hand as "renewed_nme", "renewed_nme_images"; a table of all bins by both divisions; crops with their landmarks.
     """
-    metrics, rows = {}, []
+    metrics, rows, found = {}, [], {}
     for label, truth in (("nme", benchmark.landmarks68), ("renewed_nme", benchmark.reannotated)):
         values = 100 * landmarks.normalized_mean_error(points, truth, landmarks.face_sizes(truth, "box"))
+        found[label] = values
         for division, yaw in (("fitted pose", benchmark.yaw), ("AFLW's labels", benchmark.yaw_aflw)):
             bins = reconstruction.by_yaw(values, yaw)
             rows.append({"points": label, "yaw": division, **bins})
             if division == "fitted pose":
                 metrics |= {label: bins["mean"], f"{label}_std": bins["std"], f"{label}_images": bins["images"]}
-    return Report(metrics, tables={"AFLW2000-3D, 68 points, NME in %": rows}, arrays={"landmarks": points})
+    return Report(
+        metrics,
+        tables={"AFLW2000-3D, 68 points, NME in %": rows},
+        images={
+            "AFLW2000-3D, from the smallest error to the largest: landmarks (true green, predicted red)": crop_overlays(
+                benchmark, points, spread(found["nme"])
+            )
+        },
+        arrays={"landmarks": points},
+    )
+
+
+def crop_overlays(benchmark: Aflw2000Crops, points: np.ndarray, rows: np.ndarray, zoom: int = 2) -> np.ndarray:
+    """One picture: the benchmark's crops `rows` with the landmarks `points` [N, 68, 2] of all, as labels are."""
+    found, true = (zoom * benchmark.to_crops(x)[rows] for x in (points, benchmark.landmarks68))
+    pictures = map(marked, benchmark.images(rows, zoom * SIZE), found, true)
+    return image_grid(np.stack(list(pictures)), len(rows))
 
 
 def aflw2000_surfaces(

@@ -108,6 +108,14 @@ def test_benchmark_on_its_own_labels(test_data):
     assert 0.5 < report.metrics["renewed_nme"] < 5  # the labels differ
     (rows,) = report.tables.values()
     assert len(rows) == 4
+    (picture,) = report.images.values()
+    places = 2 * benchmark.to_crops(benchmark.landmarks68)[evaluation.spread(np.zeros(len(benchmark)))]
+    assert picture.shape == (240, 8 * 240, 3)
+    for number, points in enumerate(places):
+        columns, lines = (points - 0.5).round().astype(int).clip(0, 239).T
+        assert (picture[lines, 240 * number + columns] == (255, 40, 40)).all(1).mean() > 0.9  # inside of the crop
+    there_and_back = benchmark.to_originals(benchmark.to_crops(benchmark.reannotated))
+    np.testing.assert_allclose(there_and_back, benchmark.reannotated, atol=1e-3)
     shifted = evaluation.aflw2000_report(benchmark, benchmark.landmarks68 + np.array([3, 4]))
     boxes = np.sqrt(np.prod(np.ptp(benchmark.landmarks68, axis=1), -1))
     assert shifted.metrics["nme_images"] == pytest.approx(500 * (1 / boxes).mean(), rel=1e-4)

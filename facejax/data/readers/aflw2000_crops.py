@@ -78,8 +78,18 @@ class Aflw2000Crops:
         The labels count the first pixel's centre as 1, and a region includes both its first and its last pixel. The
         published benchmark instead takes x * (x2 - x1) / 120 + x1, `crops.uncrop_points` of 3DDFA's own coordinates.
         """
-        corner, sides = self.roi[:, None, :2], self.roi[:, None, 2:] - self.roi[:, None, :2] + 1
-        return points * (sides / SIZE) + corner - 0.5
+        corner, factors = self._moves()
+        return points * factors + corner - 0.5
+
+    def to_crops(self, points: np.ndarray) -> np.ndarray:
+        """Inverse of `to_originals`."""
+        corner, factors = self._moves()
+        return (points - corner + 0.5) / factors
+
+    def _moves(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of the regions: corners, and pixels of the picture per pixel of the crop, both [N, 1, 2]."""
+        corner = self.roi[:, None, :2]
+        return corner, (self.roi[:, None, 2:] - corner + 1) / SIZE
 
     def encoded(self, index: int) -> bytes:
         """The file of a picture. Raises ValueError if it is not readable."""
