@@ -6,6 +6,7 @@
     python -m experiments.dystyle --config=concatenation           # one MLP of as many parameters
     python -m experiments.dystyle --config=all_at_once             # several attributes from the first step on
     python -m experiments.dystyle --config=contrastive             # with the contrastive losses
+    python -m experiments.dystyle --sample runs/dystyle/synthetic --seeds 0-7 --edits yaw=0.5,glasses=1 --out sheet.png
     python -m experiments.dystyle --config=gpu --config.generator.workdir=DIR      # StyleGAN2 of 64 pixels, one GPU
     python -m experiments.dystyle --config=ffhq --config.generator.workdir=DIR \
         --config.recogniser=ms1mv3_r50.pth                         # 1024 pixels, 18 layers of 512, 8 GPUs
@@ -17,7 +18,7 @@ not published, and neither are its optimizer, its numbers of steps or its result
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -33,7 +34,8 @@ from facejax.evaluate import editing, generation
 from facejax.generation import dystyle
 from facejax.metrics import generative
 from facejax.metrics.generative import Moments
-from facejax.recipes.editing import Generator, Predictors, World
+from facejax.recipes import sampling
+from facejax.recipes.editing import Generator, Predictors, World, wish
 from facejax.train import (
     AXIS,
     Experiment,
@@ -120,21 +122,18 @@ def get_config(preset: str = "synthetic") -> ConfigDict:
 
 def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
-    sections = FactorFaces(**config.data), Generator(**config.generator), Predictors(**config.predictor)
-    world, name, weights = World(*sections, config.recogniser, config.seed), config.model.name, config.loss
+    world, name, weights = make_world(config), config.model.name, config.loss
     if name not in (*NETS, *LINEAR):
         raise ValueError(f"model.name is {name!r}: expected one of {', '.join((*NETS, *LINEAR))}")
     if name in LINEAR:
         return Experiment(evaluate=lambda state: report(config, world, *linear(config, world)))
-    options = {"scaled": config.model.scaled} if name == "dystyle" else {}
-    sizes = (world.attributes, world.faces.layers, world.size, tuple(config.model.hidden))
-    net = NETS[name](*sizes, dtype=jnp.dtype(config.model.dtype), **options)
+    net = make_editor(config, world)
     tx = optim.from_config(config.optim, config.train.steps)
     easy_steps = round(config.easy * config.train.steps)
 
     def init(rng: jax.Array, start: Any = None) -> TrainState:
-        wish = jnp.zeros((1, world.attributes))
-        params = net.init(rng, jnp.zeros((1, *sizes[1:3])), wish, wish > 0)["params"]
+        none = jnp.zeros((1, world.attributes))
+        params = net.init(rng, jnp.zeros((1, net.layers, net.size)), none, none > 0)["params"]
         frozen = warm_start.taken(start, world.shapes())
         return TrainState.create(rng, {"editor": params}, tx, model_state=frozen)
 
@@ -174,6 +173,35 @@ def build(config: ConfigDict) -> Experiment:
         return report(config, world, state.model_state, edit, state.params["editor"])
 
     return Experiment(evaluate=evaluate, init=init, train_step=train_step, prepare=world.frozen)
+
+
+def make_world(config: ConfigDict) -> World:
+    """Codes, images and frozen predictors."""
+    sections = FactorFaces(**config.data), Generator(**config.generator), Predictors(**config.predictor)
+    return World(*sections, config.recogniser, config.seed)
+
+
+def make_editor(config: ConfigDict, world: World) -> Any:
+    """The network that is trained."""
+    options = {"scaled": config.model.scaled} if config.model.name == "dystyle" else {}
+    sizes = (world.attributes, world.faces.layers, world.size, tuple(config.model.hidden))
+    return NETS[config.model.name](*sizes, dtype=jnp.dtype(config.model.dtype), **options)
+
+
+def sample(config: ConfigDict, state: TrainState, seeds: Sequence[int], edits: str = "") -> np.ndarray:
+    """Images of the codes of seeds, edited; `edits` as of `wish`."""
+    world = make_world(config)
+    net, wanted = make_editor(config, world), wish(edits, world.faces)
+    normal = generation.latents(seeds, world.size)
+
+    def run(both: Any, given: Any) -> Any:
+        codes = net.apply({"params": both["editor"]}, world.codes(both["frozen"], given[0]), *given[1:])
+        return world.faces.vectors(codes) if world.known else generation.to_uint8(world.images(both["frozen"], codes))
+
+    both = {"frozen": state.model_state, "editor": state.params["editor"]}
+    given = (normal, *(np.repeat(x[None], len(normal), 0) for x in wanted))
+    found = map_batches(run, both, given, config.eval.batch_size)
+    return world.faces.render(found) if world.known else found
 
 
 def linear(config: ConfigDict, world: World) -> tuple[Any, Edit, Any]:
@@ -264,4 +292,4 @@ def report(config: ConfigDict, world: World, frozen: Any, edit: Edit, variables:
 
 
 if __name__ == "__main__":
-    app.main(get_config, build)
+    sampling.main("dystyle", get_config, build, sample, {"edits": ""})

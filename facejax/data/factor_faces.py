@@ -56,6 +56,7 @@ class FactorFaces:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "attributes", tuple(self.attributes))  # a list in a run's config.json
         if unknown := [name for name in self.attributes if name not in ATTRIBUTES]:
             raise ValueError(f"data.attributes has {unknown[0]!r}: expected some of {', '.join(ATTRIBUTES)}")
         if not 0 < self.slope <= 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -161,6 +162,24 @@ def _trained(section: Predictors, name: str, faces: FactorFaces, seed: int) -> A
     options = Options(batch_size=jax.device_count(), steps=section.steps)
     state, _ = train(experiment, options, seed=seed + list(NETS).index(name), quiet=True)
     return {"params": jax.tree.map(np.asarray, state.params)}
+
+
+def wish(words: str, faces: FactorFaces) -> tuple[np.ndarray, np.ndarray]:
+    """Values [A] and whether they are edited [A] of words such as "yaw=0.5,glasses=1"; of binary ones the sign counts.
+
+    Raises:
+      ValueError: another attribute, or a number beyond -1 to 1.
+    """
+    names = list(faces.attributes)
+    values, active = np.zeros(len(names), np.float32), np.zeros(len(names), bool)
+    for word in filter(None, words.split(",")):
+        name, _, number = word.strip().partition("=")
+        value = float(number) if re.fullmatch(r"-?\d*\.?\d+", number) else np.nan
+        if name not in names or not -1 <= value <= 1:
+            raise ValueError(f"--edits: {word!r}, expected ATTRIBUTE=NUMBER, -1 to 1, of {', '.join(names)}")
+        row = names.index(name)
+        values[row], active[row] = np.sign(value) if faces.binary[row] else value, True
+    return values, active
 
 
 CROP = (35 / 256, 223 / 256), (32 / 256, 220 / 256)

@@ -11,9 +11,10 @@ import pytest
 from experiments import dystyle as experiment
 from facejax.data import factor_faces
 from facejax.data.factor_faces import FactorFaces
-from facejax.evaluate import editing
+from facejax.evaluate import editing, generation
 from facejax.generation import dystyle
 from facejax.recipes import editing as recipe
+from facejax.recipes import sampling
 from facejax.recipes.gan import GENERATOR, GanState
 from facejax.train import Options, app, checkpoint
 from facejax.train.dry_run import dry_run
@@ -364,12 +365,32 @@ def tiny(preset, **changes):
 
 def test_run(tmp_path):
     config = tiny("contrastive", **{"model.dtype": "bfloat16"})
-    state, report = app.run(config, experiment.build, workdir=tmp_path, quiet=True)
+    state, report = app.run(config, experiment.build, name="dystyle:contrastive", workdir=tmp_path, quiet=True)
     assert {"drift", "control_error", "true_drift", "perfect_drift", "identity", "pixel_error"} < report.metrics.keys()
     assert all(np.isfinite(value) for value in report.metrics.values())
     assert set(state.params) == {"editor"} and set(state.model_state) == {"held_out"}
     sheet, rows = report.images.values()
     assert sheet.shape == (6 * 16, 9 * 16, 3) and rows.shape == (3 * 16, 8 * 16, 3)
+    same, step = sampling.newest_images("dystyle", experiment.build, experiment.sample, tmp_path, [3, 5])
+    assert step == 2
+    faces = FactorFaces(**config.data)
+    np.testing.assert_allclose(same, faces.render(generation.latents([3, 5], faces.size)).astype(float), atol=1)
+    moved = state.replace(params=jax.tree.map(lambda x: x + 0.3, state.params))
+    edited = experiment.sample(config, moved, [3, 5], edits="yaw=-1,glasses=1")
+    np.testing.assert_array_equal(edited[1:], experiment.sample(config, moved, [5], edits="yaw=-1,glasses=1"))
+    assert np.abs(edited.astype(int) - same).max() > 20
+
+
+def test_edits_of_words():
+    faces = FactorFaces(attributes=["yaw", "glasses", "skin"])
+    values, active = recipe.wish("skin=-0.25, glasses=.5", faces)
+    assert values.tolist() == [0, 1, -0.25] and active.tolist() == [False, True, True]
+    assert not recipe.wish("", faces)[1].any()
+    for words in ("age=1", "yaw", "yaw=2", "yaw=nan", "yaw=1=2"):
+        with pytest.raises(
+            ValueError, match=rf"--edits: '{words}', expected ATTRIBUTE=NUMBER, -1 to 1, of yaw, glasses"
+        ):
+            recipe.wish(words, faces)
 
 
 @pytest.mark.parametrize("name", ["directions", "projected"])
