@@ -38,6 +38,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "landmark_fit": (),
     "super_resolution": (),
     "video_deblur": (),
+    "stylegan2": (),
     "deformable": (),
     "neighbor_sampling": (),
     "batch_norm": (),

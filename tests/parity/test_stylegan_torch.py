@@ -14,88 +14,22 @@ from facejax.interop.names import Rule
 from tests.parity.networks import assert_near, converted, nchw, numpy_nhwc
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
+from benchmarks import torch_stylegan2 as torch2
+from benchmarks.torch_stylegan2 import ROOT, Layers, fir, lrelu, pooled_deviation
+
 pytestmark = pytest.mark.parity
 nn, F = torch.nn, torch.nn.functional
 
 SIZE, LATENT, BASE, LARGEST = 16, 6, 64, 7
-ROOT = 2**0.5
 
 
 def width(size):
-    return min(2 * BASE // size, LARGEST)
+    return torch2.width(size, BASE, LARGEST)
 
 
-def lrelu(x):
-    return F.leaky_relu(x, 0.2)
-
-
-def fir(x, taps, gain=1.0):
-    """A filter in both directions, without padding."""
-    taps = torch.tensor(taps) / sum(taps)
-    kernel = (gain * torch.outer(taps, taps)).expand(x.shape[1], 1, -1, -1)
-    return F.conv2d(x, kernel, groups=x.shape[1])
-
-
-def zeros_between(x):
-    n, c, h, w = x.shape
-    return F.pad(x.reshape(n, c, h, 1, w, 1), (0, 1, 0, 0, 0, 1)).reshape(n, c, 2 * h, 2 * w)
-
-
-def fixed_noise(layer, size):
-    noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), layer), (1, size, size, 1))
+def fixed_noise(layer, x):
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), layer), (1, *x.shape[2:], 1))
     return torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
-
-
-def pooled_deviation(x, group=4):
-    group = min(group, len(x))
-    groups = [x[i :: len(x) // group] for i in range(len(x) // group)]
-    levels = torch.stack([(g.var(0, unbiased=False) + 1e-8).sqrt().mean() for g in groups])
-    return torch.cat([x, levels.repeat(group)[:, None, None, None].expand(-1, 1, 4, 4)], 1)
-
-
-class Layers(nn.Module):
-    """Named layers with stored weights of unit variance."""
-
-    def add(self, name, *shape, bias=True):
-        self.register_parameter(f"{name}_weight", nn.Parameter(torch.randn(*shape)))
-        if bias:
-            self.register_parameter(f"{name}_bias", nn.Parameter(0.3 * torch.randn(shape[0])))
-
-    def add_value(self, name, *shape):
-        self.register_parameter(name, nn.Parameter(0.3 * torch.randn(shape)))
-
-    def weight(self, name, gain):
-        stored = getattr(self, f"{name}_weight")
-        return stored * (gain / stored[0].numel() ** 0.5)
-
-    def bias(self, name):
-        return getattr(self, f"{name}_bias", None)
-
-    def dense(self, name, x, gain):
-        return F.linear(x, self.weight(name, gain), self.bias(name))
-
-    def conv(self, name, x, gain):
-        weight = self.weight(name, gain)
-        return F.conv2d(x, weight, self.bias(name), padding=weight.shape[-1] // 2)
-
-
-class TorchMapping(Layers):
-    """Two layers. The stored weights are a hundred times as large, as the authors' are."""
-
-    def __init__(self, second):
-        super().__init__()
-        self.second = second
-        for i in range(2):
-            self.add(f"dense{i}", LATENT, LATENT)
-            getattr(self, f"dense{i}_weight").data *= 100
-            getattr(self, f"dense{i}_bias").data *= 100
-
-    def forward(self, z):
-        x = z / (z.pow(2).mean(1, keepdim=True) + 1e-8).sqrt()
-        for i in range(2):
-            weight = self.weight(f"dense{i}", 1.0 if self.second else ROOT) * 0.01
-            x = lrelu(F.linear(x, weight, self.bias(f"dense{i}") * 0.01)) * (ROOT if self.second else 1)
-        return x
 
 
 class TorchSynthesis(Layers):
@@ -115,7 +49,7 @@ class TorchSynthesis(Layers):
 
     def epilogue(self, x, styles, layer):
         column = (slice(None), None, None)
-        x = x + fixed_noise(layer, x.shape[-1]) * getattr(self, f"noise{layer}")[column]
+        x = x + fixed_noise(layer, x) * getattr(self, f"noise{layer}")[column]
         x = F.instance_norm(lrelu(x + getattr(self, f"bias{layer}")[column]), eps=1e-8)
         scale, shift = self.dense(f"style{layer}", styles[:, layer], 1.0)[..., None, None].chunk(2, 1)
         return x * (scale + 1) + shift
@@ -154,82 +88,6 @@ class TorchDiscriminator(Layers):
         x = torch.lerp(old, lrelu(x + self.bias("down8")[:, None, None]), alpha)
         x = lrelu(self.conv("conv4", pooled_deviation(x), ROOT))
         return self.dense("score", lrelu(self.dense("dense", x.flatten(1), ROOT)), 1.0)[:, 0]
-
-
-class TorchSynthesis2(Layers):
-    def __init__(self):
-        super().__init__()
-        self.const = nn.Parameter(torch.randn(4, 4, width(4)))
-        for name in ("conv4", "up8", "conv8", "up16", "conv16"):
-            size = int(name.strip("convup"))
-            inputs = width(size // 2 if "up" in name else size)
-            self.add(name, width(size), inputs, 3, 3)
-            self.add(f"{name}_style", inputs, LATENT)
-            self.add_value(f"{name}_noise")
-        for size in (4, 8, 16):
-            self.add(f"rgb{size}", 3, width(size), 1, 1)
-            self.add(f"rgb{size}_style", width(size), LATENT)
-
-    def modulated(self, name, x, w, up=False, demodulate=True):
-        style = self.dense(f"{name}_style", w, 1.0)
-        weight = self.weight(name, 1.0) * style[:, None, :, None, None]
-        if demodulate:
-            weight = weight * (weight.pow(2).sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
-        n, side = len(x), weight.shape[-1]
-        x = x.reshape(1, -1, *x.shape[2:])
-        if up:
-            turned = weight.flip(3, 4).transpose(1, 2).flatten(0, 1)
-            x = F.conv_transpose2d(x, turned, stride=2, groups=n)
-            x = fir(F.pad(x, (1, 1, 1, 1)), (1.0, 3.0, 3.0, 1.0), 4.0)
-        else:
-            x = F.conv2d(x, weight.flatten(0, 1), padding=side // 2, groups=n)
-        return x.reshape(n, -1, *x.shape[2:])
-
-    def styled(self, name, x, styles, layer):
-        x = self.modulated(name, x, styles[:, layer], "up" in name)
-        x = x + fixed_noise(layer, x.shape[-1]) * getattr(self, f"{name}_noise")
-        return lrelu(x + self.bias(name)[:, None, None]) * ROOT
-
-    def rgb(self, x, styles, size, layer):
-        x = self.modulated(f"rgb{size}", x, styles[:, layer], demodulate=False)
-        return x + self.bias(f"rgb{size}")[:, None, None]
-
-    def forward(self, styles):
-        x = self.styled("conv4", self.const.permute(2, 0, 1).expand(len(styles), -1, -1, -1), styles, 0)
-        image, size = self.rgb(x, styles, 4, 1), 4
-        for layer in range(1, styles.shape[1] - 1, 2):
-            size *= 2
-            x = self.styled(f"up{size}", x, styles, layer)
-            x = self.styled(f"conv{size}", x, styles, layer + 1)
-            larger = fir(F.pad(zeros_between(image), (2, 1, 2, 1)), (1.0, 3.0, 3.0, 1.0), 4.0)
-            image = larger + self.rgb(x, styles, size, layer + 2)
-        return image
-
-
-class TorchDiscriminator2(Layers):
-    """Of 8 pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.add("from_rgb8", width(8), 3, 1, 1)
-        self.add("conv8", width(8), width(8), 3, 3)
-        self.add("down8", width(4), width(8), 3, 3)
-        self.add("skip8", width(4), width(8), 1, 1, bias=False)
-        self.add("conv4", width(4), width(4) + 1, 3, 3)
-        self.add("dense", width(2), 16 * width(4))
-        self.add("score", 1, width(2))
-
-    def down(self, name, x, pad):
-        x = fir(F.pad(x, (pad,) * 4), (1.0, 3.0, 3.0, 1.0))
-        return F.conv2d(x, self.weight(name, 1.0), self.bias(name), stride=2)
-
-    def forward(self, x):
-        x = lrelu(self.conv("from_rgb8", x, 1.0)) * ROOT
-        past = self.down("skip8", x, 1)
-        x = lrelu(self.conv("conv8", x, 1.0)) * ROOT
-        x = (lrelu(self.down("down8", x, 2)) * ROOT + past) / ROOT
-        x = lrelu(self.conv("conv4", pooled_deviation(x), 1.0)) * ROOT
-        return self.dense("score", lrelu(self.dense("dense", x.flatten(1), 1.0)) * ROOT, 1.0)[:, 0]
 
 
 MAPPING = [
@@ -277,14 +135,20 @@ def networks():
     latents, image = jnp.zeros((1, LATENT)), jnp.zeros((1, 8, 8, 3))
     styles = jnp.zeros((1, stylegan.layer_count(SIZE), LATENT))
     sizes = (SIZE, BASE, LARGEST)
-    second = {"gain": 1.0, "scale": ROOT}
+    first, second = {"gain": ROOT, "scale": 1.0}, {"gain": 1.0, "scale": ROOT}
     return {
-        "mapping": pair(TorchMapping(False), MAPPING, stylegan.Mapping(LATENT, 2, LATENT), latents),
-        "mapping2": pair(TorchMapping(True), MAPPING, stylegan.Mapping(LATENT, 2, LATENT, **second), latents),
+        "mapping": pair(torch2.Mapping(LATENT, 2, **first), MAPPING, stylegan.Mapping(LATENT, 2, LATENT), latents),
+        "mapping2": pair(
+            torch2.Mapping(LATENT, 2, **second), MAPPING, stylegan.Mapping(LATENT, 2, LATENT, **second), latents
+        ),
         "synthesis": pair(TorchSynthesis(), SYNTHESIS, stylegan.Synthesis(*sizes), styles),
-        "synthesis2": pair(TorchSynthesis2(), SYNTHESIS2, stylegan2.Synthesis(*sizes), styles),
+        "synthesis2": pair(
+            torch2.Synthesis(SIZE, LATENT, BASE, LARGEST, fixed_noise), SYNTHESIS2, stylegan2.Synthesis(*sizes), styles
+        ),
         "discriminator": pair(TorchDiscriminator(), DISCRIMINATOR, stylegan.Discriminator(8, BASE, LARGEST), image),
-        "discriminator2": pair(TorchDiscriminator2(), DISCRIMINATOR, stylegan2.Discriminator(8, BASE, LARGEST), image),
+        "discriminator2": pair(
+            torch2.Discriminator(8, BASE, LARGEST), DISCRIMINATOR, stylegan2.Discriminator(8, BASE, LARGEST), image
+        ),
     }
 
 
