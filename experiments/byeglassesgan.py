@@ -5,6 +5,7 @@
     python -m experiments.byeglassesgan --config=no_segmentation  # no segmentation decoder
     python -m experiments.byeglassesgan --config=no_identity      # no recogniser in the loss
     python -m experiments.byeglassesgan --config=add              # puts glasses on instead (not in the paper)
+    python -m experiments.byeglassesgan --sample runs/byeglassesgan/synthetic --seeds 0-7 --columns 2 --out sheet.png
     python -m experiments.byeglassesgan --config=celeba --config.data.path=DIR --config.recogniser.weights=r34.pth
 
 DIR holds CelebA's img_align_celeba, list_attr_celeba.txt, list_landmarks_align_celeba.txt and list_eval_partition.txt;
@@ -14,6 +15,7 @@ steps are not known: those of the preset are our choice, and there is no number 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +31,7 @@ from facejax.evaluate.glasses import Translated
 from facejax.generation import byeglassesgan as paper
 from facejax.generation.byeglassesgan import ByeGlasses, PatchDiscriminator
 from facejax.metrics.image import eight_bit
+from facejax.recipes import sampling
 from facejax.recipes.gan import DISCRIMINATOR, GENERATOR, Adam, GanState, Play, play
 from facejax.recipes.recogniser import Recogniser
 from facejax.train import Experiment, Mean, Options, Report, app, map_batches
@@ -97,7 +100,7 @@ def build(config: ConfigDict) -> Experiment:
     """Wires the run."""
     data, model, loss, batch_size = GlassesImages(**config.data), config.model, config.loss, config.train.batch_size
     dtype, adds, size = jnp.dtype(model.dtype), data.task == "add", data.image_size
-    net = ByeGlasses(model.width, model.depth, model.segments, model.shares, model.outer_norm, dtype)
+    net = make_net(config)
     discriminator = PatchDiscriminator(model.patch_width, model.patch_layers, dtype)
     recogniser = Recogniser(**config.recogniser)
     extractor, photographs = recogniser.backbone(), data.source == "celeba"
@@ -125,10 +128,6 @@ def build(config: ConfigDict) -> Experiment:
             ema={GENERATOR: jax.tree.map(jnp.copy, players[GENERATOR])},
         )
 
-    def translated(params: Any, batch: dict[str, jax.Array]) -> paper.Output:
-        style = batch["style"] if adds else None
-        return net.apply({"params": params}, normalize.symmetric(batch["image"]), style)
-
     def features(variables: Any, images: jax.Array) -> jax.Array:
         return extractor.apply(variables, recogniser_input(images, config.crop, recogniser.image_size), train=False)
 
@@ -139,7 +138,7 @@ def build(config: ConfigDict) -> Experiment:
     def discriminate(params: Any, state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
         del rng
         target, glasses = normalize.symmetric(batch["target"]), batch["masks"][..., 0].astype(jnp.float32)
-        made = jax.lax.stop_gradient(translated(params[GENERATOR], batch).image)
+        made = jax.lax.stop_gradient(translated(config, params[GENERATOR], batch).image)
         real, fake = (scores(params[DISCRIMINATOR], images, glasses) for images in (target, made))
         whole, local = (paper.discriminator_loss(*scores) for scores in zip(real, fake, strict=True))
         local = local * paper.present(glasses)
@@ -148,7 +147,7 @@ def build(config: ConfigDict) -> Experiment:
     def generate(params: Any, state: Any, batch: dict[str, jax.Array], rng: jax.Array) -> Any:
         del rng
         target, masks = normalize.symmetric(batch["target"]), batch["masks"].astype(jnp.float32)
-        made, logits = translated(params[GENERATOR], batch)
+        made, logits = translated(config, params[GENERATOR], batch)
         whole, local = scores(params[DISCRIMINATOR], made, masks[..., 0])
         losses = {
             "adversarial": paper.adversarial_loss(whole),
@@ -169,19 +168,6 @@ def build(config: ConfigDict) -> Experiment:
         optimizers = dict.fromkeys(state.params, optimizer)
         return play(state, batch, rng, plays, optimizers, decay=0.0, microbatches=config.train.microbatches)
 
-    def translate(state: GanState, pairs: Pairs, paste: bool = False) -> Translated:
-        images, truth = (pairs.bare, pairs.worn) if adds else (pairs.worn, pairs.bare)
-
-        def apply(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            made = translated(params, batch)
-            image = paper.pasted(made, normalize.symmetric(batch["image"])) if paste else made.image
-            return {"image": image, "glasses": made.masks[..., :1] > 0}
-
-        batch = {"image": images, "style": pairs.style}
-        made = map_batches(apply, state.params[GENERATOR], batch, config.eval.batch_size)
-        found = made["glasses"][..., 0] if model.segments else None
-        return Translated(images, eight_bit(127.5 * made["image"] + 127.5), truth, pairs.glasses, found, pairs.person)
-
     def evaluate(state: GanState) -> Report:
         evaluator = recogniser.evaluator(**options)
 
@@ -189,12 +175,12 @@ def build(config: ConfigDict) -> Experiment:
             top, left, side = (round(part * size) for part in config.crop)
             return evaluator(images[:, top : top + side, left : left + side], config.eval.batch_size)
 
-        report = protocol.assess(translate(state, data.pairs()), embed)
+        report = protocol.assess(translate(config, state, data.pairs()), embed)
         if model.segments:
-            report |= protocol.assess(translate(state, data.pairs(), paste=True), embed, "pasted_")
+            report |= protocol.assess(translate(config, state, data.pairs(), paste=True), embed, "pasted_")
         if adds or (others := data.rendered()) is None:
             return report
-        return report | protocol.assess(translate(state, others), embed, "rendered_")
+        return report | protocol.assess(translate(config, state, others), embed, "rendered_")
 
     fields = {"image": (size, size, 3), "target": (size, size, 3), "masks": (size, size, 2), "style": (CODE,)}
     types = {"style": jnp.float32}
@@ -208,6 +194,45 @@ def build(config: ConfigDict) -> Experiment:
     )
 
 
+def make_net(config: ConfigDict) -> ByeGlasses:
+    """The generator."""
+    model = config.model
+    dtype = jnp.dtype(model.dtype)
+    return ByeGlasses(model.width, model.depth, model.segments, model.shares, model.outer_norm, dtype)
+
+
+def translated(config: ConfigDict, params: Any, batch: dict[str, jax.Array]) -> paper.Output:
+    """The generator's output for a batch of images uint8 and styles."""
+    style = batch["style"] if config.data.task == "add" else None
+    return make_net(config).apply({"params": params}, normalize.symmetric(batch["image"]), style)
+
+
+def translate(config: ConfigDict, state: GanState, pairs: Pairs, paste: bool = False) -> Translated:
+    """Pairs whose glasses were taken off, or put on; with `paste` the input stays outside of the found mask."""
+    images, truth = (pairs.bare, pairs.worn) if config.data.task == "add" else (pairs.worn, pairs.bare)
+
+    def apply(params: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        made = translated(config, params, batch)
+        image = paper.pasted(made, normalize.symmetric(batch["image"])) if paste else made.image
+        return {"image": image, "glasses": made.masks[..., :1] > 0}
+
+    batch = {"image": images, "style": pairs.style}
+    made = map_batches(apply, state.params[GENERATOR], batch, config.eval.batch_size)
+    found = made["glasses"][..., 0] if config.model.segments else None
+    return Translated(images, eight_bit(127.5 * made["image"] + 127.5), truth, pairs.glasses, found, pairs.person)
+
+
+def sample(config: ConfigDict, state: GanState, seeds: Sequence[int]) -> np.ndarray:
+    """Held-out faces of these numbers, [N, S, 3 S, 3]: input, output and truth side by side."""
+    pairs = GlassesImages(**config.data).pairs()
+    if max(seeds) >= len(pairs.bare):
+        raise ValueError(
+            f"--seeds has {max(seeds)}: expected numbers of the held-out faces, 0 to {len(pairs.bare) - 1}"
+        )
+    made = translate(config, state, Pairs(*(x[list(seeds)] for x in pairs)))
+    return np.concatenate([made.images, made.made, made.truth], 2)
+
+
 def recogniser_input(images: jax.Array, crop: tuple[float, float, float], side: int) -> jax.Array:
     """The crop of images [N, S, S, 3] for the recogniser, resized to `side` pixels."""
     top, left, extent = (round(part * images.shape[1]) for part in crop)
@@ -216,4 +241,4 @@ def recogniser_input(images: jax.Array, crop: tuple[float, float, float], side: 
 
 
 if __name__ == "__main__":
-    app.main(get_config, build)
+    sampling.main("byeglassesgan", get_config, build, sample)

@@ -229,6 +229,19 @@ def test_the_report(executor):
     assert {x.shape for x in report.images.values()} == {(5 * 32, 6 * 32, 3)}
 
 
+def test_samples_show_input_output_and_truth(executor):
+    run, steps = executor
+    state, pairs = steps.init(0, run.prepare()), experiment.GlassesImages(image_size=32).pairs()
+    sheet = experiment.sample(config_of(), state, [4, 1])
+    assert sheet.shape == (2, 32, 96, 3)
+    for row, face in zip(sheet, (4, 1), strict=True):
+        np.testing.assert_array_equal(row[:, :32], pairs.worn[face])
+        np.testing.assert_array_equal(row[:, 64:], pairs.bare[face])
+    assert np.any(sheet[:, :, 32:64] != sheet[:, :, :32])
+    with pytest.raises(ValueError, match=r"--seeds has 6: expected numbers of the held-out faces, 0 to 5"):
+        experiment.sample(config_of(), state, [0, 6])
+
+
 def test_glasses_are_added_with_the_style_of_the_truth():
     run = experiment.build(config_of("add"))
     report = run.evaluate(run.init(jax.random.key(0), run.prepare()))
