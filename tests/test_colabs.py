@@ -59,11 +59,18 @@ stylegan.BASE["eval"].update(images=32, batch_size=32)
 stylegan.BASE["styles"].update(pairs=32, images=32)
 """
 RESTORED = """
-from experiments import super_resolution
+import numpy as np
+
+from experiments import super_resolution, video_deblur
+from facejax.data import videos
 from facejax.restoration.super_resolution import EDSR
 
 super_resolution.NETS["edsr_small"] = lambda **options: EDSR(features=4, blocks=1, residual_scale=1.0, **options)
 super_resolution.BASE["data"]["patch"] = 16
+video_deblur.BASE["data"].update(clip=2, crop=16)
+video_deblur.BASE["model"].update(width=4)
+noise = np.random.default_rng(0).integers(0, 256, (24, 32, 32, 3)).astype(np.uint8)
+videos._rendered = lambda *_: [videos.ArrayVideo.averaged("noise", noise, 7, 8, 2.2)] * 5
 """
 FIRST = {
     "arcface": SMALL,
@@ -92,7 +99,7 @@ PRINTED = {
     "photographs": "facejax was imported: False",
     "quality": "aoc",
     "recognition": "tar_at_far_1e-2",
-    "restoration": "SSIM",
+    "restoration": "gliding photograph",
     "vib": "test_error",
 }
 
