@@ -13,10 +13,10 @@ ms1mv2_r100 96.37, glint360k_r100 97.55; paper, LFW: casia_r50 99.53.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from facejax.data.identities import Identities
@@ -115,10 +115,7 @@ def build(config: ConfigDict) -> Experiment:
         variables = {"params": state.params["backbone"], "batch_stats": state.model_state}
         if config.eval.weights:
             variables = read_weights(config.eval.weights, net, data.image_size)
-
-        def embed(images: np.ndarray) -> np.ndarray:
-            return embed_flipped(net, variables, images, config.eval.batch_size)
-
+        embed = functools.partial(embed_flipped, net, variables, batch_size=config.eval.batch_size)
         return verification.verify(data, config.eval.packs, config.seed, embed)
 
     return Experiment(

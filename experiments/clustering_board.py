@@ -121,7 +121,7 @@ def embed_faces(folder: pathlib.Path, nets: int, overrides: dict[str, Any]) -> t
         variables = {"params": state.params["backbone"], "batch_stats": state.model_state}
         net = Backbone(**config.model).make()
         for split, source in zip(names, Identities(**config.data).split(seed), strict=True):
-            images, labels, _ = verification.images_of(source, config.data.image_size)
+            images, labels = verification.held_out_images(source, config.data.image_size)
             name = f"{split}{seed}"
             features = embed_flipped(net, variables, images, config.eval.batch_size)
             features.astype("<f4").tofile(folder / "features" / f"{name}.bin")

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 from facejax.data import normalize
 from facejax.data.identities import Identities
+from facejax.data.sources import Images
 from facejax.data.synthetic import faces
 from facejax.evaluate import groups, verification
 from facejax.evaluate.embedder import Backbone, embed_flipped
@@ -227,7 +228,7 @@ def build(config: ConfigDict) -> Experiment:
             )
         variables["batch_stats"] = state.model_state["batch_stats"]
 
-        def grouped(images: np.ndarray) -> groups.Grouped:
+        def grouped(images: np.ndarray | Images) -> groups.Grouped:
             found = map_batches(look, variables, images, batch_size)
             embedding = flip_embedding(found["plain"], found["mirrored"])
             return groups.Grouped(embedding, found["decision"], found["probability"])

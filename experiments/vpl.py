@@ -11,12 +11,12 @@ as another paper quotes it, MegaFace refined: identification 98.80, verification
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from ml_collections import ConfigDict
@@ -179,10 +179,7 @@ def build(config: ConfigDict) -> Experiment:
 
     def evaluate(state: TrainState) -> Report:
         variables = {"params": state.params["backbone"], "batch_stats": state.model_state["batch_stats"]}
-
-        def embed(images: np.ndarray) -> np.ndarray:
-            return embed_flipped(net, variables, images, config.eval.batch_size)
-
+        embed = functools.partial(embed_flipped, net, variables, batch_size=config.eval.batch_size)
         return verification.verify(data, config.eval.packs, config.seed, embed)
 
     return Experiment(evaluate, init, train_step, train_data, plain["batch"], sharded)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from facejax.data import pipeline
 from facejax.data.pipeline import Source
+from facejax.data.sources import Images
 from facejax.evaluate import verification as held_out
 from facejax.metrics import verification
 from facejax.metrics.clustering import normalized_mutual_information
@@ -31,7 +33,12 @@ class Grouped(NamedTuple):
 
 
 def verify_held_out(
-    source: Source | None, image_size: int, embed: Callable[[np.ndarray], Grouped], *, beta: float, gamma: float
+    source: Source | None,
+    image_size: int,
+    embed: Callable[[np.ndarray | Images], Grouped],
+    *,
+    beta: float,
+    gamma: float,
 ) -> Report:
     """`facejax.evaluate.verification.verify_held_out`, with the groups and the group-aware similarity.
 
@@ -44,16 +51,15 @@ def verify_held_out(
       embed: images [N, S, S, 3] uint8 -> `Grouped`.
       beta, gamma: of `group_aware_similarity`.
     """
-    report = held_out.verify_held_out(source, image_size, lambda images: embed(images).embedding)
-    images, labels, examples = held_out.images_of(source, image_size)
+    images, labels = held_out.held_out_images(source, image_size)
     found = embed(images)
+    report = held_out.all_pairs_report(images, found.embedding, labels)
     count, group = found.probability.shape[1], found.probability.argmax(1)
     shares = np.bincount(group, minlength=count) / len(group)
     metrics = {"group_entropy": entropy(shares), "largest_group": float(shares.max())}
-    known = attributes(examples, labels)
+    known = attributes(source, labels)
     metrics |= {f"nmi_{name}": normalized_mutual_information(truth, group) for name, truth in known.items()}
-    similarity, same = group_aware_pairs(found, labels, beta=beta, gamma=gamma)
-    rates = verification.tar_at_far(similarity, same, held_out.FARS).tolist()
+    rates = group_aware_pairs(found, labels, beta=beta, gamma=gamma).tar(held_out.FARS).tolist()
     metrics |= held_out.named(rates, "tar_at_far_{}_group_aware")
     return report | Report(
         metrics,
@@ -64,7 +70,7 @@ def verify_held_out(
 
 
 def verify_packs(
-    packs: str, image_size: int, embed: Callable[[np.ndarray], Grouped], *, beta: float, gamma: float
+    packs: str, image_size: int, embed: Callable[[np.ndarray | Images], Grouped], *, beta: float, gamma: float
 ) -> Report:
     """The 10-fold protocol on InsightFace's .bin packs, by cosine and by the group-aware similarity."""
     metrics, arrays = {}, {}
@@ -85,10 +91,11 @@ def entropy(shares: np.ndarray) -> float:
     return float(np.sum(some * np.log(1 / some)) / np.log(len(shares))) if len(shares) > 1 else 1.0
 
 
-def attributes(examples: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
+def attributes(source: Source, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Known attributes of images as classes [N]: the person and, in the face world, what was rendered."""
     known = {"person": labels}
-    if "glasses" in examples[0]:
+    if "glasses" in source[0]:
+        examples = pipeline.fetch(source, range(len(source)))
         measured = {
             "age": [e["age"] for e in examples],
             "skin": [e["albedo"][0] for e in examples],
@@ -100,15 +107,16 @@ def attributes(examples: Any, labels: np.ndarray) -> dict[str, np.ndarray]:
     return known
 
 
-def group_aware_pairs(
-    found: Grouped, labels: np.ndarray, *, beta: float, gamma: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Group-aware similarities [P] of all pairs of images, and whether each is genuine."""
-    upper = np.triu_indices(len(labels), 1)
-    cosine = (found.embedding @ found.embedding.T)[upper]
-    distance = cdist(found.decision, found.decision)[upper]
-    similarity = group_aware_similarity(cosine, distance, beta=beta, gamma=gamma)
-    return similarity, (labels[:, None] == labels)[upper]
+def group_aware_pairs(found: Grouped, labels: np.ndarray, *, beta: float, gamma: float) -> verification.FalseAccepts:
+    """Exact ROC of the group-aware similarities of all pairs of images."""
+    order = np.argsort(labels, kind="stable")
+    embedding, decision = found.embedding[order], found.decision[order]
+
+    def similarity(rows: slice, columns: slice) -> np.ndarray:
+        cosine, distance = embedding[rows] @ embedding[columns].T, cdist(decision[rows], decision[columns])
+        return group_aware_similarity(cosine, distance, beta=beta, gamma=gamma)
+
+    return verification.false_accepts(labels[order], similarity)
 
 
 def groups_figure(group: np.ndarray, known: Mapping[str, np.ndarray], groups: int) -> Any:
@@ -133,7 +141,7 @@ def groups_figure(group: np.ndarray, known: Mapping[str, np.ndarray], groups: in
 
 
 def most_probable(
-    images: np.ndarray, probabilities: np.ndarray, labels: np.ndarray, rows: int = 8, columns: int = 12
+    images: Images, probabilities: np.ndarray, labels: np.ndarray, rows: int = 8, columns: int = 12
 ) -> Any:
     """A row for each of the first `rows` groups: images of different people, the most probable in the group first."""
     grid = np.full((min(rows, probabilities.shape[1]), columns, *images.shape[1:]), 255, np.uint8)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from facejax.data import pipeline, sources
+from facejax.data import sources
 from facejax.data.identities import Identities
 from facejax.data.pipeline import Source
 from facejax.data.readers.verification import read_pack
+from facejax.data.sources import Images
 from facejax.metrics import verification
 from facejax.train import Report, image_grid, new_figure
 
@@ -31,7 +32,7 @@ PACK_DEFINITIONS = {
 }
 MOST = 4000
 """Images whose pairs are all held in memory at once."""
-Embed = Callable[[np.ndarray], np.ndarray]
+Embed = Callable[[np.ndarray | Images], np.ndarray]
 
 
 def tar_metrics(features: np.ndarray, labels: np.ndarray, name: str = "tar_at_far_{}") -> dict[str, float]:
@@ -50,13 +51,6 @@ def named(rates: Iterable[Any], name: str = "tar_at_far_{}") -> dict[str, Any]:
     return {name.format(f"{far:.0e}".replace("e-0", "e-")): rate for far, rate in zip(FARS, rates, strict=True)}
 
 
-def images_of(source: Source, image_size: int) -> tuple[np.ndarray, np.ndarray, list[Any]]:
-    """All images [N, S, S, 3] uint8 of a source, their labels [N] and examples."""
-    examples = pipeline.fetch(source, range(len(source)))
-    images = np.stack([sources.image(e, image_size) for e in examples])
-    return images, np.array([sources.label(e) for e in examples]), examples
-
-
 def verify(data: Identities, packs: str, seed: int, embed: Embed) -> Report:
     """`verify_packs` where there are packs, else `verify_held_out` of the people that `data` holds out for `seed`."""
     if packs:
@@ -72,19 +66,36 @@ def verify_held_out(source: Source | None, image_size: int, embed: Embed) -> Rep
     Args:
       source: of the held-out people's images.
       image_size: pixels.
-      embed: images [N, S, S, 3] uint8 -> unit embeddings [N, D].
+      embed: images [N, S, S, 3] uint8, decoded batch by batch -> unit embeddings [N, D].
 
     Returns:
-      "tar_at_far_1e-1" and so on, "equal_error_rate", "rank1" (leave-one-out) and the mean "genuine_angle" and
-      "impostor_angle" in degrees; the ROC; the embeddings and labels.
+      The report of `all_pairs_report`.
+
+    Raises:
+      ValueError: `source` is None.
+    """
+    images, labels = held_out_images(source, image_size)
+    return all_pairs_report(images, embed(images), labels)
+
+
+def held_out_images(source: Source | None, image_size: int) -> tuple[Images, np.ndarray]:
+    """The images of a source, decoded when they are asked for, and their labels [N].
 
     Raises:
       ValueError: `source` is None.
     """
     if source is None:
         raise ValueError("no identity is held out for verification: set data.held_out or eval.packs")
-    images, labels, _ = images_of(source, image_size)
-    features = embed(images)
+    return Images(source, np.arange(len(source)), image_size), sources.labels(source)
+
+
+def all_pairs_report(images: Images, features: np.ndarray, labels: np.ndarray) -> Report:
+    """Verification of all pairs of images by the cosine of their unit embeddings [N, D].
+
+    Returns:
+      "tar_at_far_1e-1" and so on, "equal_error_rate", "rank1" (leave-one-out) and the mean "genuine_angle" and
+      "impostor_angle" in degrees; the ROC; the embeddings and labels.
+    """
     some = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), MOST)).astype(int))
     upper = np.triu_indices(len(some), 1)
     cosine, same = (features[some] @ features[some].T)[upper], (labels[some, None] == labels[some])[upper]
@@ -99,7 +110,7 @@ def verify_held_out(source: Source | None, image_size: int, embed: Embed) -> Rep
         figures={"Verification of held-out people": roc_figure(cosine, same)},
         images={
             "Held-out people": image_grid(images[: 8 * 12], 12),
-            "Most similar impostors": hardest_impostors(images[some], features[some], labels[some]),
+            "Most similar impostors": hardest_impostors(images.take(some), features[some], labels[some]),
         },
         tables={"Held-out images": [census(labels)], **intervals(metrics, features, labels)},
         arrays={"embeddings": features, "labels": labels},
@@ -167,7 +178,7 @@ def roc_figure(cosine: np.ndarray, same: np.ndarray) -> Any:
     return figure
 
 
-def hardest_impostors(images: np.ndarray, features: np.ndarray, labels: np.ndarray, pairs: int = 8) -> np.ndarray:
+def hardest_impostors(images: Images, features: np.ndarray, labels: np.ndarray, pairs: int = 8) -> np.ndarray:
     """A grid of the pairs of different people with the nearest embeddings, one above the other."""
     scores = np.where(labels[:, None] == labels, -np.inf, features @ features.T)
     order = np.argsort(scores, axis=None)[::-1][: 2 * pairs * len(labels)]

@@ -283,10 +283,7 @@ def equal_error_rate(scores: ArrayLike, same: ArrayLike) -> float:
 
 
 def all_pairs(embeddings: ArrayLike, labels: ArrayLike) -> FalseAccepts:
-    """Exact ROC of the cosine similarities of all N (N - 1) / 2 pairs.
-
-    The genuine scores, which are few, are sorted first; the impostor scores are then computed in blocks of rows, sorted
-    and counted against them, without bins. Memory: the genuine scores and one block of 2**24 scores.
+    """`false_accepts` of the cosine similarities of all N (N - 1) / 2 pairs.
 
     Args:
       embeddings: [N, D]; the function normalises them to unit length.
@@ -297,12 +294,28 @@ def all_pairs(embeddings: ArrayLike, labels: ArrayLike) -> FalseAccepts:
     """
     embeddings, labels = _labelled(embeddings, labels)
     order = np.argsort(labels, kind="stable")
-    embeddings, labels = embeddings[order], labels[order]
+    embeddings = embeddings[order]
+    return false_accepts(labels[order], lambda rows, columns: embeddings[rows] @ embeddings[columns].T)
+
+
+def false_accepts(labels: np.ndarray, similarity: Callable[[slice, slice], np.ndarray]) -> FalseAccepts:
+    """Exact ROC of a similarity of all N (N - 1) / 2 pairs.
+
+    The genuine scores, which are few, are sorted first; the impostor scores are then computed in blocks of rows, sorted
+    and counted against them, without bins. Memory: the genuine scores and one block of 2**24 scores.
+
+    Args:
+      labels: [N] identities, ascending.
+      similarity: rows and columns, two ranges of 0..N - 1 -> scores [rows, columns].
+
+    Raises:
+      ValueError: no genuine or no impostor pair.
+    """
     ends = np.searchsorted(labels, labels, side="right")
     total = len(labels)
     genuine = []
     for rows in _blocks(total, total):
-        scores = embeddings[rows] @ embeddings[rows.start : ends[rows.stop - 1]].T
+        scores = similarity(rows, slice(rows.start, ends[rows.stop - 1]))
         column = np.arange(rows.start, ends[rows.stop - 1])
         row = np.arange(rows.start, rows.stop)[:, None]
         genuine.append(scores[(column > row) & (column < ends[rows, None])])
@@ -314,7 +327,7 @@ def all_pairs(embeddings: ArrayLike, labels: ArrayLike) -> FalseAccepts:
         )
     counts = np.zeros(len(genuine), np.int64)
     for rows in _blocks(total, total):
-        scores = embeddings[rows] @ embeddings[ends[rows.start] :].T
+        scores = similarity(rows, slice(ends[rows.start], total))
         scores = scores[np.arange(ends[rows.start], total) >= ends[rows, None]]
         counts += count_at_least(genuine, scores)
     return FalseAccepts(counts[::-1], impostors)
