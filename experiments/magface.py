@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from facejax.data import normalize, sources
-from facejax.data.identities import Identities
+from facejax.data.identities import Identities, check_packs
 from facejax.data.quality_faces import Faces, QualityFaces, unmeasured
 from facejax.data.sources import Images
 from facejax.data.synthetic import faces
@@ -177,6 +177,7 @@ def build(config: ConfigDict) -> Experiment:
     def train_data() -> Any:
         if not several_views(config.data):
             return single.batches(single.training(config.seed, packs=config.eval.packs), batch, config.seed)
+        check_packs(config.eval.packs)
         known = rendered.load("train", config.data.task)
         rows = sources.Rows({"image": known.images, "label": known.people.astype(np.int32)})
         return rendered.batches(rows, batch, config.seed)

@@ -238,13 +238,13 @@ def build(config: ConfigDict) -> Experiment:
         if not both:
             return known
         source = unlabelled_people(config)
-        groups, load = sources.Groups(sources.labels(source)), one_each(source, size, "unlabelled")
+        groups, load = sources.Groups(sources.labels(source), source), one_each(source, size, "unlabelled")
         return streams.Zip(known, data.stream(groups, load, config.data.unlabelled_batch, config.seed))
 
     def evaluate(state: TrainState) -> Report:
         variables = {"params": state.params["backbone"], "batch_stats": state.model_state}
 
-        def embeddings(images: np.ndarray) -> np.ndarray:  # of the image alone, as in the reference
+        def embeddings(images: np.ndarray | sources.Images) -> np.ndarray:  # of the image alone, as in the reference
             return vectors.unit_rows(embed(net, variables, images, config.eval.batch_size))
 
         return verification.verify(data, config.eval.packs, config.seed, embeddings)

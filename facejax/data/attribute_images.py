@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facejax.data import landmark_images, pipeline, transforms
+from facejax.data import landmark_images, pipeline, sources, transforms
 from facejax.data.pipeline import Source
 from facejax.data.readers import ages, head_pose
 from facejax.data.readers.aflw2000_crops import SIZE, Aflw2000Crops
@@ -214,8 +214,9 @@ class AttributeImages:
 
     def batches(self, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
         """Endless training batches of `load`."""
-        workers = {"threads": self.threads, "workers": self.workers}
-        return pipeline.train_batches(self.source("train"), self.load, batch_size, seed=seed, **workers)
+        options = {"threads": self.threads, "workers": self.workers}
+        options["checked"] = lambda: sources.Chain(self.source("train"), self.source("test"))
+        return pipeline.train_batches(self.source("train"), self.load, batch_size, seed=seed, **options)
 
     def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a training batch."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from facejax.data import augment_boxes, pipeline
+from facejax.data import augment_boxes, pipeline, sources
 from facejax.data.augment_boxes import Picture
 from facejax.data.pipeline import Load, Source
 from facejax.data.readers import boxes as readers
@@ -176,7 +176,10 @@ class DetectionImages:
                 stacklevel=2,
             )
         load = loader(source, self.image_size, self.max_boxes, self.augment, self.classes, self.min_side)
-        return pipeline.train_batches(source, load, batch_size, seed=seed, threads=self.threads, workers=self.workers)
+        options = {"threads": self.threads, "workers": self.workers}
+        return pipeline.train_batches(
+            source, load, batch_size, seed=seed, **options, checked=lambda: sources.Chain(source, self.test())
+        )
 
     def _source(self, split: str) -> Source:
         if self.kind == "scenes":

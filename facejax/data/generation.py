@@ -213,6 +213,8 @@ def _load(full: int, size: int, celeba: bool, flip: bool, examples: Any, rngs: A
     for example, rng in zip(examples, rngs, strict=True):
         try:
             image = square(example["image"], full, celeba)
+        except decoding.BadImage:
+            raise
         except ValueError as error:
             raise ValueError(f"{example['name']}: {error}" if "name" in example else str(error)) from error
         image = transforms.resize(image, size, size)

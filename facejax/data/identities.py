@@ -84,8 +84,7 @@ class Identities:
             classification.check_classes(self.path, _identities(source), self.classes)
             spread = np.linspace(0, len(source) - 1, min(len(source), sources.INSPECTED)).astype(int)
             sources.warn_unaligned((source[int(i)]["image"] for i in spread), self.image_size, self.path)
-        for pack in filter(None, packs.split(",")):
-            read_pack(pack)
+        check_packs(packs)
         return source
 
     def count(self, seed: int, *, packs: str = "") -> int:
@@ -101,6 +100,7 @@ class Identities:
         most = faces.TASKS[self.task].train
         if not 0 < self.classes <= most:
             raise ValueError(f"data.classes is {self.classes}: expected 1 to {most}, the identities of the face world")
+        check_packs(packs)
         source = faces.load(self.task, "train", self.data_dir or None)
         return sources.Subset(source, np.flatnonzero(sources.labels(source) < self.classes))
 
@@ -127,6 +127,12 @@ class Identities:
             return {"image": np.stack(images), "label": labels}
 
         return load
+
+
+def check_packs(packs: str) -> None:
+    """Reads the verification packs `packs`, paths with commas between. Raises ValueError or OSError for a bad one."""
+    for pack in filter(None, packs.split(",")):
+        read_pack(pack)
 
 
 def _identities(source: Source) -> int:

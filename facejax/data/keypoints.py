@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from facejax.data import pipeline, transforms
+from facejax.data import pipeline, sources, transforms
 from facejax.data.landmarks import MIRROR_68
 from facejax.data.pipeline import Load, Source
 from facejax.data.readers.people import CocoPeople, PeopleSource, read_mpii, read_mpii_truth
@@ -277,8 +277,10 @@ class KeypointImages:
                 raise ValueError(f"{file} does not exist: expected the test data of {self.kind}")
         augmentation = Augmentation(self.scale, self.rotation, self.flip, self.half_body)
         load = loader(tuple(self.image_size), self.layout, augmentation, self.enlarge)
-        workers = {"threads": self.threads, "workers": self.workers}
-        return pipeline.train_batches(self.train(), load, batch_size, seed=seed, **workers)
+        source, workers = self.train(), {"threads": self.threads, "workers": self.workers}
+        return pipeline.train_batches(
+            source, load, batch_size, seed=seed, **workers, checked=lambda: sources.Chain(source, self.test()[0])
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from facejax.data import pipeline, transforms
+from facejax.data import pipeline, sources, transforms
 from facejax.data.keypoints import moved
 from facejax.data.landmarks import MIRRORS
 from facejax.data.pipeline import Load, Source
@@ -349,8 +349,9 @@ class LandmarkImages:
     def batches(self, batch_size: int, seed: int, source: Source | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Endless training batches of `loader`, of a source or of all training faces."""
         load = loader(self.image_size, self.partners, self.augment)
-        workers = {"threads": self.threads, "workers": self.workers}
-        return pipeline.train_batches(source or self.source("train"), load, batch_size, seed=seed, **workers)
+        options = {"threads": self.threads, "workers": self.workers}
+        options["checked"] = lambda: sources.Chain(self.source("train"), self.source("test"))
+        return pipeline.train_batches(source or self.source("train"), load, batch_size, seed=seed, **options)
 
     def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a training batch."""

@@ -166,8 +166,13 @@ class LandmarkVideos:
     def batches(self, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
         """Endless training batches {"blurred", "sharp": uint8 [N, clip, S, S, 3], "points": [N, clip, L, 2]}."""
         source = Starts(self.videos("train"), (self.clip - 1) * self.period + max(self.windows))
-        options = {"threads": self.threads, "workers": self.workers}
+        options = {"threads": self.threads, "workers": self.workers, "checked": self._frames}
         return pipeline.train_batches(source, self._load, batch_size, seed=seed, **options)
+
+    def _frames(self) -> list[dict[str, Any]]:
+        """The files of all frames."""
+        videos = [*self.videos("train"), *self.videos("test")] if self.kind == "300vw" else []
+        return [{"path": file} for video in videos for file in video.files]
 
     def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes of a training batch."""

@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from facejax.data import transforms
-from facejax.data.decoding import BadImage
+from facejax.data.decoding import BadImage, ImageFile
 
 _REPLACED = "replaced"
 """Key under which a batch counts the examples that did not decode, until `Batches` takes it out."""
@@ -51,6 +51,7 @@ def train_batches(
     threads: int = 2,
     workers: int = 0,
     process: tuple[int, int] | None = None,
+    checked: Callable[[], Source] | None = None,
 ) -> Batches:
     """Endless batches of this process, reshuffled every epoch; the incomplete last batch of an epoch is dropped.
 
@@ -63,6 +64,8 @@ def train_batches(
       workers: number of loader processes; 0: this process loads, the fastest choice for images of 112 pixels on few
         cores.
       process: (index, count) of this process; None: those of JAX.
+      checked: what `Batches.check_images` decodes, such as the test images, too; None: `source`, or the larger one that
+        it is a part of.
 
     Raises:
       ValueError: `batch_size` is no multiple of the number of processes or exceeds the number of examples.
@@ -73,7 +76,8 @@ def train_batches(
     if len(source) < batch_size:
         raise ValueError(f"the data has {len(source)} examples, fewer than one batch of {batch_size}")
     dataset = grain.MapDataset.range(len(source)).seed(seed).shuffle().batch(batch_size, drop_remainder=True).repeat()
-    return Batches(dataset, _LoadBatch(source, load, index, count), batch_size, threads, workers)
+    checked = checked or (lambda: getattr(source, "whole", source))
+    return Batches(dataset, _LoadBatch(source, load, index, count), batch_size, threads, workers, checked)
 
 
 class Batches:
@@ -83,15 +87,23 @@ class Batches:
       dataset: a Grain MapDataset of the indices of global batches, endless.
       load: what makes the batches from indices.
       batch_size: size of the global batch.
-      threads, workers: as in `train_batches`.
+      threads, workers, checked: as in `train_batches`.
 
     Attributes:
       replaced: number of examples of the batches so far in whose place others stand, see `replace_bad`.
     """
 
-    def __init__(self, dataset: grain.MapDataset, load: _LoadBatch, batch_size: int, threads: int, workers: int):
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        load: _LoadBatch,
+        batch_size: int,
+        threads: int,
+        workers: int,
+        checked: Callable[[], Source],
+    ):
         self._dataset, self._load, self._length, self._batch_size = dataset, load, len(load.source), batch_size
-        self._threads, self._workers = threads, workers
+        self._threads, self._workers, self._checked = threads, workers, checked
         self._done, self._iterator, self.replaced = 0, None, 0
 
     def __iter__(self) -> Batches:
@@ -113,12 +125,12 @@ class Batches:
         self._load = dataclasses.replace(self._load, replace=True)
 
     def check_images(self) -> tuple[int, list[str]]:
-        """Decodes all image files of the source, or of the larger one that it is a part of.
+        """Decodes all image files of training and, where they are known, of the test.
 
         Returns:
           (number of image files, a sentence for each example with one that does not decode).
         """
-        source, count, flaws = getattr(self._load.source, "whole", self._load.source), 0, []
+        source, count, flaws = self._checked(), 0, []
         with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(source), CHECKED_AT_ONCE):
                 rows = range(start, min(start + CHECKED_AT_ONCE, len(source)))
@@ -128,8 +140,12 @@ class Batches:
         return count, flaws
 
     def get_state(self) -> dict[str, int]:
-        """The position: examples read by all processes, the size of the global batch, the length of the data."""
-        return {"examples": self._done * self._batch_size, "batch_size": self._batch_size, "length": self._length}
+        """The position: examples read by all processes, the size of the global batch, the length of the data.
+
+        `replaced`, which the log counts, belongs to it.
+        """
+        position = {"examples": self._done * self._batch_size, "batch_size": self._batch_size, "length": self._length}
+        return {**position, "replaced": self.replaced}
 
     def set_state(self, state: dict[str, int]) -> None:
         """Moves to a position, which may have been saved with another batch size.
@@ -148,7 +164,7 @@ class Batches:
                 f"{self._batch_size} cannot go on from there"
             )
         self.close()
-        self._done = epoch * (self._length // self._batch_size) + done
+        self._done, self.replaced = epoch * (self._length // self._batch_size) + done, state.get("replaced", 0)
 
     def close(self) -> None:
         """Ends threads and workers."""
@@ -249,17 +265,19 @@ class _LoadBatch(grain.transforms.RandomMap):
 
 
 def _check(source: Source, index: int) -> tuple[int, str]:
-    """The number of encoded images of an example, and what is wrong with them, "" if nothing."""
+    """The number of images of an example, encoded, decoded by the source or at a path; what is wrong, "" if nothing."""
     try:
         example = source[index]
-        found = example.get("image") if isinstance(example, Mapping) else None
+        example = example if isinstance(example, Mapping) else {}
+        found = ImageFile.read(example["path"]) if "path" in example else example.get("image")
         found = found if isinstance(found, list | tuple) else [found]
-        encoded = [x for x in found if isinstance(x, bytes)]
-        for image in encoded:
-            transforms.decode(image)
+        images = [x for x in found if isinstance(x, bytes) or getattr(x, "dtype", None) == np.uint8]
+        for image in images:
+            if isinstance(image, bytes):
+                transforms.decode(image)
     except (ValueError, OSError) as error:
         return 1, str(error)
-    return len(encoded), ""
+    return len(images), ""
 
 
 @functools.cache

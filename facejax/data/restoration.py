@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from facejax.data import decoding, pipeline, transforms
+from facejax.data import decoding, pipeline, sources, transforms
 from facejax.data.landmarks import MIRROR_68
 from facejax.data.pipeline import Load, Source
 from facejax.data.readers.folder import SUFFIXES
@@ -310,19 +310,19 @@ class Kept:
 class Mixed:
     """Several sources; the examples of smaller ones are repeated, so that each has about as many as the largest."""
 
-    def __init__(self, sources: Sequence[Source]):
-        most = max(map(len, sources))
-        self._sources = sources
+    def __init__(self, parts: Sequence[Source]):
+        most = max(map(len, parts))
+        self._parts = parts
         self._places = [
-            (s, i) for s, x in enumerate(sources) for _ in range(max(1, most // len(x))) for i in range(len(x))
+            (s, i) for s, x in enumerate(parts) for _ in range(max(1, most // len(x))) for i in range(len(x))
         ]
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Any:
-        source, place = self._places[index]
-        return self._sources[source][place]
+        part, place = self._places[index]
+        return self._parts[part][place]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -376,7 +376,12 @@ class RestorationImages:
         mixed = Mixed([Kept(source) for source in found] if self.memory else found)
         rows = _Repeated(mixed, self.repeats)
         load = loader(self.scale, self.patch, self.points)
-        return pipeline.train_batches(rows, load, batch_size, seed=seed, threads=self.threads, workers=self.workers)
+        options = {"threads": self.threads, "workers": self.workers}
+        return pipeline.train_batches(rows, load, batch_size, seed=seed, **options, checked=self._all)
+
+    def _all(self) -> Source:
+        parts = [(name, part) for part in ("train", "test") for name in getattr(self, part).split(",")]
+        return sources.Chain(*(self.source(name, part) for name, part in parts))
 
     def tests(self) -> dict[str, list[Pair]]:
         """The test images by the name of their set."""

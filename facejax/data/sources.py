@@ -169,9 +169,11 @@ class Groups:
 
     Args:
       labels: [N] int, identity of every row.
+      whole: the source of the images, if known.
     """
 
-    def __init__(self, labels: Sequence[int]):
+    def __init__(self, labels: Sequence[int], whole: Source | None = None):
+        self.whole = self if whole is None else whole
         order = np.argsort(labels, kind="stable")
         starts = np.flatnonzero(np.diff(np.asarray(labels)[order], prepend=np.nan))
         self._rows = np.split(order, starts[1:])

@@ -274,8 +274,13 @@ class DeblurVideos:
     def batches(self, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
         """Endless training batches {"blurred", "sharp"}: uint8 [N, clip, crop, crop, 3]. See `Clips`."""
         clips = Clips(self.videos("train"), self.clip)
-        options = {"threads": self.threads, "workers": self.workers}
+        options = {"threads": self.threads, "workers": self.workers, "checked": self._frames}
         return pipeline.train_batches(clips, cropping(self.crop), batch_size, seed=seed, **options)
+
+    def _frames(self) -> list[dict[str, Any]]:
+        """The files of all frames."""
+        videos = [*self.videos("train"), *self.videos("test")] if self.source == "path" else []
+        return [{"path": file} for video in videos for file in (*video.blurred, *video.sharp)]
 
 
 @functools.lru_cache(maxsize=2)

@@ -101,7 +101,7 @@ def main(get_config: GetConfig, build: Build) -> None:
         "Folder for checkpoints, logs and report.html; a run found there resumes. Empty saves nothing.",
     )
     dry = flags.DEFINE_bool("dry_run", False, "Print the preset's parameters, memory and operations, then exit.")
-    check = flags.DEFINE_bool("check_data", False, "Decode all training images, list those that do not, then exit.")
+    check = flags.DEFINE_bool("check_data", False, "Decode all images, list those that do not, then exit.")
     eval_only = flags.DEFINE_bool("eval_only", False, "Evaluate the newest checkpoint of --workdir, then exit.")
     best = flags.DEFINE_bool("best", False, "With --eval_only: evaluate the best state, which train.keep_best kept.")
     average = flags.DEFINE_integer(
@@ -157,7 +157,7 @@ def main(get_config: GetConfig, build: Build) -> None:
 
 
 def check_data(experiment: Experiment) -> None:
-    """Decodes all training images, and held-out ones of the same files, and prints a line for each that is bad.
+    """Decodes all images of training and of the test, and prints a line for each that is bad.
 
     Raises:
       ValueError: there are bad images, or the experiment trains on no image files.

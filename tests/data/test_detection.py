@@ -160,6 +160,11 @@ def test_the_batches_of_an_experiment(tmp_path):
         np.testing.assert_array_equal(array, second[name])
     batches.close()
     again.close()
+    file = next((tmp_path / "WIDER_val").rglob("*.[jp][pn]g"))
+    file.write_bytes(b"none")
+    count, flaws = data.batches(4, seed=0).check_images()
+    assert count == 12
+    assert [flaw.partition(": ")[0] for flaw in flaws] == [str(file)]
 
 
 def test_images_with_many_objects_are_counted(tmp_path):

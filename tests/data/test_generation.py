@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from facejax.data import generation
 from facejax.data.builders import store
+from facejax.data.decoding import BadImage
 from facejax.data.generation import GenerationImages
 from facejax.data.synthetic import faces
 from facejax.data.synthetic.faces import png
@@ -85,6 +86,18 @@ def test_batches_of_growing_size(pictures):
             np.testing.assert_array_equal(one, other)
         first.close()
         second.close()
+
+
+def test_a_bad_picture_is_named_or_replaced(tmp_path, picture_folder):
+    data = GenerationImages("folder", str(picture_folder(tmp_path, {"a": np.zeros((6, 16, 16, 3))})), image_size=16)
+    (tmp_path / "a" / "4.png").write_bytes(b"none")
+    with pytest.raises(BadImage, match=r"a/4\.png: an image of 4 bytes does not decode"):
+        next(data.batches(6, 0))
+    stream = data.batches(6, 0)
+    stream.replace_bad()
+    with pytest.warns(UserWarning, match=r"a/4\.png"):
+        assert next(stream)["image"].shape == (6, 16, 16, 3)
+    assert stream.replaced == 1
 
 
 def test_small_images_are_means_of_the_large(pictures):

@@ -67,7 +67,7 @@ def position(size, done):
 
 def test_another_batch_size_goes_on_with_the_very_next_example():
     """Batches of 4, then of 8 or 2: what the epoch has not shown yet follows, in the order of the epoch."""
-    assert position(4, 6) == {"examples": 24, "batch_size": 4, "length": 50}
+    assert position(4, 6) == {"examples": 24, "batch_size": 4, "length": 50, "replaced": 0}
     whole = np.concatenate([b["index"] for b in batches(12, size=4)])
     for size in (8, 2):
         rest = np.concatenate([b["index"] for b in after(position(4, 6), size, 24 // size)])
@@ -144,6 +144,32 @@ def test_another_image_of_the_batch_takes_the_place_of_a_bad_one():
             np.testing.assert_array_equal(batch[name][good], whole[name][good])
         rows = [batch["number"][good].tolist().index(n) for n in batch["number"]]
         np.testing.assert_array_equal(batch["draw"], batch["draw"][good][rows])
+
+
+def test_the_number_of_bad_images_belongs_to_the_position():
+    def opened():
+        iterator = pipeline.train_batches(Pictures(12, (3, 7)), numbers, 4, seed=0, process=(0, 1))
+        iterator.replace_bad()
+        return iterator
+
+    with contextlib.closing(opened()) as whole, contextlib.closing(opened()) as resumed, pytest.warns(UserWarning):
+        for _ in range(3):
+            next(whole)
+        resumed.set_state(whole.get_state())
+        for _ in range(3):
+            next(whole)
+            next(resumed)
+    assert resumed.replaced == whole.replaced == 4
+
+
+def test_images_at_paths_decoded_ones_and_those_of_the_test_are_checked(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"no image")
+    training = [{"path": tmp_path / "a.png"}, {"image": np.zeros((2, 2, 3), np.uint8)}, (0, 1)]
+    test = Pictures(4, (2,))
+    options = {"seed": 0, "process": (0, 1), "checked": lambda: sources.Chain(training, test)}
+    count, flaws = pipeline.train_batches(training, numbers, 2, **options).check_images()
+    assert count == 6
+    assert [flaw.partition(": ")[0] for flaw in flaws] == [str(tmp_path / "a.png"), "picture 2"]
 
 
 def test_all_bad_images_are_found_at_once():

@@ -119,6 +119,9 @@ def test_verification_pack_round_trip(tmp_path):
     write_pack(tmp_path / "x.bin", pack)
     again = read_pack(tmp_path / "x.bin")
     assert again.images == pack.images
+    assert again.images[2].origin == f"{tmp_path / 'x.bin'}, image 2"
+    write_pack(tmp_path / "again.bin", again)
+    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "x.bin").read_bytes()
     np.testing.assert_array_equal(again.same, pack.same)
     arrays = ([np.frombuffer(b"ab", np.uint8), b"c"], [np.bool_(True)])
     (tmp_path / "arrays.bin").write_bytes(pickle.dumps(arrays))

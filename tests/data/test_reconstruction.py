@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from facejax.data import reconstruction
+from facejax.data.decoding import BadImage
 from facejax.data.readers.aflw2000_crops import Aflw2000Crops, read_detections
 from facejax.data.readers.tddfa_crops import TrainingCrops
 from facejax.data.reconstruction import Jitter, ReconstructionFaces, crop, whole_pixel_crop
@@ -145,7 +146,7 @@ def test_damaged_training_crops(published):
     with pytest.raises(ValueError, match=r"b.png: 64 x 64 pixels, expected 120 x 120"):
         TrainingCrops(folder, whitening)[1]
     (folder / "train_aug_120x120" / "b.png").write_bytes(b"none")
-    with pytest.raises(ValueError, match=r"b.png: not a readable picture"):
+    with pytest.raises(BadImage, match=r"b.png: an image of 4 bytes does not decode"):
         TrainingCrops(folder, whitening)[1]
     (folder / "param_all_norm.pkl").write_bytes(pickle.dumps(vectors[:2]))
     with pytest.raises(ValueError, match=r"param_all_norm.pkl: \(2, 62\), expected \(3, 62\)"):

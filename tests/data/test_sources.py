@@ -57,7 +57,8 @@ def test_rows_are_taken_in_order():
 
 
 def test_groups_hold_every_row_of_an_identity_once():
-    groups = sources.Groups([7, 2, 7, 5, 2])
+    groups = sources.Groups([7, 2, 7, 5, 2], "all images")
+    assert groups.whole == "all images"
     assert [groups[i].tolist() for i in range(len(groups))] == [[1, 4], [3], [0, 2]]
 
 

@@ -117,6 +117,16 @@ def test_a_bad_frame_in_the_middle_is_named(tmp_path, fault):
     assert len(video.read(3, 5).sharp) == 2
 
 
+def test_frames_of_both_splits_are_checked_once(tmp_path):
+    for folder in ("train/v/blur", "train/v/sharp", "test/v/blur", "test/v/sharp"):
+        write(tmp_path / folder, frames(3))
+    (tmp_path / "test/v/blur/1.png").write_bytes(b"none")
+    data = videos.DeblurVideos("path", str(tmp_path), clip=2, crop=4)
+    count, flaws = data.batches(2, seed=0).check_images()
+    assert count == 12
+    assert [flaw.partition(": ")[0] for flaw in flaws] == [str(tmp_path / "test/v/blur/1.png")]
+
+
 def test_missing_frames_are_an_error(tmp_path):
     write(tmp_path / "v/blur", frames(3))
     write(tmp_path / "v/sharp", frames(3), ["0", "1", "7"])

@@ -92,6 +92,15 @@ def test_the_data_and_the_packs_are_checked_before_training(photographs, pack):
         arcface.build(smoke(photographs, **{"data.classes": 9})).train_data().close()
 
 
+@pytest.mark.parametrize("name", ["magface", "virface"])
+def test_packs_are_checked_before_training_on_the_face_world(name):
+    experiment = importlib.import_module(f"experiments.{name}")
+    config = experiment.get_config()
+    config.eval.packs = "nowhere.bin"
+    with pytest.raises(ValueError, match=r"nowhere\.bin: not a verification pack"):
+        experiment.build(config).train_data()
+
+
 @pytest.mark.parametrize(("held_out", "packs", "expected"), [(0.25, "", 6), (0.0, "mine.bin", 8)])
 @pytest.mark.parametrize("name", ["arcface", "magface", "vpl", "groupface", "virface"])
 def test_classes_0_counts_the_training_identities(photographs, capsys, name, held_out, packs, expected):

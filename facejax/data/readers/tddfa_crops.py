@@ -54,7 +54,7 @@ class TrainingCrops:
         path = inside(self._folder, self.names[index], "train_aug_120x120.list")
         try:
             image = transforms.decode(ImageFile.read(path), upright=False)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise ValueError(f"{path}: not a readable picture: {error}") from error
         if image.shape != (SIZE, SIZE, 3):
             raise ValueError(f"{path}: {image.shape[0]} x {image.shape[1]} pixels, expected {SIZE} x {SIZE}")

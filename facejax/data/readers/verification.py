@@ -8,6 +8,7 @@ import pickle
 
 import numpy as np
 
+from facejax.data.decoding import ImageFile
 from facejax.formats import limits, pickles
 
 
@@ -40,9 +41,12 @@ def read_pack(path: str | pathlib.Path) -> VerificationPack:
     ):
         raise ValueError(f"{path}: expected images as bytes and labels as booleans")
     limits.memory(sum(map(len, (i for i in images if not isinstance(i, bytes)))), f"{path}")
-    return VerificationPack([i if isinstance(i, bytes) else i.tobytes() for i in images], np.array(same, bool))
+    contents = (i if isinstance(i, bytes) else i.tobytes() for i in images)
+    named = [ImageFile(content, f"{path}, image {number}") for number, content in enumerate(contents)]
+    return VerificationPack(named, np.array(same, bool))
 
 
 def write_pack(path: str | pathlib.Path, pack: VerificationPack) -> None:
     """Writes a pack that `read_pack` and InsightFace's code read."""
-    pathlib.Path(path).write_bytes(pickle.dumps((pack.images, [bool(s) for s in pack.same]), protocol=4))
+    content = [bytes(image) for image in pack.images], [bool(s) for s in pack.same]
+    pathlib.Path(path).write_bytes(pickle.dumps(content, protocol=4))
