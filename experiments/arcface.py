@@ -6,6 +6,8 @@
         --config.eval.packs=DIR/lfw.bin,DIR/cfp_fp.bin,DIR/agedb_30.bin      # the published run, 8 GPUs
     python -m experiments.arcface --config=ms1mv3_r100 --eval_only --config.eval.packs=lfw.bin,agedb_30.bin
     python -m experiments.arcface --config=ms1mv3_r50 --eval_only --workdir= --config.eval.weights=r50.pth ...
+    python -m experiments.arcface --config=ms1mv3_r50 --config.start.weights=r50.pth \
+        --config.optim.schedule.peak=0.005 --config.data.path=DIR ...                # fine-tuned on your own people
 
 Published numbers (arcface_torch, IJB-C TAR at FAR 1e-4): ms1mv3_mbf 94.23, ms1mv3_r50 96.37, ms1mv3_r100 96.85,
 ms1mv2_r100 96.37, glint360k_r100 97.55; paper, LFW: casia_r50 99.53.
@@ -31,6 +33,7 @@ BASE = {
     "seed": 0,
     "data": asdict(Identities()),
     "model": asdict(Backbone("tiny", 64)),
+    "start": recogniser.START,
     "loss": asdict(Head()),
     "optim": recogniser.OPTIM,
     "train": asdict(Options(batch_size=64, steps=300)),
@@ -131,6 +134,7 @@ def build(config: ConfigDict) -> Experiment:
             batch_size=config.train.batch_size,
             devices=config.train.devices,
             microbatches=config.train.microbatches,
+            weights=config.start.weights,
         ),
     )
 

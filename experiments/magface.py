@@ -4,6 +4,7 @@
     python -m experiments.magface --config=arcface                             # the same network, ArcFace's margin
     python -m experiments.magface --config=ms1mv2_r100 --config.data.path=DIR --config.eval.packs=DIR/lfw.bin  # 8 GPUs
     python -m experiments.magface --config=ms1mv2_r100 --eval_only --config.eval.packs=lfw.bin,agedb_30.bin
+    python -m experiments.magface --config=ms1mv2_r100 --eval_only --workdir= --config.start.weights=magface.pth ...
 
 Published numbers of MagFace R100 as later papers quote them: LFW 99.83, CFP-FP 98.46, AgeDB-30 98.17 (accuracy);
 IJB-C TAR at FAR 1e-4: 95.81, and 95.97 with templates weighted by magnitude.
@@ -25,12 +26,12 @@ from facejax.data.quality_faces import Faces, QualityFaces, unmeasured
 from facejax.data.sources import Images
 from facejax.data.synthetic import faces
 from facejax.evaluate import magnitude
-from facejax.evaluate.embedder import Backbone, embed
+from facejax.evaluate.embedder import Backbone, embed, read_weights
 from facejax.evaluate.quality import QualityProtocol
 from facejax.ops import vectors
-from facejax.recipes.recogniser import OPTIM
+from facejax.recipes.recogniser import OPTIM, START
 from facejax.recognition import magface
-from facejax.train import Experiment, Mean, Options, Report, TrainState, app, optim, supervised_step
+from facejax.train import Experiment, Mean, Options, Report, TrainState, app, optim, supervised_step, warm_start
 from facejax.train.claims import Claim
 
 BASE = {
@@ -43,6 +44,7 @@ BASE = {
         "held_out": 0.0,  # share of the identities at `path` that is held out for verification
     },
     "model": asdict(Backbone("tiny", 64)),
+    "start": START,
     "loss": {
         "kind": "arcface",  # or "cosface"
         "scale": 16.0,  # of the cosines
@@ -145,8 +147,8 @@ def build(config: ConfigDict) -> Experiment:
     tx = optim.from_config(config.optim, config.train.steps)
     rendered, single = app.section(QualityFaces, config.data), app.section(Identities, config.data)
 
-    def init(rng: jax.Array) -> TrainState:
-        variables = net.init(rng, jnp.zeros((2, size, size, 3)), train=False)
+    def init(rng: jax.Array, start: Any = None) -> TrainState:
+        variables = warm_start.taken(start, net.init(rng, jnp.zeros((2, size, size, 3)), train=False))
         shape = (config.data.classes, config.model.embedding_size)
         centres = vectors.unit(jax.random.uniform(jax.random.fold_in(rng, 1), shape, minval=-1.0))
         params = {"backbone": variables["params"], "head": centres}
@@ -197,6 +199,9 @@ def build(config: ConfigDict) -> Experiment:
     return Experiment(
         evaluate=evaluate,
         init=init,
+        prepare=(lambda: read_weights(config.start.weights, net, size, "load_magface"))
+        if config.start.weights
+        else None,
         train_step=supervised_step(loss_fn, tx, microbatches=config.train.microbatches),
         train_data=train_data,
         batch={

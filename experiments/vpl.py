@@ -36,6 +36,7 @@ BASE = {
     "seed": 0,
     "data": asdict(Identities(image_size=32)),
     "model": asdict(Backbone("tiny", 64)),
+    "start": recogniser.START,
     "loss": asdict(Head()),
     "optim": recogniser.OPTIM,
     "train": asdict(Options(batch_size=64, steps=200)),
@@ -112,10 +113,11 @@ def build(config: ConfigDict) -> Experiment:
         num_classes=classes,
         batch_size=config.train.batch_size,
         devices=config.train.devices,
+        weights=config.start.weights,
     )
 
-    def init(rng: jax.Array) -> TrainState:
-        state = plain["init"](rng)
+    def init(rng: jax.Array, start: Any = None) -> TrainState:
+        state = plain["init"](rng, start)
         memory = vpl.Memory.create(jax.random.fold_in(rng, 2), *state.params["head"].shape)
         return state.replace(
             model_state={"batch_stats": state.model_state, "memory": memory},
@@ -182,7 +184,7 @@ def build(config: ConfigDict) -> Experiment:
         embed = functools.partial(embed_flipped, net, variables, batch_size=config.eval.batch_size)
         return verification.verify(data, config.eval.packs, config.seed, embed)
 
-    return Experiment(evaluate, init, train_step, train_data, plain["batch"], sharded)
+    return Experiment(evaluate, init, train_step, train_data, plain["batch"], sharded, plain["prepare"])
 
 
 def shuffled(embed: Any, images: jax.Array, rng: jax.Array) -> jax.Array:

@@ -62,19 +62,20 @@ class Backbone:
         return facejax.create_model(self.name, num_features=self.embedding_size, **options)
 
 
-def read_weights(path: str | os.PathLike[str], net: nn.Module, image_size: int) -> Any:
-    """Variables of `net` from a state dict of arcface_torch.
+def read_weights(path: str | os.PathLike[str], net: nn.Module, image_size: int, layout: str = "load") -> Any:
+    """Variables of `net` from published weights.
 
     Args:
-      path: a PyTorch file.
-      net: of `Backbone`.
+      path: a state dict or an ONNX file of arcface_torch, or MagFace's checkpoint.
+      net: of `Backbone`, or `facejax.recognition.magface.Magnified` of one.
       image_size: side of the input, pixels.
+      layout: function of `facejax.interop.arcface_torch` that reads the file: "load" or "load_magface".
     """
     from facejax.interop import arcface_torch  # only published weights need it
 
     images = jnp.zeros((2, image_size, image_size, 3))
     template = jax.eval_shape(lambda key: net.init(key, images, train=False), jax.random.key(0))
-    return arcface_torch.load(path, template)
+    return getattr(arcface_torch, layout)(path, template)
 
 
 class Embedder(NamedTuple):

@@ -24,7 +24,7 @@ from facejax.data.identities import Identities
 from facejax.data.synthetic import faces
 from facejax.evaluate.embedder import Backbone, Embedder, read_weights
 from facejax.recognition.heads import Head
-from facejax.train import Experiment, Mean, Options, Report, TrainState, optim, supervised_step, train
+from facejax.train import Experiment, Mean, Options, Report, TrainState, optim, supervised_step, train, warm_start
 
 OPTIM = {
     "name": "sgd",
@@ -34,6 +34,10 @@ OPTIM = {
     "schedule": {"kind": "cosine", "peak": 0.1, "warmup": 0, "boundaries": (), "power": 1.0},
 }
 """The `optim` section of ArcFace's miniature."""
+START = {
+    "weights": "",  # file of published weights of the network, which training begins with; empty: random ones
+}
+"""The `start` section of recognition experiments."""
 
 
 def training(
@@ -47,6 +51,7 @@ def training(
     batch_size: int,
     devices: int = 0,
     microbatches: int = 1,
+    weights: str = "",
     preprocess: Callable[[jax.Array], jax.Array] = normalize.symmetric,
 ) -> dict[str, Any]:
     """The parts of an `Experiment` that trains an embedder under a classification head.
@@ -60,13 +65,14 @@ def training(
       image_size, embedding_size, num_classes, batch_size: S, D, C, and images a step on all devices.
       devices: that the class centres are split over, with `head.sharded`; 0 is all.
       microbatches: see `supervised_step`.
+      weights: file of published weights that the network begins with (`read_weights`); "": it begins at random.
       preprocess: uint8 images -> what the network takes.
     """
     rows = head.rows(num_classes, devices or jax.device_count())
     sharded = ("head",) if head.sharded else ()
 
-    def init(rng: jax.Array) -> TrainState:
-        variables = net.init(rng, jnp.zeros((2, image_size, image_size, 3)), train=False)
+    def init(rng: jax.Array, start: Any = None) -> TrainState:
+        variables = warm_start.taken(start, net.init(rng, jnp.zeros((2, image_size, image_size, 3)), train=False))
         centres = 0.01 * jax.random.normal(jax.random.fold_in(rng, 1), (rows, embedding_size))
         params = {"backbone": variables["params"], "head": centres}
         return TrainState.create(rng, params, tx, model_state=variables["batch_stats"])
@@ -84,6 +90,7 @@ def training(
 
     return {
         "init": init,
+        "prepare": (lambda: read_weights(weights, net, image_size)) if weights else None,
         "train_step": supervised_step(loss_fn, tx, sharded=sharded, microbatches=microbatches),
         "batch": {
             "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.uint8),

@@ -11,6 +11,7 @@ import pytest
 from experiments import __main__ as catalog
 from experiments import arcface
 from facejax.data.readers.recordio import write_records
+from facejax.interop import arcface_torch
 from facejax.train import Options, app, parallel
 from facejax.train.dry_run import dry_run
 from tests.selection import full_but
@@ -90,6 +91,25 @@ def test_the_data_and_the_packs_are_checked_before_training(photographs, pack):
             experiment.train_data()
     with pytest.warns(UserWarning, match=r"6 classes with data\.classes 9"):
         arcface.build(smoke(photographs, **{"data.classes": 9})).train_data().close()
+
+
+@pytest.mark.parametrize(("name", "reader"), [("arcface", "load"), ("vpl", "load"), ("magface", "load_magface")])
+def test_training_begins_with_published_weights(monkeypatch, name, reader):
+    def load(path, template):
+        assert path == "published.pth"
+        return jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, leaf.dtype), template)
+
+    monkeypatch.setattr(arcface_torch, reader, load)
+    experiment = importlib.import_module(f"experiments.{name}")
+    config = experiment.get_config()
+    assert experiment.build(config).prepare is None
+    config.start.weights = "published.pth"
+    run = experiment.build(config)
+    state = jax.jit(run.init)(jax.random.key(0), run.prepare())
+    batch_stats = state.model_state.get("batch_stats", state.model_state)
+    assert all((leaf == 0.5).all() for leaf in jax.tree.leaves((state.params["backbone"], batch_stats)))
+    assert np.std(state.params["head"]) > 0
+    assert jax.tree.map(np.shape, state) == jax.tree.map(np.shape, run.abstract_state(0))
 
 
 @pytest.mark.parametrize("name", ["magface", "virface"])
