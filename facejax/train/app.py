@@ -117,6 +117,7 @@ def main(get_config: GetConfig, build: Build) -> None:
     process = flags.DEFINE_integer("process_id", None, "Multi-host: index of this process, from 0.")
     usage = f"{module.__doc__ or name}\npresets (--config=PRESET): {', '.join(presets)}\n"
     if any(re.fullmatch(r"--?(help\w*|\?)", word) for word in argv):
+        usage += f"\nflags:{flags.FLAGS.module_help(__name__).partition(':')[2]}\n"
         usage += _fields_help(chosen, config, module, get_config)
 
     def start(words: Sequence[str]) -> None:

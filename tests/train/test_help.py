@@ -176,6 +176,7 @@ def test_an_experiment():
     lines = shown("-m", "experiments.gcn", "--help")
     from experiments import gcn
 
+    assert {"--workdir:", "--[no]dry_run:", "--[no]check_data:", "--seeds:", "--save_arrays:"} <= set(lines)
     assert lines["seed"][0] == str(gcn.BASE["seed"])
     assert {f"{section}.{field}" for section in ("data", "model", "optim") for field in gcn.BASE[section]} <= set(lines)
 
