@@ -14,6 +14,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from facejax.train.dry_run import describe, dry_run
 from facejax.train.help import attribute_meanings, describe_fields, field_meanings
 from facejax.train.logging import read_metrics
 from facejax.train.loop import Options, check_steps, train
-from facejax.train.report import Report, write_html
+from facejax.train.report import Report, circumstances, write_html
 from facejax.train.state import Experiment, RunError
 
 T = TypeVar("T")
@@ -203,6 +204,7 @@ def run(
     Returns:
       The final state (None for a method without training) and the final report.
     """
+    began = time.monotonic()
     if average != 1 and not eval_only:
         raise ValueError(f"--average={average}: expected --eval_only beside it, training averages no checkpoints")
     if best and not (eval_only and average == 1 and workdir is not None):
@@ -217,7 +219,8 @@ def run(
     else:
         state, report = train(experiment, Options(**config.train), seed=config.seed, workdir=folder, quiet=quiet)
     if jax.process_index() == 0:
-        _finish(report, name, about, config, folder, save_arrays, quiet)
+        run_of = circumstances(state, time.monotonic() - began)
+        _finish(report, name, about, config, folder, save_arrays, quiet, run_of)
     return state, report
 
 
@@ -268,6 +271,7 @@ def _finish(
     folder: pathlib.Path | None,
     save_arrays: str | os.PathLike[str] | None,
     quiet: bool,
+    run_of: Mapping[str, Any],
 ) -> None:
     if save_arrays is not None:
         target = pathlib.Path(save_arrays)
@@ -283,7 +287,7 @@ def _finish(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         page = folder / "report.html"
-        write_html(page, name, report, read_metrics(folder / "metrics.jsonl"), str(config), about)
+        write_html(page, name, report, read_metrics(folder / "metrics.jsonl"), str(config), about, run_of)
         if not quiet:
             print(f"report: {page}")
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 import statistics
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -20,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from facejax.train import app
-from facejax.train.report import Report
+from facejax.train.report import Report, commit
 
 CONFIDENCE = 0.95
 ENOUGH = 5
@@ -95,7 +93,7 @@ class Runs:
 
     def __init__(self, name: str, module: ModuleType, overrides: dict[str, Any] | None = None):
         self.name, self._module, self._overrides = name, module, overrides or {}
-        self.commit = _commit()  # before a recorded row makes it dirty
+        self.commit = commit()  # before a recorded row makes it dirty
         self._metrics: dict[tuple[str, int], dict[str, float]] = {}
         self._states: dict[str, Any] = {}
 
@@ -211,13 +209,3 @@ def _ranges(seeds: Sequence[int]) -> str:
         else:
             parts.append([seed])
     return ", ".join(f"{p[0]} to {p[-1]}" if len(p) > 1 else str(p[0]) for p in parts)
-
-
-def _commit() -> str:
-    """Describes the checked out commit; "unknown" without a repository or a git program."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent, check=False)
-    except FileNotFoundError:
-        return "unknown"
-    return result.stdout.strip() or "unknown"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import base64
 import dataclasses
 import html
+import importlib.metadata
 import io
 import pathlib
+import platform
+import subprocess
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 if TYPE_CHECKING:
@@ -57,9 +61,15 @@ pre { background: #f4f6f9; padding: 0.8rem; overflow-x: auto; font-size: 13px; }
 
 
 def write_html(
-    path: pathlib.Path, title: str, report: Report, history: Sequence[Mapping[str, float]], config: str, about: str = ""
+    path: pathlib.Path,
+    title: str,
+    report: Report,
+    history: Sequence[Mapping[str, float]],
+    config: str,
+    about: str = "",
+    run: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the page: metrics, tables, figures, images, training curves and the configuration.
+    """Writes the page: metrics, tables, figures, images, training curves, circumstances and the configuration.
 
     Args:
       path: the file, replaced atomically.
@@ -67,6 +77,7 @@ def write_html(
       report: the final evaluation.
       history: the points of metrics.jsonl.
       config: the run's configuration as text.
+      run: of `circumstances`.
     """
     escape = html.escape
     parts = [f"<h1>{escape(title)}</h1><p>{escape(about)}</p>"]
@@ -83,11 +94,41 @@ def write_html(
         parts.append(
             f'<h2>{escape(name)}</h2><img class="{kind}" alt="{escape(name)}" src="data:image/png;base64,{data}">'
         )
+    if run:
+        parts.append(f"<h2>Run</h2>{_table([{'what': k, 'value': v} for k, v in run.items()])}")
     parts.append(f"<h2>Configuration</h2><pre>{escape(config)}</pre>")
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     temporary = path.with_suffix(".tmp")
     temporary.write_text(head + "\n".join(parts) + "</html>\n")
     temporary.replace(path)
+
+
+def circumstances(state: Any, seconds: float) -> dict[str, Any]:
+    """What a result depends on besides its configuration: commit, versions, devices; parameters and time.
+
+    Args:
+      state: of the run; None of a method without training.
+      seconds: since the command began.
+    """
+    names = ("jax", "jaxlib", "flax", "optax", "numpy")
+    versions = {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    return {
+        "commit": commit(),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(getattr(state, "params", ()))),
+        "seconds of this command": round(seconds),
+    }
+
+
+def commit() -> str:
+    """Describes the checked out commit; "unknown" without a repository or a git program."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent, check=False)
+    except FileNotFoundError:
+        return "unknown"
+    return result.stdout.strip() or "unknown"
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> Figure:

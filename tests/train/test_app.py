@@ -27,7 +27,16 @@ from facejax.train.checkpoint import Progress
 from facejax.train.claims import Claim, Runs, check_same, gains, measure, verdict
 from facejax.train.dry_run import dry_run, flops, peak_bytes
 from facejax.train.logging import read_metrics
-from facejax.train.report import FRAME_MILLISECONDS, _image_png, curves, image_grid, new_figure, write_html
+from facejax.train.report import (
+    FRAME_MILLISECONDS,
+    _image_png,
+    circumstances,
+    commit,
+    curves,
+    image_grid,
+    new_figure,
+    write_html,
+)
 
 PROGRAM = str(pathlib.Path(__file__).with_name("toy.py"))
 ROOT = str(pathlib.Path(__file__).parents[2])
@@ -140,7 +149,8 @@ def test_a_finished_run_can_be_evaluated_again(tmp_path):
     assert code == 0, err
     assert "accuracy" in out
     assert (tmp_path / "metrics.jsonl").read_text() == before
-    assert "data:image/png;base64" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64" in page and "<h2>Run</h2>" in page
 
 
 def test_checkpoints_can_be_averaged(tmp_path, toy):
@@ -330,11 +340,16 @@ def test_report_is_one_self_contained_page(tmp_path):
         {"a<b": 0.5}, {"T": [{"x": 1, "y": "z"}], "none": []}, {"F": figure}, {"I": np.zeros((4, 4, 3), np.uint8)}
     ) | Report({}, images={"A": np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)}, notes={"a<b": "a rate"})
     history = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.0}, {"step": 2, "eval/once": 1.0}]
-    write_html(tmp_path / "r.html", "title", report, history, "config", "about")
+    run = circumstances(types.SimpleNamespace(params={"a": np.zeros((2, 3)), "b": np.zeros(4)}), 61.6)
+    write_html(tmp_path / "r.html", "title", report, history, "config", "about", run)
     page = (tmp_path / "r.html").read_text()
     assert page.count("data:image/png;base64") == 4
     assert "a&lt;b" in page and "<p>a&lt;b: a rate.</p>" in page
     assert "http" not in page
+    for name, value in (("commit", commit()), ("parameters", 10), ("seconds of this command", 62)):
+        assert f"<td>{name}</td><td>{value}</td>" in page
+    assert f"jax {jax.__version__}, " in page and f"{jax.device_count()} x {jax.devices()[0].device_kind}" in page
+    assert circumstances(None, 0.0)["parameters"] == 0
     assert len(curves(history).axes) == 1
     assert image_grid(np.zeros((5, 4, 6, 3), np.uint8), 3).shape == (8, 18, 3)
 
