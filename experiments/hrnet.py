@@ -6,10 +6,12 @@
     python -m experiments.hrnet --config=coco_w32_256x192 --config.data.path=DIR --eval_only --workdir= ...
         --config.data.detections=FILE.json --config.eval.weights=pose_hrnet_w32_256x192.pth
     python -m experiments.hrnet --config=mpii_w32 --config.data.path=DIR
+    python -m experiments.hrnet --config=coco_w32_256x192 --config.data.kind=files --config.data.path=DIR
     python -m experiments.hrnet --config=imagenet_w18 --config.data.path=DIR    # DIR/train/class/*.jpg, DIR/val/...
 
 COCO's DIR holds annotations/person_keypoints_{train,val}2017.json and images/{train,val}2017/*.jpg; MPII's holds
-annot/{train,valid}.json and annot/gt_valid.mat of HRNet's authors, and images/*.jpg. `model.weights` is their
+annot/{train,valid}.json and annot/gt_valid.mat of HRNet's authors, and images/*.jpg; of your own keypoints it holds
+annotations/{train,val}.json in COCO's format and images/{train,val}. `model.weights` is their
 ImageNet classifier, which initialises their pose networks. Four GPUs each.
 
 Published (the authors' code). COCO val2017 AP with detected people and flip test: W32 74.4 (256x192), 75.8 (384x288);
@@ -30,7 +32,7 @@ from ml_collections import ConfigDict
 from facejax.backbones import hrnet, resnet
 from facejax.data import normalize
 from facejax.data.classification import IMAGENET, LabelledImages
-from facejax.data.keypoints import LAYOUTS, KeypointImages
+from facejax.data.keypoints import KeypointImages
 from facejax.evaluate import keypoints as evaluation
 from facejax.ops import heatmaps
 from facejax.recipes.classifier import Optimizer, Schedule, classifier
@@ -250,7 +252,7 @@ def choose(field: str, name: str, table: dict[str, Any]) -> Any:
 
 def make_net(config: ConfigDict) -> nn.Module:
     """The pose network that the configuration names."""
-    joints = len(LAYOUTS[config.data.kind].partners)
+    joints = len(KeypointImages(**config.data).layout.partners)
     options = {"dtype": jnp.dtype(config.model.dtype), "remat": config.model.remat}
     made = choose("model.name", config.model.name, {**TRUNKS, **BASELINES})
     if config.model.name in BASELINES:

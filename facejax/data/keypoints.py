@@ -7,7 +7,10 @@ stored pixels: the EXIF orientation of an image is ignored.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,6 +53,20 @@ MPII = Layout(
 )  # fmt: skip
 FACE_68 = Layout(MIRROR_68)
 LAYOUTS = {"face_world": FACE_68, "coco": COCO, "mpii": MPII}
+FILES = {
+    "coco": ("annotations/person_keypoints_{}2017.json", "images/{}2017"),
+    "files": ("annotations/{}.json", "images/{}"),
+}
+"""Annotations in COCO's format and the folder of their images, by the kind of `KeypointImages`; {} is train or val."""
+
+
+def mirror_partners(names: Sequence[str]) -> np.ndarray:
+    """The keypoint [K] on the other side of each by its name: left_ear and right_ear; else the keypoint itself."""
+    sides = {"left": "right", "right": "left", "l": "r", "r": "l"}
+    side = re.compile(r"left|right|(?<![a-z])[lr](?![a-z])")
+    swapped = [side.sub(lambda found: sides[found[0]], name.lower()) for name in names]
+    places = {name.lower(): place for place, name in enumerate(names)}
+    return np.array([places.get(name, place) for place, name in enumerate(swapped)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,9 +221,11 @@ class KeypointImages:
     """The `data` section of a keypoint experiment.
 
     Attributes:
-      kind: "face_world" (68 landmarks), "coco" (17 joints) or "mpii" (16 joints).
-      path: folder of COCO (annotations/person_keypoints_{train,val}2017.json, images/{train,val}2017) or of MPII
-        (annot/{train,valid}.json and annot/gt_valid.mat of HRNet's authors, images).
+      kind: "face_world" (68 landmarks), "coco" (17 joints), "mpii" (16 joints), or "files" (a category with any number
+        of keypoints; flips exchange those whose names differ in left and right).
+      path: folder of COCO (annotations/person_keypoints_{train,val}2017.json, images/{train,val}2017), of MPII
+        (annot/{train,valid}.json and annot/gt_valid.mat of HRNet's authors, images), or of files in COCO's format
+        (annotations/{train,val}.json, images/{train,val}).
       detections: COCO result file with person boxes; empty: evaluation uses the annotated boxes.
       data_dir: folder of prepared data; empty: $FACEJAX_DATA_DIR, else ~/.cache/facejax.
       image_size: height and width of the network's input, pixels.
@@ -235,13 +254,25 @@ class KeypointImages:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in LAYOUTS:
-            raise ValueError(f"data.kind is {self.kind!r}: expected one of {', '.join(LAYOUTS)}")
+        if self.kind not in (*LAYOUTS, "files"):
+            raise ValueError(f"data.kind is {self.kind!r}: expected one of {', '.join(LAYOUTS)}, files")
 
     @property
     def layout(self) -> Layout:
         """Layout of the keypoints."""
-        return LAYOUTS[self.kind]
+        if self.kind != "files":
+            return LAYOUTS[self.kind]
+        names, links = _named(*self._files("train"))
+        if not names:
+            raise ValueError(f"{self.path}: no category of annotations/train.json names its keypoints: expected one")
+        partners = mirror_partners(names)
+        if self.flip and (partners == np.arange(len(partners))).all():
+            text = f"{self.path}: no names of keypoints differ in left and right: flips exchange none (data.flip)"
+            warnings.warn(text, stacklevel=2)
+        return Layout(partners, links=links)
+
+    def _files(self, part: str) -> list[pathlib.Path]:
+        return [pathlib.Path(self.path).expanduser() / place.format(part) for place in FILES[self.kind]]
 
     def train(self) -> Source:
         """Training examples."""
@@ -250,11 +281,10 @@ class KeypointImages:
             return FaceWorld("train", self.data_dir or None)
         if self.kind == "mpii":
             return PeopleSource(read_mpii(root / "annot/train.json", root / "images"))
-        annotations = root / "annotations/person_keypoints_train2017.json"
-        return PeopleSource(CocoPeople(annotations, root / "images/train2017").people())
+        return PeopleSource(CocoPeople(*self._files("train")).people())
 
     def test(self) -> tuple[Source, Any]:
-        """Test examples and ground truth: points [N, 68, 2], `CocoPeople`, or the result of `read_mpii_truth`."""
+        """Test examples and ground truth: points [N, 68, 2], the result of `read_mpii_truth`, or `CocoPeople`."""
         root = pathlib.Path(self.path).expanduser()
         if self.kind == "face_world":
             source = FaceWorld("test", self.data_dir or None)
@@ -262,16 +292,15 @@ class KeypointImages:
         if self.kind == "mpii":
             people = read_mpii(root / "annot/valid.json", root / "images")
             return PeopleSource(people), read_mpii_truth(root / "annot/gt_valid.mat")
-        annotated = CocoPeople(root / "annotations/person_keypoints_val2017.json", root / "images/val2017")
+        annotated = CocoPeople(*self._files("val"))
         return PeopleSource(annotated.detected(self.detections) if self.detections else annotated.people()), annotated
 
     def batches(self, batch_size: int, seed: int) -> Iterator[dict[str, np.ndarray]]:
         """Endless training batches of `loader`. Raises ValueError if a file that `test` needs does not exist."""
         root = pathlib.Path(self.path).expanduser()
-        needed = {
-            "coco": [root / "annotations/person_keypoints_val2017.json", self.detections],
-            "mpii": [root / "annot/valid.json", root / "annot/gt_valid.mat"],
-        }.get(self.kind, ())
+        needed = [root / "annot/valid.json", root / "annot/gt_valid.mat"] if self.kind == "mpii" else []
+        if self.kind in FILES:
+            needed = [self._files("val")[0], self.detections]
         for file in filter(None, needed):
             if not pathlib.Path(file).is_file():
                 raise ValueError(f"{file} does not exist: expected the test data of {self.kind}")
@@ -281,6 +310,13 @@ class KeypointImages:
         return pipeline.train_batches(
             source, load, batch_size, seed=seed, **workers, checked=lambda: sources.Chain(source, self.test()[0])
         )
+
+
+@functools.lru_cache(maxsize=4)
+def _named(annotations: pathlib.Path, pictures: pathlib.Path) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+    """Names of the keypoints of a file, and its links."""
+    found = CocoPeople(annotations, pictures)
+    return found.names, found.skeleton
 
 
 @dataclasses.dataclass(frozen=True)

@@ -127,13 +127,16 @@ def faces_report(crops: Crops, found: dict[str, np.ndarray], truth: np.ndarray) 
     )
 
 
-def coco_report(crops: Crops, found: dict[str, np.ndarray], truth: CocoPeople) -> Report:
+def coco_report(
+    crops: Crops, found: dict[str, np.ndarray], truth: CocoPeople, sigmas: np.ndarray = keypoints.COCO_SIGMAS
+) -> Report:
     """COCO's average precision of people after rescoring and OKS-NMS.
 
     Args:
       crops: of a `PeopleSource`, annotated or detected people.
       found: of `find`.
       truth: the annotated people.
+      sigmas: [K] of the OKS.
     """
     people, aspect = crops.source.people, crops.size[1] / crops.size[0]
     scores = keypoints.rescored([p.score for p in people], found["heights"])
@@ -145,11 +148,18 @@ def coco_report(crops: Crops, found: dict[str, np.ndarray], truth: CocoPeople) -
     for image_id in truth.image_ids:
         here = np.array(rows[image_id], int)
         points, score = found["points"][here], scores[here]
-        kept = keypoints.oks_nms(points, score, areas[here])
+        kept = keypoints.oks_nms(points, score, areas[here], sigmas=sigmas)
         detections.append(keypoints.Detections(points[kept], score[kept]))
     people = [keypoints.People(**truth.truth(image_id)) for image_id in truth.image_ids]
-    metrics = {k: 100 * v for k, v in keypoints.coco_keypoint_ap(detections, people).items()}
+    metrics = {k: 100 * v for k, v in keypoints.coco_keypoint_ap(detections, people, sigmas).items()}
     return _body_report(crops, found, metrics, {"scores": scores})
+
+
+def files_report(crops: Crops, found: dict[str, np.ndarray], truth: CocoPeople) -> Report:
+    """`coco_report` of any number of keypoints, each with the mean of COCO's sigmas."""
+    sigmas = np.full(truth.joints, keypoints.COCO_SIGMAS.mean())
+    note = f"average precision by OKS, in which every keypoint has the mean of COCO's sigmas, {sigmas[0]:.3f}"
+    return coco_report(crops, found, truth, sigmas) | Report({}, notes={"ap": note})
 
 
 def mpii_report(crops: Crops, found: dict[str, np.ndarray], truth: dict[str, np.ndarray]) -> Report:
@@ -169,6 +179,7 @@ REPORTS: dict[str, Callable[[Crops, dict[str, np.ndarray], Any], Report]] = {
     "face_world": faces_report,
     "coco": coco_report,
     "mpii": mpii_report,
+    "files": files_report,
 }
 """By the kind of `facejax.data.keypoints.KeypointImages`."""
 

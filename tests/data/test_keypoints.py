@@ -192,6 +192,29 @@ def test_bad_files_raise(tmp_path):
         read_mpii_truth(tmp_path / "gt.mat")
 
 
+def test_sides_by_name():
+    names = ["Nose", "left_ear", "right_ear", "eye_l", "eye_r", "LHip", "rightPaw", "leftPaw", "bright", "r 2"]
+    assert keypoints.mirror_partners(names).tolist() == [0, 2, 1, 4, 3, 5, 7, 6, 8, 9]
+
+
+def test_a_category_with_other_keypoints(tmp_path):
+    entry = {"image_id": 7, "category_id": 3, "iscrowd": 0, "area": 300.0, "bbox": [4, 5, 30, 20]}
+    animal = {**entry, "id": 1, "keypoints": [10, 12, 2, 14, 12, 1, 0, 0, 0]}
+    person = {**entry, "id": 2, "category_id": 1, "keypoints": [1, 1, 2] * 17}
+    category = {"id": 3, "name": "cat", "keypoints": ["nose", "left_ear", "right_ear"], "skeleton": [[1, 2], [1, 3]]}
+    changes = {"annotations": [animal, person], "categories": [{"id": 1, "name": "person"}, category]}
+    coco = keypoint_file(tmp_path, **changes)
+    assert (coco.joints, coco.names, coco.skeleton) == (3, tuple(category["keypoints"]), ((0, 1), (0, 2)))
+    (found,) = coco.people()
+    assert found.points.shape == (3, 2) and found.visible.tolist() == [True, True, False]
+    assert (coco.truth(7)["points"].shape, coco.truth(9)["points"].shape) == ((1, 3, 2), (0, 3, 2))
+    boxes = [{"image_id": 9, "category_id": 3, "bbox": [2, 4, 10, 20], "score": 0.5}]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    assert coco.detected(tmp_path / "boxes.json")[0].points.shape == (3, 2)
+    with pytest.raises(ValueError, match="2 names of 3 keypoints, expected as many"):
+        keypoint_file(tmp_path, **{**changes, "categories": [{"id": 3, "keypoints": ["nose", "tail"]}]})
+
+
 def test_missing_test_data_is_noticed_before_training(coco_folder):
     data = keypoints.KeypointImages("coco", str(coco_folder), detections="none.json")
     with pytest.raises(ValueError, match=r"none\.json does not exist: expected the test data of coco"):

@@ -1,5 +1,7 @@
 """HRNet's experiment: a run on a small COCO folder, costs, presets, weights."""
 
+import json
+
 import chex
 import flax.linen as nn
 import jax
@@ -9,6 +11,7 @@ import pytest
 
 from experiments import hrnet as experiment
 from facejax.backbones import hrnet
+from facejax.evaluate import keypoints as evaluation
 from facejax.interop import hrnet_torch
 from facejax.train import Options, app, parallel
 from facejax.train.dry_run import count, dry_run, flops
@@ -43,6 +46,26 @@ def test_smoke(coco_folder, tmp_path):
     assert report.arrays["keypoints"].shape == (8, 17, 2)
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert int(state.step) == 2
+
+
+def test_smoke_of_other_keypoints(coco_folder, tmp_path):
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "images").mkdir()
+    for part in ("train", "val"):
+        (tmp_path / "images" / part).symlink_to(coco_folder / f"images/{part}2017")
+        found = json.loads((coco_folder / f"annotations/person_keypoints_{part}2017.json").read_text())
+        for entry in found["annotations"]:
+            entry |= {"category_id": 5, "keypoints": entry["keypoints"][:9], "num_keypoints": 3}
+        found["categories"] = [{"id": 5, "keypoints": ["nose", "left_ear", "right_ear"], "skeleton": [[1, 2], [1, 3]]}]
+        (tmp_path / f"annotations/{part}.json").write_text(json.dumps(found))
+    report = app.run(config_for("files", tmp_path), experiment.build, quiet=True)[1]
+    assert report.arrays["keypoints"].shape == (8, 3, 2)
+    data = experiment.KeypointImages("files", str(tmp_path))
+    assert data.layout.partners.tolist() == [0, 2, 1] and data.layout.links == ((0, 1), (0, 2))
+    source, truth = data.test()
+    exact = {"points": np.stack([p.points for p in source.people]), "heights": np.ones((8, 3))}
+    perfect = evaluation.files_report(evaluation.Crops(source, data.layout, (64, 64)), exact, truth)
+    np.testing.assert_allclose(perfect.metrics["ap"], 100)
 
 
 class OneConvolution(nn.Module):

@@ -17,6 +17,7 @@ from facejax.formats import matfile, texts
 
 PERSON = 1
 """COCO's category id of persons."""
+COCO_KEYPOINTS = 17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,11 +58,19 @@ class PeopleSource:
 
 
 class CocoPeople:
-    """COCO's person_keypoints_*.json.
+    """COCO's person_keypoints_*.json, or a file of its format for another category with keypoints.
+
+    The first category that names its keypoints is read; in a file without one, persons.
 
     Args:
       annotations: the file.
       pictures: folder of its images.
+
+    Attributes:
+      image_ids: ids of all images.
+      names: names of the keypoints; empty where the file has none.
+      skeleton: pairs of keypoints, from 0, that a line connects.
+      joints: K, keypoints of a person.
 
     Raises:
       ValueError: not a COCO file.
@@ -72,6 +81,11 @@ class CocoPeople:
         missing = {"images", "annotations"} - set(found)
         if missing:
             raise ValueError(f"{annotations}: no {' and no '.join(sorted(missing))}, expected a COCO file")
+        with _place(f"{annotations}, categories"):
+            named = next((c for c in found.get("categories", ()) if "keypoints" in c), {})
+            self._category = int(named.get("id", PERSON))
+            self.names = tuple(map(str, named.get("keypoints", ())))
+            self.skeleton = tuple((int(a) - 1, int(b) - 1) for a, b in named.get("skeleton", ()))
         self._images: dict[int, tuple[pathlib.Path, float, float]] = {}
         for number, entry in enumerate(_list(found["images"], annotations)):
             with _place(f"{annotations}, image {number}"):
@@ -80,11 +94,14 @@ class CocoPeople:
         self._people: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for number, entry in enumerate(_list(found["annotations"], annotations)):
             with _place(f"{annotations}, annotation {number}"):
-                if entry.get("category_id") == PERSON:
+                if entry.get("category_id") == self._category:
                     self._people[int(entry["image_id"])].append(_checked(entry))
         lengths = {len(entry["keypoints"]) for people in self._people.values() for entry in people}
         if len(lengths) > 1:
             raise ValueError(f"{annotations}: persons of {sorted(lengths)} numbers of keypoints, expected as many each")
+        self.joints = lengths.pop() // 3 if lengths else len(self.names) or COCO_KEYPOINTS
+        if len(self.names) not in (0, self.joints):
+            raise ValueError(f"{annotations}: {len(self.names)} names of {self.joints} keypoints, expected as many")
         self.image_ids = sorted(self._images)
 
     def people(self) -> list[Person]:
@@ -98,21 +115,20 @@ class CocoPeople:
                     found.append(self._person(image_id, box, points[:, :2], points[:, 2] > 0, 1.0))
         return found
 
-    def detected(self, detections: str | pathlib.Path, joints: int = 17) -> list[Person]:
+    def detected(self, detections: str | pathlib.Path) -> list[Person]:
         """Persons at the boxes of a COCO result file, without keypoints.
 
         Args:
           detections: the file, a list of {"image_id", "category_id", "bbox", "score"}.
-          joints: K.
 
         Raises:
           ValueError: not a result file, or an image id is unknown.
         """
-        nothing = np.zeros((joints, 2)), np.zeros(joints, bool)
+        nothing = np.zeros((self.joints, 2)), np.zeros(self.joints, bool)
         found = []
         for number, entry in enumerate(texts.read_json(detections, list)):
             with _place(f"{detections}, detection {number}"):
-                if entry["category_id"] == PERSON:
+                if entry["category_id"] == self._category:
                     box, score = _numbers(entry["bbox"], (4,)), float(_numbers(entry["score"], ()))
                     found.append(self._person(entry["image_id"], box, *nothing, score))
         return found
@@ -120,8 +136,7 @@ class CocoPeople:
     def truth(self, image_id: int) -> dict[str, np.ndarray]:
         """Ground truth of one image for `facejax.metrics.keypoints.People`."""
         entries = self._people[image_id]
-        flat = np.array([e["keypoints"] for e in entries] or np.zeros((0, 3 * 17)), float)
-        points = flat.reshape(len(entries), flat.shape[1] // 3, 3)
+        points = np.reshape([e["keypoints"] for e in entries], (len(entries), self.joints, 3)).astype(float)
         return {
             "points": points[..., :2],
             "labelled": points[..., 2] > 0,
