@@ -36,7 +36,7 @@ from facejax.data import normalize, pipeline, sources
 from facejax.data.landmark_images import Augmentation, LandmarkImages, loader
 from facejax.data.pipeline import Source
 from facejax.evaluate import alignment
-from facejax.metrics.landmarks import face_sizes, normalized_mean_error
+from facejax.metrics.landmarks import face_sizes
 from facejax.recipes.aligner import Evaluation, evaluated
 from facejax.train import (
     AXIS,
@@ -251,7 +251,7 @@ def build(config: ConfigDict) -> Experiment:
         find = functools.partial(alignment.find, predict, faces=faces, batch_size=evaluation.batch_size)
         found = {name: find(variables=x)["points"] for name, x in earlier.items()}
         found["assembled"] = report.arrays["landmarks"]
-        rows = cluster_errors(found, faces.points, clusters, evaluation.normalizer)
+        rows = alignment.cluster_errors(found, faces.points, clusters, evaluation.normalizer)
         metrics = {f"nme_{name}": rows[0][name] for name in earlier}
         return report | Report(metrics, tables={"Errors of the clusters, %": rows})
 
@@ -285,21 +285,6 @@ def make_optimizer(config: ConfigDict, phase: str, steps: int) -> optax.Gradient
 def grey(images: jax.Array) -> jax.Array:
     """uint8 RGB [N, S, S, 3] -> the mean of the channels in -1..1, [N, S, S, 1]."""
     return normalize.symmetric(images).mean(-1, keepdims=True)
-
-
-def cluster_errors(
-    found: dict[str, np.ndarray], truth: np.ndarray, clusters: dict[str, tuple[int, ...]], normalizer: str
-) -> list[dict[str, Any]]:
-    """Mean errors in % of the face's size: a row for all landmarks and for each cluster, a column per network."""
-
-    def mean(points: np.ndarray, rows: list[int]) -> float:
-        return 100 * float(normalized_mean_error(points[:, rows], truth[:, rows], sizes).mean())
-
-    sizes, groups = face_sizes(truth, normalizer), {"all": range(truth.shape[1]), **clusters}
-    return [
-        {"cluster": cluster, "landmarks": len(rows), **{name: mean(x, list(rows)) for name, x in found.items()}}
-        for cluster, rows in groups.items()
-    ]
 
 
 if __name__ == "__main__":

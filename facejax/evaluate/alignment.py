@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -121,3 +121,28 @@ def cost(predict: Predict, variables: Any, size: int) -> dict[str, float]:
         "million_multiply_adds": flops(jax.make_jaxpr(predict)(variables, image).jaxpr) / 2e6,
         "milliseconds": speed.milliseconds(predict, variables, image),
     }
+
+
+def cluster_errors(
+    found: Mapping[str, np.ndarray], truth: np.ndarray, clusters: Mapping[str, Sequence[int]], normalizer: str
+) -> list[dict[str, Any]]:
+    """Mean errors of the landmarks of clusters, % of the face's size.
+
+    Args:
+      found: name of a network -> landmarks [N, L, 2].
+      truth: [N, L, 2].
+      clusters: name -> its landmarks.
+      normalizer: of `facejax.metrics.landmarks.face_sizes`.
+
+    Returns:
+      A row for all landmarks and for each cluster, with a column for each network.
+    """
+    sizes = landmarks.face_sizes(truth, normalizer)
+
+    def mean(points: np.ndarray, places: list[int]) -> float:
+        return 100 * float(landmarks.normalized_mean_error(points[:, places], truth[:, places], sizes).mean())
+
+    return [
+        {"cluster": name, "landmarks": len(places), **{net: mean(x, list(places)) for net, x in found.items()}}
+        for name, places in {"all": range(truth.shape[1]), **clusters}.items()
+    ]

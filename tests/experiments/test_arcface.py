@@ -197,6 +197,12 @@ def test_every_experiment_has_what_the_table_reads():
     assert len(catalog.SYSTEMS) == 66
 
 
+def test_experiments_have_at_most_300_lines():
+    files = pathlib.Path(arcface.__file__).parent.glob("*.py")
+    lengths = {file.name: file.read_text().count("\n") for file in files}
+    assert {name: length for name, length in lengths.items() if length > 300} == {}
+
+
 def test_readme_table_is_up_to_date():
     readme = pathlib.Path(catalog.ROOT / "README.md").read_text()
     assert catalog.markdown() in readme, "run: python -m experiments.claims --pages"
