@@ -1,4 +1,7 @@
-"""Which tests run: those marked `full` only when asked for, by `-m full` or `--full-changed`."""
+"""Which tests run: those marked `full` only when asked for, by `-m full` or `--full-changed`.
+
+`-m smoke` imports the files with smoke tests alone: importing all takes as long as the tests themselves.
+"""
 
 import ast
 import pathlib
@@ -12,6 +15,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 def pytest_addoption(parser):
     text = "also run a full test if its file, what it imports or what that imports changed in the last 20 commits"
     parser.addoption("--full-changed", action="store_true", help=text)
+
+
+def pytest_ignore_collect(collection_path, config):
+    if config.option.markexpr == "smoke" and collection_path.suffix == ".py":
+        return "mark.smoke" not in collection_path.read_text() or None
 
 
 def pytest_collection_modifyitems(config, items):
