@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import html
 import importlib.metadata
 import io
@@ -152,10 +153,14 @@ def curves(history: Sequence[Mapping[str, float]]) -> Figure:
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
-    """A figure in the common style: size in inches, light grid, no frame, no global state (safe in threads)."""
+    """A figure in the common style: size in inches, light grid, no frame, no global state (safe in threads).
+
+    Notebooks show it also where pyplot was not imported.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
+    figure._repr_png_ = functools.partial(_figure_png, figure)
     axes = figure.subplots(rows, columns)
     for axis in np.ravel(axes):
         axis.grid(alpha=0.3)

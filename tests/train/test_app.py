@@ -354,6 +354,13 @@ def test_report_is_one_self_contained_page(tmp_path):
     assert image_grid(np.zeros((5, 4, 6, 3), np.uint8), 3).shape == (8, 18, 3)
 
 
+def test_notebooks_show_figures_without_pyplot():
+    from IPython.core.formatters import DisplayFormatter
+
+    shown, _ = DisplayFormatter().format(new_figure(3, 2)[0])
+    assert shown["image/png"].startswith(b"\x89PNG")
+
+
 def test_a_sequence_of_images_is_an_animation():
     frames = np.random.default_rng(0).integers(0, 256, (3, 4, 6, 3), np.uint8)
     found = Image.open(io.BytesIO(_image_png(frames)))
