@@ -1,4 +1,7 @@
-"""Verifies all checkpoints of a run against their digests: `python -m facejax.train.verify WORKDIR`."""
+"""Verifies all checkpoints of a run, the best one included, against their digests.
+
+python -m facejax.train.verify WORKDIR
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ def verify(workdir: pathlib.Path) -> list[str]:
     Raises:
       ValueError: there is no checkpoint.
     """
-    directory, faults = workdir / "checkpoints", []
-    steps = checkpoint.saved_steps(directory)
-    if not steps:
+    directories, faults = (workdir / "checkpoints", workdir / "best"), []
+    places = [(directory, step) for directory in directories for step in checkpoint.saved_steps(directory)]
+    if not places:
         raise ValueError(f"{workdir} holds no checkpoint")
-    for step in steps:
+    for directory, step in places:
         try:
             saved = checkpoint.read(directory, step)
             print(f"{directory / str(step)} is intact: {len(saved.leaves)} arrays")

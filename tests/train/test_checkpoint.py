@@ -152,12 +152,14 @@ def test_another_state_is_refused_and_stays(workdir, toy):
 
 
 def test_verify_names_damaged_checkpoints(workdir):
+    shutil.copytree(workdir / "checkpoints/4", workdir / "best/4")
     spoil(workdir, 4)
     done = subprocess.run(
         [sys.executable, "-m", "facejax.train.verify", str(workdir)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert f"{workdir}/checkpoints/2 is intact: 26 arrays\n{workdir}/checkpoints/4 is damaged: " in done.stdout
+    assert f"{workdir}/best/4 is intact: 26 arrays\n" in done.stdout
 
 
 def nine_classes(toy, devices):
