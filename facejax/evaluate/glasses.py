@@ -16,6 +16,7 @@ Embed = Callable[[np.ndarray], np.ndarray]
 """Images [N, S, S, 3] uint8 -> [N, D]."""
 SHOWN = 6
 FAR = 1e-3
+TAR = f"true acceptance rate in %, at a FAR of at most {FAR}, of every picture against the truths of all others"
 
 
 class Translated(NamedTuple):
@@ -113,7 +114,9 @@ def assess(pairs: Translated, embed: Embed | None, prefix: str = "") -> Report:
                 f"tar{n}": tar(f, features[2], person) for n, f in zip(("", "_input", "_truth"), features, strict=True)
             }
     return Report(
-        {prefix + name: value for name, value in values.items()}, images={f"{prefix or 'drawn_'}sheet": sheet(pairs)}
+        {prefix + name: value for name, value in values.items()},
+        images={f"{prefix or 'drawn_'}sheet": sheet(pairs)},
+        notes={f"{prefix}tar": TAR} if "tar" in values else {},
     )
 
 
