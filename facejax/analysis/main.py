@@ -150,11 +150,13 @@ def _summary(records: Sequence[dict[str, Any]]) -> str:
 def _prepare() -> None:
     """Compiled programs are kept in the user's cache folder, and memory is taken in huge pages, as in experiments.
 
-    Environment variables that are set take precedence.
+    OpenCV's own lines about damaged files are left out, as the command has a sentence for each. Environment variables
+    that are set take precedence.
     """
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "facejax" / "compiled"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

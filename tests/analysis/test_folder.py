@@ -239,6 +239,27 @@ def test_odd_files_do_not_stop_a_run(odd, tmp_path, capsys):
     assert (out / "faces.jsonl").read_text().count("error") == 4
 
 
+def test_libraries_add_no_lines_about_damaged_files(tmp_path):
+    """OpenCV and Pillow write lines of their own, past `sys.stderr`."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 90, 3)).astype(np.uint8))
+    for kind in ("TIFF", "WEBP", "GIF"):
+        content = encoded(image, kind)
+        (tmp_path / f"cut.{kind}").write_bytes(content[: len(content) // 2])
+    program = """
+import sys
+from facejax.analysis import main
+main._prepare()
+from facejax.analysis import folder
+from tests.analysis.test_folder import Toy
+sys.exit(folder.analyse([sys.argv[1]], Toy(), sys.argv[2], progress=False))
+"""
+    command = [sys.executable, "-c", program, str(tmp_path), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 3, done.stderr
+    lines = done.stderr.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(tmp_path / f"cut.{k}") for k in ("GIF", "TIFF", "WEBP")]
+
+
 def test_files_among_paths(album, tmp_path):
     assert [p.name for p in photographs.files([album / "notes.txt", album])] == [
         "notes.txt", "0.png", "1.png", "3.png", "4.png", "2.png"
