@@ -34,6 +34,10 @@ def face_sizes(truth: Any, kind: str, boxes: Any = None) -> Any:
 
     Returns:
       [N].
+
+    Raises:
+      ValueError: unknown kind, another shape, or (of NumPy arrays) a face whose size is not positive, such as one with
+        both eyes in one place or with a coordinate that is not finite.
     """
     if kind not in NORMALIZERS:
         raise ValueError(f"face_sizes: kind {kind!r}, expected one of {', '.join(NORMALIZERS)}")
@@ -41,7 +45,8 @@ def face_sizes(truth: Any, kind: str, boxes: Any = None) -> Any:
         raise ValueError(f"face_sizes: landmarks {truth.shape}, expected [N, L, 2]")
     if kind.startswith("box"):
         low, high = (truth.min(1), truth.max(1)) if boxes is None else (boxes[:, :2], boxes[:, 2:])
-        return (high - low).prod(-1) ** 0.5 if kind == "box" else ((high - low) ** 2).sum(-1) ** 0.5
+        sides = high - low
+        return _positive(sides.prod(-1) ** 0.5 if kind == "box" else (sides**2).sum(-1) ** 0.5, kind)
     table = OCULAR if kind == "inter_ocular" else PUPILS
     if truth.shape[1] not in table:
         known = ", ".join(map(str, table))
@@ -50,7 +55,14 @@ def face_sizes(truth: Any, kind: str, boxes: Any = None) -> Any:
     first, second = truth[:, left], truth[:, right]
     if kind == "inter_pupil":
         first, second = first.mean(1), second.mean(1)
-    return ((first - second) ** 2).sum(-1) ** 0.5
+    return _positive(((first - second) ** 2).sum(-1) ** 0.5, kind)
+
+
+def _positive(sizes: Any, kind: str) -> Any:
+    """The sizes [N], looked at on the host alone."""
+    if isinstance(sizes, np.ndarray) and (wrong := np.flatnonzero(~(sizes > 0))).size:
+        raise ValueError(f"face_sizes: face {wrong[0]} has the size {sizes[wrong[0]]:g} ({kind}), expected above 0")
+    return sizes
 
 
 def normalized_mean_error(predicted: Any, truth: Any, sizes: Any) -> Any:
@@ -99,6 +111,8 @@ def area_under_curve(errors: ArrayLike, threshold: float, step: float = 1e-4) ->
 
 def _errors(errors: ArrayLike) -> np.ndarray:
     errors = np.asarray(errors, np.float64)
-    if errors.ndim != 1 or not len(errors) or not np.isfinite(errors).all():
-        raise ValueError(f"errors of shape {errors.shape}, expected [N] finite numbers, at least one")
+    if errors.ndim != 1 or not len(errors):
+        raise ValueError(f"errors of shape {errors.shape}, expected [N], at least one")
+    if (wrong := np.flatnonzero(~np.isfinite(errors))).size:
+        raise ValueError(f"the error of face {wrong[0]} is {errors[wrong[0]]}, expected finite numbers only")
     return errors

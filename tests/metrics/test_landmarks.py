@@ -76,6 +76,16 @@ def test_invalid_input_raises():
         metric.face_sizes(np.zeros((5, 2)), "box")
     with pytest.raises(ValueError, match=r"threshold 0 and step .*, expected both above 0"):
         metric.area_under_curve([0.1], 0)
-    for wrong in ([], [np.nan]):
-        with pytest.raises(ValueError, match="finite numbers, at least one"):
-            metric.failure_rate(wrong, 0.1)
+    with pytest.raises(ValueError, match=r"errors of shape \(0,\), expected \[N\], at least one"):
+        metric.failure_rate([], 0.1)
+    with pytest.raises(ValueError, match="the error of face 1 is nan, expected finite numbers only"):
+        metric.failure_rate([0.1, np.nan], 0.1)
+
+
+@pytest.mark.parametrize("kind", metric.NORMALIZERS)
+@pytest.mark.parametrize(("place", "size"), [(5.0, "0"), (np.nan, "nan")])
+def test_a_face_without_size_is_named(kind, place, size):
+    truth = np.random.default_rng(0).uniform(0, 100, (3, 68, 2))
+    truth[1] = place
+    with pytest.raises(ValueError, match=rf"face 1 has the size {size} \({kind}\), expected above 0"):
+        metric.face_sizes(truth, kind)
