@@ -991,7 +991,7 @@ MODELS: Mapping[str, Model] = {
         f"tddfa_mobilenet_{name}": Model(
             "facejax.reconstruction.tddfa:mobilenet", parameters, (120, 120, 3), "summed over the layers of the code",
             f"3DDFA's MobileNet (cleardusk/3DDFA) with {width} times the channels, 62 parameters of a face",
-            {"width": width},
+            {"width": width}, converter=INTEROP + "tddfa_v2:load_3ddfa",
         )
         for name, width, parameters in (
             ("2", 2.0, 12_820_158), ("1", 1.0, 3_270_526), ("075", 0.75, 1_864_238), ("05", 0.5, 850_398),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from facejax.backbones.mobilenet import V1_LAYERS
+from facejax.models import load_pretrained
 from facejax.morphable.parameters import Layout, LinearFace, Whitening
 from facejax.reconstruction import tddfa
 
@@ -15,55 +16,55 @@ pytestmark = pytest.mark.parity
 WIDTH, D = 0.25, 62
 
 
-class TorchMobileNet(torch.nn.Module):
-    """Convolution, then depthwise and pointwise ones, each with batch norm and ReLU; mean; one dense layer."""
+LAYERS = ("2_1", "2_2", "3_1", "3_2", "4_1", "4_2", "5_1", "5_2", "5_3", "5_4", "5_5", "5_6", "6")
 
-    def __init__(self, inputs=3):
+
+class DepthWise(torch.nn.Module):
+    """A depthwise and a pointwise convolution, each with batch norm and ReLU; the authors' names."""
+
+    def __init__(self, given, made, stride):
         super().__init__()
+        self.conv_dw = torch.nn.Conv2d(given, given, 3, stride, 1, groups=given, bias=False)
+        self.bn_dw = torch.nn.BatchNorm2d(given)
+        self.conv_sep = torch.nn.Conv2d(given, made, 1, bias=False)
+        self.bn_sep = torch.nn.BatchNorm2d(made)
 
-        def block(given, made, kernel, stride, groups):
-            conv = torch.nn.Conv2d(given, made, kernel, stride, kernel // 2, groups=groups, bias=False)
-            return torch.nn.Sequential(conv, torch.nn.BatchNorm2d(made), torch.nn.ReLU())
+    def forward(self, x):
+        return torch.relu(self.bn_sep(self.conv_sep(torch.relu(self.bn_dw(self.conv_dw(x))))))
 
+
+class TorchMobileNet(torch.nn.Module):
+    """A convolution, then depthwise blocks, the mean, one dense layer; the authors' names."""
+
+    def __init__(self):
+        super().__init__()
         last = int(32 * WIDTH)
-        self.stem, self.layers = block(inputs, last, 3, 2, 1), torch.nn.ModuleList()
-        for channels, stride in V1_LAYERS:
+        self.conv1, self.bn1 = torch.nn.Conv2d(3, last, 3, 2, 1, bias=False), torch.nn.BatchNorm2d(last)
+        for name, (channels, stride) in zip(LAYERS, V1_LAYERS, strict=True):
             made = int(channels * WIDTH)
-            self.layers.extend([block(last, last, 3, stride, last), block(last, made, 1, 1, 1)])
+            self.add_module(f"dw{name}", DepthWise(last, made, stride))
             last = made
         self.fc = torch.nn.Linear(last, D)
 
     def forward(self, x):
-        x = self.stem(x)
-        for layer in self.layers:
-            x = layer(x)
+        x = torch.relu(self.bn1(self.conv1(x)))
+        for name in LAYERS:
+            x = self.get_submodule(f"dw{name}")(x)
         return self.fc(x.mean((2, 3)))
 
 
-def copied(variables, net):
-    """Flax variables with a PyTorch network's numbers."""
-    params, stats = (jax.tree.map(np.asarray, variables[k]) for k in ("params", "batch_stats"))
-    names = ["stem"] + [f"{kind}{i}" for i in range(1, len(V1_LAYERS) + 1) for kind in ("depthwise", "pointwise")]
-    for name, (conv, norm, _) in zip(names, [net.stem, *net.layers], strict=True):
-        params[name]["conv"]["kernel"] = conv.weight.detach().numpy().transpose(2, 3, 1, 0)
-        params[name]["bn"]["norm"] = {"scale": norm.weight.detach().numpy(), "bias": norm.bias.detach().numpy()}
-        stats[name]["bn"]["norm"] = {"mean": norm.running_mean.numpy(), "var": norm.running_var.numpy()}
-    params["fc"] = {"kernel": net.fc.weight.detach().numpy().T, "bias": net.fc.bias.detach().numpy()}
-    return {"params": params, "batch_stats": stats}
-
-
 @pytest.fixture(scope="module")
-def networks():
+def networks(tmp_path_factory):
+    """The network, and ours with the weights of a checkpoint as the authors save it."""
     torch.manual_seed(0)
     net = TorchMobileNet()
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.uniform_(-0.2, 0.2)
             module.running_var.uniform_(0.5, 1.5)
-    ours = tddfa.mobilenet(WIDTH)
-    variables = jax.eval_shape(lambda k: ours.init(k, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
-    variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), variables)
-    return net.eval(), ours, copied(variables, net)
+    path, state = tmp_path_factory.mktemp("3ddfa") / "phase1.pth.tar", net.state_dict()
+    torch.save({"epoch": 50, "state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, path)
+    return net.eval(), tddfa.mobilenet(WIDTH), load_pretrained("tddfa_mobilenet_025", path)
 
 
 @pytest.mark.parametrize("size", [40, 37, 51])
