@@ -1,9 +1,11 @@
 """Published SSR-Net and FSA-Net: recorded outputs, and files of other networks."""
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.io
 
 from experiments import fsanet as experiment
 from facejax import models
@@ -53,6 +55,25 @@ def test_recorded_angles(weights):
     assert report.metrics["mae"] == pytest.approx(pose.pose_errors(recorded, truth).mean, abs=1e-3)
     assert report.metrics["mae"] < 7
     assert len(report.figures) == 2
+
+
+def test_published_preset_reads_a_folder(weights, tmp_path):
+    """Fifty pictures whose crops are the recorded ones: files, labels, crops, networks and report."""
+    reference = np.load(weights / "fsanet" / "300W_LP_reference.npz")
+    truth = reference["aflw2000_first50_pose_yaw_pitch_roll"]
+    points = np.tile([[10.0, 54.0]], (2, 34))  # with the margin of 0.6, 64 pixels from the first on
+    for i, image in enumerate(reference["aflw2000_first50_input_uint8_bgr"]):
+        cv2.imwrite(str(tmp_path / f"{i:02}.png"), np.pad(image, ((0, 1), (0, 1), (0, 0))))
+        yaw, pitch, roll = np.radians(truth[i])
+        parameters = np.array([[pitch, yaw, roll, 0, 0, 0, 1]])
+        scipy.io.savemat(tmp_path / f"{i:02}.mat", {"pt2d": points, "Pose_Para": parameters})
+    config = experiment.get_config("aflw2000_published")
+    config.data.test_path, config.eval.weights = str(tmp_path), str(weights / "fsanet")
+    found = experiment.build(config).evaluate(None).metrics
+    recorded = np.mean([reference[f"aflw2000_first50_{name}"] for name in FILES.values()], 0)
+    expected = pose.pose_errors(recorded, truth)
+    for name in ("yaw", "pitch", "roll", "geodesic"):
+        assert found[name] == pytest.approx(getattr(expected, name), abs=1e-3)
 
 
 @pytest.mark.parametrize(("prefix", "span"), [("morph2", 101.0), ("morph_gender", 1.0)])
