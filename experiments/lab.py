@@ -252,7 +252,7 @@ def build(config: ConfigDict) -> Experiment:
             faces, {"points": points[config.boundaries]}, normalizer=protocol.normalizer, limit=protocol.limit
         )
         if predicted:
-            sizes = landmarks.face_sizes(faces.points, protocol.normalizer)
+            sizes = landmarks.face_sizes(faces.points, protocol.normalizer, faces.boxes)
             rows = [
                 {
                     "boundaries": name,

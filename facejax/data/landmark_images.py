@@ -2,7 +2,8 @@
 
 Integer coordinates are pixel centres, in images and in crops; coordinates refer to the stored pixels (the EXIF
 orientation of an image is ignored). An example of a source is a dict of "image" (encoded bytes), "points" [L, 2],
-"visible" [L] bool, "region" (x, y, side) of the square around the face, and "attributes" [A] bool.
+"visible" [L] bool, "region" (x, y, side) of the square around the face, "attributes" [A] bool, and "box" [4] where the
+data set gives one.
 """
 
 from __future__ import annotations
@@ -227,6 +228,7 @@ class Annotated:
         face, points = self._faces.faces[index], self._faces.faces[index].points
         visible = np.ones(len(points), bool) if face.visible is None else face.visible
         return {
+            **({} if face.box is None else {"box": face.box}),
             "image": face.encoded(),
             "points": points,
             "visible": visible,
@@ -376,7 +378,8 @@ class LandmarkImages:
             np.stack([np.asarray(e[name]) for e in examples]) for name in ("points", "visible", "attributes")
         )
         subsets = {name: attributes[:, i] for i, name in enumerate(self.attributes)}
-        return Faces(source, np.stack(rows), self.image_size, points, visible, subsets)
+        boxes = np.stack([e["box"] for e in examples]) if all("box" in e for e in examples) else None
+        return Faces(source, np.stack(rows), self.image_size, points, visible, subsets, boxes)
 
     def _hard(self, region: Sequence[float], index: int) -> np.ndarray:
         moved_region, angle = jittered(region, self.augment, np.random.default_rng([7, index]))
@@ -464,6 +467,7 @@ class Faces:
       points: [N, L, 2] true landmarks in pixels of the images.
       visible: [N, L] bool.
       subsets: name -> [N] bool.
+      boxes: [N, 4] (x1, y1, x2, y2) in pixels of the images; None where the data set gives none.
     """
 
     source: Source
@@ -472,6 +476,7 @@ class Faces:
     points: np.ndarray
     visible: np.ndarray
     subsets: dict[str, np.ndarray]
+    boxes: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.points)

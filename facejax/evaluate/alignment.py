@@ -41,10 +41,11 @@ def report(faces: Faces, found: dict[str, np.ndarray], *, normalizer: str, limit
     Args:
       faces: the test faces.
       found: of `find`; "points" is the final estimate, others are reported as nme_NAME.
-      normalizer: a kind of `facejax.metrics.landmarks.face_sizes`.
+      normalizer: a kind of `facejax.metrics.landmarks.face_sizes`, whose boxes are those of the faces, if they have
+        any.
       limit: error at which a face counts as failed and the curve ends, a fraction of the face's size.
     """
-    sizes = landmarks.face_sizes(faces.points, normalizer)
+    sizes = landmarks.face_sizes(faces.points, normalizer, faces.boxes)
     errors = {n: landmarks.normalized_mean_error(points, faces.points, sizes) for n, points in found.items()}
     final, percent = errors["points"], round(100 * limit)
     subsets = {name: mask for name, mask in faces.subsets.items() if mask.any()}

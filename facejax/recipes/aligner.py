@@ -24,7 +24,8 @@ class Evaluation:
 
     Attributes:
       batch_size: crops a call.
-      normalizer: face size that divides the errors: "inter_ocular", "inter_pupil", "box" or "box_diagonal".
+      normalizer: face size that divides the errors: "inter_ocular", "inter_pupil", "box" or "box_diagonal"; the box is
+        the data set's, or that of the landmarks where it gives none.
       limit: error at which a face counts as failed and the curve ends, a fraction of the face's size.
       timed: also measure the milliseconds of one crop.
       photographs: folder of the 2,000 crops of AFLW2000-3D, on which a network of 68 landmarks is evaluated too.

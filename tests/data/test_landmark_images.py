@@ -149,6 +149,7 @@ def test_wflw_in_its_layout(tmp_path, crop, side):
     assert test.subsets["occlusion"].all() and not test.subsets["blur"].any()
     np.testing.assert_allclose(test.matrices[0, 0, 0], 32 / (1.25 * side))
     np.testing.assert_allclose(test.points[0], points, atol=1e-4)
+    np.testing.assert_array_equal(test.boxes, [[10, 20, 90, 80]] * 2)
 
 
 def test_300w_has_its_challenging_subset_and_no_boxes(tmp_path):
@@ -158,7 +159,9 @@ def test_300w_has_its_challenging_subset_and_no_boxes(tmp_path):
         readers.write_pts(tmp_path / folder / "a.pts", np.random.default_rng(0).uniform(20, 80, (68, 2)))
     data = li.LandmarkImages("300w", str(tmp_path))
     assert len(data.source("train")) == 3
-    assert data.test().subsets["challenging"].tolist() == [False, False, True]
+    test = data.test()
+    assert test.subsets["challenging"].tolist() == [False, False, True]
+    assert test.boxes is None and test.visible.all()
     with pytest.raises(ValueError, match=r"data.crop is 'box': 300w has no boxes, expected 'points'"):
         li.LandmarkImages("300w", str(tmp_path), crop="box").source("train")
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,6 +29,19 @@ def test_estimates_return_to_the_image():
         np.testing.assert_allclose(
             found["points"][i] @ matrix[:, :2].T + matrix[:, 2], np.tile(corner, (68, 1)), atol=1e-4
         )
+
+
+def test_boxes_of_the_data_set_are_the_sizes():
+    """As on AFLW, whose errors are divided by the side of the given box."""
+    faces = make_faces()
+    boxes = np.tile(np.float64([0, 0, 10, 40]), (len(faces), 1))
+    made = alignment.report(
+        dataclasses.replace(faces, boxes=boxes),
+        {"points": faces.points + np.array([3, 4])},
+        normalizer="box",
+        limit=0.08,
+    )
+    np.testing.assert_allclose(made.arrays["errors"], 5 / 20)
 
 
 def test_report_by_hand():
