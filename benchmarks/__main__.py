@@ -34,6 +34,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "margin_head": (),
     "knn": (),
     "nms": (),
+    "heatmap_decode": (),
     "mesh_render": (),
     "landmark_fit": (),
     "super_resolution": (),
