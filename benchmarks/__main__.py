@@ -2,9 +2,11 @@
 
     python -m benchmarks                       # all that need no files
     python -m benchmarks nms knn               # these
-    python -m benchmarks gcn --data DATA       # DATA holds planetoid/ (the files ind.cora.*)
-    python -m benchmarks tddfa_v2 --data DATA  # DATA holds weights/3ddfa_v2/ (see benchmarks/tddfa_v2.py)
+    python -m benchmarks gcn --data DATA       # those of files, too
     python -m benchmarks --page                # writes docs/performance.md's first table
+
+DATA holds planetoid (the files ind.cora.*), weights, faces/photos, wider_face_eval and, for wider_face, the folder
+widerface_evaluate of github.com/biubug6/Pytorch_Retinaface.
 
 Both sides get `--threads` threads. Every comparison is a line of results/benchmarks.jsonl: seconds of each run, date,
 versions, device, load. The table has, of all runs of a comparison, the one with the median ratio.
@@ -35,6 +37,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "knn": (),
     "nms": (),
     "heatmap_decode": (),
+    "augmentation": (),
     "mesh_render": (),
     "landmark_fit": (),
     "super_resolution": (),
@@ -45,8 +48,14 @@ RUNS: dict[str, tuple[str, ...]] = {
     "batch_norm": (),
     "gcn": ("{data}/planetoid",),
     "tddfa_v2": ("{data}/weights/3ddfa_v2",),
-}
-"""Benchmark -> arguments; {data} is the folder of `--data`."""
+    "aligners": ("{data}",),
+    "detect_photo": (
+        "{data}/weights/scrfd/scrfd_500m_kps.onnx", "{data}/faces/photos/multiface.jpg", "--threads", "{threads}",
+    ),
+    "analysis": ("{data}", "--speed", "--threads", "{threads}"),
+    "wider_face": ("{data}/widerface_evaluate", "{data}/wider_face_eval"),
+}  # fmt: skip
+"""Benchmark -> arguments; {data} is the folder of `--data`, {threads} the number of `--threads`."""
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -98,7 +107,7 @@ def write_page(page: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def run(name: str, threads: int, data: str) -> int:
     """Runs a benchmark in a process of its own; the exit code."""
     environment = os.environ | dict.fromkeys(THREADS, str(threads)) | {JOURNAL: str(JSONL), "JAX_PLATFORMS": "cpu"}
-    arguments = [argument.format(data=data) for argument in RUNS[name]]
+    arguments = [argument.format(data=data, threads=threads) for argument in RUNS[name]]
     cores = sorted(os.sched_getaffinity(0))[:threads]
     return subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *arguments],

@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 
 from benchmarks import detect_photo
+from benchmarks.compare import record
 from facejax.data import transforms
 from facejax.interop.pytorch import read_weights
 from facejax.metrics import verification
@@ -167,9 +168,8 @@ def speed(data: pathlib.Path, threads: int, seconds: float) -> None:
     # The usual script rounds the resized height, so that its pixels are up to half a per cent off.
     print(f"{len(ours)} faces; least cosine {np.sum(ours.embeddings * embeddings, 1).min():.4f}, landmarks "
           f"{np.abs(ours.landmarks - landmarks).max():.2f} pixels apart at most")  # fmt: skip
-    detect_photo.race(
-        {"ONNX Runtime, photograph": lambda: peer(photo), "facejax, photograph": lambda: analyzer(photo)}, seconds
-    )
+    times = detect_photo.race({"ONNX Runtime": lambda: peer(photo), "facejax": lambda: analyzer(photo)}, seconds)
+    record(f"a photograph with {len(ours)} faces: file, detection, alignment, embeddings, landmarks", times)
     names = sorted((data / "faces" / "photos").glob("*.jpg"))
     names = [name for name in names if name.stem not in ("largest_selfie", "emma")]
     files = [names[i % len(names)] for i in range(100)]
@@ -181,9 +181,8 @@ def speed(data: pathlib.Path, threads: int, seconds: float) -> None:
         return sum(len(result.result()) for _, result in folder.ahead(work, files))
 
     print(f"folder: {in_folder()} and {sum(len(peer(file)[0]) for file in files)} faces in {len(files)} photographs")
-    detect_photo.race(
-        {"ONNX Runtime, folder": lambda: [peer(file) for file in files], "facejax, folder": in_folder}, 3 * seconds
-    )
+    whole = {"ONNX Runtime": lambda: [peer(file) for file in files], "facejax": in_folder}
+    record(f"the same for a folder of {len(files)} photographs", detect_photo.race(whole, 3 * seconds))
     image = photographs.read(photo)[0]
     crops = {name: np.zeros((4, s.rule.side, s.rule.side, 3), np.uint8) for name, s in analyzer.stages.items()}
     detect_photo.race(

@@ -18,6 +18,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.compare import record
+
 SIZE, LOWEST, THRESHOLD = 640, 0.5, 0.4
 
 
@@ -75,8 +77,12 @@ def suppress(boxes: np.ndarray) -> list[int]:
     return kept
 
 
-def race(contenders: Mapping[str, Callable[[], Any]], seconds: float) -> None:
-    """Runs the contenders in turns and prints the minima of elapsed and processor time; ratios to the first."""
+def race(contenders: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Runs the contenders in turns and prints the minima of elapsed and processor time; ratios to the first.
+
+    Returns:
+      name -> elapsed seconds of each run.
+    """
     elapsed, processor = ({name: [] for name in contenders} for _ in range(2))
     for call in contenders.values():
         call()
@@ -95,6 +101,7 @@ def race(contenders: Mapping[str, Callable[[], Any]], seconds: float) -> None:
             f"processor {1e3 * cpu:6.2f} ms, time ratio {cpu / min(processor[first]):.2f}; "
             f"median {1e3 * np.median(elapsed[name]):.2f} ms of {len(elapsed[name])}"
         )
+    return elapsed
 
 
 def main() -> None:
@@ -126,16 +133,13 @@ def main() -> None:
         np.abs(found.points[found.mask] * scale - points).max(initial=0),
     ]
     print(f"{len(boxes)} faces; largest difference {max(differences):.4f} pixels; load {os.getloadavg()[0]:.1f}")
-    race(
-        {
-            "ONNX Runtime, network": lambda: peer.network(blob),
-            "facejax, network": lambda: jax.block_until_ready(apply(view.image[None])),
-        },
-        arguments.seconds,
-    )
-    race(
-        {"ONNX Runtime, photograph": lambda: peer(image), "facejax, photograph": lambda: ours(image)}, arguments.seconds
-    )
+    network = {
+        "ONNX Runtime": lambda: peer.network(blob),
+        "facejax": lambda: jax.block_until_ready(apply(view.image[None])),
+    }
+    record(f"SCRFD-500M-KPS, {SIZE} x {SIZE}, the network", race(network, arguments.seconds))
+    whole = {"ONNX Runtime": lambda: peer(image), "facejax": lambda: ours(image)}
+    record(f"SCRFD-500M-KPS, {SIZE} x {SIZE}, from the decoded photograph to boxes", race(whole, arguments.seconds))
     print(f"load {os.getloadavg()[0]:.1f}")
 
 

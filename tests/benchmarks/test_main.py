@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
+import types
 from typing import Any
 
 import pytest
@@ -89,6 +90,14 @@ def test_a_failed_benchmark_ends_with_one(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert benchmarks.main() == 1
     monkeypatch.setattr(benchmarks, "run", lambda name, threads, data: 0)
     assert benchmarks.main() == 0
+
+
+def test_arguments_name_the_data_and_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    done = types.SimpleNamespace(returncode=0)
+    monkeypatch.setattr(benchmarks.subprocess, "run", lambda command, **_: seen.append(command[3:]) or done)
+    assert benchmarks.run("analysis", 1, "/data") == benchmarks.run("nms", 2, "") == 0
+    assert seen == [["/data", "--speed", "--threads", "1"], []]
 
 
 def test_every_benchmark_of_the_list_is_a_program() -> None:
