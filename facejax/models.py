@@ -1092,7 +1092,7 @@ MODELS: Mapping[str, Model] = {
     ),
     "prnet": Model(
         "facejax.reconstruction.prnet:Net", 13_353_618, (256, 256, 3), "the layers of the authors' code",
-        "PRNet, crops to position maps",
+        "PRNet, crops to position maps", converter=INTEROP + "prnet:load",
     ),
     **{
         f"tddfa_v2_{name}": Model(

@@ -3,7 +3,6 @@
 import collections
 import json
 import pickle
-import struct
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ import scipy.sparse
 from facejax.data.readers import boxes, opinions, people
 from facejax.data.readers.planetoid import read_planetoid
 from facejax.interop import pytorch, tensorflow
+from tests.checkpoints import write_tensorflow
 from tests.damage import check
 from tests.interop.test_readers import View, checkpoint
 
@@ -28,6 +28,7 @@ from PIL import Image
 from facejax.data.decoding import ImageFile, pixels
 from facejax.interop import files
 from facejax.interop.export import read_stablehlo, write_stablehlo
+from tests.checkpoints import write_tensorflow
 from tests.damage import check
 
 warnings.simplefilter("ignore")
@@ -148,53 +149,9 @@ def test_an_inconsistent_sparse_matrix_is_refused_before_use(planetoid, change, 
         read_planetoid(planetoid, "cora")
 
 
-def varint(number):
-    data = b""
-    while number > 127:
-        data, number = data + bytes([number & 127 | 128]), number >> 7
-    return data + bytes([number])
-
-
-def checksum(data):
-    """CRC-32C bit by bit, masked as in TensorFlow's tables."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    crc ^= 0xFFFFFFFF
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
-
-
-def write_tensorflow(prefix, array):
-    """A checkpoint with the one tensor "w", float32."""
-    prefix.with_name(f"{prefix.name}.data-00000-of-00001").write_bytes(array.tobytes())
-    shape = b"".join(b"\x12" + varint(len(d)) + d for d in (b"\x08" + varint(n) for n in array.shape))
-    entry = (
-        b"\x08\x01\x12"
-        + varint(len(shape))
-        + shape
-        + b"\x28"
-        + varint(array.nbytes)
-        + b"\x35"
-        + checksum(array.tobytes())
-    )
-
-    def block(items):
-        rows = b"".join(b"\0" + varint(len(key)) + varint(len(value)) + key + value for key, value in items)
-        body = rows + struct.pack("<II", 0, 1)
-        return body + b"\0" + checksum(body + b"\0")
-
-    data = block([(b"", b"\x08\x01"), (b"w", entry)])
-    index = block([(b"w", varint(0) + varint(len(data) - 5))])
-    footer = varint(0) + varint(0) + varint(len(data)) + varint(len(index) - 5)
-    table = data + index + footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
-    prefix.with_name(f"{prefix.name}.index").write_bytes(table)
-
-
 def test_tensorflow(tmp_path):
     array = np.arange(6, dtype=np.float32).reshape(2, 3)
-    write_tensorflow(tmp_path / "a.ckpt", array)
+    write_tensorflow(tmp_path / "a.ckpt", {"w": array})
     np.testing.assert_array_equal(tensorflow.read_checkpoint(tmp_path / "a.ckpt")["w"], array)
     for name in ("a.ckpt.index", "a.ckpt.data-00000-of-00001"):
         path = tmp_path / name
