@@ -6,7 +6,6 @@ import os
 import pathlib
 from typing import NamedTuple
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,6 +102,8 @@ def read_prnet_layout(folder: str | os.PathLike[str]) -> UVLayout:
     Raises:
       ValueError: a file is missing or has another shape.
     """
+    import cv2  # only the published files need it
+
     folder = pathlib.Path(folder)
     pictures = []
     for name in ("uv_face_mask.png", "uv_weight_mask.png"):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,6 +152,8 @@ def decode_taylor(maps: jax.Array, *, sigma: float) -> tuple[jax.Array, jax.Arra
 
 def blur(maps: jax.Array, radius: int) -> jax.Array:
     """[..., H, W, L] smoothed by OpenCV's Gaussian of 2 radius + 1 pixels (deviation 0), with zero padding."""
+    import cv2  # only this decoding needs it
+
     profile = cv2.getGaussianKernel(2 * radius + 1, 0)[:, 0]
     for axis in (-3, -2):
         length = maps.shape[axis]
