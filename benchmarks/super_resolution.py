@@ -21,34 +21,17 @@ from facejax.restoration import enlarge
 from facejax.restoration import super_resolution as sr
 
 
-def torch_edsr(variables: Any, features: int = 64, blocks: int = 16) -> Any:
+def torch_edsr(variables: Any) -> Any:
     """EDSR's baseline at x4 in PyTorch, with the weights of ours."""
     import torch
-    from torch import nn
 
-    class EDSR(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            widths = {"first": (3, features), "after_body": (features, features), "last": (features, 3)}
-            widths |= {f"block{i}_conv{j}": (features, features) for i in range(blocks) for j in (1, 2)}
-            widths |= {f"up{i}": (features, 4 * features) for i in (1, 2)}
-            self.layers = nn.ModuleDict({k: nn.Conv2d(*width, 3, padding=1) for k, width in widths.items()})
-            for name, layer in self.layers.items():
-                ours = {k: torch.tensor(np.asarray(v)) for k, v in variables["params"][name].items()}
-                layer.weight.data, layer.bias.data = ours["kernel"].permute(3, 2, 0, 1).contiguous(), ours["bias"]
-            self.register_buffer("mean", torch.tensor(sr.DIV2K_MEAN).view(1, 3, 1, 1))
+    from benchmarks.torch_super_resolution import EDSR
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            layers = self.layers
-            x = skip = layers["first"]((x - self.mean) * 255)
-            for i in range(blocks):
-                x = x + layers[f"block{i}_conv2"](layers[f"block{i}_conv1"](x).relu())
-            x = skip + layers["after_body"](x)
-            for i in (1, 2):
-                x = nn.functional.pixel_shuffle(layers[f"up{i}"](x), 2)
-            return layers["last"](x) / 255 + self.mean
-
-    return EDSR().eval()
+    net = EDSR(4, features=64, blocks=16, residual_scale=1.0)
+    for name, layer in net.named_children():
+        ours = {k: torch.tensor(np.asarray(v)) for k, v in variables["params"][name].items()}
+        layer.weight.data, layer.bias.data = ours["kernel"].permute(3, 2, 0, 1).contiguous(), ours["bias"]
+    return net.eval()
 
 
 def numpy_imresize(image: np.ndarray, scale: float) -> np.ndarray:

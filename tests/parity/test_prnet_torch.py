@@ -1,4 +1,6 @@
-"""PRNet's network against PyTorch, with TensorFlow's paddings written out."""
+"""PRNet's network against PyTorch, with weights in a checkpoint of the authors' layout."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,117 +11,66 @@ from facejax.interop.prnet import load
 from facejax.models import variable_shapes
 from facejax.reconstruction import prnet
 from tests.checkpoints import write_tensorflow
+from tests.parity.networks import assert_near, nchw, numpy_nhwc, randomized
 
-torch = pytest.importorskip("torch")
-F = torch.nn.functional
+torch = pytest.importorskip("torch", reason="needs the parity extra")
+from benchmarks import torch_prnet
+
 pytestmark = pytest.mark.parity
 WIDTH = 1
-DOUBLED = (1, 4, 7, 10, 12)
-"""Numbers of the transposed convolutions with stride 2."""
+LAYERS = {"conv1": "/Conv", "conv2": "/Conv_1", "conv3": "/Conv_2", "shortcut": "/shortcut", "bn": ""}
+KINDS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
+
+
+def published(net):
+    """The network's tensors under the names of the authors' checkpoint, with some of what training keeps beside them."""
+    found = {"beta1_power": np.float32(0.9), "resfcn256/Conv/weights/Adam": np.zeros((4, 4, 3, WIDTH), np.float32)}
+    for name, value in net.state_dict().items():
+        (first, *inner), kind = name.split(".")[:-1], name.rpartition(".")[2]
+        places = [int(digits) for digits in re.findall(r"\d+", first)]
+        if first == "stem":
+            where = "Conv"
+        elif first.startswith("up"):
+            where = numbered("Conv2d_transpose", places[0] - 1)
+        else:
+            where = numbered("resBlock", 2 * places[0] + places[1] - 3) + LAYERS[inner[0]]
+        if [first, *inner][-1].endswith("bn"):
+            if kind in KINDS:
+                found[f"resfcn256/{where}/BatchNorm/{KINDS[kind]}"] = value.numpy()
+        else:
+            found[f"resfcn256/{where}/weights"] = value.permute(2, 3, 1, 0).contiguous().numpy()
+    return found
 
 
 def numbered(name, number):
     return f"{name}_{number}" if number else name
 
 
-def published(rng):
-    """Random tensors under the names of the authors' checkpoint, with some of what training keeps beside them."""
-    found = {"beta1_power": np.float32(0.9), "resfcn256/Conv/weights/Adam": np.zeros((4, 4, 3, WIDTH), np.float32)}
-
-    def norm(name, channels):
-        for kind, low in (("gamma", 0.5), ("beta", 0.1), ("moving_mean", -0.5), ("moving_variance", 0.5)):
-            found[f"resfcn256/{name}/BatchNorm/{kind}"] = np.float32(rng.uniform(low, low + 0.7, channels))
-
-    def kernel(name, *shape):
-        found[f"resfcn256/{name}/weights"] = np.float32(
-            rng.normal(size=shape) / np.sqrt(np.prod(shape) / min(shape[2:]))
-        )
-
-    last = WIDTH
-    kernel("Conv", 4, 4, 3, last)
-    norm("Conv", last)
-    for i in range(10):
-        block, made, half = numbered("resBlock", i), WIDTH << (i // 2 + 1), WIDTH << (i // 2)
-        kernel(f"{block}/Conv", 1, 1, last, half)
-        kernel(f"{block}/Conv_1", 4, 4, half, half)
-        kernel(f"{block}/Conv_2", 1, 1, half, made)
-        for name, channels in ((f"{block}/Conv", half), (f"{block}/Conv_1", half), (block, made)):
-            norm(name, channels)
-        if i % 2 == 0:
-            kernel(f"{block}/shortcut", 1, 1, last, made)
-        last = made
-    widths = [WIDTH << level for level in (5, 4, 4, 4, 3, 3, 3, 2, 2, 2, 1, 1, 0, 0)] + [3] * 3
-    for i, made in enumerate(widths):
-        kernel(numbered("Conv2d_transpose", i), 4, 4, made, last)
-        norm(numbered("Conv2d_transpose", i), made)
-        last = made
-    return found
-
-
-def tensor(x):
-    return torch.tensor(np.asarray(x, np.float64))
-
-
-def norm(x, tensors, where):
-    names = ("moving_mean", "moving_variance", "gamma", "beta")
-    return F.batch_norm(x, *(tensor(tensors[f"resfcn256/{where}/BatchNorm/{n}"]) for n in names), eps=1e-3)
-
-
-def conv(x, tensors, where, stride=1):
-    weight = tensor(tensors[f"resfcn256/{where}/weights"]).permute(3, 2, 0, 1)
-    size = weight.shape[-1]
-    total = max((-(-x.shape[-1] // stride) - 1) * stride + size - x.shape[-1], 0)
-    x = F.pad(x, (total // 2, total - total // 2) * 2)
-    return F.conv2d(x, weight, stride=stride)
-
-
-def unit(x, tensors, where, stride=1):
-    return torch.relu(norm(conv(x, tensors, where, stride), tensors, where))
-
-
-def reference(tensors, images):
-    x = unit(images.permute(0, 3, 1, 2), tensors, "Conv")
-    for i in range(10):
-        block, stride = numbered("resBlock", i), 2 - i % 2
-        y = unit(x, tensors, f"{block}/Conv")
-        y = unit(y, tensors, f"{block}/Conv_1", stride)
-        y = conv(y, tensors, f"{block}/Conv_2")
-        x = conv(x, tensors, f"{block}/shortcut", stride) if stride == 2 else x
-        x = torch.relu(norm(x + y, tensors, block))
-    for i in range(17):
-        where = numbered("Conv2d_transpose", i)
-        weight = tensor(tensors[f"resfcn256/{where}/weights"]).permute(3, 2, 0, 1)
-        if i in DOUBLED:
-            x = F.conv_transpose2d(x, weight, stride=2, padding=1)
-        else:
-            x = F.conv_transpose2d(x, weight)[..., 1:-2, 1:-2]
-        x = norm(x, tensors, where)
-        x = torch.sigmoid(x) if i == 16 else torch.relu(x)
-    return x.permute(0, 2, 3, 1)
+@pytest.fixture(scope="module")
+def theirs():
+    return randomized(torch_prnet.PRNet(WIDTH)).eval()
 
 
 @pytest.mark.parametrize("size", [32, 96])
-def test_outputs_and_gradients(size, tmp_path):
-    """With the weights of a checkpoint as the authors' code saves it."""
-    rng = np.random.default_rng(size)
-    tensors, images = published(rng), rng.uniform(size=(2, size, size, 3))
-    write_tensorflow(tmp_path / "256_256_resfcn256_weight", tensors)
+def test_outputs_and_gradients(size, tmp_path, theirs):
+    images = np.random.default_rng(size).uniform(size=(2, size, size, 3))
+    write_tensorflow(tmp_path / "256_256_resfcn256_weight", published(theirs.float()))
     with jax.enable_x64(True):
         net = prnet.Net(WIDTH, dtype=jnp.float64)
         shapes = jax.eval_shape(lambda k: net.init(k, jnp.zeros((1, 32, 32, 3)), train=False), jax.random.key(0))
         variables = jax.tree.map(np.float64, load(tmp_path / "256_256_resfcn256_weight", shapes))
         run = lambda x: net.apply(variables, x, train=False).astype(jnp.float64)  # noqa: E731
         found, slope = run(images), jax.jit(jax.grad(lambda x: (run(x) ** 2).sum()))(images)
-    given = torch.tensor(images, requires_grad=True)
-    expected = reference(tensors, given)
+    given = nchw(images, torch.float64)
+    expected = theirs.double()(given)
     (expected**2).sum().backward()
     assert np.ptp(found) > 0.01
-    np.testing.assert_allclose(found, expected.detach(), atol=2e-6)
-    np.testing.assert_allclose(slope, given.grad, atol=1e-4 * float(given.grad.abs().max()))
+    np.testing.assert_allclose(found, numpy_nhwc(expected), atol=2e-6)
+    assert_near(slope, numpy_nhwc(given.grad), 1e-4)
 
 
-def test_other_checkpoints_are_refused(tmp_path):
-    tensors = published(np.random.default_rng(0))
+def test_other_checkpoints_are_refused(tmp_path, theirs):
+    tensors = published(theirs.float())
     kernel = tensors.pop("resfcn256/resBlock_9/Conv_1/weights")
     write_tensorflow(tmp_path / "part", tensors)
     template = variable_shapes("prnet", width=WIDTH)

@@ -16,8 +16,9 @@ from facejax.interop import stylegan2 as interop
 from facejax.interop.pytorch import read_pickled_modules
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
+from benchmarks.torch_stylegan import ROOT, SMOOTH, fir, lrelu, zeros_between
 from tests.parity.networks import assert_near
-from tests.parity.test_stylegan_torch import ROOT, fir, fixed_noise, lrelu, zeros_between
+from tests.parity.test_stylegan_torch import fixed_noise
 
 pytestmark = pytest.mark.parity
 nn, F = torch.nn, torch.nn.functional
@@ -58,7 +59,7 @@ class Layer(Persistent):
         self.affine, self.layer = Dense(LATENT, a, bias=1.0), layer
         if layer is not None:
             self.noise_strength = nn.Parameter(torch.randn([]) / 3)
-            self.register_buffer("noise_const", fixed_noise(layer, resolution)[0, 0])
+            self.register_buffer("noise_const", fixed_noise(layer, torch.empty(resolution, resolution))[0, 0])
 
     def forward(self, x, w, up=False):
         n, style = len(x), self.affine(w)
@@ -70,7 +71,7 @@ class Layer(Persistent):
         x = x.reshape(1, -1, *x.shape[2:])
         if up:
             x = F.conv_transpose2d(x, weight.transpose(1, 2).flatten(0, 1), stride=2, groups=n)
-            x = fir(F.pad(x, (1, 1, 1, 1)), (1.0, 3.0, 3.0, 1.0), 4.0)
+            x = fir(F.pad(x, (1, 1, 1, 1)), SMOOTH, 4.0)
         else:
             x = F.conv2d(x, weight.flatten(0, 1), padding=weight.shape[-1] // 2, groups=n)
         x = x.reshape(n, -1, *x.shape[2:])
@@ -113,7 +114,7 @@ class Generator(Persistent):
                 x = block.const.expand(len(w), -1, -1, -1)
             else:
                 x = block.conv0(x, w, up=True)
-                image = fir(F.pad(zeros_between(image), (2, 1, 2, 1)), (1.0, 3.0, 3.0, 1.0), 4.0)
+                image = fir(F.pad(zeros_between(image), (2, 1, 2, 1)), SMOOTH, 4.0)
             x = block.conv1(x, w)
             image = image + block.torgb(x, w)
         return image

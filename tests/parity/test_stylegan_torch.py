@@ -14,8 +14,8 @@ from facejax.interop.names import Rule
 from tests.parity.networks import assert_near, converted, nchw, numpy_nhwc
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
-from benchmarks import torch_stylegan2 as torch2
-from benchmarks.torch_stylegan2 import ROOT, Layers, fir, lrelu, pooled_deviation
+from benchmarks import torch_stylegan as shared
+from benchmarks.torch_stylegan import ROOT, TRIANGLE, Layers, fir, lrelu, pooled_deviation
 
 pytestmark = pytest.mark.parity
 nn, F = torch.nn, torch.nn.functional
@@ -24,11 +24,11 @@ SIZE, LATENT, BASE, LARGEST = 16, 6, 64, 7
 
 
 def width(size):
-    return torch2.width(size, BASE, LARGEST)
+    return shared.width(size, BASE, LARGEST)
 
 
 def fixed_noise(layer, x):
-    noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), layer), (1, *x.shape[2:], 1))
+    noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), layer), (1, *x.shape[-2:], 1))
     return torch.tensor(np.asarray(noise)).permute(0, 3, 1, 2)
 
 
@@ -61,7 +61,7 @@ class TorchSynthesis(Layers):
         for layer in range(2, styles.shape[1], 2):
             size, old = 2 * size, F.interpolate(image, scale_factor=2, mode="nearest")
             x = self.conv(f"up{size}", F.interpolate(x, scale_factor=2, mode="nearest"), ROOT)
-            x = self.epilogue(fir(F.pad(x, (1, 1, 1, 1)), (1.0, 2.0, 1.0)), styles, layer)
+            x = self.epilogue(fir(F.pad(x, (1, 1, 1, 1)), TRIANGLE), styles, layer)
             x = self.epilogue(self.conv(f"conv{size}", x, ROOT), styles, layer + 1)
             image = self.conv(f"rgb{size}", x, 1.0)
         return torch.lerp(old, image, alpha)
@@ -82,7 +82,7 @@ class TorchDiscriminator(Layers):
 
     def forward(self, image, alpha):
         x = lrelu(self.conv("conv8", lrelu(self.conv("from_rgb8", image, ROOT)), ROOT))
-        x = fir(F.pad(x, (1, 1, 1, 1)), (1.0, 2.0, 1.0))
+        x = fir(F.pad(x, (1, 1, 1, 1)), TRIANGLE)
         x = F.avg_pool2d(F.conv2d(x, self.weight("down8", ROOT), padding=1), 2)
         old = lrelu(self.conv("from_rgb4", F.avg_pool2d(image, 2), ROOT))
         x = torch.lerp(old, lrelu(x + self.bias("down8")[:, None, None]), alpha)
@@ -123,6 +123,10 @@ DISCRIMINATOR = [
 ]
 
 
+def synthesis2(grouped):
+    return shared.Synthesis2(SIZE, LATENT, BASE, LARGEST, noise=fixed_noise, grouped=grouped)
+
+
 def pair(theirs, rules, ours, example):
     """Both networks and our parameters, those of theirs."""
     shapes = jax.eval_shape(ours.init, jax.random.key(0), example)
@@ -135,19 +139,15 @@ def networks():
     latents, image = jnp.zeros((1, LATENT)), jnp.zeros((1, 8, 8, 3))
     styles = jnp.zeros((1, stylegan.layer_count(SIZE), LATENT))
     sizes = (SIZE, BASE, LARGEST)
-    first, second = {"gain": ROOT, "scale": 1.0}, {"gain": 1.0, "scale": ROOT}
+    second = {"gain": 1.0, "scale": ROOT}
     return {
-        "mapping": pair(torch2.Mapping(LATENT, 2, **first), MAPPING, stylegan.Mapping(LATENT, 2, LATENT), latents),
-        "mapping2": pair(
-            torch2.Mapping(LATENT, 2, **second), MAPPING, stylegan.Mapping(LATENT, 2, LATENT, **second), latents
-        ),
+        "mapping": pair(shared.Mapping(LATENT, 2, second=False), MAPPING, stylegan.Mapping(LATENT, 2, LATENT), latents),
+        "mapping2": pair(shared.Mapping(LATENT, 2), MAPPING, stylegan.Mapping(LATENT, 2, LATENT, **second), latents),
         "synthesis": pair(TorchSynthesis(), SYNTHESIS, stylegan.Synthesis(*sizes), styles),
-        "synthesis2": pair(
-            torch2.Synthesis(SIZE, LATENT, BASE, LARGEST, fixed_noise), SYNTHESIS2, stylegan2.Synthesis(*sizes), styles
-        ),
+        "synthesis2": pair(synthesis2(True), SYNTHESIS2, stylegan2.Synthesis(*sizes), styles),
         "discriminator": pair(TorchDiscriminator(), DISCRIMINATOR, stylegan.Discriminator(8, BASE, LARGEST), image),
         "discriminator2": pair(
-            torch2.Discriminator(8, BASE, LARGEST), DISCRIMINATOR, stylegan2.Discriminator(8, BASE, LARGEST), image
+            shared.Discriminator2(8, BASE, LARGEST), DISCRIMINATOR, stylegan2.Discriminator(8, BASE, LARGEST), image
         ),
     }
 
@@ -178,8 +178,11 @@ def styles_of(count, layers):
     return rng.normal(size=(count, layers, LATENT)).astype(np.float32)
 
 
-def test_images_of_the_second_version(networks):
-    theirs, ours, params, *_ = networks["synthesis2"]
+@pytest.mark.parametrize("grouped", [True, False])
+def test_images_of_the_second_version(networks, grouped):
+    known, ours, params, *_ = networks["synthesis2"]
+    theirs = synthesis2(grouped)
+    theirs.load_state_dict(known.state_dict())
     styles = styles_of(5, stylegan.layer_count(SIZE))
     assert_near(jax.jit(ours.apply)(params, styles), numpy_nhwc(theirs(torch.tensor(styles))))
 

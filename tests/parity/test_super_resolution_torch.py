@@ -11,6 +11,8 @@ from facejax.restoration import super_resolution as sr
 from tests.parity.networks import assert_equal_training, assert_near, converted, randomized, template
 
 torch = pytest.importorskip("torch", reason="needs the parity extra")
+from benchmarks import torch_super_resolution
+
 pytestmark = pytest.mark.parity
 nn, F = torch.nn, torch.nn.functional
 
@@ -27,34 +29,12 @@ def images(size, number=2):
     return np.random.default_rng(0).uniform(size=(number, *size, 3)).astype(np.float32)
 
 
-class EDSR(nn.Module):
-    def __init__(self, scale, features, blocks, residual_scale):
-        super().__init__()
-        self.blocks, self.residual_scale = blocks, residual_scale
-        self.steps = [3] if scale == 3 else [2] * (scale // 2)
-        self.first, self.after_body, self.last = conv(3, features), conv(features, features), conv(features, 3)
-        for i in range(blocks):
-            self.add_module(f"block{i}_conv1", conv(features, features))
-            self.add_module(f"block{i}_conv2", conv(features, features))
-        for i, step in enumerate(self.steps, 1):
-            self.add_module(f"up{i}", conv(features, step**2 * features))
-
-    def forward(self, x):
-        mean = torch.tensor(sr.DIV2K_MEAN, dtype=x.dtype).view(1, 3, 1, 1)
-        x = skip = self.first((x - mean) * 255)
-        for i in range(self.blocks):
-            branch = self.get_submodule(f"block{i}_conv1")(x).relu()
-            x = x + self.residual_scale * self.get_submodule(f"block{i}_conv2")(branch)
-        x = skip + self.after_body(x)
-        for i, step in enumerate(self.steps, 1):
-            x = F.pixel_shuffle(self.get_submodule(f"up{i}")(x), step)
-        return self.last(x) / 255 + mean
-
-
 @pytest.mark.parametrize(("size", "scale"), zip(SIZES, (2, 3, 4), strict=True))
 def test_edsr(size, scale):
     settings = (scale, 6, 2, 0.1)
-    assert_equal_training(sr.EDSR(*settings), randomized(EDSR(*settings)), images(size), CONV, **TOLERANCES)
+    assert_equal_training(
+        sr.EDSR(*settings), randomized(torch_super_resolution.EDSR(*settings)), images(size), CONV, **TOLERANCES
+    )
 
 
 class SRResNet(nn.Module):
