@@ -14,15 +14,21 @@ from benchmarks.compare import compare
 from facejax.morphable import pncc, rasterizer, uv
 
 GRID, SIZE = 195, 256
-CAPACITY = 3 * SIZE * SIZE // 2  # the triangles' boxes hold 1.2 times as many pixels as the picture
+PER_PIXEL = 1.5  # the triangles' boxes hold 1.2 times as many pixels as the picture
 
 
-def mesh() -> tuple[np.ndarray, np.ndarray]:
-    """38,025 vertices [V, 3] of a curved sheet turned by 30 degrees, in pixels, and triangles [T, 3]."""
-    y, x = np.mgrid[:GRID, :GRID].reshape(2, -1) / (GRID - 1) * 2 - 1
+def mesh(grid: int = GRID, side: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices [grid^2, 3] of a curved sheet turned by 30 degrees, in pixels of a picture, and triangles [T, 3]."""
+    y, x = np.mgrid[:grid, :grid].reshape(2, -1) / (grid - 1) * 2 - 1
     z = np.sqrt(np.maximum(1.3 - x**2 / 1.5 - y**2 / 2.5, 0))
     turned = np.stack([x * np.cos(0.5) + z * np.sin(0.5) - 0.3, y, z * np.cos(0.5) - x * np.sin(0.5)], -1)
-    return (turned * 100 + [128, 128, 0]).astype(np.float32), uv.grid_triangles(np.ones((GRID, GRID), bool))
+    vertices = turned * side * 100 / 256 + [side / 2, side / 2, 0]
+    return vertices.astype(np.float32), uv.grid_triangles(np.ones((grid, grid), bool))
+
+
+def capacity(side: int) -> int:
+    """Entries of the renderer's work list."""
+    return int(PER_PIXEL * side * side)
 
 
 def numpy_render(vertices: np.ndarray, triangles: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -57,7 +63,7 @@ def main() -> None:
     vertices, triangles = mesh()
     code = np.asarray(pncc.coordinate_code(jnp.asarray(vertices)))
     given, colours = jnp.asarray(vertices), jnp.asarray(code)
-    draw = jax.jit(lambda v: pncc.render(v, triangles, colours, (SIZE, SIZE), capacity=CAPACITY))
+    draw = jax.jit(lambda v: pncc.render(v, triangles, colours, (SIZE, SIZE), capacity=capacity(SIZE)))
     expected, found = numpy_render(vertices, triangles, code), np.asarray(draw(given)[0])
     rasterizer.check(draw(given)[1])
     differs = (np.abs(found - expected) > 1e-3).any(-1).mean()
