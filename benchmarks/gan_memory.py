@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 
 import jax
+from jax.sharding import AxisType
 
 from benchmarks.compare import MIB
 from experiments import stylegan
@@ -34,10 +35,9 @@ def planned(side: int, images: int, maps: int) -> float:
     """MiB of temporary memory of the compiled step with both penalties."""
     made, _ = step(side, images, maps)
     specs = (jax.P(), jax.P(AXIS), jax.P())
-    mapped = jax.shard_map(
-        parallel.per_device(made.steps["r1+path"]), mesh=jax.make_mesh((1,), (AXIS,)), in_specs=specs,
-        out_specs=jax.P(), check_vma=False,
-    )  # fmt: skip
+    mesh = jax.make_mesh((1,), (AXIS,), axis_types=(AxisType.Auto,))
+    run = parallel.per_device(made.steps["r1+path"])
+    mapped = jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=jax.P(), check_vma=False)
     lowered = jax.jit(mapped, donate_argnums=0).lower(made.abstract_state(1), made.batch_of("r1+path"), {})
     return lowered.compile().memory_analysis().temp_size_in_bytes / MIB
 

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from jax import lax
 
-from benchmarks import torch_stylegan2 as peer
+from benchmarks import torch_stylegan as peer
 from benchmarks.compare import compare, record
 from experiments import stylegan as experiment
 from facejax.generation import stylegan2
@@ -51,7 +51,7 @@ def depthwise(x: jax.Array, up: int, down: int, padding: tuple[int, int]) -> jax
 def torch_filter(x: torch.Tensor, up: int, down: int, padding: tuple[int, int]) -> torch.Tensor:
     """The same in PyTorch."""
     x = peer.zeros_between(x) if up == 2 else x
-    return peer.fir(F.pad(x, (*padding, *padding)), gain=float(up**2), stride=down)
+    return peer.fir(F.pad(x, (*padding, *padding)), peer.SMOOTH, float(up**2), stride=down)
 
 
 def filters(images: int, side: int, channels: int, repeats: int) -> None:
@@ -109,8 +109,8 @@ class TorchTraining:
         self.settings, self.layers, self.path_average = settings, 2 * side.bit_length() - 4, torch.zeros(())
         self.rng = np.random.default_rng(0)
         self.mapping = peer.Mapping(LATENT, MAPPING_LAYERS)
-        self.synthesis = peer.Synthesis(side, LATENT, base, largest)
-        self.discriminator = peer.Discriminator(side, base, largest)
+        self.synthesis = peer.Synthesis2(side, LATENT, base, largest, grouped=True)
+        self.discriminator = peer.Discriminator2(side, base, largest)
         self.generator = torch.nn.ModuleList([self.mapping, self.synthesis])
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         players = {"generator": self.generator, "discriminator": self.discriminator}

@@ -27,10 +27,10 @@ def lrelu(x: torch.Tensor) -> torch.Tensor:
     return F.leaky_relu(x, 0.2)
 
 
-def fir(x: torch.Tensor, taps: tuple[float, ...], gain: float = 1.0) -> torch.Tensor:
+def fir(x: torch.Tensor, taps: tuple[float, ...], gain: float = 1.0, stride: int = 1) -> torch.Tensor:
     """A filter in both directions, without padding."""
     kernel = filter_kernel(taps, gain, x.dtype, x.device).expand(x.shape[1], 1, -1, -1)
-    return F.conv2d(x, kernel, groups=x.shape[1])
+    return F.conv2d(x, kernel, stride=stride, groups=x.shape[1])
 
 
 @functools.cache  # a tensor made at every call would be sent to the GPU at every call
@@ -44,6 +44,36 @@ def zeros_between(x: torch.Tensor) -> torch.Tensor:
     """[N, C, H, W] -> [N, C, 2H, 2W], with a zero behind every pixel along both axes."""
     n, c, h, w = x.shape
     return F.pad(x.reshape(n, c, h, 1, w, 1), (0, 1, 0, 0, 0, 1)).reshape(n, c, 2 * h, 2 * w)
+
+
+def modulated(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    style: torch.Tensor,
+    *,
+    up: bool = False,
+    demodulate: bool = True,
+    grouped: bool = True,
+) -> torch.Tensor:
+    """A convolution [features, C, k, k] of maps [N, C, H, W], its weights scaled by styles [N, C] of each image."""
+    weight, n, scale = weight[None], len(x), None
+    if grouped:
+        weight = weight * style[:, None, :, None, None]
+        if demodulate:
+            weight = weight * (weight.pow(2).sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
+        x = x.reshape(1, -1, *x.shape[2:])
+    else:
+        if demodulate:
+            scale = (style.pow(2) @ weight[0].pow(2).sum((2, 3)).T + 1e-8).rsqrt()[..., None, None].to(x.dtype)
+        x = x * style[..., None, None].to(x.dtype)
+    if up:
+        turned = weight.flip(3, 4).transpose(1, 2).flatten(0, 1)
+        x = F.conv_transpose2d(x, turned, stride=2, groups=len(weight))
+        x = fir(F.pad(x, (1, 1, 1, 1)), SMOOTH, 4.0)
+    else:
+        x = F.conv2d(x, weight.flatten(0, 1), padding=weight.shape[-1] // 2, groups=len(weight))
+    x = x.reshape(n, -1, *x.shape[2:])
+    return x if scale is None else x * scale
 
 
 def pooled_deviation(x: torch.Tensor, group: int = 4) -> torch.Tensor:
@@ -138,32 +168,14 @@ class Synthesis2(Layers):
             self.add(f"rgb{size}_style", features, latent)
             size *= 2
 
-    def modulated(
-        self, name: str, x: torch.Tensor, w: torch.Tensor, up: bool = False, demodulate: bool = True
-    ) -> torch.Tensor:
-        """A convolution with weights of each image."""
-        style, weight, n, scale = self.dense(f"{name}_style", w, 1.0), self.weight(name, 1.0)[None], len(x), None
-        if self.grouped:
-            weight = weight * style[:, None, :, None, None]
-            if demodulate:
-                weight = weight * (weight.pow(2).sum((2, 3, 4), keepdim=True) + 1e-8).rsqrt()
-            x = x.reshape(1, -1, *x.shape[2:])
-        else:
-            if demodulate:
-                scale = (style.pow(2) @ weight[0].pow(2).sum((2, 3)).T + 1e-8).rsqrt()[..., None, None].to(x.dtype)
-            x = x * style[..., None, None].to(x.dtype)
-        if up:
-            turned = weight.flip(3, 4).transpose(1, 2).flatten(0, 1)
-            x = F.conv_transpose2d(x, turned, stride=2, groups=len(weight))
-            x = fir(F.pad(x, (1, 1, 1, 1)), SMOOTH, 4.0)
-        else:
-            x = F.conv2d(x, weight.flatten(0, 1), padding=weight.shape[-1] // 2, groups=len(weight))
-        x = x.reshape(n, -1, *x.shape[2:])
-        return x if scale is None else x * scale
+    def modulated(self, name: str, x: torch.Tensor, w: torch.Tensor, **options: bool) -> torch.Tensor:
+        """A layer's convolution with weights of each image."""
+        style = self.dense(f"{name}_style", w, 1.0)
+        return modulated(x, self.weight(name, 1.0), style, grouped=self.grouped, **options)
 
     def styled(self, name: str, x: torch.Tensor, styles: torch.Tensor, layer: int) -> torch.Tensor:
         """With noise, bias and activation."""
-        x = self.modulated(name, x, styles[:, layer], "up" in name)
+        x = self.modulated(name, x, styles[:, layer], up="up" in name)
         x = x + self.noise(layer, x) * getattr(self, f"{name}_noise").to(x.dtype)
         return lrelu(x + self.bias(name)[:, None, None].to(x.dtype)) * ROOT
 
