@@ -23,7 +23,7 @@ KINDS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "runn
 
 
 def published(net):
-    """The network's tensors under the names of the authors' checkpoint, with some of what training keeps beside them."""
+    """The network's tensors under the names of the authors' checkpoint, and some of what training keeps beside them."""
     found = {"beta1_power": np.float32(0.9), "resfcn256/Conv/weights/Adam": np.zeros((4, 4, 3, WIDTH), np.float32)}
     for name, value in net.state_dict().items():
         (first, *inner), kind = name.split(".")[:-1], name.rpartition(".")[2]
