@@ -76,8 +76,10 @@ def add_self_loops(source: np.ndarray, destination: np.ndarray, num_nodes: int) 
 
 
 def segment_sum(values: jax.Array, graph: Graph) -> jax.Array:
-    """Unweighted sum over incoming edges: [E, ...] -> [N, ...]."""
-    return jax.ops.segment_sum(values, graph.destination, graph.num_nodes, indices_are_sorted=True)
+    """Unweighted sum over incoming edges: [E, ...] -> [N, ...], floats; added in float32 at least."""
+    wide = values.astype(jnp.promote_types(values.dtype, jnp.float32))  # in bfloat16 256 + 1 is 256
+    total = jax.ops.segment_sum(wide, graph.destination, graph.num_nodes, indices_are_sorted=True)
+    return total.astype(values.dtype)
 
 
 def segment_mean(values: jax.Array, graph: Graph) -> jax.Array:

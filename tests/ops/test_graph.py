@@ -43,6 +43,15 @@ def test_reductions_equal_loops_in_values_and_gradients(graph, name):
     np.testing.assert_allclose(difference / 2, jnp.sum(gradient * step), rtol=2e-2)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_hub_of_many_neighbours_in_16_bits(dtype):
+    hub = graphs.make_graph(np.arange(1, 4001), np.zeros(4000, int), 4001)
+    values = jnp.full((4000, 1), 0.5, dtype)
+    total = graphs.segment_sum(values, hub)
+    assert total.dtype == dtype and float(total[0, 0]) == 2000
+    assert float(graphs.segment_mean(values, hub)[0, 0]) == 0.5
+
+
 def test_equal_maxima_share_the_gradient(graph):
     gradient = jax.grad(lambda v: graphs.segment_max(v, graph).sum())(jnp.zeros(11))
     np.testing.assert_allclose(graphs.segment_sum(gradient, graph), [1, 1, 1, 1, 0, 0, 1, 0, 0], rtol=1e-6)
