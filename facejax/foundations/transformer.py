@@ -162,7 +162,7 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         init = nn.initializers.normal(self.width**-0.5)
-        self.embedding = nn.Embed(self.vocabulary, self.width, embedding_init=init, dtype=self.dtype)
+        self.embedding = nn.Embed(self.vocabulary, self.width, embedding_init=init)  # in 16 bits its gradient saturates
         options = {
             "width": self.width, "heads": self.heads, "hidden": self.hidden, "dropout": self.dropout,
             "pre_norm": self.pre_norm, "bias": self.bias, "dtype": self.dtype,
@@ -202,7 +202,7 @@ class Transformer(nn.Module):
         """Logits [N, V] after tokens [N] at `position` [], and the cache with them in it."""
         other, mask = context
         place = jnp.asarray(sinusoids(self.max_length, self.width))[position]
-        x = (self.embedding(tokens) * self.width**0.5 + place.astype(self.dtype))[:, None]
+        x = (self.embedding(tokens) * self.width**0.5 + place)[:, None].astype(self.dtype)
         updated = []
         for layer, own, keys in zip(self.decoder, cache, other, strict=True):
             x, own = layer.step(x, position, own, keys, mask)
@@ -211,7 +211,7 @@ class Transformer(nn.Module):
 
     def _embed(self, tokens: jax.Array, *, train: bool) -> jax.Array:
         self._check(tokens.shape[1])
-        x = self.embedding(tokens) * self.width**0.5 + sinusoids(tokens.shape[1], self.width).astype(self.dtype)
+        x = (self.embedding(tokens) * self.width**0.5 + sinusoids(tokens.shape[1], self.width)).astype(self.dtype)
         return self.drop(x, deterministic=not train)
 
     def _logits(self, x: jax.Array) -> jax.Array:
