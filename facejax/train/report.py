@@ -113,11 +113,12 @@ def circumstances(state: Any, seconds: float) -> dict[str, Any]:
     """
     names = ("jax", "jaxlib", "flax", "optax", "numpy")
     versions = {"Python": platform.python_version()} | {name: importlib.metadata.version(name) for name in names}
+    params = getattr(state, "params", None)
     return {
         "commit": commit(),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(getattr(state, "params", ()))),
+        **({} if params is None else {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}),
         "seconds of this command": round(seconds),
     }
 

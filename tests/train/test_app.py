@@ -349,7 +349,7 @@ def test_report_is_one_self_contained_page(tmp_path):
     for name, value in (("commit", commit()), ("parameters", 10), ("seconds of this command", 62)):
         assert f"<td>{name}</td><td>{value}</td>" in page
     assert f"jax {jax.__version__}, " in page and f"{jax.device_count()} x {jax.devices()[0].device_kind}" in page
-    assert circumstances(None, 0.0)["parameters"] == 0
+    assert "parameters" not in circumstances(None, 0.0)
     assert len(curves(history).axes) == 1
     assert image_grid(np.zeros((5, 4, 6, 3), np.uint8), 3).shape == (8, 18, 3)
 
